@@ -1,0 +1,1 @@
+"""The evaluation side: labelled images and embedders -> metrics -> statistics -> verdict."""

@@ -1,0 +1,1 @@
+"""The torch side of mimexport: backbone + aggregator -> graph -> artifact -> engine."""

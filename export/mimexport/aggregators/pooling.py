@@ -1,0 +1,105 @@
+"""Aggregators that treat patches alike, or by their place: cls, mean, cls+mean, max, gem, center."""
+
+from __future__ import annotations
+
+import torch
+
+from mimexport.aggregators.base import Aggregator, Pooled
+from mimexport.backbone import Shape
+from mimexport.features import Features
+
+
+class Cls(Aggregator):
+    """The [cls] token: what masked image modelling leaves poor, and the baseline of every comparison."""
+
+    formula = "x_cls"
+    token_norm = "final"
+    needs_cls = True
+    has_weights = False
+
+    @property
+    def reads_all(self) -> bool:
+        """See base class."""
+        return False
+
+    def forward(self, features: Features) -> Pooled:
+        """See base class."""
+        return Pooled(features.cls)
+
+
+class Mean(Aggregator):
+    """Mean of all patch tokens, also called global average pooling (GAP)."""
+
+    formula = "1/N Σ x_i"
+
+    def forward(self, features: Features) -> Pooled:
+        """See base class."""
+        patches = features.patches
+        return Pooled(patches.mean(1), torch.full_like(patches[..., 0], 1 / self.shape.patches))
+
+
+class ClsMean(Aggregator):
+    """[cls] and the mean of the patches, side by side; each of unit length, so that neither drowns the other."""
+
+    formula = "[x_cls/‖x_cls‖, m/‖m‖] with m = 1/N Σ x_i"
+    token_norm = "final"
+    needs_cls = True
+    has_weights = False
+    out_dims = 2
+
+    def forward(self, features: Features) -> Pooled:
+        """See base class."""
+        cls, patches = features.cls_and_patches
+        parts = (cls, patches.mean(1))
+        return Pooled(torch.cat([part / part.norm(dim=-1, keepdim=True).clamp_min(1e-6) for part in parts], -1))
+
+
+class Max(Aggregator):
+    """Largest value of every channel over the patches."""
+
+    formula = "max_i x_i"
+    token_norm = "final"
+    has_weights = False
+
+    def forward(self, features: Features) -> Pooled:
+        """See base class."""
+        return Pooled(features.patches.amax(1))
+
+
+class GeM(Aggregator):
+    """Generalised mean with p = 3, between mean (p = 1) and max (p = ∞); Radenović et al., arXiv 1711.02512."""
+
+    formula = "(1/N Σ max(x_i, 1e-6)^3)^(1/3)"
+    token_norm = "final"
+    has_weights = False
+
+    def forward(self, features: Features) -> Pooled:
+        """See base class."""
+        x = features.patches.clamp_min(1e-6)
+        return Pooled((x * x * x).mean(1).pow(1 / 3))
+
+
+class Center(Aggregator):
+    """Mean of the central n×n patches, n being half the grid: a prior on where photographers put things."""
+
+    formula = "mean of the central n×n patches, n = half the grid"
+
+    def __init__(self, shape: Shape) -> None:
+        super().__init__(shape)
+        inside = torch.zeros(shape.grid)
+        edges = [max(1, edge // 2) for edge in shape.grid]
+        top, left = ((edge - inner) // 2 for edge, inner in zip(shape.grid, edges, strict=True))
+        inside[top : top + edges[0], left : left + edges[1]] = 1
+        self.weights: torch.Tensor
+        self.register_buffer("weights", (inside / inside.sum()).flatten(), persistent=False)
+
+    @property
+    def params(self) -> dict[str, str | int | float | bool]:
+        """See base class."""
+        return {"patches": int((self.weights > 0).sum())}
+
+    def forward(self, features: Features) -> Pooled:
+        """See base class."""
+        patches = features.patches
+        weights = self.weights.expand(patches.shape[0], -1)
+        return Pooled((patches * weights.unsqueeze(-1)).sum(1), weights)

@@ -1,0 +1,103 @@
+"""topk: the mean of the k patches that score best, chosen before the last block where the score allows it."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from mimexport.aggregators.base import Aggregator, Pooled
+from mimexport.backbone import Shape
+from mimexport.features import Features
+from mimruntime.errors import OptionError, UnknownNameError
+
+
+def _input_norm(features: Features) -> Tensor:
+    return features.entering.square().sum(-1)
+
+
+def _output_norm(features: Features) -> Tensor:
+    return features.raw_patches.square().sum(-1)
+
+
+def _cls_attention(features: Features) -> Tensor:
+    return features.cls_attention.mean(1)
+
+
+SCORES = {
+    "input-norm": _input_norm,
+    "norm": _output_norm,
+    "cls-attention": _cls_attention,
+}
+"""Score of every patch (B, N), larger is better.
+
+input-norm: length of the token that enters the last block; norm: of the one that leaves it; cls-attention: mean over
+heads of the last block's attention from [cls].
+"""
+
+
+class TopK(Aggregator):
+    """Mean of the k best patches.
+
+    With the scores `input-norm` and `cls-attention` the choice is made before the last block, which then runs for the
+    chosen rows alone: exact, and cheaper.
+
+    Args:
+        shape: of the backbone.
+        k: a count ("49") or a share of the patches ("50%"); a constant of the graph.
+        score: a name in `SCORES`.
+
+    """
+
+    formula = "1/k Σ x_i over the k patches of best score"
+
+    def __init__(self, shape: Shape, *, k: str = "50%", score: str = "input-norm") -> None:
+        super().__init__(shape)
+        if score not in SCORES:
+            raise UnknownNameError("score", score, SCORES)
+        if score == "cls-attention" and not shape.has_cls:
+            raise OptionError("score cls-attention needs a [cls] token, this backbone has none; use --score input-norm")
+        self.score = score
+        self.k = parse_k(k, shape.patches)
+
+    @property
+    def params(self) -> dict[str, str | int | float | bool]:
+        """See base class."""
+        return {"k": self.k, "score": self.score}
+
+    @property
+    def reads_all(self) -> bool:
+        """See base class."""
+        return self.score == "norm"
+
+    def forward(self, features: Features) -> Pooled:
+        """See base class."""
+        scores = SCORES[self.score](features)
+        index = scores.topk(self.k, dim=1).indices
+        if self.reads_all:
+            # The rows exist already: the score was read from them.
+            chosen = features.patches.gather(1, index.unsqueeze(-1).expand(-1, -1, self.shape.dim))
+        else:
+            chosen = features.rows(index)
+        weights = torch.zeros_like(scores).scatter(1, index, 1 / self.k)
+        return Pooled(chosen.mean(1), weights)
+
+
+def parse_k(text: str, patches: int) -> int:
+    """Return the number of patches that "49" or "50%" means on a grid of `patches`.
+
+    Raises:
+        OptionError: not a number, below 1 or above the number of patches.
+
+    """
+    try:
+        value = float(text.removesuffix("%"))
+    except ValueError:
+        value = math.nan
+    if text.endswith("%"):
+        value = round(patches * value / 100) if 0 <= value <= 100 else math.nan
+    # Written so that NaN, which compares false with everything, is refused.
+    if not (1 <= value <= patches and value == int(value)):
+        raise OptionError(f"--k {text}: expected a count from 1 to {patches} or a share such as 50%")
+    return int(value)

@@ -1,0 +1,78 @@
+"""What an aggregator may read of one batch; nothing is computed before it is read."""
+
+from __future__ import annotations
+
+from functools import cached_property
+
+from torch import Tensor, nn
+
+from mimexport.backbone import Backbone
+from mimexport.last_block import ALL, CLS, ReducedBlock
+from mimruntime.errors import OptionError
+
+
+class Features:
+    """The tokens of a batch of B images, in float32, D wide, N patches.
+
+    Args:
+        backbone: the frozen transformer.
+        tokens: (B, S, D), what enters its last block, prefix tokens first.
+        norm: applied to every token that is read (the token norm 'final'), or None for 'raw' tokens.
+
+    """
+
+    def __init__(self, backbone: Backbone, tokens: Tensor, norm: nn.Module | None) -> None:
+        self.shape = backbone.shape
+        self._block = backbone.last_block
+        self._tokens = tokens
+        self._norm = norm
+
+    @cached_property
+    def entering(self) -> Tensor:
+        """Patch tokens (B, N, D) that enter the last block, without norm."""
+        return self._tokens[:, self.shape.prefix :].float()
+
+    @cached_property
+    def raw_patches(self) -> Tensor:
+        """Patch tokens (B, N, D) that leave the last block, without norm."""
+        return self._output[:, self.shape.prefix :]
+
+    @cached_property
+    def patches(self) -> Tensor:
+        """Patch tokens (B, N, D) that leave the last block."""
+        return self._finish(self.raw_patches)
+
+    @cached_property
+    def cls(self) -> Tensor:
+        """[cls] (B, D); the last block runs for this row alone."""
+        return self._finish(self._block(self._tokens, CLS).float())[:, 0]
+
+    @cached_property
+    def cls_and_patches(self) -> tuple[Tensor, Tensor]:
+        """[cls] (B, D) and the patch tokens (B, N, D)."""
+        return self._finish(self._output[:, :1])[:, 0], self.patches
+
+    def rows(self, index: Tensor) -> Tensor:
+        """Return the chosen patch tokens (B, k, D); the last block runs for these rows alone.
+
+        Args:
+            index: (B, k) int64 in [0, N).
+
+        """
+        return self._finish(self._block(self._tokens, index + self.shape.prefix).float())
+
+    @cached_property
+    def cls_attention(self) -> Tensor:
+        """The last block's attention (B, heads, N) of [cls] to the patches, renormalised over them."""
+        if not isinstance(self._block, ReducedBlock):
+            kind = type(self._block.block).__name__
+            raise OptionError(f"the last block of this backbone ({kind}) does not give its attention; use --agg topk")
+        weights = self._block.attention(self._tokens, CLS)[:, :, 0, self.shape.prefix :]
+        return weights / weights.sum(-1, keepdim=True)
+
+    @cached_property
+    def _output(self) -> Tensor:
+        return self._block(self._tokens, ALL).float()
+
+    def _finish(self, tokens: Tensor) -> Tensor:
+        return tokens if self._norm is None else self._norm(tokens)

@@ -1,0 +1,75 @@
+"""The whole network that is traced: raw pixels in, a unit vector out."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from mimexport.aggregators import Aggregator
+from mimexport.backbone import Backbone
+from mimexport.features import Features
+from mimruntime.manifest import Precision, TokenNorm
+
+_EPSILON = 1e-6
+"""Below this length a vector is zero; far above the smallest float32, so that no engine divides by a denormal."""
+
+_DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "fp16": torch.float16}
+
+
+class EmbeddingModel(nn.Module):
+    """uint8 images (B, H, W, 3) -> float32 vectors (B, D') of length 1 [, selection (B, gh, gw)].
+
+    Made in float32; `set_precision` changes the backbone alone. Pixel statistics, token norm, selection, pooling and L2
+    always run in float32.
+
+    Args:
+        backbone: the frozen transformer.
+        aggregator: made for its shape.
+        token_norm: 'raw' or 'final'.
+        mean: of the pixels the backbone was trained on, per channel, in units of [0, 1].
+        std: likewise.
+        with_selection: also return the share of every patch.
+
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        aggregator: Aggregator,
+        token_norm: TokenNorm,
+        mean: tuple[float, float, float],
+        std: tuple[float, float, float],
+        *,
+        with_selection: bool = False,
+    ) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.aggregator = aggregator
+        final = token_norm == "final"
+        self.norm = backbone.norm if final else None
+        self.pool_norm = backbone.pool_norm if final and backbone.norm is None else None
+        self.dtype = torch.float32
+        self.with_selection = with_selection
+        self.register_buffer("mean", 255 * torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", 255 * torch.tensor(std).view(1, 3, 1, 1), persistent=False)
+
+    def set_precision(self, precision: Precision) -> None:
+        """Run the backbone in `precision` from now on."""
+        self.dtype = _DTYPES[precision]
+        self.backbone.to(self.dtype)
+        for norm in (self.norm, self.pool_norm):
+            if norm is not None:  # part of the backbone's module tree, but of the float32 tail
+                norm.float()
+
+    def forward(self, pixels: Tensor) -> tuple[Tensor, ...]:
+        """Return (embedding,) or (embedding, selection)."""
+        images = (pixels.permute(0, 3, 1, 2).float() - self.mean) / self.std
+        features = Features(self.backbone, self.backbone(images.to(self.dtype)), self.norm)
+        vector, weights = self.aggregator(features)
+        if self.pool_norm is not None:
+            vector = self.pool_norm(vector.unflatten(-1, (-1, self.backbone.shape.dim))).flatten(-2)
+        embedding = vector / vector.square().sum(-1, keepdim=True).sqrt().clamp_min(_EPSILON)
+        return (embedding, weights.unflatten(1, self.backbone.shape.grid)) if self.with_selection else (embedding,)

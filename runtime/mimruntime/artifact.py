@@ -1,0 +1,141 @@
+"""The artifact folder: opened with every digest checked, written so that a crash leaves old, new or nothing."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import shutil
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from mimruntime.errors import ArtifactError, OutputError
+from mimruntime.manifest import Manifest, decode, encode
+
+MANIFEST = "manifest.json"
+REFERENCE = "reference.npz"
+
+
+@dataclass(frozen=True, slots=True)
+class Artifact:
+    """A model ready to embed: a folder and what its manifest says.
+
+    Attributes:
+        path: the folder.
+        manifest: the checked content of `manifest.json`.
+
+    """
+
+    path: Path
+    manifest: Manifest
+
+    @classmethod
+    def open(cls, path: str | Path) -> Artifact:
+        """Open the folder at `path` and check the sha256 of every file it lists.
+
+        Raises:
+            ArtifactError: missing, broken, foreign, newer than this program, or changed by as much as one byte.
+
+        """
+        folder = Path(path)
+        if not folder.is_dir():
+            raise ArtifactError(f"no artifact at {folder}; build one: mimexport build --model mae-tiny --out {folder}")
+        try:
+            manifest = decode((folder / MANIFEST).read_bytes())
+        except FileNotFoundError as error:
+            raise ArtifactError(f"{folder} is not an artifact: it holds no {MANIFEST}") from error
+        except (ValueError, OSError) as error:
+            raise ArtifactError(f"{folder / MANIFEST}: {error}; build the artifact again") from error
+        if manifest.graph.file not in manifest.files:
+            raise ArtifactError(f"{folder / MANIFEST}: its graph '{manifest.graph.file}' is not among its files")
+        for name, expected in manifest.files.items():
+            _check_file(folder, name, expected)
+        return cls(folder, manifest)
+
+    @property
+    def graph(self) -> Path:
+        """The ONNX file."""
+        return self.path / self.manifest.graph.file
+
+    @property
+    def reference(self) -> Path:
+        """The images and torch embeddings that parity is measured against, as `.npz`."""
+        return self.path / REFERENCE
+
+
+def file_sha256(path: Path) -> str:
+    """Return the sha256 of a file's bytes, in hex."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def seal(folder: Path, manifest: Manifest) -> None:
+    """Write `manifest.json` into `folder`, with the digests of all files that lie there."""
+    files = {
+        path.relative_to(folder).as_posix(): file_sha256(path)
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name != MANIFEST
+    }
+    (folder / MANIFEST).write_bytes(encode(msgspec.structs.replace(manifest, files=files)))
+
+
+@contextlib.contextmanager
+def staged_folder(target: Path) -> Iterator[Path]:
+    """Yield a temporary sibling of `target` that takes its place when the block ends well, and is removed otherwise.
+
+    Raises:
+        OutputError: `target` is a file, a folder that is no artifact (it is never overwritten), or cannot be written.
+
+    """
+    target = target.absolute()
+    if target.exists() and not (target / MANIFEST).is_file() and not _is_empty_folder(target):
+        raise OutputError(f"{target} exists and is not an artifact; it is left alone, choose another --out")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        stage = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent))
+    except OSError as error:
+        raise OutputError(f"cannot write to {target.parent}: {error.strerror or error}") from error
+    try:
+        stage.chmod(0o755)
+        yield stage
+        _replace_folder(stage, target)
+    except OSError as error:
+        raise OutputError(f"cannot write {target}: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(stage, ignore_errors=True)
+
+
+def _replace_folder(stage: Path, target: Path) -> None:
+    """Rename `stage` to `target`; a rename cannot replace a full folder, so the old one steps aside first."""
+    if not target.exists():
+        stage.rename(target)
+        return
+    aside = stage.with_suffix(".old")
+    target.rename(aside)
+    try:
+        stage.rename(target)
+    except OSError:
+        aside.rename(target)
+        raise
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def _is_empty_folder(path: Path) -> bool:
+    return path.is_dir() and not any(path.iterdir())
+
+
+def _check_file(folder: Path, name: str, expected: str) -> None:
+    path = folder / name
+    if "\0" in name or not path.resolve().is_relative_to(folder.resolve()):
+        raise ArtifactError(f"{folder}: the manifest names '{name}', a file outside the artifact; do not trust it")
+    try:
+        actual = file_sha256(path)
+    except OSError as error:
+        raise ArtifactError(f"{path} cannot be read ({error.strerror}); build the artifact again") from error
+    if actual != expected:
+        raise ArtifactError(
+            f"{path} was changed or cut short (sha256 {actual[:12]}…, expected {expected[:12]}…); build it again"
+        )

@@ -1,0 +1,311 @@
+"""Images in, vectors out: decoding in threads, inference in batches of few sizes."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+from PIL import Image
+
+from mimruntime.artifact import Artifact
+from mimruntime.cpus import available_cpus
+from mimruntime.decode import Source, decode, describe
+from mimruntime.engines import open_engine
+from mimruntime.engines.base import EMBEDDING, SELECTION, Engine
+from mimruntime.errors import EngineError, ImageError, OptionError, SpaceError
+from mimruntime.preprocess import to_pixels
+
+_WINDOW_BATCHES = 3
+"""Batches that are being decoded, waiting or running: enough to overlap, few enough for memory to stay flat."""
+_MOST_WORKERS = 8
+"""A worker may hold one image of a quarter of a gigabyte."""
+_CLOSED = "this Embedder is closed; use it inside its `with` block"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Result:
+    """What became of one source.
+
+    Attributes:
+        source: as it was given.
+        vector: float32 (D,), unit length; None where the source is no image.
+        error: one line; None where there is a vector.
+
+    """
+
+    source: Source
+    vector: np.ndarray | None
+    error: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Description:
+    """What really runs.
+
+    Attributes:
+        name: of the artifact.
+        space: vectors are comparable only where this is equal.
+        dim: length of a vector.
+        engine: name and version.
+        provider: the hardware behind it.
+        precision: "fp32" or "fp16".
+        batch_sizes: the sizes that are run, largest first.
+
+    """
+
+    name: str
+    space: str
+    dim: int
+    engine: str
+    provider: str
+    precision: str
+    batch_sizes: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Outcome:
+    """One source, and its row of the graph's output or the reason there is none."""
+
+    source: Source
+    row: np.ndarray | None
+    error: ImageError | None
+
+
+class Embedder:
+    """An opened artifact; open it with `with`, use it from any number of threads.
+
+    Decoding runs in threads of its own, beside inference. One batch runs at a time, since the engine already uses every
+    CPU, so memory is that of one batch. Batches have few sizes: the powers of two up to `batch_size`; n images are run
+    as the binary digits of n (13 = 8 + 4 + 1), so nothing is padded.
+    """
+
+    def __init__(self, artifact: Artifact, engine: Engine, *, batch_size: int = 8, workers: int | None = None) -> None:
+        if batch_size < 1 or (workers is not None and workers < 1):
+            raise OptionError(f"batch_size and workers must be at least 1, got {batch_size} and {workers}")
+        self._artifact = artifact
+        self._engine = engine
+        self._sizes = batch_sizes(batch_size)
+        self._pool = ThreadPoolExecutor(workers or min(available_cpus(), _MOST_WORKERS), "mimruntime-decode")
+        self._running = threading.Lock()
+
+    @classmethod
+    def open(
+        cls,
+        path: str | Path,
+        *,
+        engine: str = "auto",
+        provider: str | None = None,
+        threads: int | None = None,
+        batch_size: int = 8,
+        expect_space: str | None = None,
+        workers: int | None = None,
+    ) -> Embedder:
+        """Open the artifact at `path`, every digest checked.
+
+        Args:
+            path: the artifact's folder.
+            engine: a name of `mimruntime.engines.ENGINES`, or "auto".
+            provider: the hardware, by the engine's own name; None is the CPU.
+            threads: CPU threads of one run; None is every CPU this process may use.
+            batch_size: images of one run at most.
+            expect_space: refuse an artifact of another embedding space.
+            workers: threads that decode; None is one per CPU, at most 8.
+
+        Raises:
+            ArtifactError: missing, broken, foreign or changed.
+            SpaceError: its vectors are not those of `expect_space`.
+            EngineError, MissingExtraError, UnknownNameError: the engine does not run what was asked.
+            OptionError: a number below 1.
+
+        """
+        artifact = Artifact.open(path)
+        space = artifact.manifest.embedding_space
+        if expect_space is not None and expect_space != space:
+            raise SpaceError(
+                f"{artifact.path} embeds into space {space}, expected {expect_space}; vectors would not compare"
+            )
+        opened = open_engine(engine, artifact.graph, provider=provider, threads=threads)
+        try:
+            return cls(artifact, opened, batch_size=batch_size, workers=workers)
+        except BaseException:
+            opened.close()
+            raise
+
+    @property
+    def dim(self) -> int:
+        """Length of a vector."""
+        return self._artifact.manifest.embedding.dim
+
+    @property
+    def space(self) -> str:
+        """The embedding space; store it beside the vectors."""
+        return self._artifact.manifest.embedding_space
+
+    @property
+    def artifact(self) -> Artifact:
+        """The artifact that was opened."""
+        return self._artifact
+
+    def describe(self) -> Description:
+        """Return what really runs: engine, provider, precision."""
+        return Description(
+            name=self._artifact.manifest.name,
+            space=self.space,
+            dim=self.dim,
+            engine=f"{self._engine.name} {self._engine.version}",
+            provider=self._engine.provider,
+            precision=self._artifact.manifest.graph.precision,
+            batch_sizes=self._sizes,
+        )
+
+    def embed(self, images: Iterable[Source]) -> np.ndarray:
+        """Return one vector per image, float32 (n, D), in order; an empty list gives (0, D).
+
+        Args:
+            images: paths, encoded bytes, Pillow images, uint8 arrays (H, W, 3) or (H, W), mixed at will.
+
+        Raises:
+            ImageError: the first that cannot be decoded, with its index; or one image where a list is expected.
+            EngineError: a run failed, or the embedder is closed.
+
+        """
+        return self._stacked(images, EMBEDDING, (self.dim,))
+
+    def select(self, images: Iterable[Source]) -> np.ndarray:
+        """Return the weight of every patch, float32 (n, gh, gw): rows from top, columns from left, after the crop.
+
+        Raises:
+            OptionError: the graph was built without this output.
+            ImageError, EngineError: as `embed`.
+
+        """
+        if SELECTION not in self._engine.outputs:
+            raise OptionError(
+                f"{self._artifact.path} has no output '{SELECTION}'; build it again: mimexport build … --with-selection"
+            )
+        return self._stacked(images, SELECTION, self._artifact.manifest.backbone.grid)
+
+    def stream(self, sources: Iterable[Source]) -> Iterator[Result]:
+        """Yield a result per source, in order, taking sources only a few batches ahead.
+
+        A source that cannot be decoded gives a result with its error, and the stream goes on.
+
+        Raises:
+            ImageError: one image where a list is expected.
+            EngineError: a run failed, or the embedder is closed.
+
+        """
+        _refuse_single(sources)
+        return (_result(outcome) for outcome in self._outcomes(sources, EMBEDDING))
+
+    def close(self) -> None:
+        """Stop the threads and let the engine go; a second call does nothing."""
+        self._pool.shutdown(wait=True, cancel_futures=True)
+        with self._running:
+            self._engine.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _stacked(self, images: Iterable[Source], output: str, shape: tuple[int, ...]) -> np.ndarray:
+        _refuse_single(images)
+        rows = []
+        for index, outcome in enumerate(self._outcomes(images, output)):
+            if outcome.row is None:
+                raise ImageError(f"image {index}: {outcome.error}") from outcome.error
+            rows.append(outcome.row)
+        return np.stack(rows) if rows else np.empty((0, *shape), np.float32)
+
+    def _outcomes(self, sources: Iterable[Source], output: str) -> Iterator[_Outcome]:
+        """Decode ahead, run batch by batch, yield in order."""
+        remaining = iter(sources)
+        batch = self._sizes[0]
+        window: deque[tuple[Source, Future[np.ndarray]]] = deque()
+        try:
+            while True:
+                missing = _WINDOW_BATCHES * batch - len(window)
+                window.extend((source, self._submit(source)) for source in islice(remaining, missing))
+                if not window:
+                    return
+                ready = [window.popleft() for _ in range(min(batch, len(window)))]
+                yield from self._run(ready, output)
+        finally:
+            for _, future in window:
+                future.cancel()
+
+    def _submit(self, source: Source) -> Future[np.ndarray]:
+        try:
+            return self._pool.submit(self._pixels, source)
+        except RuntimeError as error:
+            raise EngineError(_CLOSED) from error
+
+    def _pixels(self, source: Source) -> np.ndarray:
+        return to_pixels(decode(source), self._artifact.manifest.preprocess)
+
+    def _run(self, ready: list[tuple[Source, Future[np.ndarray]]], output: str) -> list[_Outcome]:
+        decoded = [(source, _pixels_or_error(future)) for source, future in ready]
+        pixels = [picture for _, picture in decoded if isinstance(picture, np.ndarray)]
+        rows = iter(self._infer(pixels, output))
+        return [
+            _Outcome(source, None, picture) if isinstance(picture, ImageError) else _Outcome(source, next(rows), None)
+            for source, picture in decoded
+        ]
+
+    def _infer(self, pixels: list[np.ndarray], output: str) -> list[np.ndarray]:
+        waiting = iter(pixels)
+        rows: list[np.ndarray] = []
+        for size in split(len(pixels), self._sizes):
+            batch = np.stack(list(islice(waiting, size)))
+            with self._running:
+                rows.extend(self._engine.run(batch)[output])
+        return rows
+
+
+def batch_sizes(largest: int) -> tuple[int, ...]:
+    """Return the powers of two up to `largest`, largest first."""
+    return tuple(1 << power for power in reversed(range(largest.bit_length())))
+
+
+def split(count: int, sizes: tuple[int, ...]) -> list[int]:
+    """Return sizes, largest first, that sum to `count`.
+
+    Args:
+        count: images, 0 or more.
+        sizes: what `batch_sizes` gives.
+
+    """
+    full, rest = divmod(count, sizes[0])
+    return [sizes[0]] * full + [size for size in sizes if size & rest]
+
+
+def _pixels_or_error(future: Future[np.ndarray]) -> np.ndarray | ImageError:
+    try:
+        return future.result()
+    except ImageError as error:
+        return error
+    except CancelledError as error:
+        raise EngineError(_CLOSED) from error
+
+
+def _result(outcome: _Outcome) -> Result:
+    return Result(outcome.source, outcome.row, None if outcome.error is None else str(outcome.error))
+
+
+def _refuse_single(images: object) -> None:
+    """Refuse one image where a list is expected: a str would be taken apart into letters, an array into rows."""
+    single = isinstance(images, str | Path | bytes | bytearray | memoryview | Image.Image)
+    if single or (isinstance(images, np.ndarray) and images.ndim in {2, 3}):
+        raise ImageError(f"expected a list of images, got one ({describe(images)}); put it in a list: [image]")

@@ -1,0 +1,134 @@
+"""ONNX Runtime, on the provider that was asked for or not at all."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mimruntime.cpus import available_cpus
+from mimruntime.engines.base import EMBEDDING, Engine
+from mimruntime.errors import EngineError, MissingExtraError, UnknownNameError
+
+NAME = "onnxruntime"
+PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
+
+# TF32 is off because fp32 was asked for; the arena grows by what is needed, not by doubling.
+_CUDA_OPTIONS = {"use_tf32": "0", "arena_extend_strategy": "kSameAsRequested"}
+_LOG_ERRORS = 3
+_REMEDIES = {
+    "cuda": "check the NVIDIA driver, and that CUDA and cuDNN are found: pip install 'onnxruntime-gpu[cuda,cudnn]'",
+    "tensorrt": "ONNX Runtime links TensorRT 10, version 11 does not load: pip install 'tensorrt-cu12<11'",
+}
+
+
+def open_engine(graph: Path, *, provider: str | None, threads: int | None) -> Engine:
+    """Open `graph` on `provider`, by default "cpu"; see `mimruntime.engines.open_engine`."""
+    asked = provider or "cpu"
+    if asked not in PROVIDERS:
+        raise UnknownNameError(f"provider of the engine '{NAME}'", asked, PROVIDERS)
+    ort = _library()
+    _check_available(ort, asked)
+    session = _session(ort, graph, asked, threads or available_cpus())
+    actual = _short_name(session.get_providers()[0])
+    if actual != asked:
+        raise EngineError(
+            f"asked for provider '{asked}', onnxruntime {ort.__version__} fell back to '{actual}'; {_REMEDIES[asked]}"
+        )
+    return OnnxRuntimeEngine(session, provider=actual, version=ort.__version__, graph=graph)
+
+
+class OnnxRuntimeEngine(Engine):
+    """A session of ONNX Runtime."""
+
+    def __init__(self, session: Any, *, provider: str, version: str, graph: Path) -> None:
+        self.name = NAME
+        self.provider = provider
+        self.version = version
+        self.outputs = tuple(port.name for port in session.get_outputs())
+        self._input = session.get_inputs()[0].name
+        self._pixel_shape = tuple(session.get_inputs()[0].shape[1:])
+        self._session = session
+        if EMBEDDING not in self.outputs:
+            raise EngineError(f"{graph} has outputs {', '.join(self.outputs)}; expected '{EMBEDDING}'")
+
+    def run(self, pixels: np.ndarray) -> dict[str, np.ndarray]:
+        """Return the graph's outputs for one batch; see `Engine.run`."""
+        if self._session is None:
+            raise EngineError("this engine is closed")
+        if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[1:] != self._pixel_shape:
+            expected = ", ".join(str(length) for length in ("B", *self._pixel_shape))
+            raise EngineError(f"pixels are {pixels.dtype} {pixels.shape}; the graph takes uint8 ({expected})")
+        try:
+            arrays = self._session.run(self.outputs, {self._input: pixels})
+        except Exception as error:  # one type per status code, none of them public
+            raise EngineError(f"onnxruntime failed on a batch of {len(pixels)}: {_first_line(error)}") from error
+        return dict(zip(self.outputs, arrays, strict=True))
+
+    def close(self) -> None:
+        """Let go of the session."""
+        self._session = None
+
+
+def _library() -> Any:
+    try:
+        import onnxruntime  # noqa: PLC0415 - the one place that needs it
+    except ImportError as error:
+        raise MissingExtraError(f"the engine '{NAME}'", extra="cpu") from error
+    onnxruntime.set_default_logger_severity(_LOG_ERRORS)
+    return onnxruntime
+
+
+def _check_available(ort: Any, asked: str) -> None:
+    """Refuse a provider that was not compiled in; being compiled in does not yet mean that it works."""
+    available = [name for name, full in PROVIDERS.items() if full in ort.get_available_providers()]
+    if asked in available:
+        return
+    installed = [name for name in ("onnxruntime", "onnxruntime-gpu") if _is_installed(name)]
+    remedy = "pip install 'mimexport[cpu]'" if asked == "cpu" else "pip install 'mimexport[gpu]'"
+    if installed:
+        remedy = f"pip uninstall {' '.join(installed)}; {remedy} (the extras cpu and gpu exclude each other)"
+    raise EngineError(
+        f"provider '{asked}' is not part of {' + '.join(installed) or 'onnxruntime'} {ort.__version__},"
+        f" which has {', '.join(available)}; run: {remedy}"
+    )
+
+
+def _session(ort: Any, graph: Path, asked: str, threads: int) -> Any:
+    options = ort.SessionOptions()
+    options.log_severity_level = _LOG_ERRORS
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    # Images are decoded on the same CPUs: a waiting thread that spins would take their time.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    if not graph.is_file():
+        raise EngineError(f"{graph}: no such graph")
+    try:
+        return ort.InferenceSession(str(graph), options, providers=_wanted(asked))
+    except Exception as error:  # one type per status code, none of them public
+        raise EngineError(f"onnxruntime {ort.__version__} cannot load {graph}: {_first_line(error)}") from error
+
+
+def _wanted(asked: str) -> list[tuple[str, dict[str, str]]]:
+    """Return the provider asked for, then those that take the nodes it leaves over (shape arithmetic, mostly)."""
+    chain = {"cpu": ("cpu",), "cuda": ("cuda", "cpu"), "tensorrt": ("tensorrt", "cuda", "cpu")}[asked]
+    return [(PROVIDERS[name], _CUDA_OPTIONS if name == "cuda" else {}) for name in chain]
+
+
+def _short_name(full: str) -> str:
+    return next((name for name, known in PROVIDERS.items() if known == full), full)
+
+
+def _is_installed(distribution: str) -> bool:
+    import importlib.metadata  # noqa: PLC0415 - slow, and only an error needs it
+
+    try:
+        importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n")[0] or type(error).__name__

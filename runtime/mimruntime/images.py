@@ -1,0 +1,80 @@
+"""Files, folders and patterns become one ordered list of image paths."""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from mimruntime.errors import ImageError
+
+EXTENSIONS = frozenset({".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
+"""Names that are taken from a folder, in any case; a file named by itself needs none of them."""
+
+
+def find_images(paths: Iterable[str | Path]) -> list[Path]:
+    """Return the images that `paths` stand for, in the order given, each folder's in order of name.
+
+    A file is taken whatever it is called. A folder is walked to the bottom for names with one of `EXTENSIONS`; hidden
+    files and folders are skipped, links are followed, and no folder is entered twice. A name that does not exist and
+    holds `*`, `?` or `[` is a pattern (`**` goes through folders), and what it matches is taken as if it were named.
+
+    Raises:
+        ImageError: a path that does not exist, a pattern without match, an unreadable folder, or no image at all.
+
+    """
+    named = [str(path) for path in paths]
+    found = [image for name in named for image in _expand(name)]
+    if not found:
+        raise ImageError(
+            f"no images in {', '.join(named) or 'an empty list'}; looked for {', '.join(sorted(EXTENSIONS))}"
+        )
+    return found
+
+
+def as_text(path: str | Path) -> str:
+    r"""Return a path, or a sentence that names one, as valid text; a byte that is not UTF-8 is written as `\xff`."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
+def _expand(name: str) -> Iterator[Path]:
+    if os.path.lexists(name):
+        yield from _expand_existing(Path(name))
+        return
+    matches = sorted(glob.glob(name, recursive=True)) if glob.has_magic(name) else []  # noqa: PTH207 - takes absolute patterns
+    if not matches:
+        raise ImageError(f"{name}: no such file or folder")
+    for match in matches:
+        yield from _expand_existing(Path(match))
+
+
+def _expand_existing(path: Path) -> Iterator[Path]:
+    if path.is_dir():
+        yield from sorted(_walk(path), key=lambda image: image.parts)
+    else:
+        yield path
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    seen: set[str] = set()
+    for parent, folders, files in os.walk(folder, followlinks=True, onerror=_refuse):
+        real = os.path.realpath(parent)
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in files:
+            path = Path(parent, name)
+            if not name.startswith(".") and path.suffix.lower() in EXTENSIONS and not _is_special(path):
+                yield path
+
+
+def _is_special(path: Path) -> bool:
+    """Tell whether opening `path` could block: a pipe, a socket or a device. A broken link is kept, to be reported."""
+    return path.exists() and not path.is_file()
+
+
+def _refuse(error: OSError) -> None:
+    raise ImageError(f"{error.filename}: folder cannot be read ({error.strerror})") from error

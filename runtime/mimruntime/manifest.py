@@ -1,0 +1,181 @@
+"""What `manifest.json` says: the one description of an artifact, shared by the sides that build and serve."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Literal
+
+import msgspec
+
+FORMAT = "mimexport-artifact"
+SCHEMA = 1
+
+Precision = Literal["fp32", "fp16"]
+TokenNorm = Literal["raw", "final"]
+Source = Literal["embedded", "hub", "file", "random"]
+Interpolation = Literal["bilinear", "bicubic", "lanczos"]
+
+
+class _Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Base of the manifest's parts: frozen, strict about what it reads."""
+
+
+class Backbone(_Record, frozen=True, kw_only=True):
+    """The frozen vision transformer."""
+
+    model: str
+    """Name as it was asked for, alias or timm name."""
+    timm_name: str
+    source: Source
+    """Where the weights came from; 'random' weights carry no meaning and are for testing."""
+    origin: str
+    """Hub id, file name or seed the weights came from."""
+    weights_sha256: str
+    """Digest of the tensors (names, shapes, float32 values), whatever file they were stored in."""
+    license: str
+    patch: int
+    """Edge of one patch token at the output, px."""
+    grid: tuple[int, int]
+    """Patch tokens at the output, rows and columns."""
+    prefix_tokens: int
+    """[cls] and registers in front of the patch tokens."""
+    dim: int
+
+
+class Aggregator(_Record, frozen=True, kw_only=True):
+    """How patch tokens became one vector."""
+
+    name: str
+    params: dict[str, str | int | float | bool]
+    token_norm: TokenNorm
+    """'raw': output of the last block; 'final': after the model's final norm."""
+    head_sha256: str | None = None
+
+
+class Embedding(_Record, frozen=True, kw_only=True):
+    """The vector that comes out."""
+
+    dim: int
+    dtype: Literal["float32"] = "float32"
+    normalized: bool = True
+    """L2 norm is 1."""
+    whitening: str | None = None
+
+
+class Preprocess(_Record, frozen=True, kw_only=True):
+    """From a decoded RGB image to the graph's uint8 input; pixel statistics are in the graph."""
+
+    size: int
+    """Edge of the square input, px."""
+    resize: int
+    """Length the resize aims at before the centre crop, px."""
+    mode: Literal["shortest", "squash"]
+    """'shortest': the shorter edge becomes `resize`; 'squash': both edges do, the aspect ratio is lost."""
+    interpolation: Interpolation
+    mean: tuple[float, float, float]
+    """Recorded for readers; already inside the graph, in units of [0, 1]."""
+    std: tuple[float, float, float]
+
+
+class Port(_Record, frozen=True, kw_only=True):
+    """A named tensor of the graph; a dimension that varies is a name."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
+
+
+class Graph(_Record, frozen=True, kw_only=True):
+    """The ONNX file."""
+
+    file: str
+    opset: int
+    precision: Precision
+    last_block: Literal["reduced", "full"]
+    """'reduced': the last block computes only the tokens that are read."""
+    inputs: tuple[Port, ...]
+    outputs: tuple[Port, ...]
+
+
+class Parity(_Record, frozen=True, kw_only=True):
+    """The graph in an engine against torch in fp32, on the images and embeddings kept in `reference.npz`."""
+
+    engine: str
+    images: int
+    batches: tuple[int, ...]
+    worst_cosine: float
+    median_cosine: float
+    worst_abs_diff: float
+    batch_invariance: float
+    """Worst absolute difference between an image embedded alone and inside any batch."""
+    deterministic: bool
+    """Two runs on the same batch gave the same bytes."""
+
+
+class Manifest(_Record, frozen=True, kw_only=True):
+    """`manifest.json`, whole. `sha256` covers every other field, so one changed byte is seen."""
+
+    format: str = FORMAT
+    schema: int = SCHEMA
+    name: str
+    created: str
+    """UTC, ISO 8601."""
+    embedding_space: str
+    """Vectors may be compared only when this is equal: derived from weights, aggregation and preprocessing."""
+    backbone: Backbone
+    aggregator: Aggregator
+    embedding: Embedding
+    preprocess: Preprocess
+    graph: Graph
+    parity: Parity
+    versions: dict[str, str]
+    files: dict[str, str]
+    """sha256 of every other file, by path relative to the artifact."""
+    sha256: str = ""
+
+
+class Header(msgspec.Struct):
+    """The two fields read first, so that a foreign or newer file is recognised before its details are."""
+
+    format: str = ""
+    schema: int = 0
+
+
+def encode(manifest: Manifest) -> bytes:
+    """Return the canonical bytes of `manifest`, sealed: its `sha256` is computed here."""
+    seal = hashlib.sha256(_canonical(msgspec.structs.replace(manifest, sha256=""))).hexdigest()
+    return _canonical(msgspec.structs.replace(manifest, sha256=seal))
+
+
+def decode(raw: bytes) -> Manifest:
+    """Parse and check `manifest.json`.
+
+    Raises:
+        ValueError: with a text that completes "manifest.json …".
+
+    """
+    try:
+        header = msgspec.json.decode(raw, type=Header)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise ValueError(f"is not a readable manifest ({error})") from error
+    if header.format != FORMAT:
+        raise ValueError(f"is not of this program: format is '{header.format}', expected '{FORMAT}'")
+    if header.schema > SCHEMA:
+        raise ValueError(f"has schema {header.schema}, this program reads up to {SCHEMA}; upgrade mimexport")
+    try:
+        manifest = msgspec.json.decode(raw, type=Manifest)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise ValueError(f"is damaged ({error})") from error
+    if encode(manifest) != raw:
+        raise ValueError("was changed after the build (its own digest does not match)")
+    return manifest
+
+
+def embedding_space(backbone: Backbone, aggregator: Aggregator, embedding: Embedding, preprocess: Preprocess) -> str:
+    """Return the id of the vector space: 16 hex digits from everything that changes a vector but not its precision."""
+    parts = (backbone.weights_sha256, aggregator, embedding, preprocess)
+    return hashlib.sha256(msgspec.json.encode(parts, order="deterministic")).hexdigest()[:16]
+
+
+def _canonical(manifest: Manifest) -> bytes:
+    return msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n"

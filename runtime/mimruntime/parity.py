@@ -1,0 +1,105 @@
+"""Whether an engine gives the reference embeddings, at every batch size and each time, measured with numpy alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from mimruntime.errors import ParityError
+from mimruntime.manifest import Parity, Precision
+
+BATCHES = (1, 3, 8)
+WORST_COSINE: dict[Precision, float] = {"fp32": 0.99999, "fp16": 0.999}
+BATCH_INVARIANCE: dict[Precision, float] = {"fp32": 1e-4, "fp16": 5e-3}
+
+Run = Callable[[np.ndarray], np.ndarray]
+"""Pixels, uint8 (B, H, W, 3), to embeddings, float32 (B, D)."""
+
+
+def measure(run: Run, images: np.ndarray, reference: np.ndarray, *, engine: str) -> Parity:
+    """Embed `images` at every size of `BATCHES` and compare with `reference`.
+
+    Where there are fewer images than a batch holds, they repeat, so that each size is run in full.
+
+    Args:
+        run: one call of the engine.
+        images: uint8 (n, H, W, 3), n ≥ 1.
+        reference: float32 (n, D).
+        engine: name that is recorded.
+
+    Raises:
+        ParityError: an output of another shape or type, or one that holds NaN or infinity.
+
+    """
+    alone, _ = _embed(run, images, 1, reference.shape[1])
+    cosines, differences, variations = [], [], []
+    for batch in BATCHES:
+        embeddings, order = _embed(run, images, batch, reference.shape[1])
+        cosines.append(_cosines(embeddings, reference[order]))
+        differences.append(np.abs(embeddings - reference[order]).max())
+        variations.append(np.abs(embeddings - alone[order]).max())
+    return Parity(
+        engine=engine,
+        images=len(images),
+        batches=BATCHES,
+        worst_cosine=float(np.concatenate(cosines).min()),
+        median_cosine=float(np.median(np.concatenate(cosines))),
+        worst_abs_diff=float(max(differences)),
+        batch_invariance=float(max(variations)),
+        deterministic=_is_deterministic(run, images),
+    )
+
+
+def check(parity: Parity, precision: Precision) -> None:
+    """Judge what was measured.
+
+    Raises:
+        ParityError: out of tolerance; one line with the figure and its limit.
+
+    """
+    least, most = WORST_COSINE[precision], BATCH_INVARIANCE[precision]
+    # Written so that NaN, which compares false with everything, fails.
+    if not parity.worst_cosine >= least:
+        raise ParityError(
+            f"{parity.engine}: embeddings differ from the reference: worst cosine {parity.worst_cosine:.7f},"
+            f" at least {least} is expected in {precision}"
+        )
+    if not parity.batch_invariance <= most:
+        raise ParityError(
+            f"{parity.engine}: an image's embedding changes with its batch by up to {parity.batch_invariance:.2e},"
+            f" at most {most:.0e} is tolerated in {precision}"
+        )
+    if not parity.deterministic:
+        raise ParityError(f"{parity.engine}: two runs on the same batch gave different bytes")
+
+
+def _embed(run: Run, images: np.ndarray, batch: int, dim: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return embeddings (m, D) and the image each belongs to (m,), from full batches only."""
+    rounds = -(-len(images) // batch)
+    order = np.resize(np.arange(len(images)), rounds * batch)
+    rows = [_checked(run(images[part]), batch, dim) for part in np.split(order, rounds)]
+    return np.concatenate(rows), order
+
+
+def _checked(embeddings: np.ndarray, batch: int, dim: int) -> np.ndarray:
+    if embeddings.dtype != np.float32 or embeddings.shape != (batch, dim):
+        raise ParityError(
+            f"at batch {batch} the output is {embeddings.dtype} {embeddings.shape}, expected float32 {(batch, dim)}"
+        )
+    if not np.isfinite(embeddings).all():
+        raise ParityError(f"at batch {batch} the output holds NaN or infinity")
+    return embeddings
+
+
+def _cosines(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    a, b = a.astype(np.float64), b.astype(np.float64)
+    norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+    if not norms.all():
+        raise ParityError("an embedding is zero, so it has no direction to compare")
+    return np.asarray(np.minimum((a * b).sum(axis=1) / norms, 1.0))
+
+
+def _is_deterministic(run: Run, images: np.ndarray) -> bool:
+    batch = images[np.resize(np.arange(len(images)), max(BATCHES))]
+    return run(batch).tobytes() == run(batch).tobytes()

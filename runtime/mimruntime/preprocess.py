@@ -1,0 +1,101 @@
+"""From an upright RGB image to the uint8 square the graph takes: timm's evaluation transform, less work."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import numpy as np
+from PIL import Image
+
+from mimruntime.errors import OptionError
+
+if TYPE_CHECKING:
+    from mimruntime.manifest import Preprocess
+
+_RESAMPLING = {
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
+}
+_SUPPORT = 3
+"""Reach of the widest filter (Lanczos), in pixels of the coarser of the two grids."""
+_STRIP = 16
+"""Aspect ratio beyond which an enlarged picture would be giant before the crop."""
+
+_Box = tuple[float, float, float, float]
+
+
+def to_pixels(image: Image.Image, spec: Preprocess) -> np.ndarray:
+    """Resize and centre-crop as timm's `transforms_imagenet_eval` does.
+
+    Args:
+        image: upright, mode RGB.
+        spec: the manifest's `preprocess`; `resize` is floor(size / crop_pct).
+
+    Returns:
+        uint8 (size, size, 3), within one grey level of timm.
+
+    Raises:
+        OptionError: `resize` is shorter than `size`, so the crop would leave the picture.
+
+    """
+    if spec.resize < spec.size:
+        raise OptionError(f"preprocess.resize {spec.resize} is shorter than preprocess.size {spec.size}")
+    shorter, longer = sorted(image.size)
+    strip, enlarged = longer > _STRIP * shorter, shorter < spec.resize
+    if spec.mode == "shortest" and strip and enlarged:
+        return _resize_inside(*_cut(image, _crop_box(image, spec), spec.size), spec)
+    # Reading only what the crop shows is safe where Pillow does as for the whole: its boxes are float32, which can show
+    # when a picture is enlarged, and it chooses the order of its two passes by the height of the result.
+    if spec.mode == "shortest" and not strip and not enlarged and image.width >= image.height:
+        return _resize_inside(image, _crop_box(image, spec), spec)
+    return _resize_whole(image, spec)
+
+
+def resized_edges(width: int, height: int, spec: Preprocess) -> tuple[int, int]:
+    """Return width and height, px, after the resize and before the crop, rounded as torchvision rounds them."""
+    if spec.mode == "squash":
+        return spec.resize, spec.resize
+    longer = int(spec.resize * max(width, height) / min(width, height))
+    return (spec.resize, longer) if width <= height else (longer, spec.resize)
+
+
+def _resize_whole(image: Image.Image, spec: Preprocess) -> np.ndarray:
+    width, height = resized_edges(image.width, image.height, spec)
+    left, top = _crop_offset(width, spec.size), _crop_offset(height, spec.size)
+    whole = image.resize((width, height), _RESAMPLING[spec.interpolation])
+    return np.asarray(whole.crop((left, top, left + spec.size, top + spec.size)))
+
+
+def _resize_inside(image: Image.Image, box: _Box, spec: Preprocess) -> np.ndarray:
+    return np.asarray(image.resize((spec.size, spec.size), _RESAMPLING[spec.interpolation], box=box))
+
+
+def _crop_box(image: Image.Image, spec: Preprocess) -> _Box:
+    """Return what the centre crop shows, in px of the image before its resize."""
+    width, height = resized_edges(image.width, image.height, spec)
+    left, right = _crop_span(image.width, width, spec.size)
+    top, bottom = _crop_span(image.height, height, spec.size)
+    return left, top, right, bottom
+
+
+def _crop_span(source: int, resized: int, size: int) -> tuple[float, float]:
+    offset, scale = _crop_offset(resized, size), source / resized
+    return offset * scale, min((offset + size) * scale, float(source))
+
+
+def _crop_offset(resized: int, size: int) -> int:
+    """Return where torchvision's centre crop of `size` px begins in an edge of `resized` px."""
+    return round((resized - size) / 2.0)
+
+
+def _cut(image: Image.Image, box: _Box, size: int) -> tuple[Image.Image, _Box]:
+    """Cut a long strip down to what resampling `box` reads: float32 boxes are too coarse far out."""
+    left, top, right, bottom = box
+    reach_x = math.ceil(_SUPPORT * max(1.0, (right - left) / size)) + 1
+    reach_y = math.ceil(_SUPPORT * max(1.0, (bottom - top) / size)) + 1
+    x0, y0 = max(0, math.floor(left) - reach_x), max(0, math.floor(top) - reach_y)
+    x1, y1 = min(image.width, math.ceil(right) + reach_x), min(image.height, math.ceil(bottom) + reach_y)
+    part = image.crop((x0, y0, x1, y1))
+    return part, (left - x0, top - y0, min(right - x0, part.width), min(bottom - y0, part.height))

@@ -1,0 +1,229 @@
+"""Files of vectors, `.parquet` or `.npz`: complete or not there at all."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import IO, Any, Protocol
+
+import numpy as np
+
+from mimruntime.errors import MissingExtraError, OptionError, OutputError, VectorsError
+
+SUFFIXES = (".npz", ".parquet")
+_GROUP_ROWS = 2048
+_SPACE, _MODEL = "embedding_space", "model"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Vectors:
+    """What a file of vectors holds, one entry per image.
+
+    Attributes:
+        paths: n names, in the order they were embedded.
+        vectors: float32 (n, D); the row of an image that could not be read is NaN.
+        errors: n texts; None where there is a vector.
+        space: vectors of two files are comparable only where this is equal.
+        model: name of the artifact.
+
+    """
+
+    paths: tuple[str, ...]
+    vectors: np.ndarray
+    errors: tuple[str | None, ...]
+    space: str
+    model: str
+
+
+class Writer(Protocol):
+    """Takes one row at a time."""
+
+    def add(self, path: str, vector: np.ndarray | None, error: str | None) -> None:
+        """Append a row: a vector, float32 (D,), or the reason there is none."""
+
+
+@contextlib.contextmanager
+def open_writer(path: str | Path, *, dim: int, space: str, model: str) -> Iterator[Writer]:
+    """Yield a writer of `path`; the file appears when the block ends well, and only then.
+
+    `.parquet` is written in groups of rows as they come. `.npz` is kept in memory until the end.
+
+    Args:
+        path: ends in one of `SUFFIXES`; a file that is there already is replaced at the end.
+        dim: length of a vector.
+        space: the embedding space, stored in the file.
+        model: name of the artifact, stored in the file.
+
+    Raises:
+        OptionError: another suffix.
+        MissingExtraError: `.parquet` without pyarrow.
+        OutputError: the file cannot be written; found out before the block is entered, unless the disk fills up later.
+
+    """
+    target = Path(path)
+    check_suffix(target)
+    arrow = _arrow() if target.suffix.lower() == ".parquet" else None
+    if target.is_dir():
+        raise OutputError(f"{target} is a folder; give the name of a file in it: {target / 'vectors.parquet'}")
+    stage = target.with_name(f".{target.name}.{os.getpid()}.partial")
+    try:
+        with stage.open("wb") as stream:
+            if arrow is None:
+                writer: _NpzWriter | _ParquetWriter = _NpzWriter(stream, dim, space, model)
+            else:
+                writer = _ParquetWriter(arrow, stream, dim, space, model)
+            try:
+                yield writer
+                writer.finish()
+            finally:
+                writer.release()
+        stage.replace(target)
+    except OSError as error:
+        raise OutputError(f"cannot write {target}: {error.strerror or error}") from error
+    finally:
+        with contextlib.suppress(OSError):
+            stage.unlink()
+
+
+def check_suffix(path: Path) -> None:
+    """Refuse a name that says no known format.
+
+    Raises:
+        OptionError: with the suffixes that are known.
+
+    """
+    if path.suffix.lower() not in SUFFIXES:
+        raise OptionError(f"{path}: the name must end in {' or '.join(SUFFIXES)}")
+
+
+def read_vectors(path: str | Path) -> Vectors:
+    """Read a file that `open_writer` wrote.
+
+    Raises:
+        OptionError: another suffix.
+        MissingExtraError: `.parquet` without pyarrow.
+        VectorsError: missing, broken, or not written by this program.
+
+    """
+    source = Path(path)
+    check_suffix(source)
+    read = _read_npz if source.suffix.lower() == ".npz" else _read_parquet
+    try:
+        return read(source)
+    except MissingExtraError:
+        raise
+    except FileNotFoundError as error:
+        raise VectorsError(f"{source}: no such file") from error
+    except Exception as error:  # zip, npy, zlib and arrow each have their own types
+        reason = str(error).split("\n")[0] or type(error).__name__
+        raise VectorsError(
+            f"{source} is no readable file of vectors ({reason}); write it again: mimexport embed"
+        ) from error
+
+
+class _NpzWriter:
+    def __init__(self, stream: IO[bytes], dim: int, space: str, model: str) -> None:
+        self._stream = stream
+        self._space, self._model = np.array(space), np.array(model)
+        self._dim = dim
+        self._rows: list[tuple[str, np.ndarray | None, str | None]] = []
+
+    def add(self, path: str, vector: np.ndarray | None, error: str | None) -> None:
+        self._rows.append((path, vector, error))
+
+    def finish(self) -> None:
+        vectors = np.full((len(self._rows), self._dim), np.nan, np.float32)
+        for row, (_, vector, _) in zip(vectors, self._rows, strict=True):
+            if vector is not None:
+                row[:] = vector
+        paths = np.array([path for path, _, _ in self._rows], dtype=np.str_)
+        errors = np.array([error or "" for _, _, error in self._rows], dtype=np.str_)
+        np.savez(
+            self._stream, path=paths, vectors=vectors, error=errors, embedding_space=self._space, model=self._model
+        )
+
+    def release(self) -> None:
+        self._rows.clear()
+
+
+class _ParquetWriter:
+    def __init__(self, arrow: ModuleType, stream: IO[bytes], dim: int, space: str, model: str) -> None:
+        self._arrow: Any = arrow
+        fields = [("path", arrow.string()), ("vector", arrow.list_(arrow.float32(), dim)), ("error", arrow.string())]
+        self._schema = arrow.schema(fields, metadata={_SPACE: space, _MODEL: model})
+        self._file = arrow.parquet.ParquetWriter(stream, self._schema)
+        self._dim = dim
+        self._rows: list[tuple[str, np.ndarray | None, str | None]] = []
+
+    def add(self, path: str, vector: np.ndarray | None, error: str | None) -> None:
+        self._rows.append((path, vector, error))
+        if len(self._rows) == _GROUP_ROWS:
+            self._write_group()
+
+    def finish(self) -> None:
+        if self._rows:
+            self._write_group()
+        self._file.close()
+
+    def release(self) -> None:
+        # Left open, it would write its footer when it is collected, into a file that is closed and removed by then.
+        self._file.is_open = False
+
+    def _write_group(self) -> None:
+        paths, vectors, errors = zip(*self._rows, strict=True)
+        blank = np.zeros(self._dim, np.float32)
+        flat = np.concatenate([blank if vector is None else vector for vector in vectors])
+        # From buffers, because `from_arrays` with a mask imports pyarrow.compute, a seventh of the first second.
+        valid = np.packbits([vector is not None for vector in vectors], bitorder="little")
+        column = self._arrow.Array.from_buffers(
+            self._schema.field("vector").type,
+            len(vectors),
+            [self._arrow.py_buffer(valid)],
+            children=[self._arrow.array(flat)],
+        )
+        columns = [self._arrow.array(paths), column, self._arrow.array(errors, self._arrow.string())]
+        self._file.write_batch(self._arrow.record_batch(columns, schema=self._schema))
+        self._rows.clear()
+
+
+def _arrow() -> ModuleType:
+    try:
+        import pyarrow as pa  # noqa: PLC0415 - the one place that needs it
+        import pyarrow.parquet  # noqa: PLC0415
+    except ImportError as error:
+        raise MissingExtraError("a .parquet file", extra="parquet") from error
+    module: ModuleType = pa
+    return module
+
+
+def _read_npz(path: Path) -> Vectors:
+    with path.open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:
+        return Vectors(
+            paths=tuple(arrays["path"].tolist()),
+            vectors=arrays["vectors"],
+            errors=tuple(error or None for error in arrays["error"].tolist()),
+            space=str(arrays[_SPACE]),
+            model=str(arrays[_MODEL]),
+        )
+
+
+def _read_parquet(path: Path) -> Vectors:
+    arrow: Any = _arrow()
+    with path.open("rb") as stream:
+        table = arrow.parquet.ParquetFile(stream).read()
+    column = table.column("vector").combine_chunks()
+    dim = column.type.list_size
+    vectors = np.full((len(column), dim), np.nan, np.float32)
+    vectors[np.asarray(column.is_valid())] = column.flatten().to_numpy(zero_copy_only=False).reshape(-1, dim)
+    labels = table.schema.metadata
+    return Vectors(
+        paths=tuple(table.column("path").to_pylist()),
+        vectors=vectors,
+        errors=tuple(table.column("error").to_pylist()),
+        space=labels[_SPACE.encode()].decode(),
+        model=labels[_MODEL.encode()].decode(),
+    )

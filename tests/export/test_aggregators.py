@@ -1,0 +1,175 @@
+"""Every aggregator equals a plain reimplementation in numpy, and its options are checked."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from small_models import images_for, make_small, opened
+
+from mimexport.aggregators import AGGREGATORS, make_aggregator
+from mimexport.aggregators.topk import SCORES, parse_k
+from mimexport.backbone import Shape
+from mimexport.features import Features
+from mimruntime.errors import OptionError, UnknownNameError
+
+NO_CLS = Shape(dim=8, grid=(4, 4), prefix=0, has_cls=False)
+
+
+@pytest.fixture(scope="module")
+def parts():
+    """One batch: features, and as numpy what a reimplementation reads."""
+    model = make_small("vit with registers")
+    backbone, tokens = opened(model, images_for(model, 4))
+    features = Features(backbone, tokens, None)
+    cls, patches = (x.detach().numpy().astype(np.float64) for x in features.cls_and_patches)
+    with torch.no_grad():
+        attention = features.cls_attention.numpy().astype(np.float64)
+    entering = features.entering.numpy().astype(np.float64)
+    return features, cls, patches, attention, entering
+
+
+def unit(x):
+    return x / np.linalg.norm(x, axis=-1, keepdims=True)
+
+
+def numpy_cls(cls, patches, attention, entering):
+    return cls
+
+
+def numpy_mean(cls, patches, attention, entering):
+    return patches.mean(1)
+
+
+def numpy_cls_mean(cls, patches, attention, entering):
+    return np.concatenate([unit(cls), unit(patches.mean(1))], axis=-1)
+
+
+def numpy_max(cls, patches, attention, entering):
+    return patches.max(1)
+
+
+def numpy_gem(cls, patches, attention, entering):
+    return (np.maximum(patches, 1e-6) ** 3).mean(1) ** (1 / 3)
+
+
+def numpy_center(cls, patches, attention, entering):
+    return patches.reshape(-1, 4, 4, patches.shape[-1])[:, 1:3, 1:3].mean((1, 2))
+
+
+def numpy_attn_mean(cls, patches, attention, entering):
+    weights = attention.mean(1)
+    return np.einsum("bn,bnd->bd", weights / weights.sum(-1, keepdims=True), patches)
+
+
+def numpy_attn_min_entropy(cls, patches, attention, entering):
+    entropy = -(attention * np.log(attention)).sum(-1)
+    weights = np.stack([heads[chosen] for heads, chosen in zip(attention, entropy.argmin(1), strict=True)])
+    return np.einsum("bn,bnd->bd", weights, patches)
+
+
+def numpy_topk(cls, patches, attention, entering, k=8):
+    order = np.argsort(-np.linalg.norm(entering, axis=-1), axis=1)[:, :k]
+    return np.take_along_axis(patches, order[..., None], 1).mean(1)
+
+
+PLAIN = {
+    "cls": numpy_cls,
+    "mean": numpy_mean,
+    "cls+mean": numpy_cls_mean,
+    "max": numpy_max,
+    "gem": numpy_gem,
+    "center": numpy_center,
+    "attn-mean": numpy_attn_mean,
+    "attn-min-entropy": numpy_attn_min_entropy,
+    "topk": numpy_topk,
+}
+
+
+@pytest.mark.parametrize("name", AGGREGATORS)
+def test_it_equals_a_reimplementation_in_numpy(name, parts):
+    features, *plain = parts
+    with torch.no_grad():
+        vector = make_aggregator(name, features.shape, {})(features).vector.numpy()
+    np.testing.assert_allclose(vector, PLAIN[name](*plain), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", AGGREGATORS)
+def test_its_width_and_weights_are_what_it_declares(name, parts):
+    features = parts[0]
+    aggregator = make_aggregator(name, features.shape, {})
+    with torch.no_grad():
+        pooled = aggregator(features)
+    assert pooled.vector.shape == (4, aggregator.out_dims * features.shape.dim)
+    assert (pooled.weights is not None) == aggregator.has_weights
+    if pooled.weights is not None:
+        assert pooled.weights.shape == (4, features.shape.patches)
+        torch.testing.assert_close(pooled.weights.sum(1), torch.ones(4))
+        expected = (features.patches * pooled.weights.unsqueeze(-1)).sum(1)
+        torch.testing.assert_close(pooled.vector, expected, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("score", SCORES)
+def test_topk_of_all_patches_is_the_mean(score, parts):
+    features = parts[0]
+    with torch.no_grad():
+        everything = make_aggregator("topk", features.shape, {"k": "100%", "score": score})(features).vector
+        mean = make_aggregator("mean", features.shape, {})(features).vector
+    torch.testing.assert_close(everything, mean)
+
+
+def test_topk_of_one_is_the_best_patch(parts):
+    features, _, patches, attention, entering = parts
+    best = {
+        "norm": np.linalg.norm(patches, axis=-1),
+        "input-norm": np.linalg.norm(entering, axis=-1),
+        "cls-attention": attention.mean(1),
+    }
+    assert best.keys() == SCORES.keys()
+    for score, values in best.items():
+        with torch.no_grad():
+            vector = make_aggregator("topk", features.shape, {"k": "1", "score": score})(features).vector
+        np.testing.assert_allclose(vector.numpy(), patches[np.arange(4), values.argmax(1)], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", [name for name, kind in AGGREGATORS.items() if kind.needs_cls])
+def test_without_cls_it_says_what_to_use_instead(name):
+    with pytest.raises(OptionError, match=r"reads \[cls\], which this backbone does not have; use one of: mean"):
+        make_aggregator(name, NO_CLS, {})
+
+
+def test_a_score_that_needs_cls_says_so():
+    with pytest.raises(OptionError, match=r"cls-attention needs a \[cls\] token.*use --score input-norm"):
+        make_aggregator("topk", NO_CLS, {"score": "cls-attention"})
+
+
+def test_unknown_names_are_answered_with_the_nearest():
+    with pytest.raises(UnknownNameError, match="unknown aggregator 'tokp'; did you mean topk"):
+        make_aggregator("tokp", NO_CLS, {})
+    with pytest.raises(UnknownNameError, match="unknown score 'imput-norm'; did you mean input-norm"):
+        make_aggregator("topk", NO_CLS, {"score": "imput-norm"})
+
+
+def test_an_option_of_another_aggregator_is_refused():
+    with pytest.raises(OptionError, match="aggregator mean takes no options; --k was given"):
+        make_aggregator("mean", NO_CLS, {"k": "4", "score": None})
+
+
+@given(k=st.integers(1, 300), patches=st.integers(1, 300))
+def test_a_count_means_itself_up_to_all_patches(k, patches):
+    if k <= patches:
+        assert parse_k(str(k), patches) == k
+    else:
+        with pytest.raises(OptionError, match=f"from 1 to {patches}"):
+            parse_k(str(k), patches)
+
+
+@given(share=st.floats(1, 100), patches=st.integers(100, 3000))
+def test_a_share_means_that_share_of_the_patches(share, patches):
+    assert abs(parse_k(f"{share}%", patches) - share * patches / 100) <= 0.5
+
+
+@pytest.mark.parametrize("text", ["0", "0%", "-3", "17", "101%", "2.5", "half", "", "%", "nan", "nan%", "inf", "inf%"])
+def test_a_k_that_means_no_number_of_patches_is_refused(text):
+    with pytest.raises(OptionError, match=r"expected a count from 1 to 16 or a share such as 50%"):
+        parse_k(text, 16)

@@ -1,0 +1,96 @@
+"""The opened backbone gives what timm gives, whole or row by row."""
+
+import pytest
+import timm
+import torch
+from small_models import SMALL_MODELS, images_for, make_small, opened, timm_tokens
+
+from mimexport.backbone import Backbone
+from mimexport.features import Features
+from mimexport.last_block import FullBlock, ReducedBlock
+from mimruntime.errors import OptionError
+
+EXACT = {"atol": 1e-5, "rtol": 1e-5}
+
+
+@pytest.fixture(params=SMALL_MODELS, ids=lambda name: name.replace(" ", "-"))
+def small_model(request):
+    return make_small(request.param)
+
+
+def test_every_patch_token_equals_timms(small_model):
+    images = images_for(small_model)
+    _, expected = timm_tokens(small_model, images)
+    backbone, tokens = opened(small_model, images)
+    assert isinstance(backbone.last_block, ReducedBlock)
+    torch.testing.assert_close(Features(backbone, tokens, None).patches, expected, **EXACT)
+
+
+def test_chosen_rows_equal_those_of_the_full_block(small_model):
+    images = images_for(small_model)
+    backbone, tokens = opened(small_model, images)
+    index = torch.stack([torch.randperm(backbone.shape.patches)[:3] for _ in images])
+    chosen = Features(backbone, tokens, None).rows(index)
+    full = Features(backbone, tokens, None).patches
+    torch.testing.assert_close(chosen, full.gather(1, index[..., None].expand(-1, -1, full.shape[-1])), **EXACT)
+
+
+def test_cls_alone_equals_timms(small_model):
+    images = images_for(small_model)
+    prefix, _ = timm_tokens(small_model, images)
+    backbone, tokens = opened(small_model, images)
+    assert backbone.shape.has_cls == (prefix is not None)
+    if prefix is None:
+        pytest.skip("this backbone has no [cls]")
+    torch.testing.assert_close(Features(backbone, tokens, None).cls, prefix[:, 0], **EXACT)
+
+
+def test_cls_attention_equals_what_timm_computes(small_model):
+    attn = small_model.blocks[-1].attn
+    if not hasattr(attn, "attn_drop") or getattr(small_model, "cls_token", None) is None:
+        pytest.skip("no [cls], or no place to look into timm's attention")
+    images, seen = images_for(small_model), []
+    attn.fused_attn = False
+    attn.attn_drop.register_forward_hook(lambda module, args, output: seen.append(output))
+    timm_tokens(small_model, images)
+    backbone, tokens = opened(small_model, images)
+    expected = seen[-1][:, :, 0, backbone.shape.prefix :]
+    weights = Features(backbone, tokens, None).cls_attention
+    torch.testing.assert_close(weights, expected / expected.sum(-1, keepdim=True), **EXACT)
+    torch.testing.assert_close(weights.sum(-1), torch.ones_like(weights[..., 0]))
+
+
+def test_the_final_norm_is_applied_per_token_or_kept_for_after_the_pool(small_model):
+    backbone = Backbone(small_model)
+    assert (backbone.norm is None) != (backbone.pool_norm is None)
+
+
+def test_a_class_that_is_not_supported_is_named():
+    with pytest.raises(
+        OptionError, match="ResNet is not a supported backbone class; supported: VisionTransformer, Eva"
+    ):
+        Backbone(timm.create_model("resnet18", num_classes=0))
+
+
+def test_a_block_of_another_kind_is_computed_whole_and_gives_the_same_rows():
+    model = timm.create_model(
+        "vit_tiny_patch16_224",
+        img_size=32,
+        num_classes=0,
+        depth=2,
+        block_fn=timm.models.vision_transformer.ParallelThingsBlock,
+    ).eval()
+    images = images_for(model)
+    _, expected = timm_tokens(model, images)
+    backbone, tokens = opened(model, images)
+    assert isinstance(backbone.last_block, FullBlock)
+    torch.testing.assert_close(Features(backbone, tokens, None).patches, expected, **EXACT)
+    with pytest.raises(OptionError, match="does not give its attention"):
+        _ = Features(backbone, tokens, None).cls_attention
+
+
+def test_in_half_precision_the_tail_stays_in_float32(small_model):
+    backbone = Backbone(small_model).half()
+    with torch.no_grad():
+        features = Features(backbone, backbone(images_for(small_model).half()), None)
+        assert features.entering.dtype == features.patches.dtype == torch.float32

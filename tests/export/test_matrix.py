@@ -1,0 +1,79 @@
+"""The backbones people name, each with every aggregator it can have, equal torch."""
+
+import itertools
+
+import numpy as np
+import pytest
+import timm
+import torch
+
+from mimexport.aggregators import AGGREGATORS
+from mimexport.aliases import ALIASES, Alias
+from mimexport.build import BuildOptions, build
+from mimruntime.verify import load_reference
+
+BACKBONES = {
+    "vit_base_patch16_224.mae": {"depth": 2},
+    "vit_large_patch16_224.mae": {"depth": 2},
+    "vit_huge_patch14_gap_224.in22k_ijepa": {"depth": 2},
+    "hiera_tiny_224.mae": {"stages": (1, 1, 1, 2)},
+    "eva02_tiny_patch14_224.mim_in22k": {"depth": 2},
+    "beit3_base_patch16_224.pt": {"depth": 2},
+    "vit_small_patch14_reg4_dinov2.lvd142m": {"depth": 2},
+    "vit_small_patch16_dinov3.lvd1689m": {"depth": 2},
+    "vit_base_patch16_siglip_224.v2_webli": {"depth": 2},
+}
+WITHOUT_CLS = ("ijepa", "hiera", "siglip")
+WORST = {"fp32": 0.99999, "fp16": 0.999}
+MATRIX = [
+    (backbone, agg)
+    for backbone, agg in itertools.product(BACKBONES, AGGREGATORS)
+    if not (AGGREGATORS[agg].needs_cls and any(part in backbone for part in WITHOUT_CLS))
+]
+
+
+def shallow(monkeypatch, name):
+    """Register `name` with few blocks, so that a build takes seconds."""
+    cfg = timm.models.get_pretrained_cfg(name)
+    monkeypatch.setitem(
+        ALIASES, "shallow", Alias(name, cfg.input_size[-1], 0, 0, 0, cfg.license, kwargs=BACKBONES[name])
+    )
+    return "shallow"
+
+
+def check(artifact, precision):
+    parity = artifact.manifest.parity
+    assert parity.worst_cosine >= WORST[precision]
+    assert parity.deterministic
+    # Vectors of a random network lie close together; the differences between images must survive too.
+    _, reference = load_reference(artifact)
+    spread = np.abs(reference - reference.mean(0)).max()
+    if precision == "fp32":
+        assert parity.worst_abs_diff < 0.02 * spread
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_every_class_builds_with_the_default_aggregator(name, tmp_path, monkeypatch):
+    torch.manual_seed(0)
+    artifact = build(BuildOptions(model=shallow(monkeypatch, name), agg="topk", out=tmp_path / "a", random_seed=0))
+    check(artifact, "fp32")
+    assert artifact.manifest.graph.last_block == "reduced"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", WORST)
+@pytest.mark.parametrize(("name", "agg"), MATRIX)
+def test_every_class_builds_with_every_aggregator(name, agg, precision, tmp_path, monkeypatch):
+    options = BuildOptions(
+        model=shallow(monkeypatch, name), agg=agg, out=tmp_path / "a", random_seed=0, precision=precision
+    )
+    check(build(options), precision)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", WORST)
+@pytest.mark.parametrize("name", BACKBONES)
+def test_every_class_builds_at_full_depth(name, precision, tmp_path):
+    check(
+        build(BuildOptions(model=name, agg="topk", out=tmp_path / "a", random_seed=0, precision=precision)), precision
+    )

@@ -1,0 +1,191 @@
+"""Weights are loaded whole or refused by name; nothing in a checkpoint is run."""
+
+import logging
+import os
+import pickle
+import re
+
+import pytest
+import safetensors.torch
+import timm
+import torch
+
+from mimexport.aliases import ALIASES, Alias
+from mimexport.errors import WeightsError
+from mimexport.weights import load_model, tensors_sha256
+from mimruntime.errors import UnknownNameError
+
+TINY = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 3}
+
+
+@pytest.fixture(autouse=True)
+def small_aliases(monkeypatch):
+    monkeypatch.setitem(ALIASES, "small", Alias("vit_tiny_patch16_224", 32, 8, 16, 48, "mit", kwargs=TINY))
+    simmim = ALIASES["simmim-b16"].kwargs | TINY
+    monkeypatch.setitem(ALIASES, "small-simmim", Alias("beit_base_patch16_224", 32, 8, 16, 48, "mit", kwargs=simmim))
+    monkeypatch.setitem(
+        ALIASES, "small-ijepa",
+        Alias("vit_tiny_patch16_224", 32, 8, 16, 48, "mit",
+              kwargs=TINY | {"class_token": False, "global_pool": "avg", "fc_norm": False}),
+    )  # fmt: skip
+
+
+@pytest.fixture
+def state():
+    return load_model("small", random_seed=1).model.state_dict()
+
+
+def save(path, content):
+    torch.save(content, path)
+    return path
+
+
+def same_weights(loaded, state):
+    return tensors_sha256(loaded.model.state_dict()) == tensors_sha256(state)
+
+
+def test_safetensors_come_back_unchanged(tmp_path, state):
+    path = tmp_path / "w.safetensors"
+    safetensors.torch.save_file(state, path)
+    loaded = load_model("small", weights=path)
+    assert same_weights(loaded, state)
+    assert (loaded.source, loaded.origin, loaded.license) == ("file", "w.safetensors", "mit")
+
+
+def test_the_digest_does_not_depend_on_the_storage_precision(state):
+    halves = {key: value.half() for key, value in state.items()}
+    assert tensors_sha256(halves) == tensors_sha256({key: value.half().float() for key, value in state.items()})
+    assert tensors_sha256(halves) != tensors_sha256(state)
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda state: state,
+        lambda state: {"model": state, "epoch": 7},
+        lambda state: {"state_dict": {f"module.{key}": value for key, value in state.items()}},
+        # MAE's pretraining checkpoint: encoder, decoder and mask token side by side
+        lambda state: {"model": state | {"mask_token": torch.ones(1, 1, 8), "decoder_embed.weight": torch.ones(8, 48)}},
+        # beyond_cls: the backbone of MAE with a head of pooling, norm and classifier
+        lambda state: {
+            "model": state | {"head.0.attention_predictor.0.weight": torch.ones(1, 48), "head.2.bias": torch.ones(9)}
+        },
+    ],
+    ids=["plain", "model", "state_dict with module prefix", "mae", "beyond_cls"],
+)  # fmt: skip
+def test_published_layouts_are_read(tmp_path, state, wrap):
+    assert same_weights(load_model("small", weights=save(tmp_path / "w.pth", wrap(state))), state)
+
+
+def test_simmims_layout_is_read(tmp_path):
+    state = load_model("small-simmim", random_seed=1).model.state_dict()
+    layout = {f"encoder.{key}": value for key, value in state.items()} | {
+        "encoder.mask_token": torch.ones(1, 1, 48),
+        "encoder.rel_pos_bias.relative_position_index": torch.zeros(17, 17, dtype=torch.int64),
+        "decoder.0.weight": torch.ones(8, 48, 1, 1),
+    }
+    assert same_weights(load_model("small-simmim", weights=save(tmp_path / "w.pth", {"model": layout})), state)
+
+
+def test_ijepas_layout_is_read(tmp_path):
+    state = load_model("small-ijepa", random_seed=1).model.state_dict()
+    layout = {f"module.{key}": value for key, value in state.items()}
+    content = {"encoder": layout, "predictor": {"module.predictor_embed.weight": torch.ones(3)}, "epoch": 3}
+    assert same_weights(load_model("small-ijepa", weights=save(tmp_path / "w.pth.tar", content)), state)
+
+
+def test_missing_and_unexpected_keys_are_named(tmp_path, state):
+    state["blocks.0.extra"] = state.pop("blocks.0.norm1.weight")
+    message = "missing 1 keys: blocks.0.norm1.weight; unexpected 1 keys: blocks.0.extra"
+    with pytest.raises(WeightsError, match=message):
+        load_model("small", weights=save(tmp_path / "w.pth", state))
+
+
+def test_weights_of_another_width_are_refused(tmp_path, state):
+    state["cls_token"] = torch.zeros(1, 1, 64)
+    with pytest.raises(WeightsError, match=r"does not fit the architecture.*cls_token"):
+        load_model("small", weights=save(tmp_path / "w.pth", state))
+
+
+def test_nan_is_refused_with_its_place(tmp_path, state):
+    state["norm.weight"][3] = float("nan")
+    with pytest.raises(WeightsError, match=r"NaN or infinity in 1 keys: norm\.weight"):
+        load_model("small", weights=save(tmp_path / "w.pth", state))
+
+
+def test_a_pickle_that_would_run_code_is_refused_and_does_not_run(tmp_path):
+    witness = tmp_path / "witness"
+
+    class Attack:
+        def __reduce__(self):
+            return os.system, (f"touch {witness}",)
+
+    path = tmp_path / "w.pth"
+    path.write_bytes(pickle.dumps({"model": Attack()}))
+    with pytest.raises(WeightsError, match=r"refused|not a readable checkpoint"):
+        load_model("small", weights=path)
+    save(path, {"model": Attack()})
+    with pytest.raises(WeightsError, match="holds more than tensors and is refused"):
+        load_model("small", weights=path)
+    assert not witness.exists()
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+@pytest.mark.parametrize("kept", [0, 10, 5000])
+def test_a_truncated_file_is_refused(tmp_path, state, suffix, kept):
+    path = tmp_path / f"w{suffix}"
+    (safetensors.torch.save_file if suffix == ".safetensors" else torch.save)(state, path)
+    path.write_bytes(path.read_bytes()[:kept])
+    with pytest.raises(WeightsError, match="is not a readable checkpoint"):
+        load_model("small", weights=path)
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(WeightsError, match=re.escape(f"no weights file at {tmp_path / 'none.pth'}")):
+        load_model("small", weights=tmp_path / "none.pth")
+
+
+def test_random_weights_are_the_same_for_a_seed_and_leave_no_parameter_constant():
+    first, again, other = (load_model("small", random_seed=seed) for seed in (3, 3, 4))
+    assert first.sha256 == again.sha256 != other.sha256
+    assert first.source == "random"
+    assert all(parameter.std() > 0 for parameter in first.model.parameters())
+
+
+def test_a_hub_out_of_reach_is_one_line_with_two_ways_out(monkeypatch, caplog):
+    def unreachable(*args, **kwargs):
+        logging.getLogger("huggingface_hub").warning("retrying")
+        raise ConnectionError("no route\nto host")
+
+    monkeypatch.setattr(timm, "create_model", unreachable)
+    with pytest.raises(WeightsError) as caught:
+        load_model("mae-b16")
+    assert str(caught.value) == (
+        "the weights of 'mae-b16' (timm/vit_base_patch16_224.mae) could not be fetched (ConnectionError);"
+        " give --weights FILE, or --random-weights for a test"
+    )
+    assert "retrying" not in caplog.text
+
+
+def test_a_model_without_a_hub_says_how_to_bring_its_weights():
+    with pytest.raises(WeightsError, match="no hub holds weights for 'simmim-b16'; give --weights FILE"):
+        load_model("simmim-b16")
+
+
+@pytest.mark.parametrize(
+    ("name", "nearest"),
+    [
+        ("mae-l61", "mae-l16"),
+        ("vit_base_patch16_224.maee", r"vit_base_patch16_224\.mae"),
+        ("vit_bse_patch16_224", "vit_base_patch16_224"),
+    ],
+)
+def test_an_unknown_name_is_answered_with_the_nearest(name, nearest):
+    with pytest.raises(UnknownNameError, match=f"unknown model '{name}'; did you mean .*{nearest}"):
+        load_model(name, random_seed=0)
+
+
+def test_another_input_size_resamples_the_position_table():
+    loaded = load_model("mae-tiny", size=96)
+    assert loaded.config["input_size"] == (3, 96, 96)
+    assert loaded.model.pos_embed.shape == (1, 12 * 12 + 1, 192)
