@@ -17,7 +17,7 @@ import safetensors.torch
 import timm
 import torch
 from safetensors import SafetensorError
-from timm.models import get_pretrained_cfg, is_model, list_models
+from timm.models import get_pretrained_cfg, is_model, is_model_in_modules, list_models
 from torch import Tensor, nn
 
 from mimexport.aliases import ALIASES, Alias
@@ -167,7 +167,9 @@ def _timm_entry(name: str) -> Alias:
 
 
 def _create(alias: Alias, kwargs: dict[str, Any], *, pretrained: bool = False) -> nn.Module:
-    # The tag names weights; without them timm would warn of a tag it does not use.
+    if is_model_in_modules(alias.timm_name, ("vision_transformer", "eva")):
+        # Some models would otherwise resize their position table in the graph, for whatever size comes.
+        kwargs = kwargs | {"dynamic_img_size": False}
     model: nn.Module = timm.create_model(alias.timm_name, pretrained=pretrained, num_classes=0, **kwargs)
     return model
 

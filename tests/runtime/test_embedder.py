@@ -178,7 +178,7 @@ class TestStream:
             result = latest
         del latest
         gc.collect()
-        alive = [item for item in gc.get_objects() if isinstance(item, mimruntime.Result)]
+        alive = [item for item in gc.get_objects() if type(item) is mimruntime.Result]
         assert alive == [result]
 
     def test_a_source_of_no_known_type_is_a_result_with_an_error(self, recording: Embedder) -> None:
