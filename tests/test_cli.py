@@ -1,0 +1,101 @@
+"""The program as a user types it: what it prints, where, and with which exit status."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import skimage
+
+PROGRAM = Path(sys.executable).parent / "mimexport"
+
+
+def mimexport(*arguments, cwd=None):
+    return subprocess.run([PROGRAM, *arguments], cwd=cwd, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory):
+    """A folder in which the sentence users type was typed."""
+    folder = tmp_path_factory.mktemp("work")
+    built = mimexport("build", "--model", "mae-tiny", "--agg", "topk", cwd=folder)
+    assert built.returncode == 0, built.stderr
+    assert built.stdout.startswith("artifacts/mae-tiny-topk: 192 numbers a vector, space ")
+    return folder
+
+
+def test_from_a_name_to_vectors(workplace):
+    photos = Path(skimage.__file__).parent / "data"
+    done = mimexport("embed", "artifacts/mae-tiny-topk", str(photos / "coffee.png"), "--out", "v.npz", cwd=workplace)
+    assert done.returncode == 0, done.stderr
+    assert "1 of 1 images embedded" in done.stdout
+    assert (workplace / "v.npz").exists()
+
+
+def test_inspect_and_verify_agree_with_the_build(workplace):
+    inspected = mimexport("inspect", "artifacts/mae-tiny-topk", "--json", cwd=workplace)
+    assert json.loads(inspected.stdout)["aggregator"]["params"] == {"k": 32, "score": "input-norm"}
+    verified = mimexport("verify", "artifacts/mae-tiny-topk", cwd=workplace)
+    assert verified.returncode == 0
+    assert "every digest as built" in verified.stdout
+
+
+def test_random_weights_are_said_loudly(tmp_path):
+    options = ["--random-weights", "--image-size", "32", "--agg", "mean", "--out", str(tmp_path / "a")]
+    done = mimexport("build", "--model", "vit_tiny_patch16_224", *options)
+    assert done.returncode == 0, done.stderr
+    assert "WARNING: random weights, the vectors mean nothing" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "message"),
+    [
+        (["build", "--model", "mae-tinny"], 1, "error: unknown model 'mae-tinny'; did you mean mae-tiny"),
+        (["build", "--model", "mae-tiny", "--agg", "topq"], 1, "error: unknown aggregator 'topq'; did you mean topk"),
+        (["build", "--model", "mae-tiny", "--k", "65"], 1, "error: --k 65: expected a count from 1 to 64"),
+        (["build", "--model", "mae-tiny", "--agg", "mean", "--k", "3"], 1, "error: aggregator mean takes no options"),
+        (["build", "--model", "mae-tiny", "--weights", "none.pth"], 1, "error: no weights file at none.pth"),
+        (["build", "--model", "mae-tiny", "--weights", "x", "--random-weights"], 2, "exclude each other"),
+        (["build"], 2, "Missing option '--model'"),
+        (["build", "--model", "mae-tiny", "--precision", "fp12"], 2, "is not one of 'fp32', 'fp16'"),
+        (["inspect", "nowhere"], 1, "error: no artifact at nowhere"),
+        (["quantize"], 2, "No such command 'quantize'"),
+    ],
+)
+def test_what_goes_wrong_is_one_line_with_its_exit_status(arguments, status, message, tmp_path):
+    done = mimexport(*arguments, cwd=tmp_path)
+    assert done.returncode == status
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    if status == 1:
+        assert len([line for line in done.stderr.splitlines() if line.startswith("error:")]) == 1
+    assert not any(tmp_path.rglob("*.onnx"))
+
+
+def test_debug_gives_the_trace(tmp_path):
+    assert "Traceback" in mimexport("build", "--model", "mae-tinny", "--debug", cwd=tmp_path).stderr
+
+
+def test_models_and_aggregators_are_listed_for_people_and_programs():
+    models = json.loads(mimexport("models", "--json").stdout)
+    assert {"alias", "timm", "size", "patch", "tokens", "dim", "license", "note"} == set(models[0])
+    assert "mae-l16" in mimexport("models").stdout
+    aggregators = mimexport("aggregators").stdout
+    assert "1/k Σ x_i over the k patches of best score" in aggregators
+
+
+def test_without_the_torch_side_build_says_what_to_install(tmp_path):
+    """The commands of the runtime work where torch is not installed."""
+    (tmp_path / "torch.py").write_text("raise ModuleNotFoundError(\"No module named 'torch'\", name='torch')")
+    code = "import sys; sys.path.insert(0, sys.argv.pop(1)); from mimexport.cli import main; main()"
+    for arguments, message in [
+        (["build", "--model", "mae-tiny"], "needs an optional package; run: pip install 'mimexport[export]'"),
+        (["inspect", "nowhere"], "error: no artifact at nowhere"),
+        (["models"], ""),
+    ]:  # fmt: skip
+        done = subprocess.run(
+            [sys.executable, "-c", code, tmp_path, *arguments], capture_output=True, text=True, check=False
+        )
+        assert message in done.stderr
+        assert done.returncode == (1 if message else 0)
