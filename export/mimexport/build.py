@@ -18,11 +18,15 @@ import torch
 
 from mimexport import graph as graph_file
 from mimexport.aggregators import AGGREGATORS, Aggregator, make_aggregator
-from mimexport.backbone import Backbone
+from mimexport.backbone import Backbone, Shape
 from mimexport.card import write_card
+from mimexport.errors import HeadError
+from mimexport.foreign_heads import fetch_ep_head, load_foreign_head
+from mimexport.heads import Head, check_fit, embedded_heads, load_head
 from mimexport.model import EmbeddingModel
 from mimexport.scenes import draw_scenes
 from mimexport.weights import LoadedModel, load_model
+from mimexport.whitening import Whitening
 from mimruntime import manifest as m
 from mimruntime import parity
 from mimruntime.artifact import REFERENCE, Artifact, seal, staged_folder
@@ -48,6 +52,8 @@ class BuildOptions:
         size: edge of the square input, px; None takes the model's own.
         precision: of the backbone.
         with_selection: add the graph output `selection`.
+        head: a head file, the name of an embedded head, or "hub:SLUG" for a published EP head.
+        whiten: apply the head's whitening and keep so many dimensions, 0 for all; None leaves it out.
 
     """
 
@@ -61,6 +67,8 @@ class BuildOptions:
     size: int | None = None
     precision: m.Precision = "fp32"
     with_selection: bool = False
+    head: str | None = None
+    whiten: int | None = None
 
 
 def build(options: BuildOptions, report: Callable[[str], None] = lambda _: None) -> Artifact:
@@ -80,7 +88,7 @@ def build(options: BuildOptions, report: Callable[[str], None] = lambda _: None)
         report(f"loading {options.model}")
         loaded = load_model(options.model, weights=options.weights, random_seed=options.random_seed, size=options.size)
         preprocess = preprocess_of(loaded.config)
-        model = compose(loaded, options)
+        model, head = compose(loaded, options)
         images = draw_scenes(REFERENCE_IMAGES, preprocess.size)
         reference = embed_with_torch(model, images)
         np.savez_compressed(stage / REFERENCE, images=images, embedding=reference)
@@ -88,7 +96,13 @@ def build(options: BuildOptions, report: Callable[[str], None] = lambda _: None)
         model.set_precision(options.precision)
         inputs, outputs = graph_file.export_graph(model, stage, preprocess.size)
         backbone = _backbone_record(loaded, model.backbone, preprocess.size)
-        aggregator = _aggregator_record(options.agg, model.aggregator, token_norm_of(options, model.aggregator))
+        whitened = model.whitening is not None
+        aggregator = m.Aggregator(
+            name=options.agg,
+            params=model.aggregator.params,
+            token_norm=model.token_norm,
+            head_sha256=None if head is None else head.sha256(whitened=whitened),
+        )
         reduced = model.backbone.reduced and not model.aggregator.reads_all
         del model, loaded
         gc.collect()  # large backbones do not fit beside a second copy in the engine
@@ -98,7 +112,9 @@ def build(options: BuildOptions, report: Callable[[str], None] = lambda _: None)
                 lambda pixels: engine.run(pixels)["embedding"], images, reference, engine=engine.name
             )
         parity.check(figures, options.precision)
-        embedding = m.Embedding(dim=reference.shape[1])
+        embedding = m.Embedding(
+            dim=reference.shape[1], whitening=f"{reference.shape[1]} dimensions" if whitened else None
+        )
         manifest = m.Manifest(
             name=options.out.absolute().name,
             created=dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
@@ -125,32 +141,94 @@ def build(options: BuildOptions, report: Callable[[str], None] = lambda _: None)
     return Artifact.open(options.out)
 
 
-def compose(loaded: LoadedModel, options: BuildOptions) -> EmbeddingModel:
-    """Return the network of `options`, in float32 and evaluation mode.
+def compose(loaded: LoadedModel, options: BuildOptions) -> tuple[EmbeddingModel, Head | None]:
+    """Return the network of `options`, in float32 and evaluation mode, and the head it was given.
 
     Raises:
         OptionError: an option that does not fit the backbone.
-
+        HeadError: a head that is missing or does not fit.
     """
     backbone = Backbone(loaded.model)
-    aggregator = make_aggregator(options.agg, backbone.shape, dict(options.agg_options))
+    head = choose_head(loaded, backbone.shape, options)
+    given = {name: value for name, value in options.agg_options.items() if value is not None}
+    aggregator = make_aggregator(options.agg, backbone.shape, (head.params if head else {}) | given)
+    if head is not None:
+        fill(aggregator, head)
+    elif any(True for _ in aggregator.parameters()):
+        raise HeadError(
+            f"aggregator {options.agg} is learned, and no head for {loaded.name} is shipped; fit one:"
+            f" mimexport fit --model {loaded.name} --agg {options.agg} --data FOLDER --out head.safetensors,"
+            " then build with --head head.safetensors"
+        )
     if options.with_selection and not aggregator.has_weights:
         having = ", ".join(name for name, kind in AGGREGATORS.items() if kind.has_weights)
         raise OptionError(f"--with-selection: aggregator {options.agg} gives patches no share; these do: {having}")
     config = loaded.config
-    return EmbeddingModel(
+    model = EmbeddingModel(
         backbone,
         aggregator,
-        token_norm_of(options, aggregator),
+        options.token_norm or (head.token_norm if head else aggregator.token_norm),
         config["mean"],
         config["std"],
+        whitening=_whitening(head, options),
         with_selection=options.with_selection,
-    ).eval()
+    )
+    return model.eval(), head
 
 
-def token_norm_of(options: BuildOptions, aggregator: Aggregator) -> m.TokenNorm:
-    """Return the token norm asked for, or the aggregator's default."""
-    return options.token_norm or aggregator.token_norm
+def choose_head(loaded: LoadedModel, shape: Shape, options: BuildOptions) -> Head | None:
+    """Return the head asked for, or the one this package ships where one is needed; checked against the backbone.
+
+    Raises:
+        HeadError: no such head, or one that does not fit.
+    """
+    shipped = embedded_heads(loaded.name) if loaded.source == "embedded" else {}
+    learned = AGGREGATORS[options.agg].needs_head or options.agg_options.get("score") == "learned"
+    name = options.head
+    if name is None:
+        name = "topk-learned" if options.agg == "topk" and learned else options.agg
+        if name not in shipped or not (learned or options.whiten is not None):
+            return None
+    if name in shipped:
+        head = load_head(shipped[name])
+    elif name.startswith("hub:"):
+        head = load_foreign_head(fetch_ep_head(name.removeprefix("hub:")), shape, options.token_norm)
+    elif Path(name).suffix == ".safetensors" or not Path(name).suffix:
+        head = load_head(Path(name))
+    else:
+        head = load_foreign_head(Path(name), shape, options.token_norm)
+    if head.agg != options.agg:
+        raise HeadError(f"the head '{name}' is for aggregator {head.agg}; --agg {options.agg} was given")
+    check_fit(head, loaded, shape, options.token_norm)
+    return head
+
+
+def fill(aggregator: Aggregator, head: Head) -> None:
+    """Load the head's tensors, all of them.
+
+    Raises:
+        HeadError: tensors of another shape or name, or a whitening of other options.
+    """
+    try:
+        aggregator.load_state_dict(head.tensors)
+    except RuntimeError as error:
+        raise HeadError(f"the head does not fit aggregator {head.agg}: {' '.join(str(error).split())[:200]}") from error
+    if head.whitening is not None and aggregator.params != head.params:
+        raise HeadError(f"the head was fitted with {head.params}, the aggregator has {aggregator.params}; fit another")
+
+
+def _whitening(head: Head | None, options: BuildOptions) -> Whitening | None:
+    if options.whiten is None:
+        return None
+    if head is None or head.whitening is None:
+        raise HeadError(
+            f"--whiten needs a head with a whitening for {options.model} and {options.agg}; fit one: mimexport fit"
+            f" --model {options.model} --agg {options.agg} --unlabelled --data FOLDER --out head.safetensors"
+        )
+    mean, matrix = head.whitening
+    if options.whiten > matrix.shape[1]:
+        raise OptionError(f"--whiten {options.whiten}: the whitening has {matrix.shape[1]} dimensions")
+    return Whitening(mean, matrix, options.whiten or None)
 
 
 def embed_with_torch(model: EmbeddingModel, images: np.ndarray) -> np.ndarray:
@@ -217,10 +295,6 @@ def _backbone_record(loaded: LoadedModel, backbone: Backbone, size: int) -> m.Ba
         prefix_tokens=backbone.shape.prefix,
         dim=backbone.shape.dim,
     )
-
-
-def _aggregator_record(name: str, aggregator: Aggregator, token_norm: m.TokenNorm) -> m.Aggregator:
-    return m.Aggregator(name=name, params=aggregator.params, token_norm=token_norm)
 
 
 def _is_installed(tool: str) -> bool:

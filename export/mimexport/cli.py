@@ -24,7 +24,7 @@ _RANDOM = "WARNING: random weights, the vectors mean nothing; the artifact says 
 )
 @click.option("--out", type=click.Path(path_type=Path), help="Artifact folder.  [default: artifacts/MODEL-AGG]")
 @click.option("--k", help="topk: how many patches, as a count (49) or a share (50%).  [default: 50%]")
-@click.option("--score", help="topk: what is best: input-norm, norm, cls-attention.  [default: input-norm]")
+@click.option("--score", help="topk: what is best: input-norm, norm, cls-attention, learned.  [default: input-norm]")
 @click.option(
     "--token-norm",
     type=click.Choice(["raw", "final"]),
@@ -35,6 +35,19 @@ _RANDOM = "WARNING: random weights, the vectors mean nothing; the artifact says 
     "--image-size", type=click.IntRange(min=16), metavar="PX", help="Edge of the square input.  [default: the model's]"
 )
 @click.option("--with-selection", is_flag=True, help="Also output the share of every patch in the vector.")
+@click.option(
+    "--head",
+    metavar="FILE|NAME",
+    help="What was learned for this backbone: a head file, an embedded head's name, hub:SLUG.",
+)
+@click.option(
+    "--whiten",
+    type=click.IntRange(min=0),
+    is_flag=False,
+    flag_value=0,
+    metavar="[DIM]",
+    help="Apply the head's whitening, keeping DIM dimensions.  [default: not at all; without DIM: all]",
+)
 @click.option(
     "--weights",
     type=click.Path(path_type=Path),
@@ -63,6 +76,8 @@ def build(**given: Any) -> None:
             size=given["image_size"],
             precision=given["precision"],
             with_selection=given["with_selection"],
+            head=given["head"],
+            whiten=given["whiten"],
         ),
         report=lambda line: click.echo(f"  {line} …", err=True),
     )

@@ -2,6 +2,8 @@
 
 MimError
 ├── WeightsError     weights that cannot be fetched, read or fitted to the architecture
+├── HeadError        a head that cannot be read, or was not made for this backbone
+├── FitError         images or features from which nothing can be learned
 └── GraphError       a graph that breaks a rule of this project
 """
 
@@ -10,6 +12,14 @@ from mimruntime.errors import MimError
 
 class WeightsError(MimError):
     """Weights that cannot be fetched, read or fitted to the architecture."""
+
+
+class HeadError(MimError):
+    """A head that cannot be read, or was not made for this backbone."""
+
+
+class FitError(MimError):
+    """Images or features from which nothing can be learned."""
 
 
 class GraphError(MimError):

@@ -33,6 +33,11 @@ class Features:
         return self._tokens[:, self.shape.prefix :].float()
 
     @cached_property
+    def entering_energy(self) -> Tensor:
+        """Squared length (B, N) of the patch tokens that enter the last block."""
+        return self.entering.square().sum(-1)
+
+    @cached_property
     def raw_patches(self) -> Tensor:
         """Patch tokens (B, N, D) that leave the last block, without norm."""
         return self._output[:, self.shape.prefix :]

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from mimexport.aggregators import Aggregator
 from mimexport.backbone import Backbone
 from mimexport.features import Features
+from mimexport.whitening import Whitening
 from mimruntime.manifest import Precision, TokenNorm
 
 _EPSILON = 1e-6
@@ -28,6 +29,7 @@ class EmbeddingModel(nn.Module):
         token_norm: 'raw' or 'final'.
         mean: of the pixels the backbone was trained on, per channel, in units of [0, 1].
         std: likewise.
+        whitening: applied to the pooled vector, before L2.
         with_selection: also return the share of every patch.
 
     """
@@ -43,14 +45,17 @@ class EmbeddingModel(nn.Module):
         mean: tuple[float, float, float],
         std: tuple[float, float, float],
         *,
+        whitening: Whitening | None = None,
         with_selection: bool = False,
     ) -> None:
         super().__init__()
         self.backbone = backbone
         self.aggregator = aggregator
         final = token_norm == "final"
+        self.token_norm: TokenNorm = token_norm
         self.norm = backbone.norm if final else None
         self.pool_norm = backbone.pool_norm if final and backbone.norm is None else None
+        self.whitening = whitening
         self.dtype = torch.float32
         self.with_selection = with_selection
         self.register_buffer("mean", 255 * torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
@@ -71,5 +76,7 @@ class EmbeddingModel(nn.Module):
         vector, weights = self.aggregator(features)
         if self.pool_norm is not None:
             vector = self.pool_norm(vector.unflatten(-1, (-1, self.backbone.shape.dim))).flatten(-2)
+        if self.whitening is not None:
+            vector = self.whitening(vector)
         embedding = vector / vector.square().sum(-1, keepdim=True).sqrt().clamp_min(_EPSILON)
         return (embedding, weights.unflatten(1, self.backbone.shape.grid)) if self.with_selection else (embedding,)

@@ -50,7 +50,7 @@ def _engine_options(command: _Command) -> _Command:
 )
 @click.option("--expect-space", metavar="ID", help="Refuse an artifact of another embedding space.")
 @click.option("--strict", is_flag=True, help="Stop at the first image that cannot be read; nothing is written.")
-def embed(  # noqa: PLR0917 - click passes by keyword
+def embed(
     artifact: Path,
     paths: tuple[str, ...],
     out: Path,

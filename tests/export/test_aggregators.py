@@ -33,44 +33,88 @@ def unit(x):
     return x / np.linalg.norm(x, axis=-1, keepdims=True)
 
 
-def numpy_cls(cls, patches, attention, entering):
+def numpy_cls(cls, patches, attention, entering, state):
     return cls
 
 
-def numpy_mean(cls, patches, attention, entering):
+def numpy_mean(cls, patches, attention, entering, state):
     return patches.mean(1)
 
 
-def numpy_cls_mean(cls, patches, attention, entering):
+def numpy_cls_mean(cls, patches, attention, entering, state):
     return np.concatenate([unit(cls), unit(patches.mean(1))], axis=-1)
 
 
-def numpy_max(cls, patches, attention, entering):
+def numpy_max(cls, patches, attention, entering, state):
     return patches.max(1)
 
 
-def numpy_gem(cls, patches, attention, entering):
+def numpy_gem(cls, patches, attention, entering, state):
     return (np.maximum(patches, 1e-6) ** 3).mean(1) ** (1 / 3)
 
 
-def numpy_center(cls, patches, attention, entering):
+def numpy_center(cls, patches, attention, entering, state):
     return patches.reshape(-1, 4, 4, patches.shape[-1])[:, 1:3, 1:3].mean((1, 2))
 
 
-def numpy_attn_mean(cls, patches, attention, entering):
+def numpy_attn_mean(cls, patches, attention, entering, state):
     weights = attention.mean(1)
     return np.einsum("bn,bnd->bd", weights / weights.sum(-1, keepdims=True), patches)
 
 
-def numpy_attn_min_entropy(cls, patches, attention, entering):
+def numpy_attn_min_entropy(cls, patches, attention, entering, state):
     entropy = -(attention * np.log(attention)).sum(-1)
     weights = np.stack([heads[chosen] for heads, chosen in zip(attention, entropy.argmin(1), strict=True)])
     return np.einsum("bn,bnd->bd", weights, patches)
 
 
-def numpy_topk(cls, patches, attention, entering, k=8):
+def numpy_topk(cls, patches, attention, entering, state, k=8):
     order = np.argsort(-np.linalg.norm(entering, axis=-1), axis=1)[:, :k]
     return np.take_along_axis(patches, order[..., None], 1).mean(1)
+
+
+def numpy_center_weighted(cls, patches, attention, entering, state):
+    y, x = np.mgrid[0:4, 0:4] - 1.5
+    near = 1 - np.hypot(x, y).ravel() / np.hypot(1.5, 1.5)
+    return np.einsum("n,bnd->bd", near / near.sum(), patches)
+
+
+def softmax(x):
+    e = np.exp(x - x.max(-1, keepdims=True))
+    return e / e.sum(-1, keepdims=True)
+
+
+def numpy_abmilp(cls, patches, attention, entering, state):
+    scores = patches @ state["scorer.0.weight"][0] + state["scorer.0.bias"]
+    return np.einsum("bn,bnd->bd", softmax(scores), patches)
+
+
+def numpy_ep(cls, patches, attention, entering, state):
+    queries, value = state["queries"], state["value.weight"]
+    slices = np.split(patches @ value.T, len(queries), axis=-1)
+    pooled = []
+    for query, part in zip(queries, slices, strict=True):
+        weights = softmax(patches @ query / np.sqrt(patches.shape[-1]))
+        pooled.append(np.einsum("bn,bnd->bd", weights, part))
+    return np.concatenate(pooled, axis=-1)
+
+
+def numpy_simpool(cls, patches, attention, entering, state):
+    centred = patches - patches.mean(-1, keepdims=True)
+    normed = centred / np.sqrt((centred**2).mean(-1, keepdims=True) + 1e-6)
+    normed = normed * state["norm.weight"] + state["norm.bias"]
+    query = patches.mean(1) @ state["query.weight"].T
+    scores = np.einsum("bnd,bd->bn", normed @ state["key.weight"].T, query) / np.sqrt(patches.shape[-1])
+    return np.einsum("bn,bnd->bd", softmax(scores), normed)
+
+
+def numpy_aim(cls, patches, attention, entering, state):
+    x = patches / state["std"]
+    keys, values = (np.split(x @ state[f"{name}.weight"].T, 3, axis=-1) for name in ("key", "value"))
+    pooled = []
+    for query, key, value in zip(state["query"], keys, values, strict=True):
+        pooled.append(np.einsum("bn,bnd->bd", softmax(key @ query / np.sqrt(len(query))), value))
+    return np.concatenate(pooled, axis=-1)
 
 
 PLAIN = {
@@ -83,28 +127,50 @@ PLAIN = {
     "attn-mean": numpy_attn_mean,
     "attn-min-entropy": numpy_attn_min_entropy,
     "topk": numpy_topk,
+    "center-weighted": numpy_center_weighted,
+    "abmilp": numpy_abmilp,
+    "ep": numpy_ep,
+    "simpool": numpy_simpool,
+    "aim": numpy_aim,
 }
+WEIGHTED_MEAN = {"mean", "center", "center-weighted", "attn-mean", "attn-min-entropy", "topk", "abmilp"}
+"""Those whose vector is Σ weights_i x_i of the patches themselves."""
+
+
+def shaken(name, shape, options=None):
+    """The aggregator with every learned parameter at random."""
+    torch.manual_seed(3)
+    aggregator = make_aggregator(name, shape, options or {})
+    with torch.no_grad():
+        for parameter in aggregator.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+        if name == "aim":
+            aggregator.std.uniform_(0.5, 2)
+    return aggregator
 
 
 @pytest.mark.parametrize("name", AGGREGATORS)
 def test_it_equals_a_reimplementation_in_numpy(name, parts):
     features, *plain = parts
     with torch.no_grad():
-        vector = make_aggregator(name, features.shape, {})(features).vector.numpy()
-    np.testing.assert_allclose(vector, PLAIN[name](*plain), rtol=1e-4, atol=1e-5)
+        aggregator = shaken(name, features.shape)
+        vector = aggregator(features).vector.numpy()
+    state = {key: value.numpy().astype(np.float64) for key, value in aggregator.state_dict().items()}
+    np.testing.assert_allclose(vector, PLAIN[name](*plain, state), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", AGGREGATORS)
 def test_its_width_and_weights_are_what_it_declares(name, parts):
     features = parts[0]
-    aggregator = make_aggregator(name, features.shape, {})
+    aggregator = shaken(name, features.shape)
     with torch.no_grad():
         pooled = aggregator(features)
-    assert pooled.vector.shape == (4, aggregator.out_dims * features.shape.dim)
+    assert pooled.vector.shape == (4, aggregator.width)
     assert (pooled.weights is not None) == aggregator.has_weights
     if pooled.weights is not None:
         assert pooled.weights.shape == (4, features.shape.patches)
         torch.testing.assert_close(pooled.weights.sum(1), torch.ones(4))
+    if name in WEIGHTED_MEAN:
         expected = (features.patches * pooled.weights.unsqueeze(-1)).sum(1)
         torch.testing.assert_close(pooled.vector, expected, atol=1e-5, rtol=1e-4)
 
@@ -173,3 +239,69 @@ def test_a_share_means_that_share_of_the_patches(share, patches):
 def test_a_k_that_means_no_number_of_patches_is_refused(text):
     with pytest.raises(OptionError, match=r"expected a count from 1 to 16 or a share such as 50%"):
         parse_k(text, 16)
+
+
+@pytest.mark.parametrize("depth", [1, 2, 3])
+@pytest.mark.parametrize("activation", ["tanh", "relu"])
+def test_deeper_abmilp_scores_with_a_small_network(parts, depth, activation):
+    features, _, patches, _, _ = parts
+    aggregator = shaken("abmilp", features.shape, {"depth": depth, "activation": activation})
+    x = patches
+    for i, layer in enumerate(aggregator.layers):
+        x = x @ layer.weight.detach().numpy().T + layer.bias.detach().numpy()
+        if i < depth - 1:
+            x = np.tanh(x) if activation == "tanh" else np.maximum(x, 0)
+    with torch.no_grad():
+        weights = aggregator(features).weights.numpy()
+    np.testing.assert_allclose(weights, softmax(x[..., 0]), rtol=1e-4, atol=1e-6)
+
+
+def test_the_center_prior_multiplies_the_weights_by_closeness(parts):
+    features = parts[0]
+    plain = shaken("abmilp", features.shape)
+    prior = make_aggregator("abmilp", features.shape, {"prior": "center"})
+    prior.load_state_dict(plain.state_dict())
+    with torch.no_grad():
+        weights = plain(features).weights * make_aggregator("center-weighted", features.shape, {}).weights
+        expected = weights / weights.sum(1, keepdim=True)
+        torch.testing.assert_close(prior(features).weights, expected, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"), [("abmilp", {}), ("abmilp", {"depth": 2}), ("ep", {}), ("ep", {"d_out": 2, "queries": 8})]
+)
+def test_rescaling_turns_parameters_for_scaled_tokens_into_those_for_tokens(parts, name, options):
+    features = parts[0]
+    spread = torch.rand(features.shape.dim) + 0.5
+    aggregator = shaken(name, features.shape, options)
+    with torch.no_grad():
+        scaled = Features.__new__(Features)
+        scaled.shape, scaled.patches = features.shape, features.patches / spread
+        expected = aggregator(scaled).weights
+        aggregator.rescale(spread)
+        torch.testing.assert_close(aggregator(features).weights, expected, atol=1e-5, rtol=1e-4)
+
+
+def test_a_learned_score_picks_its_best_patches(parts):
+    features, _, patches, _, _ = parts
+    w = torch.randn(features.shape.dim)
+    aggregator = make_aggregator("topk", features.shape, {"k": "3", "score": "learned"})
+    aggregator.load_scorer(w)
+    with torch.no_grad():
+        chosen = aggregator(features).weights.numpy() > 0
+    order = np.argsort(-(patches @ w.numpy()), axis=1)[:, :3]
+    assert all(set(np.flatnonzero(row)) == set(best) for row, best in zip(chosen, order, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("abmilp", {"depth": 0}, "expected depth ≥ 1"),
+        ("abmilp", {"activation": "gelu"}, "activation 'gelu'"),
+        ("ep", {"queries": 7}, "7 queries and d_out 1 do not divide"),
+        ("aim", {"heads": 5}, "5 heads do not divide"),
+    ],
+)
+def test_options_that_do_not_fit_the_width_are_refused(name, options, message, parts):
+    with pytest.raises(OptionError, match=message):
+        make_aggregator(name, parts[0].shape, options)

@@ -97,7 +97,7 @@ class TestEmbed:
             (("{artifact}", "{photos}", "--out", "v.npz", "--fast"), 2, "No such option"),
         ],
     )
-    def test_each_mistake_gets_its_line_and_exit_code(  # noqa: PLR0917 - fixtures
+    def test_each_mistake_gets_its_line_and_exit_code(
         self,
         toy_artifact: Path,
         folder: Path,

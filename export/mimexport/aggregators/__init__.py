@@ -5,9 +5,14 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
+from mimexport.aggregators.abmilp import AbMILP
+from mimexport.aggregators.aim import AimPooling
 from mimexport.aggregators.attention import AttentionMean, AttentionMinEntropy
 from mimexport.aggregators.base import Aggregator, Pooled
-from mimexport.aggregators.pooling import Center, Cls, ClsMean, GeM, Max, Mean
+from mimexport.aggregators.center import Center, CenterWeighted
+from mimexport.aggregators.ep import EfficientProbing
+from mimexport.aggregators.pooling import Cls, ClsMean, GeM, Max, Mean
+from mimexport.aggregators.simpool import SimPool
 from mimexport.aggregators.topk import TopK
 from mimexport.backbone import Shape
 from mimruntime.errors import OptionError, UnknownNameError
@@ -21,9 +26,14 @@ AGGREGATORS: dict[str, type[Aggregator]] = {
     "max": Max,
     "gem": GeM,
     "center": Center,
+    "center-weighted": CenterWeighted,
     "attn-mean": AttentionMean,
     "attn-min-entropy": AttentionMinEntropy,
     "topk": TopK,
+    "abmilp": AbMILP,
+    "ep": EfficientProbing,
+    "simpool": SimPool,
+    "aim": AimPooling,
 }
 
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from torch import Tensor
-
-from mimexport.aggregators.base import Aggregator, Pooled
+from mimexport.aggregators.base import Aggregator, Pooled, weighted_sum
 from mimexport.features import Features
 
 
@@ -17,7 +15,7 @@ class AttentionMean(Aggregator):
     def forward(self, features: Features) -> Pooled:
         """See base class."""
         weights = features.cls_attention.mean(1)
-        return _weighted(features, weights / weights.sum(-1, keepdim=True))
+        return weighted_sum(features.patches, weights / weights.sum(-1, keepdim=True))
 
 
 class AttentionMinEntropy(Aggregator):
@@ -31,8 +29,4 @@ class AttentionMinEntropy(Aggregator):
         heads = features.cls_attention
         entropy = -(heads * heads.clamp_min(1e-12).log()).sum(-1)
         chosen = entropy.argmin(1)[:, None, None].expand(-1, 1, heads.shape[-1])
-        return _weighted(features, heads.gather(1, chosen)[:, 0])
-
-
-def _weighted(features: Features, weights: Tensor) -> Pooled:
-    return Pooled((features.patches * weights.unsqueeze(-1)).sum(1), weights)
+        return weighted_sum(features.patches, heads.gather(1, chosen)[:, 0])

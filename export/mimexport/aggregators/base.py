@@ -34,6 +34,7 @@ class Aggregator(nn.Module, ABC):
         formula: one line, in the notation of the README (x_i: patch tokens, N of them).
         token_norm: the default; measured on `mae-tiny`, see the README.
         needs_cls: whether [cls] is read.
+        needs_head: whether its parameters are learned, so that a head is needed.
         has_weights: whether `Pooled.weights` is given, so that `--with-selection` works.
         out_dims: width of the vector in units of D.
 
@@ -42,6 +43,7 @@ class Aggregator(nn.Module, ABC):
     formula: ClassVar[str]
     token_norm: ClassVar[TokenNorm] = "raw"
     needs_cls: ClassVar[bool] = False
+    needs_head: ClassVar[bool] = False
     has_weights: ClassVar[bool] = True
     out_dims: ClassVar[int] = 1
 
@@ -55,6 +57,26 @@ class Aggregator(nn.Module, ABC):
         return {}
 
     @property
+    def width(self) -> int:
+        """Width D' of the vector."""
+        return self.out_dims * self.shape.dim
+
+    @property
+    def rescalable(self) -> bool:
+        """Whether parameters learned on tokens x / σ can be turned into those for x."""
+        return False
+
+    def rescale(self, spread: Tensor) -> None:
+        """Turn parameters learned on tokens x / σ into those for x, where `rescalable`; σ is (D,)."""
+
+    def prepare(self, spread: Tensor) -> None:
+        """Take what is fixed before training from the tokens' spread σ (D,)."""
+
+    def load_scorer(self, w: Tensor) -> None:
+        """Take a linear scorer w (D,) of raw patch tokens, where the aggregator has one."""
+        raise NotImplementedError(f"{type(self).__name__} has no scorer")
+
+    @property
     def reads_all(self) -> bool:
         """Whether every patch token that leaves the last block is read, so that the block must run whole."""
         return True
@@ -62,3 +84,8 @@ class Aggregator(nn.Module, ABC):
     @abstractmethod
     def forward(self, features: Features) -> Pooled:
         """Aggregate one batch."""
+
+
+def weighted_sum(tokens: Tensor, weights: Tensor) -> Pooled:
+    """Return Σ w_i x_i of tokens (B, N, D) and weights (B, N)."""
+    return Pooled((tokens * weights.unsqueeze(-1)).sum(1), weights)

@@ -1,11 +1,10 @@
-"""Aggregators that treat patches alike, or by their place: cls, mean, cls+mean, max, gem, center."""
+"""Aggregators that treat all patches alike: cls, mean, cls+mean, max, gem."""
 
 from __future__ import annotations
 
 import torch
 
 from mimexport.aggregators.base import Aggregator, Pooled
-from mimexport.backbone import Shape
 from mimexport.features import Features
 
 
@@ -77,29 +76,3 @@ class GeM(Aggregator):
         """See base class."""
         x = features.patches.clamp_min(1e-6)
         return Pooled((x * x * x).mean(1).pow(1 / 3))
-
-
-class Center(Aggregator):
-    """Mean of the central n×n patches, n being half the grid: a prior on where photographers put things."""
-
-    formula = "mean of the central n×n patches, n = half the grid"
-
-    def __init__(self, shape: Shape) -> None:
-        super().__init__(shape)
-        inside = torch.zeros(shape.grid)
-        edges = [max(1, edge // 2) for edge in shape.grid]
-        top, left = ((edge - inner) // 2 for edge, inner in zip(shape.grid, edges, strict=True))
-        inside[top : top + edges[0], left : left + edges[1]] = 1
-        self.weights: torch.Tensor
-        self.register_buffer("weights", (inside / inside.sum()).flatten(), persistent=False)
-
-    @property
-    def params(self) -> dict[str, str | int | float | bool]:
-        """See base class."""
-        return {"patches": int((self.weights > 0).sum())}
-
-    def forward(self, features: Features) -> Pooled:
-        """See base class."""
-        patches = features.patches
-        weights = self.weights.expand(patches.shape[0], -1)
-        return Pooled((patches * weights.unsqueeze(-1)).sum(1), weights)

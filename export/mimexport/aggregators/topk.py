@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mimexport.aggregators.base import Aggregator, Pooled
 from mimexport.backbone import Shape
@@ -14,7 +14,7 @@ from mimruntime.errors import OptionError, UnknownNameError
 
 
 def _input_norm(features: Features) -> Tensor:
-    return features.entering.square().sum(-1)
+    return features.entering_energy
 
 
 def _output_norm(features: Features) -> Tensor:
@@ -23,6 +23,9 @@ def _output_norm(features: Features) -> Tensor:
 
 def _cls_attention(features: Features) -> Tensor:
     return features.cls_attention.mean(1)
+
+
+LEARNED = "learned"
 
 
 SCORES = {
@@ -46,34 +49,42 @@ class TopK(Aggregator):
     Args:
         shape: of the backbone.
         k: a count ("49") or a share of the patches ("50%"); a constant of the graph.
-        score: a name in `SCORES`.
+        score: a name in `SCORES`, or "learned": a linear function of the raw patch token, fitted without labels.
 
     """
 
     formula = "1/k Σ x_i over the k patches of best score"
 
-    def __init__(self, shape: Shape, *, k: str = "50%", score: str = "input-norm") -> None:
+    def __init__(self, shape: Shape, *, k: str | int = "50%", score: str = "input-norm") -> None:
         super().__init__(shape)
-        if score not in SCORES:
-            raise UnknownNameError("score", score, SCORES)
+        if score not in SCORES and score != LEARNED:
+            raise UnknownNameError("score", score, [*SCORES, LEARNED])
         if score == "cls-attention" and not shape.has_cls:
             raise OptionError("score cls-attention needs a [cls] token, this backbone has none; use --score input-norm")
         self.score = score
-        self.k = parse_k(k, shape.patches)
+        self.k = parse_k(str(k), shape.patches)
+        self.scorer = nn.Linear(shape.dim, 1, bias=False) if score == LEARNED else None
 
     @property
     def params(self) -> dict[str, str | int | float | bool]:
         """See base class."""
         return {"k": self.k, "score": self.score}
 
+    def load_scorer(self, w: Tensor) -> None:
+        """See base class."""
+        if self.scorer is None:
+            raise OptionError(f"topk with score {self.score} has no scorer to load")
+        with torch.no_grad():
+            self.scorer.weight.copy_(w.unsqueeze(0))
+
     @property
     def reads_all(self) -> bool:
         """See base class."""
-        return self.score == "norm"
+        return self.score in {"norm", LEARNED}
 
     def forward(self, features: Features) -> Pooled:
         """See base class."""
-        scores = SCORES[self.score](features)
+        scores = self.scorer(features.raw_patches).squeeze(-1) if self.scorer else SCORES[self.score](features)
         index = scores.topk(self.k, dim=1).indices
         if self.reads_all:
             # The rows exist already: the score was read from them.

@@ -1,0 +1,58 @@
+"""AIM-style attention pooling: one learned query in every head, over standardised patches."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn, ones, randn
+
+from mimexport.aggregators.base import Aggregator, Pooled
+from mimexport.backbone import Shape
+from mimexport.features import Features
+from mimruntime.errors import OptionError
+
+
+class AimPooling(Aggregator):
+    """The attentive probe of AIM (El-Nouby et al., arXiv 2401.08541).
+
+    Its batch norm without affine is, on a frozen backbone, a fixed standardisation. The mean is left out: it shifts every
+    score alike and every value by a constant, which the softmax and the classifier's own batch norm take out again.
+
+    Args:
+        shape: of the backbone.
+        heads: divides D.
+    """
+
+    formula = "concat_h Σ_i a_hi (W_v x̂_i)_h, a_h = softmax_i(q_h·(W_k x̂_i)_h / √d), x̂ = x / σ"
+    needs_head = True
+    std: Tensor
+
+    def __init__(self, shape: Shape, *, heads: int = 3) -> None:
+        super().__init__(shape)
+        if heads < 1 or shape.dim % heads:
+            raise OptionError(f"aim: {heads} heads do not divide tokens {shape.dim} wide")
+        self.heads = heads
+        self.register_buffer("std", ones(shape.dim))
+        self.query = nn.Parameter(0.02 * randn(heads, shape.dim // heads))
+        self.key = nn.Linear(shape.dim, shape.dim, bias=False)
+        self.value = nn.Linear(shape.dim, shape.dim, bias=False)
+
+    @property
+    def params(self) -> dict[str, str | int | float | bool]:
+        """See base class."""
+        return {"heads": self.heads}
+
+    def prepare(self, spread: Tensor) -> None:
+        """See base class."""
+        self.std.copy_(spread)
+
+    def pool(self, patches: Tensor) -> tuple[Tensor, Tensor]:
+        """Return vectors (B, D) and attention (B, heads, N) of patches (B, N, D)."""
+        x = patches / self.std
+        key, value = (part(x).unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in (self.key, self.value))
+        scores = (key * self.query.unsqueeze(1)).sum(-1) / self.query.shape[1] ** 0.5
+        attention = scores.softmax(-1)
+        return (attention.unsqueeze(-1) * value).sum(2).flatten(1), attention
+
+    def forward(self, features: Features) -> Pooled:
+        """See base class."""
+        vector, attention = self.pool(features.patches)
+        return Pooled(vector, attention.mean(1))

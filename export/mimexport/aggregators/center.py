@@ -1,0 +1,52 @@
+"""Aggregators that trust the photographer: what is in the middle counts."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from mimexport.aggregators.base import Aggregator, Pooled, weighted_sum
+from mimexport.backbone import Shape
+from mimexport.features import Features
+
+
+def closeness(shape: Shape) -> Tensor:
+    """Return how close every patch is to the centre, (N,): 1 in the middle, falling linearly to 0 at the farthest patch."""
+    rows, columns = (torch.arange(edge) - (edge - 1) / 2 for edge in shape.grid)
+    distance = torch.hypot(rows[:, None], columns[None, :]).flatten()
+    return 1 - distance / distance.max().clamp_min(1e-6)
+
+
+class Center(Aggregator):
+    """Mean of the central n×n patches, n being half the grid."""
+
+    formula = "mean of the central n×n patches, n = half the grid"
+    weights: Tensor
+
+    def __init__(self, shape: Shape) -> None:
+        super().__init__(shape)
+        inside = torch.zeros(shape.grid)
+        edges = [max(1, edge // 2) for edge in shape.grid]
+        top, left = ((edge - inner) // 2 for edge, inner in zip(shape.grid, edges, strict=True))
+        inside[top : top + edges[0], left : left + edges[1]] = 1
+        self.register_buffer("weights", (inside / inside.sum()).flatten(), persistent=False)
+
+    def forward(self, features: Features) -> Pooled:
+        """See base class."""
+        return weighted_sum(features.patches, self.weights.expand(features.patches.shape[0], -1))
+
+
+class CenterWeighted(Aggregator):
+    """Every patch, weighted by its closeness to the centre."""
+
+    formula = "Σ w_i x_i, w_i ∝ 1 − distance of patch i to the centre / the largest such distance"
+    weights: Tensor
+
+    def __init__(self, shape: Shape) -> None:
+        super().__init__(shape)
+        near = closeness(shape)
+        self.register_buffer("weights", near / near.sum(), persistent=False)
+
+    def forward(self, features: Features) -> Pooled:
+        """See base class."""
+        return weighted_sum(features.patches, self.weights.expand(features.patches.shape[0], -1))

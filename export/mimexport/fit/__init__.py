@@ -1,0 +1,1 @@
+"""Learning on top of a frozen backbone: tokens once, then a head, with labels or without."""

@@ -1,0 +1,231 @@
+"""The flow of `mimexport fit`: tokens, a head, its whitening, a file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mimexport.aggregators import AGGREGATORS, Aggregator, make_aggregator
+from mimexport.aggregators.topk import LEARNED, SCORES
+from mimexport.backbone import Backbone
+from mimexport.build import preprocess_of
+from mimexport.errors import FitError
+from mimexport.fit.labelled import train
+from mimexport.fit.tokens import Tokens, TokenStore, pool
+from mimexport.fit.unlabelled import SHRINKAGE, fit_scorer, two_view_recall
+from mimexport.fit.views import WHOLE
+from mimexport.heads import Head, save_head
+from mimexport.weights import LoadedModel, load_model
+from mimexport.whitening import Whitening, fit_two_view
+from mimruntime.decode import Source
+from mimruntime.errors import OptionError, UnknownNameError
+from mimruntime.manifest import TokenNorm
+
+TWO_VIEW_IMAGES = 16_000
+"""Images of which two random views are taken, at most: more bring little and cost disk."""
+SHARES = ("25%", "50%", "75%", "100%")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FitOptions:
+    """What to fit, on what.
+
+    Attributes:
+        model: alias or timm name.
+        agg: name in `AGGREGATORS`.
+        images: training images, decodable sources.
+        labels: (n,) integers, or None to learn without.
+        digest: of the images, so that stored tokens are not taken for those of others.
+        cache: folder for tokens.
+        agg_options: of the aggregator, by name; None stands for 'not given'.
+        token_norm: None takes the aggregator's default.
+        weights: a checkpoint file.
+        random_seed: draw the backbone's weights from this seed.
+        seed: of everything random here.
+    """
+
+    model: str
+    agg: str
+    images: Sequence[Source]
+    labels: np.ndarray | None
+    digest: str
+    cache: Path
+    agg_options: Mapping[str, Any] = field(default_factory=dict)
+    token_norm: TokenNorm | None = None
+    weights: Path | None = None
+    random_seed: int | None = None
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A training-free choice, and how well two views of an image find each other with it (no labels)."""
+
+    score: str
+    k: int
+    recall: float
+
+
+class Fitter:
+    """A backbone, its stored tokens, and what is learned from them.
+
+    Args:
+        options: what to fit.
+        report: called with one line per step.
+        progress: called with a name, images done and in all.
+    """
+
+    def __init__(
+        self,
+        options: FitOptions,
+        report: Callable[[str], None] = lambda line: None,
+        progress: Callable[[str, int, int], None] = lambda name, done, total: None,
+    ) -> None:
+        if options.agg not in AGGREGATORS:
+            raise UnknownNameError("aggregator", options.agg, AGGREGATORS)
+        if len(options.images) < 2:
+            raise FitError(f"there are {len(options.images)} images to learn from; give a folder or zip with more")
+        self.options = options
+        self.report = report
+        self._progress = progress
+        self.loaded: LoadedModel = load_model(options.model, weights=options.weights, random_seed=options.random_seed)
+        self.backbone = Backbone(self.loaded.model)
+        preprocess = preprocess_of(self.loaded.config)
+        self._store = TokenStore(self.loaded, self.backbone, preprocess, options.cache)
+        chosen = np.random.default_rng(options.seed).permutation(len(options.images))[:TWO_VIEW_IMAGES]
+        self._two_view = [options.images[i] for i in np.sort(chosen)]
+
+    def tokens(self, images: Sequence[Source], digest: str, name: str) -> Tokens:
+        """Return the stored tokens of whole images, computing what is missing."""
+        self.report(f"tokens of {len(images)} {name} images")
+        return self._store.tokens(images, digest, view=WHOLE, progress=lambda *done: self._progress(name, *done))
+
+    def views(self) -> tuple[Tokens, Tokens]:
+        """Return the stored tokens of two random views of up to `TWO_VIEW_IMAGES` training images."""
+        self.report(f"tokens of two random views of {len(self._two_view)} images")
+        digest = f"{self.options.digest}/views"
+        first, second = (
+            self._store.tokens(
+                self._two_view,
+                digest,
+                view=view,
+                seed=self.options.seed,
+                progress=lambda *done: self._progress("view", *done),
+            )
+            for view in (0, 1)
+        )
+        return first, second
+
+    def fit(self) -> Head:
+        """Return the fitted head, with its whitening.
+
+        Raises:
+            FitError, OptionError, ImageError, OutputError: each with one line for the user.
+        """
+        options, kind = self.options, AGGREGATORS[self.options.agg]
+        given = {name: value for name, value in options.agg_options.items() if value is not None}
+        token_norm = options.token_norm or kind.token_norm
+        final = token_norm == "final"
+        whole = self.tokens(options.images, options.digest, "training")
+        views = self.views()
+        learns_without_labels = options.agg in {"abmilp", "topk"} and options.labels is None
+        if learns_without_labels and final:
+            raise OptionError("learning without labels scores raw tokens; leave --token-norm away")
+        figures: dict[str, Any] = {}
+        if learns_without_labels:
+            self.report("fitting the scorer without labels")
+            w, recipe = fit_scorer(*views, seed=options.seed)
+            if options.agg == "topk":
+                ranking = self.rank_topk(w, views)
+                figures["two_view_recall"] = [[c.score, c.k, round(c.recall, 4)] for c in ranking]
+                best = next(c for c in ranking if c.score == LEARNED)
+                given = {"k": str(best.k), **given, "score": LEARNED}
+            aggregator = make_aggregator(options.agg, self.backbone.shape, given)
+            aggregator.load_scorer(w)
+        elif kind.needs_head:
+            if options.labels is None:
+                raise OptionError(
+                    f"{options.agg} is learned with labels; --unlabelled fits abmilp, topk and whitenings"
+                )
+            self.report("training the head")
+            aggregator, recipe = train(
+                lambda: make_aggregator(options.agg, self.backbone.shape, given),
+                whole, options.labels, self.backbone, final=final, seed=options.seed, report=self.report,
+            )  # fmt: skip
+        else:
+            aggregator, recipe = (
+                make_aggregator(options.agg, self.backbone.shape, given),
+                {"objective": "whitening only"},
+            )
+        whitening, recall = self._whiten(aggregator, whole, views, final=final)
+        return Head(
+            agg=options.agg,
+            params=aggregator.params,
+            token_norm=token_norm,
+            dim=self.backbone.shape.dim,
+            grid=self.backbone.shape.grid,
+            model=self.loaded.name,
+            backbone_sha256=self.loaded.sha256,
+            tensors=dict(aggregator.state_dict()),
+            whitening=whitening,
+            recipe=recipe | {"whitening": f"two views of {len(self._two_view)} images, shrinkage {SHRINKAGE}"},
+            figures=figures | recall,
+        )
+
+    def vectors(self, head: Head, tokens: Tokens, *, whitened: bool) -> np.ndarray:
+        """Return the vectors (n, d) float32 that the graph of `head` gives for stored tokens, without L2."""
+        aggregator = make_aggregator(head.agg, self.backbone.shape, dict(head.params))
+        aggregator.load_state_dict(head.tensors)
+        pooled = pool(aggregator.eval(), tokens, self.backbone, final=head.token_norm == "final")
+        if whitened and head.whitening is not None:
+            with torch.inference_mode():
+                pooled = Whitening(*head.whitening)(pooled)
+        return pooled.numpy()
+
+    def rank_topk(self, w: Tensor, views: tuple[Tokens, Tokens]) -> list[Candidate]:
+        """Return every score and k for `topk`, best first by the recall of two whitened views of held-out images."""
+        shape = self.backbone.shape
+        scores = [name for name in (*SCORES, LEARNED) if name != "cls-attention" or shape.has_cls]
+        found = {}
+        for score in scores:
+            for share in SHARES:
+                aggregator = make_aggregator("topk", shape, {"k": share, "score": score})
+                if score == LEARNED:
+                    aggregator.load_scorer(w)
+                found[score, aggregator.params["k"]] = self._recall(aggregator, views, final=False)
+        ranked = sorted(found.items(), key=lambda item: -item[1])
+        return [Candidate(str(score), int(k), recall) for (score, k), recall in ranked]
+
+    def _whiten(
+        self, aggregator: Aggregator, whole: Tokens, views: tuple[Tokens, Tokens], *, final: bool
+    ) -> tuple[tuple[Tensor, Tensor], dict[str, float]]:
+        self.report("fitting the whitening")
+        first, second = (pool(aggregator, view, self.backbone, final=final) for view in views)
+        whitening = fit_two_view(pool(aggregator, whole, self.backbone, final=final), first, second, SHRINKAGE)
+        return whitening, {"two_view_recall_at_1": round(self._recall(aggregator, views, final=final), 4)}
+
+    def _recall(self, aggregator: Aggregator, views: tuple[Tokens, Tokens], *, final: bool) -> float:
+        """Fit the whitening on one half of the images and return how well the views of the other half find each other."""
+        first, second = (pool(aggregator, view, self.backbone, final=final) for view in views)
+        half = len(first) // 2
+        mean, matrix = fit_two_view(torch.cat([first[:half], second[:half]]), first[:half], second[:half], SHRINKAGE)
+        held = slice(half, half + 4000)
+        return two_view_recall((first[held] - mean) @ matrix, (second[held] - mean) @ matrix)
+
+
+def fit_head(
+    options: FitOptions,
+    out: Path,
+    report: Callable[[str], None] = lambda line: None,
+    progress: Callable[[str, int, int], None] = lambda name, done, total: None,
+) -> Head:
+    """Fit the head that `options` describe and write it to `out`."""
+    head = Fitter(options, report, progress).fit()
+    save_head(head, out)
+    return head

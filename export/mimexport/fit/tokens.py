@@ -1,0 +1,186 @@
+"""The frozen tokens of many images, computed once, kept on disk, memory-mapped; a killed run continues where it stopped."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from mimexport.aggregators import Aggregator
+from mimexport.backbone import Backbone, Shape
+from mimexport.features import Features
+from mimexport.fit.views import show
+from mimexport.last_block import ReducedBlock
+from mimexport.weights import LoadedModel
+from mimruntime.cpus import available_cpus
+from mimruntime.decode import Source
+from mimruntime.errors import OutputError
+from mimruntime.manifest import Preprocess
+
+_BATCH = 64
+_PROGRESS = "done.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """Tokens of n images; every array is a memory map.
+
+    Attributes:
+        patches: (n, N, D) float16, out of the last block, without norm.
+        cls: (n, D) float16, likewise; width 0 where the backbone has no [cls].
+        energy: (n, N) float32, squared length of the patches that enter the last block.
+        attention: (n, heads, N) float16, of [cls] to the patches in the last block; no heads where there is no [cls].
+    """
+
+    patches: np.ndarray
+    cls: np.ndarray
+    energy: np.ndarray
+    attention: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.patches)
+
+    def __getitem__(self, rows: slice | np.ndarray) -> Tokens:
+        return Tokens(self.patches[rows], self.cls[rows], self.energy[rows], self.attention[rows])
+
+
+class StoredFeatures(Features):
+    """The `Features` of stored tokens, so that an aggregator runs on them as it does in the graph."""
+
+    def __init__(self, tokens: Tokens, shape: Shape, norm: nn.Module | None) -> None:
+        self.shape = shape
+        self._norm = norm
+        # Set before they are read, these stand in for what the base would compute.
+        self.raw_patches = _float(tokens.patches)
+        self.cls = self._finish(_float(tokens.cls)) if shape.has_cls else torch.empty(0)
+        self.entering_energy = _float(tokens.energy)
+        self.cls_attention = _float(tokens.attention)
+        self.cls_and_patches = (self.cls, self.patches)
+
+    def rows(self, index: Tensor) -> Tensor:
+        """See base class."""
+        return self.patches.gather(1, index.unsqueeze(-1).expand(-1, -1, self.shape.dim))
+
+
+class TokenStore:
+    """Computes tokens of images with one backbone and keeps them under `folder`.
+
+    Args:
+        loaded: weights and their digest, which names the files.
+        backbone: made from them.
+        preprocess: of the model.
+        folder: of the cache; grows by about 2·N·D bytes an image and view.
+    """
+
+    def __init__(self, loaded: LoadedModel, backbone: Backbone, preprocess: Preprocess, folder: Path) -> None:
+        self._backbone = backbone
+        self._preprocess = preprocess
+        self._folder = folder
+        self._identity = f"{loaded.sha256}{preprocess}"
+        scale = torch.tensor(loaded.config["std"]).view(1, 3, 1, 1) * 255
+        self._mean, self._std = torch.tensor(loaded.config["mean"]).view(1, 3, 1, 1) * 255, scale
+
+    def tokens(
+        self,
+        images: Sequence[Source],
+        digest: str,
+        *,
+        view: int,
+        seed: int = 0,
+        progress: Callable[[int, int], None] = lambda done, total: None,
+    ) -> Tokens:
+        """Return the tokens of one view of `images`, computing those that are not stored yet.
+
+        Args:
+            images: decodable sources; one that is not stops the run with its name.
+            digest: changes whenever the images or their order do.
+            view: `views.WHOLE`, or the number of a random view.
+            seed: of the random views.
+            progress: called with images done and in all.
+
+        Raises:
+            ImageError: a source cannot be decoded.
+            OutputError: the cache cannot be written.
+        """
+        identity = f"{self._identity}{digest}{len(images)}{view}{seed if view >= 0 else ''}"
+        folder = self._folder / hashlib.sha256(identity.encode()).hexdigest()[:24]
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            arrays, done = self._open(folder, len(images))
+            for chunk, part in self._compute(images, done, view, seed):
+                for name, values in part.items():
+                    arrays[name][chunk] = values
+                    arrays[name].flush()
+                (folder / _PROGRESS).write_text(json.dumps(chunk.stop))
+                progress(min(chunk.stop, len(images)), len(images))
+        except OSError as error:
+            raise OutputError(f"cannot write the token cache {folder}: {error.strerror or error}") from error
+        return Tokens(**arrays)
+
+    def _open(self, folder: Path, count: int) -> tuple[dict[str, np.memmap], int]:
+        shape = self._backbone.shape
+        block = self._backbone.last_block
+        heads = block.heads if shape.has_cls and isinstance(block, ReducedBlock) else 0
+        layout: dict[str, tuple[tuple[int, ...], type]] = {
+            "patches": ((count, shape.patches, shape.dim), np.float16),
+            "cls": ((count, shape.dim if shape.has_cls else 0), np.float16),
+            "energy": ((count, shape.patches), np.float32),
+            "attention": ((count, heads, shape.patches), np.float16),
+        }
+        progress = folder / _PROGRESS
+        done = json.loads(progress.read_text()) if progress.exists() else 0
+        mode = "r+" if done else "w+"
+        arrays = {
+            name: np.lib.format.open_memmap(folder / f"{name}.npy", mode, dtype, size)
+            for name, (size, dtype) in layout.items()
+        }
+        return arrays, done
+
+    def _compute(
+        self, images: Sequence[Source], start: int, view: int, seed: int
+    ) -> Iterator[tuple[slice, dict[str, np.ndarray]]]:
+        with ThreadPoolExecutor(available_cpus()) as pool, torch.inference_mode():
+            for first in range(start, len(images), _BATCH):
+                chunk = slice(first, min(first + _BATCH, len(images)))
+                shown = pool.map(
+                    lambda i: show(images[i], i, view, seed, self._preprocess), range(chunk.start, chunk.stop)
+                )
+                yield chunk, self._run(np.stack(list(shown)))
+
+    def _run(self, pixels: np.ndarray) -> dict[str, np.ndarray]:
+        images = (torch.from_numpy(pixels).permute(0, 3, 1, 2).float() - self._mean) / self._std
+        features = Features(self._backbone, self._backbone(images), None)
+        has_cls = features.shape.has_cls
+        cls, patches = features.cls_and_patches if has_cls else (images.new_zeros(len(images), 0), features.raw_patches)
+        attended = has_cls and self._backbone.reduced
+        attention = features.cls_attention if attended else images.new_zeros(len(images), 0, features.shape.patches)
+        return {
+            "patches": patches.half().numpy(),
+            "cls": cls.half().numpy(),
+            "energy": features.entering_energy.numpy(),
+            "attention": attention.half().numpy(),
+        }
+
+
+def pool(aggregator: Aggregator, tokens: Tokens, backbone: Backbone, *, final: bool) -> Tensor:
+    """Return the pooled vectors (n, D') float32 of stored tokens, as the graph computes them before whitening and L2."""
+    norm = backbone.norm if final else None
+    after = backbone.pool_norm if final and backbone.norm is None else None
+    parts = []
+    with torch.inference_mode():
+        for first in range(0, len(tokens), _BATCH * 8):
+            chunk = tokens[slice(first, first + _BATCH * 8)]
+            vector = aggregator(StoredFeatures(chunk, backbone.shape, norm)).vector
+            parts.append(vector if after is None else after(vector.unflatten(-1, (-1, backbone.shape.dim))).flatten(-2))
+    return torch.cat(parts)
+
+
+def _float(array: np.ndarray) -> Tensor:
+    return torch.from_numpy(np.asarray(array, dtype=np.float32))

@@ -1,0 +1,96 @@
+"""A scorer learned without labels: two random views of an image must find each other among the other images."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from mimexport.errors import FitError
+from mimexport.fit.tokens import Tokens
+from mimexport.whitening import fit_pca, fit_two_view
+
+STEPS, BATCH, RATE, TEMPERATURE = 400, 512, 0.01, 0.05
+SHRINKAGE = 0.003
+"""Of every whitening, chosen on training images of Tiny ImageNet."""
+_REFRESH, _REFRESH_IMAGES = 40, 3000
+"""The whitening follows the scorer: it is fitted anew every so many steps, on so many images."""
+_TOKEN_IMAGES, _TOKEN_SHRINKAGE = 4000, 0.01
+LEAST_IMAGES = 64
+
+
+def fit_scorer(first: Tokens, second: Tokens, *, seed: int) -> tuple[Tensor, dict[str, Any]]:
+    """Return w (D,), the scorer of s_i = w·x_i on raw patch tokens, and the recipe.
+
+    Both views are pooled with softmax(s), whitened by what two views of one image share (`fit_two_view`, no gradient),
+    and compared by InfoNCE: every view must pick its partner among the batch. Without the whitening the few dominant
+    directions of masked autoencoders' tokens decide, and the scorer learns nothing useful. Only w learns.
+
+    Args:
+        first: tokens of one random view of n images.
+        second: of another view of the same images.
+        seed: the same seed gives the same scorer.
+
+    Raises:
+        FitError: too few images, or features that are not finite.
+    """
+    count = len(first)
+    if count < LEAST_IMAGES:
+        raise FitError(f"learning without labels needs at least {LEAST_IMAGES} images, got {count}")
+    rng = np.random.default_rng(seed)
+    # In this basis tokens have unit variance in every direction, so that one learning rate suits all of them.
+    basis = _token_basis(first)
+    u = torch.zeros(basis.shape[0], requires_grad=True)
+    optimizer = torch.optim.AdamW([u], lr=RATE, weight_decay=0.0)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, total_steps=STEPS, pct_start=0.1)
+    batch = min(BATCH, count)
+    loss = torch.zeros(())
+    for step in range(STEPS):
+        if step % _REFRESH == 0:
+            rows = np.sort(rng.permutation(count)[:_REFRESH_IMAGES])
+            with torch.no_grad():
+                pooled = [pool_softmax(view, basis @ u, rows) for view in (first, second)]
+            mean, matrix = fit_two_view(torch.cat(pooled), pooled[0], pooled[1], SHRINKAGE)
+        rows = np.sort(rng.choice(count, batch, replace=False))
+        z = [F.normalize((pool_softmax(view, basis @ u, rows) - mean) @ matrix, dim=1) for view in (first, second)]
+        logits = z[0] @ z[1].T / TEMPERATURE
+        target = torch.arange(batch)
+        loss = (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+    recipe = {
+        "objective": "InfoNCE of two views in two-view-whitened space", "steps": STEPS, "batch": batch, "rate": RATE,
+        "temperature": TEMPERATURE, "shrinkage": SHRINKAGE, "images": count, "seed": seed,
+        "final_loss": round(float(loss.detach()), 4),
+    }  # fmt: skip
+    return (basis @ u).detach(), recipe
+
+
+def pool_softmax(tokens: Tokens, w: Tensor, rows: np.ndarray) -> Tensor:
+    """Return Σ softmax(w·x_i) x_i, (len(rows), D), of stored tokens, 500 images at a time."""
+    parts = []
+    for part in np.array_split(rows, max(1, len(rows) // 500)):
+        x = torch.from_numpy(tokens.patches[part].astype(np.float32))
+        parts.append(((x @ w).softmax(1).unsqueeze(1) @ x)[:, 0])
+    return torch.cat(parts)
+
+
+def two_view_recall(first: Tensor, second: Tensor) -> float:
+    """Return how often a view's nearest neighbour among all second views is its partner: a figure that needs no labels.
+
+    Args:
+        first: vectors (n, D) of one view of n images.
+        second: of another view.
+    """
+    a, b = F.normalize(first, dim=1), F.normalize(second, dim=1)
+    return float(((a @ b.T).argmax(1) == torch.arange(len(a))).float().mean())
+
+
+def _token_basis(tokens: Tokens) -> Tensor:
+    x = torch.from_numpy(tokens.patches[:_TOKEN_IMAGES].astype(np.float32)).flatten(0, 1)
+    return fit_pca(x, _TOKEN_SHRINKAGE)[1]

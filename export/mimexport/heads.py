@@ -1,0 +1,152 @@
+"""Head files: what was learned on top of a frozen backbone, with its recipe and its figures, as safetensors."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import safetensors
+import safetensors.torch
+from torch import Tensor
+
+from mimexport.backbone import Shape
+from mimexport.errors import HeadError
+from mimexport.weights import LoadedModel, tensors_sha256
+from mimruntime.errors import OutputError
+from mimruntime.manifest import TokenNorm
+
+_KEY = "mimexport-head"
+_WHITEN_MEAN, _WHITEN_MATRIX = "whitening.mean", "whitening.matrix"
+_SCHEMA = 1
+
+
+class _Record(msgspec.Struct, frozen=True, kw_only=True):
+    """What the file's header says."""
+
+    schema: int = _SCHEMA
+    agg: str
+    params: dict[str, str | int | float | bool]
+    token_norm: TokenNorm
+    dim: int
+    grid: tuple[int, int]
+    model: str
+    backbone_sha256: str | None
+    recipe: dict[str, Any]
+    figures: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Head:
+    """A fitted head.
+
+    Attributes:
+        agg: the aggregator it is for.
+        params: the aggregator's options.
+        token_norm: of the tokens it was fitted on; on the others it fails.
+        dim: width of those tokens.
+        grid: rows and columns of patches.
+        model: name of the backbone it was fitted on.
+        backbone_sha256: digest of that backbone's weights; None for a head from elsewhere, which does not say.
+        tensors: state of the aggregator; empty for one that learns nothing.
+        whitening: mean (D',) and matrix (D', D'), columns by falling importance; None where there is none.
+        recipe: how it was fitted.
+        figures: what was measured.
+    """
+
+    agg: str
+    params: dict[str, str | int | float | bool]
+    token_norm: TokenNorm
+    dim: int
+    grid: tuple[int, int]
+    model: str
+    backbone_sha256: str | None
+    tensors: dict[str, Tensor]
+    whitening: tuple[Tensor, Tensor] | None = None
+    recipe: dict[str, Any] = field(default_factory=dict)
+    figures: dict[str, Any] = field(default_factory=dict)
+
+    def sha256(self, *, whitened: bool) -> str:
+        """Return the digest of what of it gets into a graph."""
+        used = dict(self.tensors)
+        if whitened and self.whitening is not None:
+            used[_WHITEN_MEAN], used[_WHITEN_MATRIX] = self.whitening
+        return tensors_sha256(used)
+
+
+def save_head(head: Head, path: Path) -> None:
+    """Write `head` to `path`, whole or not at all.
+
+    Raises:
+        OutputError: the file cannot be written.
+    """
+    tensors = {name: tensor.contiguous() for name, tensor in head.tensors.items()}
+    if head.whitening is not None:
+        tensors[_WHITEN_MEAN], tensors[_WHITEN_MATRIX] = (part.contiguous() for part in head.whitening)
+    record = _Record(**{name: getattr(head, name) for name in _Record.__struct_fields__ if name != "schema"})
+    stage = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        stage.write_bytes(safetensors.torch.save(tensors, {_KEY: msgspec.json.encode(record).decode()}))
+        stage.replace(path)
+    except OSError as error:
+        raise OutputError(f"cannot write {path}: {error.strerror or error}") from error
+    finally:
+        with contextlib.suppress(OSError):
+            stage.unlink()
+
+
+def load_head(path: Path) -> Head:
+    """Read a head file of this project.
+
+    Raises:
+        HeadError: missing, damaged, foreign, or newer than this program.
+    """
+    if not path.is_file():
+        raise HeadError(f"no head file at {path}")
+    try:
+        with safetensors.safe_open(path, "pt") as file:
+            header = (file.metadata() or {}).get(_KEY)
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dictionary
+    except (safetensors.SafetensorError, OSError, ValueError) as error:
+        raise HeadError(f"{path} is not a readable head: {error}") from error
+    if header is None:
+        raise HeadError(f"{path} is safetensors, but no head of this program; fit one with: mimexport fit")
+    try:
+        record = msgspec.json.decode(header, type=_Record)
+    except msgspec.MsgspecError as error:
+        raise HeadError(f"{path} has a damaged header ({error})") from error
+    if record.schema > _SCHEMA:
+        raise HeadError(f"{path} has schema {record.schema}, this program reads up to {_SCHEMA}; upgrade mimexport")
+    mean, matrix = tensors.pop(_WHITEN_MEAN, None), tensors.pop(_WHITEN_MATRIX, None)
+    fields = {name: getattr(record, name) for name in _Record.__struct_fields__ if name != "schema"}
+    return Head(tensors=tensors, whitening=None if mean is None or matrix is None else (mean, matrix), **fields)
+
+
+def embedded_heads(model: str) -> dict[str, Path]:
+    """Return the heads this package ships for `model`, by name."""
+    folder = resources.files("mimexport") / "assets" / "heads" / model
+    if not folder.is_dir():
+        return {}
+    return {Path(str(entry)).stem: Path(str(entry)) for entry in sorted(folder.iterdir(), key=lambda e: e.name)}
+
+
+def check_fit(head: Head, loaded: LoadedModel, shape: Shape, token_norm: TokenNorm | None) -> None:
+    """Refuse a head that was not made for this backbone.
+
+    Raises:
+        HeadError: other weights, another width or grid, another token norm, each with what was expected.
+    """
+    if head.dim != shape.dim:
+        raise HeadError(f"the head takes tokens {head.dim} wide, those of {loaded.name} are {shape.dim}")
+    if head.backbone_sha256 is not None and head.backbone_sha256 != loaded.sha256:
+        raise HeadError(
+            f"the head was fitted on {head.model} ({head.backbone_sha256[:12]}…), not on these weights of {loaded.name}"
+            f" ({loaded.sha256[:12]}…); fit one: mimexport fit --model {loaded.name} --agg {head.agg}"
+        )
+    if token_norm is not None and token_norm != head.token_norm:
+        raise HeadError(f"the head was fitted on {head.token_norm} tokens; --token-norm {token_norm} was given")

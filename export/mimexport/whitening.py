@@ -1,0 +1,81 @@
+"""Whitening: one linear map, fitted on unlabelled images, after which cosine similarity is worth more."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from mimexport.errors import FitError
+
+
+class Whitening(nn.Module):
+    """(x - mean) @ matrix, as one linear layer.
+
+    Args:
+        mean: (D',).
+        matrix: (D', d), columns by falling importance.
+        dim: keep the first `dim` columns.
+    """
+
+    def __init__(self, mean: Tensor, matrix: Tensor, dim: int | None = None) -> None:
+        super().__init__()
+        matrix = matrix[:, :dim]
+        self.linear = nn.Linear(*matrix.shape)
+        self.linear.weight = nn.Parameter(matrix.T.contiguous(), requires_grad=False)
+        self.linear.bias = nn.Parameter(-mean @ matrix, requires_grad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the whitened vectors (B, d) of (B, D')."""
+        return self.linear(x)
+
+
+def fit_pca(x: Tensor, shrinkage: float) -> tuple[Tensor, Tensor]:
+    """Return mean (D,) and matrix (D, D) after which vectors like `x` (n, D) have about unit variance everywhere.
+
+    Variances are drawn towards their mean by `shrinkage`, so that directions of noise are not blown up.
+
+    Raises:
+        FitError: fewer than two vectors, or NaN among them.
+    """
+    _check(x)
+    mean = x.mean(0)
+    centred = (x - mean).double()
+    values, vectors = torch.linalg.eigh(centred.T @ centred / len(x))
+    values, vectors = values.flip(0), vectors.flip(1)
+    scale = ((1 - shrinkage) * values + shrinkage * values.mean()).clamp_min(1e-12).rsqrt()
+    return mean, (vectors * scale).float()
+
+
+def fit_two_view(x: Tensor, first: Tensor, second: Tensor, shrinkage: float) -> tuple[Tensor, Tensor]:
+    """Return mean (D,) and matrix (D, D) of the whitening that knows what two views of one image share.
+
+    Linear discriminant analysis with every image its own class: total variance becomes one, the axes are sorted by how
+    little of it is within an image, and each is scaled by the share 1 - w_k that is between images. Whatever random crops
+    change (position, scale, background) is thereby turned down. No labels are used.
+
+    Args:
+        x: vectors (n, D) of whole images.
+        first: vectors (m, D) of one random view of each of m images.
+        second: of another view of the same images.
+        shrinkage: of the total variance, as in `fit_pca`.
+
+    Raises:
+        FitError: fewer than two vectors, or NaN among them.
+    """
+    for part in (x, first, second):
+        _check(part)
+    mean, whiten = fit_pca(x, shrinkage)
+    a, b = (((part - mean) @ whiten).double() for part in (first, second))
+    difference = a - b
+    within = difference.T @ difference / (2 * len(a))
+    total = torch.cov(torch.cat([a, b]).T)
+    inverse = torch.linalg.inv(torch.linalg.cholesky(total + 1e-4 * torch.eye(len(total), dtype=total.dtype)))
+    shares, axes = torch.linalg.eigh(inverse @ within @ inverse.T)
+    return mean, whiten @ (inverse.T @ axes * (1 - shares).clamp_min(0)).float()
+
+
+def _check(x: Tensor) -> None:
+    if len(x) < 2:
+        raise FitError(f"whitening needs at least 2 vectors, got {len(x)}; give more images")
+    if not bool(x.isfinite().all()):
+        raise FitError("there are NaN or infinite values among the features; the backbone or its weights are broken")

@@ -1,0 +1,214 @@
+"""Heads are learned from stored tokens: the same command gives the same head, and a killed run loses nothing."""
+
+import io
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from mimexport.aggregators import make_aggregator
+from mimexport.aliases import ALIASES, Alias
+from mimexport.backbone import Backbone
+from mimexport.build import preprocess_of
+from mimexport.errors import FitError
+from mimexport.features import Features
+from mimexport.fit import tokens as token_module
+from mimexport.fit.fit import FitOptions, Fitter, fit_head
+from mimexport.fit.labelled import train
+from mimexport.fit.tokens import Tokens, pool
+from mimexport.fit.unlabelled import two_view_recall
+from mimexport.fit.views import WHOLE, show
+from mimexport.heads import load_head
+from mimexport.scenes import draw_scenes
+from mimexport.weights import load_model
+from mimruntime.errors import ImageError, OptionError
+from mimruntime.manifest import Preprocess
+
+SMALL = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 3}
+PREPROCESS = Preprocess(
+    size=32, resize=32, mode="shortest", interpolation="bicubic", mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)
+)
+
+
+@pytest.fixture(autouse=True)
+def small_alias(monkeypatch):
+    monkeypatch.setitem(ALIASES, "small", Alias("vit_tiny_patch16_224", 32, 8, 16, 48, "mit", kwargs=SMALL))
+
+
+@pytest.fixture
+def small_backbone():
+    return Backbone(load_model("small", random_seed=0).model)
+
+
+@pytest.fixture(scope="module")
+def pictures():
+    """160 scenes as PNG files in memory; class 1 has a bright object in one of the four quarters."""
+    scenes, rng = draw_scenes(160, 32), np.random.default_rng(0)
+    labels = np.arange(160) % 2
+    for scene, label in zip(scenes, labels, strict=True):
+        if label:
+            top, left = rng.integers(0, 2, 2) * 16
+            scene[top : top + 12, left : left + 12] = (255, 40, 40)
+    files = []
+    for scene in scenes:
+        stream = io.BytesIO()
+        Image.fromarray(scene).save(stream, "PNG")
+        files.append(stream.getvalue())
+    return files, labels
+
+
+def options(tmp_path, pictures, **changes):
+    images, labels = pictures
+    values = {
+        "model": "small",
+        "agg": "abmilp",
+        "images": images,
+        "labels": labels,
+        "digest": "d",
+        "cache": tmp_path / "cache",
+    }
+    return FitOptions(**values | {"random_seed": 0} | changes)
+
+
+def test_the_same_command_gives_the_same_head_and_another_seed_another(tmp_path, pictures):
+    first = Fitter(options(tmp_path, pictures)).fit()
+    again = Fitter(options(tmp_path, pictures, cache=tmp_path / "fresh")).fit()
+    other = Fitter(options(tmp_path, pictures, seed=1)).fit()
+    assert first.sha256(whitened=True) == again.sha256(whitened=True) != other.sha256(whitened=True)
+
+
+def test_training_finds_the_one_patch_that_tells_the_class(small_backbone):
+    """Every image has one informative patch among fifteen longer ones that say nothing; its place is random."""
+    rng = np.random.default_rng(0)
+    count, labels = 1200, rng.integers(0, 4, 1200)
+    patches = 5 * rng.normal(size=(count, 16, 48))
+    patches[..., 0] = 0
+    where = rng.integers(0, 16, count)
+    patches[np.arange(count), where] = rng.normal(size=(count, 48))
+    patches[np.arange(count), where, 0] = 6
+    patches[np.arange(count), where, 1 + labels] += 6
+    empty = np.zeros((count, 0))
+    tokens = Tokens(patches.astype(np.float16), empty, empty, np.zeros((count, 0, 16)))
+    aggregator, recipe = train(
+        lambda: make_aggregator("abmilp", small_backbone.shape, {}),
+        tokens, labels, small_backbone, final=False, seed=0, report=lambda line: None,
+    )  # fmt: skip
+    with torch.no_grad():
+        weights = aggregator.weigh(torch.from_numpy(patches).float()).numpy()
+    assert weights[np.arange(count), where].mean() > 0.3  # uniform: 0.06
+    assert recipe["classes"] == 4
+
+
+@pytest.mark.parametrize("agg", ["ep", "simpool", "aim"])
+def test_the_other_heads_are_trained_and_saved(tmp_path, pictures, agg):
+    head = fit_head(options(tmp_path, pictures, agg=agg), tmp_path / "h.safetensors")
+    again = load_head(tmp_path / "h.safetensors")
+    assert (again.agg, again.recipe["classes"], again.recipe["images"]) == (agg, 2, 160)
+    assert again.sha256(whitened=True) == head.sha256(whitened=True)
+
+
+@pytest.mark.parametrize("agg", ["abmilp", "topk", "mean", "cls"])
+def test_without_labels_a_scorer_or_a_whitening_is_fitted(tmp_path, pictures, agg):
+    head = Fitter(options(tmp_path, pictures, agg=agg, labels=None)).fit()
+    assert head.whitening is not None
+    assert 0 <= head.figures["two_view_recall_at_1"] <= 1
+    if agg == "topk":
+        assert head.params["score"] == "learned"
+        ranking = head.figures["two_view_recall"]
+        assert {row[0] for row in ranking} == {"input-norm", "norm", "cls-attention", "learned"}
+        assert [row[2] for row in ranking] == sorted((row[2] for row in ranking), reverse=True)
+
+
+def test_stored_tokens_pool_to_what_the_network_gives(tmp_path, pictures):
+    fitter = Fitter(options(tmp_path, pictures))
+    tokens = fitter.tokens(pictures[0][:4], "four", "training")
+    pixels = np.stack([show(image, 0, WHOLE, 0, preprocess_of(fitter.loaded.config)) for image in pictures[0][:4]])
+    scaled = (torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255 - 0.5) / 0.5
+    for agg in ("mean", "cls", "topk", "attn-mean", "cls+mean"):
+        for final in (False, True):
+            aggregator = make_aggregator(agg, fitter.backbone.shape, {})
+            with torch.no_grad():
+                norm = fitter.backbone.norm if final else None
+                expected = aggregator(Features(fitter.backbone, fitter.backbone(scaled), norm)).vector
+            got = pool(aggregator, tokens, fitter.backbone, final=final)
+            torch.testing.assert_close(got, expected, atol=4e-3, rtol=4e-3)
+
+
+def test_a_run_that_was_killed_continues_where_it_stopped(tmp_path, pictures, monkeypatch):
+    whole = Fitter(options(tmp_path, pictures, cache=tmp_path / "whole")).tokens(pictures[0], "d", "training")
+    seen = []
+    right = token_module.show
+
+    def dying(source, index, *rest):
+        if index == 100:
+            raise KeyboardInterrupt
+        return right(source, index, *rest)
+
+    monkeypatch.setattr(token_module, "show", dying)
+    with pytest.raises(KeyboardInterrupt):
+        Fitter(options(tmp_path, pictures)).tokens(pictures[0], "d", "training")
+    monkeypatch.setattr(
+        token_module, "show", lambda source, index, *rest: seen.append(index) or right(source, index, *rest)
+    )
+    again = Fitter(options(tmp_path, pictures)).tokens(pictures[0], "d", "training")
+    assert min(seen) == 64
+    np.testing.assert_array_equal(again.patches, whole.patches)
+    seen.clear()
+    Fitter(options(tmp_path, pictures)).tokens(pictures[0], "d", "training")
+    assert seen == []
+
+
+def test_random_views_repeat_for_a_seed_and_differ_between_views(pictures):
+    image = pictures[0][0]
+    first, again, other = (show(image, 0, view, 0, PREPROCESS) for view in (0, 0, 1))
+    assert first.shape == (32, 32, 3)
+    assert first.dtype == np.uint8
+    np.testing.assert_array_equal(first, again)
+    assert (first != other).any()
+
+
+def test_two_view_recall_is_one_for_equal_views_and_chance_for_strangers():
+    x = torch.randn(200, 16, generator=torch.Generator().manual_seed(0))
+    assert two_view_recall(x, x) == 1
+    assert two_view_recall(x, torch.randn(200, 16, generator=torch.Generator().manual_seed(1))) < 0.05
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"labels": np.zeros(160, int)}, FitError, "at least 2 classes, the data has 1"),
+        ({"images": []}, FitError, "there are 0 images to learn from"),
+        ({"agg": "ep", "labels": None}, OptionError, "ep is learned with labels; --unlabelled fits abmilp, topk"),
+        (
+            {"agg": "topk", "labels": None, "token_norm": "final"},
+            OptionError,
+            "learning without labels scores raw tokens",
+        ),
+    ],
+)
+def test_what_cannot_be_fitted_is_one_line(tmp_path, pictures, changes, error, message):
+    with pytest.raises(error, match=message):
+        fit_head(options(tmp_path, pictures, **changes), tmp_path / "h.safetensors")
+    assert not (tmp_path / "h.safetensors").exists()
+
+
+def test_too_few_images_for_views_are_refused(tmp_path, pictures):
+    few = (pictures[0][:40], None)
+    with pytest.raises(FitError, match="at least 64 images, got 40"):
+        Fitter(options(tmp_path, few, labels=None)).fit()
+
+
+def test_an_image_that_cannot_be_read_is_named(tmp_path, pictures):
+    broken = ([*pictures[0][:3], b"not an image"], np.array([0, 1, 0, 1]))
+    with pytest.raises(ImageError, match=r"not an image|cannot be read|unknown"):
+        Fitter(options(tmp_path, broken)).fit()
+
+
+def test_nan_in_the_tokens_is_one_line(tmp_path, pictures, monkeypatch):
+    fitter = Fitter(options(tmp_path, pictures))
+    stored = fitter.tokens(pictures[0], "d", "training")
+    stored.patches[3, 2, 1] = np.nan
+    stored.patches.flush()
+    with pytest.raises(FitError, match="NaN or infinite"):
+        Fitter(options(tmp_path, pictures)).fit()
