@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 import skimage
+from PIL import Image
+
+from mimexport.scenes import draw_scenes
 
 PROGRAM = Path(sys.executable).parent / "mimexport"
 
@@ -99,3 +102,52 @@ def test_without_the_torch_side_build_says_what_to_install(tmp_path):
         )
         assert message in done.stderr
         assert done.returncode == (1 if message else 0)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Two classes of drawn scenes, forty pictures each."""
+    folder = tmp_path_factory.mktemp("data")
+    for i, scene in enumerate(draw_scenes(80, 64)):
+        path = folder / ("plain", "red")[i % 2] / f"{i}.png"
+        path.parent.mkdir(exist_ok=True)
+        if i % 2:
+            scene[16:48, 16:48] = (255, 40, 40)
+        Image.fromarray(scene).save(path)
+    return folder
+
+
+@pytest.mark.parametrize(
+    "learning", [["--agg", "abmilp"], ["--agg", "topk", "--unlabelled"], ["--agg", "mean", "--unlabelled"]]
+)
+def test_from_images_to_a_head_to_an_artifact(learning, data, tmp_path):
+    common = ["--model", "mae-tiny", "--data", str(data), "--out", "h.safetensors", "--cache", str(tmp_path / "cache")]
+    fitted = mimexport("fit", *common, "--agg", "topk", "--unlabelled", cwd=tmp_path)
+    assert fitted.returncode == 0, fitted.stderr
+    assert "k-NN" in fitted.stdout
+    assert "linear probe" in fitted.stdout
+    if "topk" in learning:
+        assert "two views of an image find each other in" in fitted.stdout
+    agg = learning[:2]
+    built = mimexport(
+        "build", "--model", "mae-tiny", *agg, "--head", "h.safetensors", "--whiten", "32", "--out", "a", cwd=tmp_path
+    )
+    assert built.returncode == 0, built.stderr
+    inspected = json.loads(mimexport("inspect", "a", "--json", cwd=tmp_path).stdout)
+    assert inspected["embedding"]["dim"] == 32
+    assert inspected["aggregator"]["head_sha256"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "message"),
+    [
+        (["--agg", "abmilp", "--data", "none"], 1, "error: no folder or zip at none"),
+        (["--agg", "abmilp", "--data", "."], 1, "holds no images"),
+        (["--agg", "abmilp", "--data", ".", "--out", "h.pth"], 2, "the name of a head ends in .safetensors"),
+    ],
+)
+def test_what_cannot_be_fitted_is_one_line(arguments, status, message, tmp_path):
+    done = mimexport("fit", "--model", "mae-tiny", "--out", "h.safetensors", *arguments, cwd=tmp_path)
+    assert done.returncode == status
+    assert message in done.stderr
+    assert not any(tmp_path.iterdir())

@@ -4,15 +4,23 @@ from __future__ import annotations
 
 import contextlib
 import json
+import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
 import mimruntime.cli
 from mimexport.aliases import ALIASES
-from mimruntime.errors import MissingExtraError
+from mimruntime.errors import MissingExtraError, OptionError
+
+if TYPE_CHECKING:
+    from mimeval.statistics import Interval
+    from mimexport.fit.fit import Fitter
+    from mimexport.fit.images import ImageSet
+    from mimexport.heads import Head
 
 _RANDOM = "WARNING: random weights, the vectors mean nothing; the artifact says so too"
 
@@ -89,6 +97,75 @@ def build(**given: Any) -> None:
 
 
 @click.command()
+@click.option("--model", required=True, help="Alias (see `mimexport models`) or timm name.")
+@click.option("--agg", required=True, help="The aggregator to learn; one that learns nothing gets a whitening.")
+@click.option(
+    "--data", type=click.Path(path_type=Path), required=True,
+    help="Folder or zip: CLASS/image, or train/CLASS/image and val/CLASS/image; without classes for --unlabelled.",
+)  # fmt: skip
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="FILE.safetensors")
+@click.option("--unlabelled", is_flag=True, help="Learn without labels (abmilp, topk, whitenings); labels only judge.")
+@click.option(
+    "--prior", type=click.Choice(["none", "center"]), help="abmilp: favour the centre of the image.  [default: none]"
+)
+@click.option("--depth", type=click.IntRange(min=1), help="abmilp: layers of the scoring network.  [default: 1]")
+@click.option("--queries", type=click.IntRange(min=1), help="ep: learned queries.  [default: 16]")
+@click.option("--k", help="topk: how many patches.  [default: what the images say]")
+@click.option("--token-norm", type=click.Choice(["raw", "final"]), help="[default: by aggregator]")
+@click.option("--weights", type=click.Path(path_type=Path), metavar="FILE", help="Checkpoint instead of the hub.")
+@click.option("--random-weights", is_flag=True, help="Weights drawn from a seed, for tests.")
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--no-judge", is_flag=True, help="Do not measure accuracy on held-out labelled images.")
+@click.option(
+    "--cache",
+    type=click.Path(path_type=Path),
+    default=Path("~/.cache/mimexport"),
+    show_default=True,
+    help="Folder for tokens.",
+)
+def fit(**given: Any) -> None:
+    """Learn a head on frozen tokens, with labels or without, and its whitening."""
+    if given["weights"] and given["random_weights"]:
+        raise click.UsageError("--weights and --random-weights exclude each other")
+    if given["out"].suffix != ".safetensors":
+        raise click.UsageError(f"--out {given['out']}: the name of a head ends in .safetensors")
+    with _export_extra():
+        from mimexport.fit.fit import FitOptions, Fitter
+        from mimexport.fit.images import open_images
+        from mimexport.heads import save_head
+    train, held_out = open_images(given["data"], seed=given["seed"])
+    if train.labels is None and not given["unlabelled"]:
+        raise OptionError(f"{given['data']} has no class folders; learn without labels: --unlabelled")
+    fitter = Fitter(
+        FitOptions(
+            model=given["model"],
+            agg=given["agg"],
+            images=train.images,
+            labels=None if given["unlabelled"] else train.labels,
+            digest=train.digest,
+            cache=given["cache"].expanduser(),
+            agg_options={name: given[name] for name in ("prior", "depth", "queries", "k")},
+            token_norm=given["token_norm"],
+            weights=given["weights"],
+            random_seed=0 if given["random_weights"] else None,
+            seed=given["seed"],
+        ),
+        report=lambda line: click.echo(f"  {line} …", err=True),
+        progress=_token_progress,
+    )
+    head = fitter.fit()
+    save_head(head, given["out"])
+    for score, k, recall in head.figures.get("two_view_recall", []):
+        click.echo(
+            f"topk --score {score} --k {k}: two views of an image find each other in {100 * recall:.1f} % of cases"
+        )
+    if held_out is not None and train.labels is not None and not given["no_judge"]:
+        head = replace(head, figures=head.figures | _judge(fitter, head, (train, held_out)))
+        save_head(head, given["out"])
+    click.echo(f"{given['out']}: {head.agg} {head.params} for {head.model}, {head.recipe['objective']}")
+
+
+@click.command()
 @click.option("--json", "as_json", is_flag=True, help="For programs.")
 def models(as_json: bool) -> None:
     """List the backbones that have a short name; any timm ViT, EVA, BEiT or Hiera name works too."""
@@ -114,12 +191,48 @@ def aggregators(as_json: bool) -> None:
     _print_table(rows, as_json)
 
 
-COMMANDS: list[click.Command] = [build, models, aggregators]
+COMMANDS: list[click.Command] = [build, fit, models, aggregators]
 
 
 def main() -> NoReturn:
     """Run the program `mimexport`."""
     mimruntime.cli.run([*COMMANDS, *mimruntime.cli.COMMANDS])
+
+
+def _judge(fitter: Fitter, head: Head, sets: tuple[ImageSet, ImageSet]) -> dict[str, Any]:
+    """Print and return the accuracy of [cls], mean and the head on held-out images, with intervals of the difference."""
+    try:
+        from mimeval.rivals import judge
+    except ModuleNotFoundError as error:
+        raise MissingExtraError("measuring accuracy (leave it out with --no-judge)", "eval") from error
+    from mimexport.fit.fit import plain_head
+
+    names = ("training", "held-out")
+    tokens = [fitter.tokens(part.images, part.digest, name) for part, name in zip(sets, names, strict=True)]
+    plain = [name for name in ("cls", "mean") if name != "cls" or fitter.backbone.shape.has_cls]
+    rivals = {name: plain_head(name, fitter) for name in plain if name != head.agg} | {head.agg: head}
+    features = {
+        name: (fitter.vectors(rival, tokens[0], whitened=False), fitter.vectors(rival, tokens[1], whitened=False))
+        for name, rival in rivals.items()
+    }
+    figures: dict[str, Any] = {"judged_on": len(sets[1].images)}
+    for standing in judge(features, sets[0].known_labels, sets[1].known_labels):
+        line = f"{standing.method:12}  {standing.rival:16} {_percent(standing.accuracy)}"
+        if standing.difference is not None:
+            line += f"   {_percent(standing.difference, sign='+')} to {next(iter(features))}"
+        click.echo(line)
+        figures[f"{standing.method}, {standing.rival}"] = round(100 * standing.accuracy.value, 2)
+    return figures
+
+
+def _percent(interval: Interval, sign: str = "") -> str:
+    value, low, high = (f"{100 * part:{sign}.1f}" for part in (interval.value, interval.low, interval.high))
+    return f"{value} [{low}, {high}]"
+
+
+def _token_progress(name: str, done: int, total: int) -> None:
+    if sys.stderr.isatty():
+        click.echo(f"\r  {name}: {done} of {total}", nl=done == total, err=True)
 
 
 def _print_table(rows: list[dict[str, Any]], as_json: bool) -> None:

@@ -195,7 +195,7 @@ while True:
 def test_a_build_killed_at_any_moment_leaves_the_old_artifact_the_new_one_or_none(tmp_path):
     target = tmp_path / "a"
     script = _KILLED.replace("{small}", repr(SMALL))
-    moments = np.random.default_rng(0).uniform(0, 3, 4)
+    moments = np.random.default_rng(0).uniform(0, 3, 3)
     for moment in moments:
         process = subprocess.Popen([sys.executable, "-c", script, str(target)], stdout=subprocess.PIPE, text=True)
         try:
@@ -211,15 +211,14 @@ def test_a_build_killed_at_any_moment_leaves_the_old_artifact_the_new_one_or_non
     assert all(re.fullmatch(r"\.a\..*\.(partial|old)", name) for name in leftovers)
 
 
-@pytest.mark.parametrize("call", ["rename", "write_bytes", "savez_compressed", "write_card", "export_graph"])
+@pytest.mark.parametrize("call", ["rename", "write_bytes", "write_card"])
 def test_a_build_that_dies_at_a_named_step_leaves_the_old_artifact_or_none(tmp_path, call):
     """As above, with the moment chosen instead of drawn: the process exits without any clean-up."""
     target = tmp_path / "a"
     build(options(target, agg="mean"))
     place = {
         "rename": "pathlib.Path.rename", "write_bytes": "pathlib.Path.write_bytes",
-        "savez_compressed": "numpy.savez_compressed", "write_card": "mimexport.build.write_card",
-        "export_graph": "mimexport.graph.export_graph",
+        "write_card": "mimexport.build.write_card",
     }[call]  # fmt: skip
     owner, name = place.rsplit(".", 1)
     script = f"""

@@ -17,7 +17,7 @@ from mimexport.backbone import Backbone
 from mimexport.build import preprocess_of
 from mimexport.errors import FitError
 from mimexport.fit.labelled import train
-from mimexport.fit.tokens import Tokens, TokenStore, pool
+from mimexport.fit.tokens import Subset, Tokens, TokenStore, pool
 from mimexport.fit.unlabelled import SHRINKAGE, fit_scorer, two_view_recall
 from mimexport.fit.views import WHOLE
 from mimexport.heads import Head, save_head
@@ -99,7 +99,7 @@ class Fitter:
         preprocess = preprocess_of(self.loaded.config)
         self._store = TokenStore(self.loaded, self.backbone, preprocess, options.cache)
         chosen = np.random.default_rng(options.seed).permutation(len(options.images))[:TWO_VIEW_IMAGES]
-        self._two_view = [options.images[i] for i in np.sort(chosen)]
+        self._two_view = Subset(options.images, np.sort(chosen))
 
     def tokens(self, images: Sequence[Source], digest: str, name: str) -> Tokens:
         """Return the stored tokens of whole images, computing what is missing."""
@@ -217,6 +217,15 @@ class Fitter:
         mean, matrix = fit_two_view(torch.cat([first[:half], second[:half]]), first[:half], second[:half], SHRINKAGE)
         held = slice(half, half + 4000)
         return two_view_recall((first[held] - mean) @ matrix, (second[held] - mean) @ matrix)
+
+
+def plain_head(agg: str, fitter: Fitter) -> Head:
+    """Return the head of an aggregator that learns nothing, without whitening: a rival to compare with."""
+    aggregator = make_aggregator(agg, fitter.backbone.shape, {})
+    return Head(
+        agg=agg, params=aggregator.params, token_norm=aggregator.token_norm, dim=fitter.backbone.shape.dim,
+        grid=fitter.backbone.shape.grid, model=fitter.loaded.name, backbone_sha256=fitter.loaded.sha256, tensors={},
+    )  # fmt: skip
 
 
 def fit_head(

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import overload
 
 import numpy as np
 import torch
@@ -67,6 +68,26 @@ class StoredFeatures(Features):
     def rows(self, index: Tensor) -> Tensor:
         """See base class."""
         return self.patches.gather(1, index.unsqueeze(-1).expand(-1, -1, self.shape.dim))
+
+
+class Subset(Sequence[Source]):
+    """Some of `images`, in the order of `rows`; nothing is read before it is asked for."""
+
+    def __init__(self, images: Sequence[Source], rows: np.ndarray) -> None:
+        self._images = images
+        self._rows = rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    @overload
+    def __getitem__(self, index: int) -> Source: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Source]: ...
+    def __getitem__(self, index: int | slice) -> Source | Sequence[Source]:
+        if isinstance(index, slice):
+            return Subset(self._images, self._rows[index])
+        return self._images[int(self._rows[index])]
 
 
 class TokenStore:

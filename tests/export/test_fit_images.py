@@ -1,0 +1,106 @@
+"""Folders and zips are read alike, and what is no data is refused in one line."""
+
+import io
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mimexport.errors import FitError
+from mimexport.fit.images import open_images
+from mimruntime.decode import decode
+from mimruntime.errors import ImageError
+
+
+def png(value, size=(8, 8)):
+    stream = io.BytesIO()
+    Image.new("RGB", size, (value, value, value)).save(stream, "PNG")
+    return stream.getvalue()
+
+
+def lay_out(root, names):
+    for i, name in enumerate(names):
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(png(i, (8 + i % 3, 8)))
+    return root
+
+
+def zipped(folder, target):
+    with zipfile.ZipFile(target, "w") as archive:
+        for path in sorted(folder.rglob("*.png")):
+            archive.write(path, path.relative_to(folder).as_posix())
+    return target
+
+
+SPLIT = [f"{part}/{name}/{i}.png" for part in ("train", "val") for name in ("cat", "dog") for i in range(3)]
+CLASSES = [f"{name}/{i}.png" for name in ("cat", "dog") for i in range(10)]
+
+
+@pytest.mark.parametrize("kind", ["folder", "zip"])
+def test_parts_are_taken_as_they_are(tmp_path, kind):
+    path = lay_out(tmp_path / "data", SPLIT)
+    train, test = open_images(zipped(path, tmp_path / "d.zip") if kind == "zip" else path)
+    assert (len(train.images), len(test.images), train.classes) == (6, 6, ("cat", "dog"))
+    np.testing.assert_array_equal(train.labels, [0, 0, 0, 1, 1, 1])
+    assert decode(test.images[0]).size == (8, 8)
+
+
+@pytest.mark.parametrize("kind", ["folder", "zip"])
+def test_without_parts_a_fifth_is_held_out_the_same_for_a_seed(tmp_path, kind):
+    path = lay_out(tmp_path / "data", CLASSES)
+    path = zipped(path, tmp_path / "d.zip") if kind == "zip" else path
+    train, test = open_images(path, seed=3)
+    assert (len(train.images), len(test.images)) == (16, 4)
+    assert train.digest == open_images(path, seed=3)[0].digest != open_images(path, seed=4)[0].digest
+
+
+def test_without_class_folders_there_are_no_labels(tmp_path):
+    train, test = open_images(lay_out(tmp_path / "data", ["a.png", "b.png", "c.png"]))
+    assert train.labels is None
+    assert test is None
+    with pytest.raises(FitError, match="no class folders"):
+        _ = train.known_labels
+
+
+def test_the_digest_follows_the_content(tmp_path):
+    path = lay_out(tmp_path / "data", CLASSES)
+    before = open_images(path)[0].digest
+    for name in CLASSES:
+        (path / name).write_bytes(png(200, (9, 9)))
+    assert open_images(path)[0].digest != before
+
+
+def test_nothing_or_no_images_is_one_line(tmp_path):
+    with pytest.raises(FitError, match="no folder or zip at"):
+        open_images(tmp_path / "none")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FitError, match="holds no images"):
+        open_images(tmp_path / "empty")
+
+
+def test_a_zip_that_is_cut_short_is_one_line(tmp_path):
+    path = zipped(lay_out(tmp_path / "data", CLASSES), tmp_path / "d.zip")
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(ImageError, match="is not a readable zip, or is cut short"):
+        open_images(path)
+
+
+def test_a_damaged_member_is_named_when_it_is_read(tmp_path):
+    path = zipped(lay_out(tmp_path / "data", CLASSES), tmp_path / "d.zip")
+    raw = bytearray(path.read_bytes())
+    raw[60] ^= 0xFF
+    path.write_bytes(raw)
+    train, test = open_images(path)
+    with pytest.raises(ImageError, match=r"d\.zip: cat/\d\.png cannot be read"):
+        [bytes(image) for images in (train.images, test.images) for image in images]
+
+
+def test_slices_of_a_zip_stay_lazy(tmp_path):
+    path = zipped(lay_out(tmp_path / "data", CLASSES), tmp_path / "d.zip")
+    train, _ = open_images(path)
+    assert len(train.images[2:5]) == 3
+    assert bytes(train.images[2:5][0]) == bytes(train.images[2])
+    assert Path(path).exists()

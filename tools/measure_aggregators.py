@@ -1,0 +1,177 @@
+"""Fit every head of `mae-tiny` and compare every aggregator with [cls] on labelled images: the table in docs/aggregators.md.
+
+    python tools/measure_aggregators.py ../shared/data/tiny-imagenet-64.zip --cache ~/.cache/mimexport --ship
+
+`--ship` writes the heads into the package. The first run computes tokens, which are kept in the cache.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+import zipfile
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import torch
+
+from mimeval import knn, linear_probe
+from mimeval.statistics import Interval, paired_difference
+from mimexport.fit.fit import FitOptions, Fitter
+from mimexport.fit.unlabelled import SHRINKAGE
+from mimexport.heads import Head, save_head
+from mimexport.whitening import Whitening, fit_pca
+
+DOCS = Path(__file__).parents[1] / "docs" / "aggregators.md"
+SHIPPED = Path(__file__).parents[1] / "export" / "mimexport" / "assets" / "heads" / "mae-tiny"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table: an aggregator, its options, and whether its head learns from labels.
+
+    Attributes:
+        shipped: name of the head in the package, or None.
+    """
+
+    agg: str
+    options: dict[str, Any]
+    labels: bool = False
+    shipped: str | None = None
+
+    @property
+    def title(self) -> str:
+        """As a user would type it."""
+        options = " ".join(f"--{key} {value}" for key, value in self.options.items())
+        learned = {True: ", labels", False: ""}[self.labels]
+        return f"`{self.agg} {options}`".replace(" `", "`") + learned
+
+
+ROWS = [
+    Row("cls", {}, shipped="cls"),
+    Row("mean", {}, shipped="mean"),
+    Row("cls+mean", {}),
+    Row("max", {}),
+    Row("gem", {}),
+    Row("center", {}),
+    Row("center-weighted", {}, shipped="center-weighted"),
+    Row("attn-mean", {}),
+    Row("attn-min-entropy", {}),
+    *(
+        Row("topk", {"score": score, "k": k}, shipped="topk" if (score, k) == ("input-norm", "50%") else None)
+        for score in ("input-norm", "norm", "cls-attention")
+        for k in ("25%", "50%", "75%")
+    ),
+    Row("topk", {"score": "learned"}, shipped="topk-learned"),
+    Row("abmilp", {}, shipped="abmilp-unlabelled"),
+    Row("abmilp", {"prior": "center"}, shipped="abmilp-center-unlabelled"),
+    Row("abmilp", {}, labels=True, shipped="abmilp"),
+    Row("abmilp", {"depth": 2}, labels=True),
+    Row("ep", {}, labels=True, shipped="ep"),
+    Row("simpool", {}, labels=True),
+    Row("aim", {}, labels=True),
+]
+
+
+@click.command()
+@click.argument("archive", type=click.Path(path_type=Path, exists=True))
+@click.option("--cache", type=click.Path(path_type=Path), required=True, help="Folder for tokens.")
+@click.option("--ship", is_flag=True, help="Write the heads into the package.")
+@click.option("--probe/--no-probe", default=True, help="Linear probes take most of the time.")
+@click.option("--results", type=click.Path(path_type=Path), default=Path("reports/aggregators.json"), show_default=True)
+def main(archive: Path, cache: Path, ship: bool, probe: bool, results: Path) -> None:
+    """Measure every row; rows that `results` already holds are not measured again."""
+    train, train_labels, train_digest = _read(archive, "train/")
+    test, test_labels, test_digest = _read(archive, "val/")
+    results.parent.mkdir(parents=True, exist_ok=True)
+    stored: dict[str, dict[str, Any]] = json.loads(results.read_text()) if results.exists() else {}
+    for row in ROWS:
+        if row.title in stored and (stored[row.title]["linear"] or not probe):
+            continue
+        started = time.perf_counter()
+        options = FitOptions(
+            model="mae-tiny", agg=row.agg, images=train, labels=train_labels if row.labels else None,
+            digest=train_digest, cache=cache, agg_options=row.options,
+        )  # fmt: skip
+        fitter = Fitter(options)
+        head = fitter.fit()
+        seconds = time.perf_counter() - started
+        tokens = [fitter.tokens(images, digest, "") for images, digest in ((train, train_digest), (test, test_digest))]
+        plain = [fitter.vectors(head, part, whitened=False) for part in tokens]
+        views = [fitter.vectors(head, part, whitened=True) for part in tokens]
+        pca = Whitening(*fit_pca(torch.from_numpy(plain[0]), SHRINKAGE))
+        with torch.inference_mode():
+            principal = [pca(torch.from_numpy(part)).numpy() for part in plain]
+        right = {
+            "knn": knn.predict(plain[0], train_labels, plain[1]) == test_labels,
+            "knn, PCA-whitened": knn.predict(principal[0], train_labels, principal[1]) == test_labels,
+            "knn, two-view-whitened": knn.predict(views[0], train_labels, views[1]) == test_labels,
+        }
+        if probe:
+            right["linear"] = linear_probe.predict(plain[0], train_labels, plain[1]) == test_labels
+        stored[row.title] = {
+            "seconds": round(seconds, 1),
+            "recall": head.figures["two_view_recall_at_1"],
+            "linear": probe,
+        } | {name: np.packbits(values).tolist() for name, values in right.items()}
+        results.write_text(json.dumps(stored))
+        accuracy = {name: round(100 * float(values.mean()), 2) for name, values in right.items()}
+        click.echo(f"{row.title}: {accuracy}, fitted in {seconds:.0f} s", err=True)
+        if ship and row.shipped:
+            save_head(_with_figures(head, accuracy, archive), SHIPPED / f"{row.shipped}.safetensors")
+    _write_table(stored, len(test), len(train))
+    click.echo(f"{DOCS}")
+
+
+def _read(archive: Path, part: str) -> tuple[list[bytes], np.ndarray, str]:
+    """Return files, labels and digest of one part of a zip of part/class/image."""
+    with zipfile.ZipFile(archive) as opened:
+        names = sorted(name for name in opened.namelist() if name.startswith(part) and name.endswith(".JPEG"))
+        labels = np.unique([name.split("/")[1] for name in names], return_inverse=True)[1]
+        return [opened.read(name) for name in names], labels, f"{archive.name}:{part}:{len(names)}"
+
+
+def _with_figures(head: Head, accuracy: dict[str, float], archive: Path) -> Head:
+    figures = head.figures | {"accuracy_percent": accuracy, "measured_on": f"{archive.name}, validation images"}
+    return replace(head, figures=figures)
+
+
+def _write_table(stored: dict[str, dict[str, Any]], images: int, training: int) -> None:
+    columns = ("knn", "knn, PCA-whitened", "knn, two-view-whitened", "linear")
+
+    def right(title: str, column: str) -> np.ndarray:
+        return np.unpackbits(np.array(stored[title][column], np.uint8))[:images].astype(float)
+
+    lines = []
+    baseline = ROWS[0].title
+    for row in ROWS:
+        cells = [row.title]
+        for column in columns:
+            if column not in stored[row.title] or column not in stored[baseline]:
+                cells.append("")
+                continue
+            values = right(row.title, column)
+            difference = paired_difference(values, right(baseline, column))
+            shown = "" if row.title == baseline else f" ({_signed(difference)})"
+            cells.append(f"{100 * values.mean():.1f}{shown}")
+        cells.append(f"{100 * stored[row.title]['recall']:.1f}")
+        lines.append("| " + " | ".join(cells) + " |")
+    head = "| aggregator | k-NN | k-NN, PCA-whitened | k-NN, two-view-whitened | linear probe | two-view recall |"
+    table = "\n".join([head, "|---" * 6 + "|", *lines])
+    DOCS.parent.mkdir(exist_ok=True)
+    marker = "<!-- written by tools/measure_aggregators.py, below this line -->"
+    prose = DOCS.read_text(encoding="utf-8").split(marker)[0] if DOCS.exists() else "# Aggregators, measured\n\n"
+    DOCS.write_text(
+        f"{prose}{marker}\n\n{table}\n\n{images:,} test images, {training:,} training images.\n", encoding="utf-8"
+    )
+
+
+def _signed(difference: Interval) -> str:
+    return f"{100 * difference.value:+.1f} [{100 * difference.low:+.1f}, {100 * difference.high:+.1f}]"
+
+
+if __name__ == "__main__":
+    main()
