@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+import msgspec
 import numpy as np
 import torch
 
@@ -23,6 +24,7 @@ from mimeval.statistics import Interval, paired_difference
 from mimexport.fit.fit import FitOptions, Fitter
 from mimexport.fit.unlabelled import SHRINKAGE
 from mimexport.heads import Head, save_head
+from mimexport.measured import FILE, Measured
 from mimexport.whitening import Whitening, fit_pca
 
 DOCS = Path(__file__).parents[1] / "docs" / "aggregators.md"
@@ -123,6 +125,8 @@ def main(archive: Path, cache: Path, ship: bool, probe: bool, results: Path) -> 
         if ship and row.shipped:
             save_head(_with_figures(head, accuracy, archive), SHIPPED / f"{row.shipped}.safetensors")
     _write_table(stored, len(test), len(train))
+    if ship:
+        _write_measured(stored, len(test))
     click.echo(f"{DOCS}")
 
 
@@ -139,11 +143,42 @@ def _with_figures(head: Head, accuracy: dict[str, float], archive: Path) -> Head
     return replace(head, figures=figures)
 
 
+def _write_measured(stored: dict[str, dict[str, Any]], images: int) -> None:
+    """Write what training-free aggregators gain or lose, for `mimexport build` to say."""
+    baseline = stored[ROWS[0].title]
+    measured = []
+    for row in ROWS[1:]:
+        if (row.shipped and "unlabelled" in row.shipped) or row.labels or row.options.get("score") == "learned":
+            continue
+        share = row.options.get("k")
+        differences = {
+            metric: paired_difference(_right(stored[row.title], metric, images), _right(baseline, metric, images))
+            for metric in ("knn", "linear")
+            if metric in stored[row.title] and metric in baseline
+        }
+        measured.append(
+            Measured(
+                agg=row.agg,
+                params={key: value for key, value in row.options.items() if key != "k"},
+                share=None if share is None else float(share.removesuffix("%")) / 100,
+                differences={
+                    {"knn": "k-NN", "linear": "linear probe"}[metric]: tuple(
+                        round(100 * part, 2) for part in (found.value, found.low, found.high)
+                    )
+                    for metric, found in differences.items()
+                },
+            )
+        )
+    raw = msgspec.json.format(msgspec.json.encode(measured), indent=1)
+    (SHIPPED.parents[1] / FILE).write_bytes(raw + b"\n")
+
+
+def _right(entry: dict[str, Any], metric: str, images: int) -> np.ndarray:
+    return np.unpackbits(np.array(entry[metric], np.uint8))[:images].astype(float)
+
+
 def _write_table(stored: dict[str, dict[str, Any]], images: int, training: int) -> None:
     columns = ("knn", "knn, PCA-whitened", "knn, two-view-whitened", "linear")
-
-    def right(title: str, column: str) -> np.ndarray:
-        return np.unpackbits(np.array(stored[title][column], np.uint8))[:images].astype(float)
 
     lines = []
     baseline = ROWS[0].title
@@ -153,8 +188,8 @@ def _write_table(stored: dict[str, dict[str, Any]], images: int, training: int) 
             if column not in stored[row.title] or column not in stored[baseline]:
                 cells.append("")
                 continue
-            values = right(row.title, column)
-            difference = paired_difference(values, right(baseline, column))
+            values = _right(stored[row.title], column, images)
+            difference = paired_difference(values, _right(stored[baseline], column, images))
             shown = "" if row.title == baseline else f" ({_signed(difference)})"
             cells.append(f"{100 * values.mean():.1f}{shown}")
         cells.append(f"{100 * stored[row.title]['recall']:.1f}")

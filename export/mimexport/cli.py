@@ -70,6 +70,7 @@ def build(**given: Any) -> None:
     with _export_extra():
         from mimexport.build import BuildOptions
         from mimexport.build import build as build_artifact
+        from mimexport.measured import known_losses, read_measured
     if given["random_weights"]:
         click.secho(_RANDOM, fg="yellow", err=True)
     artifact = build_artifact(
@@ -90,6 +91,8 @@ def build(**given: Any) -> None:
         report=lambda line: click.echo(f"  {line} …", err=True),
     )
     m = artifact.manifest
+    if loss := known_losses(m, read_measured()):
+        click.secho(f"NOTE: {loss}", fg="yellow", err=True)
     click.echo(
         f"{artifact.path}: {m.embedding.dim} numbers a vector, space {m.embedding_space}, {m.graph.precision},"
         f" worst cosine to torch {m.parity.worst_cosine:.7f}; licence of the weights: {m.backbone.license}"

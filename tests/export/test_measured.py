@@ -1,0 +1,50 @@
+"""A build says where its choice is known to lose, and keeps silent otherwise."""
+
+import msgspec
+import pytest
+
+from mimexport.build import BuildOptions, build
+from mimexport.measured import Measured, known_losses, read_measured
+
+TABLE = [
+    Measured(
+        agg="mean", params={}, share=None, differences={"k-NN": (2.6, 1.9, 3.2), "linear probe": (-1.0, -1.8, -0.2)}
+    ),
+    Measured(agg="topk", params={"score": "norm"}, share=0.5, differences={"k-NN": (3.0, 2.4, 3.7)}),
+    Measured(agg="topk", params={"score": "norm"}, share=0.25, differences={"k-NN": (-2.0, -2.4, -1.7)}),
+]
+
+
+@pytest.fixture(scope="module")
+def manifest(tmp_path_factory):
+    options = BuildOptions(
+        model="vit_tiny_patch16_224", agg="topk", out=tmp_path_factory.mktemp("m") / "a", random_seed=0, size=32,
+        agg_options={"score": "norm", "k": "50%"},
+    )  # fmt: skip
+    return build(options).manifest
+
+
+def with_aggregator(manifest, name, **params):
+    aggregator = msgspec.structs.replace(manifest.aggregator, name=name, params=params)
+    return msgspec.structs.replace(manifest, aggregator=aggregator)
+
+
+def test_a_loss_is_told_with_its_interval(manifest):
+    line = known_losses(with_aggregator(manifest, "mean"), TABLE)
+    assert line == "measured on mae-tiny, this choice loses to [cls]: linear probe -1.0 [-1.8, -0.2]"
+
+
+def test_the_same_score_is_told_apart_by_its_share_of_patches(manifest):
+    assert known_losses(manifest, TABLE) is None
+    assert "k-NN -2.0" in known_losses(with_aggregator(manifest, "topk", score="norm", k=1), TABLE)
+
+
+def test_what_was_not_measured_or_is_whitened_is_not_judged(manifest):
+    assert known_losses(with_aggregator(manifest, "gem"), TABLE) is None
+    whitened = msgspec.structs.replace(manifest.embedding, whitening="32 dimensions")
+    assert known_losses(msgspec.structs.replace(with_aggregator(manifest, "mean"), embedding=whitened), TABLE) is None
+
+
+def test_the_shipped_table_knows_the_poor_choices():
+    poor = {known.agg for known in read_measured() if any(high < 0 for _, _, high in known.differences.values())}
+    assert {"attn-mean", "attn-min-entropy", "max"} <= poor
