@@ -113,6 +113,7 @@ def build(**given: Any) -> None:
 )
 @click.option("--depth", type=click.IntRange(min=1), help="abmilp: layers of the scoring network.  [default: 1]")
 @click.option("--queries", type=click.IntRange(min=1), help="ep: learned queries.  [default: 16]")
+@click.option("--score", help="topk: another score than a learned one; then only the whitening is fitted.")
 @click.option("--k", help="topk: how many patches.  [default: what the images say]")
 @click.option("--token-norm", type=click.Choice(["raw", "final"]), help="[default: by aggregator]")
 @click.option("--weights", type=click.Path(path_type=Path), metavar="FILE", help="Checkpoint instead of the hub.")
@@ -147,7 +148,7 @@ def fit(**given: Any) -> None:
             labels=None if given["unlabelled"] else train.labels,
             digest=train.digest,
             cache=given["cache"].expanduser(),
-            agg_options={name: given[name] for name in ("prior", "depth", "queries", "k")},
+            agg_options={name: given[name] for name in ("prior", "depth", "queries", "score", "k")},
             token_norm=given["token_norm"],
             weights=given["weights"],
             random_seed=0 if given["random_weights"] else None,

@@ -120,6 +120,14 @@ def test_without_labels_a_scorer_or_a_whitening_is_fitted(tmp_path, pictures, ag
         assert [row[2] for row in ranking] == sorted((row[2] for row in ranking), reverse=True)
 
 
+def test_a_training_free_score_keeps_itself_and_gets_a_whitening(tmp_path, pictures):
+    options_ = options(tmp_path, pictures, agg="topk", labels=None, agg_options={"score": "norm", "k": "25%"})
+    head = Fitter(options_).fit()
+    assert head.params == {"k": 4, "score": "norm"}
+    assert head.tensors == {}
+    assert head.recipe["objective"] == "whitening only"
+
+
 def test_stored_tokens_pool_to_what_the_network_gives(tmp_path, pictures):
     fitter = Fitter(options(tmp_path, pictures))
     tokens = fitter.tokens(pictures[0][:4], "four", "training")

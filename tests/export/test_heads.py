@@ -7,6 +7,7 @@ import pytest
 import safetensors.torch
 import torch
 
+from mimexport.aggregators import make_aggregator
 from mimexport.aliases import ALIASES, Alias
 from mimexport.backbone import Backbone, Shape
 from mimexport.build import BuildOptions, build, compose
@@ -128,6 +129,19 @@ def test_a_head_is_built_into_the_graph(tmp_path, loaded, whiten):
     assert artifact.manifest.aggregator.head_sha256 == head.sha256(whitened=whiten is not None)
     assert (artifact.manifest.embedding.whitening is None) == (whiten is None)
     assert artifact.manifest.parity.worst_cosine >= 0.99999
+
+
+@pytest.mark.parametrize(
+    ("agg", "params"), [("abmilp", {"depth": 2, "prior": "center"}), ("ep", {}), ("simpool", {}), ("aim", {})]
+)
+def test_every_learned_aggregator_is_the_same_in_the_graph(tmp_path, loaded, agg, params):
+    torch.manual_seed(1)
+    aggregator = make_aggregator(agg, SHAPE, params)
+    head = head_for(loaded, agg=agg, params=aggregator.params, tensors=dict(aggregator.state_dict()), whitening=None)
+    save_head(head, tmp_path / "h.safetensors")
+    artifact = build(options(tmp_path, agg=agg, head=str(tmp_path / "h.safetensors"), with_selection=True))
+    assert artifact.manifest.parity.worst_cosine >= 0.99999
+    assert artifact.manifest.parity.worst_abs_diff < 1e-5
 
 
 def beyond_cls(depth=1, prefix=""):

@@ -134,7 +134,8 @@ class Fitter:
         final = token_norm == "final"
         whole = self.tokens(options.images, options.digest, "training")
         views = self.views()
-        learns_without_labels = options.agg in {"abmilp", "topk"} and options.labels is None
+        learned_score = options.agg == "abmilp" or (options.agg == "topk" and given.get("score", LEARNED) == LEARNED)
+        learns_without_labels = learned_score and options.labels is None
         if learns_without_labels and final:
             raise OptionError("learning without labels scores raw tokens; leave --token-norm away")
         figures: dict[str, Any] = {}
