@@ -1,0 +1,201 @@
+"""Paired statistics over images: intervals from one bootstrap, McNemar's test, and whether a gain was kept.
+
+Scores are numbers in [0, 1], one an image: right or wrong, a share of draws, an average precision. Columns of one table
+are compared on the same resample, so that what is hard about an image cancels.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from scipy.stats import binomtest
+
+CONFIDENCE = 0.95
+RESAMPLES = 10_000
+MARGIN = 0.005
+"""Half a point of accuracy: what a gain may lose between torch and the deployed engine."""
+
+Verdict = Literal["pass", "fail", "undecided"]
+
+_CHUNK_CELLS = 1 << 23
+"""Multiplicities drawn at once: 64 MiB."""
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """An estimate and its confidence interval, in the unit of the scores."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, slots=True)
+class McNemar:
+    """McNemar's exact test of two classifiers on the same images.
+
+    Attributes:
+        only_first: images that only the first has right.
+        only_second: images that only the second has right.
+        p: two-sided probability of a split at least this uneven, were they equally good.
+
+    """
+
+    only_first: int
+    only_second: int
+    p: float
+
+
+@dataclass(frozen=True, slots=True)
+class GainVerdict:
+    """Whether an aggregator's gain over its baseline is still there on an engine.
+
+    Attributes:
+        verdict: "pass", "fail" or "undecided".
+        reason: one sentence.
+        reference: the gain in torch.
+        gain: the gain on the engine.
+        change: gain minus reference.
+        margin: the loss that is tolerated.
+        images: on which it was measured.
+        images_needed: an estimate of how many would decide; equal to `images` where it is decided, None where no number
+            would, as far as can be seen.
+
+    """
+
+    verdict: Verdict
+    reason: str
+    reference: Interval
+    gain: Interval
+    change: Interval
+    margin: float
+    images: int
+    images_needed: int | None
+
+
+def bootstrap_means(scores: np.ndarray, *, resamples: int = RESAMPLES, seed: int = 0) -> np.ndarray:
+    """Return the column means of resampled images, float64 (resamples, m).
+
+    Drawing n images with replacement is a multinomial draw over the distinct rows of the table, which is what is drawn
+    here: m columns of right and wrong have at most 2^m of them, however many images there are.
+
+    Args:
+        scores: (n, m), one row an image.
+        resamples: number of draws.
+        seed: the same seed gives the same draws.
+
+    """
+    rows, counts = np.unique(np.asarray(scores, np.float64), axis=0, return_counts=True)
+    shares = counts / counts.sum()
+    rng = np.random.default_rng(seed)
+    means = np.empty((resamples, rows.shape[1]))
+    step = max(1, _CHUNK_CELLS // len(rows))
+    for start in range(0, resamples, step):
+        part = means[start : start + step]
+        part[:] = rng.multinomial(counts.sum(), shares, size=len(part)) @ rows / counts.sum()
+    return means
+
+
+def interval(value: float, draws: np.ndarray) -> Interval:
+    """Return the percentile interval of `draws` at `CONFIDENCE` around `value`."""
+    tail = (1 - CONFIDENCE) / 2
+    low, high = np.quantile(draws, [tail, 1 - tail])
+    return Interval(float(value), float(low), float(high))
+
+
+def mean_interval(scores: np.ndarray, *, seed: int = 0) -> Interval:
+    """Return the mean of scores (n,) with its bootstrap interval."""
+    return interval(scores.mean(), bootstrap_means(scores[:, None], seed=seed)[:, 0])
+
+
+def paired_difference(scores: np.ndarray, baseline: np.ndarray, *, seed: int = 0) -> Interval:
+    """Return mean(scores) - mean(baseline), both (n,) of the same images, with its paired bootstrap interval."""
+    return mean_interval(np.asarray(scores, np.float64) - np.asarray(baseline, np.float64), seed=seed)
+
+
+def mcnemar(first: np.ndarray, second: np.ndarray) -> McNemar:
+    """Compare two classifiers by the images that only one of them has right; the exact binomial form of McNemar (1947).
+
+    Args:
+        first: bool (n,), whether the first classifier is right.
+        second: likewise, of the same images.
+
+    """
+    only_first = int(np.sum(first & ~second))
+    only_second = int(np.sum(second & ~first))
+    split = only_first + only_second
+    p = float(binomtest(only_first, split).pvalue) if split else 1.0
+    return McNemar(only_first, only_second, p)
+
+
+def judge_gain(
+    reference: np.ndarray,
+    reference_baseline: np.ndarray,
+    engine: np.ndarray,
+    engine_baseline: np.ndarray,
+    *,
+    margin: float = MARGIN,
+    seed: int = 0,
+) -> GainVerdict:
+    """Judge whether the gain of `reference` over its baseline carried over to the engine.
+
+    It passes when the gain in torch is established (its interval lies above 0) and the change of the gain is shown to
+    be no loss beyond the margin. It fails when the gain in torch is shown to be a loss, or when a loss of gain is shown
+    and may exceed the margin. Everything else is undecided.
+
+    Args:
+        reference: scores (n,) of the aggregator in torch, fp32.
+        reference_baseline: of the baseline, usually [cls], in torch.
+        engine: of the aggregator on the engine.
+        engine_baseline: of the baseline on the engine.
+        margin: the loss that is tolerated, in the unit of the scores.
+        seed: of the bootstrap; one resample serves the four.
+
+    """
+    scores = np.stack([reference, reference_baseline, engine, engine_baseline], axis=1).astype(np.float64)
+    contrasts = np.array([[1.0, -1, 0, 0], [0, 0, 1, -1], [-1, 1, 1, -1]])
+    values = contrasts @ scores.mean(axis=0)
+    draws = bootstrap_means(scores, seed=seed) @ contrasts.T
+    gained, gain, change = (interval(value, draw) for value, draw in zip(values, draws.T, strict=True))
+    change = _with_unseen(change, len(scores))
+    verdict, reason = _verdict(gained, change, margin)
+    needed = len(scores) if verdict != "undecided" else _images_needed(gained, change, margin, len(scores))
+    return GainVerdict(verdict, reason, gained, gain, change, margin, len(scores), needed)
+
+
+def _with_unseen(change: Interval, images: int) -> Interval:
+    """Widen an interval by what n images cannot exclude: an event not seen among n may still have a rate of 3 / n.
+
+    A bootstrap knows only what occurred, so two engines that agree on 20 images would be certain to agree always (the
+    'rule of three', Hanley & Lippman-Hand, JAMA 1983).
+    """
+    unseen = 3 / images
+    return Interval(change.value, min(change.low, change.value - unseen), max(change.high, change.value + unseen))
+
+
+def _verdict(reference: Interval, change: Interval, margin: float) -> tuple[Verdict, str]:
+    if reference.high < 0:
+        return "fail", "loses to the baseline in torch already"
+    if change.low < -margin and change.high < 0:
+        return "fail", "the gain shrank, and by more than the margin for all that can be shown"
+    if reference.low <= 0:
+        return "undecided", "no gain is established in torch, so there is nothing to carry over"
+    if change.low > -margin:
+        return "pass", "the gain carried over"
+    return "undecided", "too few images to exclude a loss beyond the margin"
+
+
+def _images_needed(reference: Interval, change: Interval, margin: float, images: int) -> int | None:
+    """Estimate the images that decide, from intervals that narrow with the square root of their number."""
+    by_gain = _growth(reference.value - reference.low, reference.value)
+    by_change = _growth(change.value - change.low, change.value + margin)
+    growth = max(by_gain, by_change, 1.0)
+    return math.ceil(images * growth) if math.isfinite(growth) else None
+
+
+def _growth(half_width: float, distance: float) -> float:
+    """Return how many times the images an interval needs to clear a bound that lies `distance` from its centre."""
+    return (half_width / distance) ** 2 if distance > 0 else math.inf
