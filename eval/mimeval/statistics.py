@@ -112,7 +112,7 @@ def mean_interval(scores: np.ndarray, *, seed: int = 0) -> Interval:
 
 
 def paired_difference(scores: np.ndarray, baseline: np.ndarray, *, seed: int = 0) -> Interval:
-    """Return mean(scores) − mean(baseline), both (n,) of the same images, with its paired bootstrap interval."""
+    """Return mean(scores) - mean(baseline), both (n,) of the same images, with its paired bootstrap interval."""
     return mean_interval(np.asarray(scores, np.float64) - np.asarray(baseline, np.float64), seed=seed)
 
 
@@ -142,9 +142,9 @@ def judge_gain(
 ) -> GainVerdict:
     """Judge whether the gain of `reference` over its baseline carried over to the engine.
 
-    It passes when the gain in torch is established (its interval lies above 0) and the change of the gain is shown to be
-    no worse than −margin. It fails when the gain in torch is shown to be a loss, or when a loss of gain is shown and may
-    exceed the margin. Everything else is undecided.
+    It passes when the gain in torch is established (its interval lies above 0) and the change of the gain is shown to
+    be no loss beyond the margin. It fails when the gain in torch is shown to be a loss, or when a loss of gain is shown
+    and may exceed the margin. Everything else is undecided.
 
     Args:
         reference: scores (n,) of the aggregator in torch, fp32.

@@ -1,0 +1,98 @@
+"""Instance retrieval: average precision of a full ranking, and whether the first k hold a match.
+
+Average precision here is the step sum Σ precision(r) · Δrecall(r) of scikit-learn and of MTEB; the revisited Oxford and
+Paris protocol takes the mean of the precisions before and after each match instead, which `trapezoid` gives, and takes
+junk images out of the ranking, which `ignored` does (Radenović et al., 'Revisiting Oxford and Paris', CVPR 2018).
+Recall@k is metric learning's: the share of queries with a match among the first k (Jégou et al., TPAMI 2011).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from mimeval.checks import check_features
+from mimeval.errors import FeaturesError
+from mimeval.neighbours import similarities
+
+RECALL_AT = (1, 5, 10)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Retrieval:
+    """What every query found.
+
+    Attributes:
+        average_precision: float64 (m,) in [0, 1].
+        found: bool (m,) for every k of `RECALL_AT`: a match among the first k.
+
+    """
+
+    average_precision: np.ndarray
+    found: dict[int, np.ndarray]
+
+
+def retrieve(
+    queries: np.ndarray,
+    gallery: np.ndarray,
+    matches: Sequence[np.ndarray],
+    ignored: Sequence[np.ndarray] | None = None,
+    *,
+    trapezoid: bool = False,
+) -> Retrieval:
+    """Rank the gallery for every query by cosine.
+
+    Args:
+        queries: (m, D).
+        gallery: (n, D).
+        matches: for every query the rows of the gallery that are right, one at least.
+        ignored: for every query the rows that do not count, such as itself and junk.
+        trapezoid: average precision of the revisited Oxford and Paris protocol.
+
+    Raises:
+        FeaturesError: features that do not belong together, NaN or infinity, or a query without a match.
+
+    """
+    check_features(gallery, queries)
+    empty = [row for row, right in enumerate(matches) if not len(right)]
+    if empty or len(matches) != len(queries):
+        raise FeaturesError(f"{len(matches)} lists of matches for {len(queries)} queries, {len(empty)} of them empty")
+    precisions = np.empty(len(queries))
+    found = {k: np.empty(len(queries), bool) for k in RECALL_AT}
+    for part, table in similarities(queries, gallery):
+        for row, cosines in enumerate(table, start=part.start):
+            ranks = _ranks(cosines, matches[row], None if ignored is None else ignored[row])
+            precisions[row] = _average_precision(ranks, trapezoid)
+            for k, hits in found.items():
+                hits[row] = ranks[0] < k
+    return Retrieval(precisions, found)
+
+
+def matches_by_label(labels: np.ndarray) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Return matches and ignored rows for a table that is its own gallery: same label, and never the image itself."""
+    members = {label: np.flatnonzero(labels == label) for label in np.unique(labels)}
+    matches = [rows[rows != row] for row, rows in ((row, members[label]) for row, label in enumerate(labels))]
+    return matches, [np.array([row]) for row in range(len(labels))]
+
+
+def _ranks(cosines: np.ndarray, matches: np.ndarray, ignored: np.ndarray | None) -> np.ndarray:
+    """Return the ranks of the matches from 0, ascending, in a ranking without the ignored rows."""
+    order = np.argsort(-cosines, kind="stable")
+    right = np.zeros(len(cosines), bool)
+    right[matches] = True
+    if ignored is not None and len(ignored):
+        kept = np.ones(len(cosines), bool)
+        kept[ignored] = False
+        order = order[kept[order]]
+    return np.flatnonzero(right[order])
+
+
+def _average_precision(ranks: np.ndarray, trapezoid: bool) -> float:
+    found = np.arange(1, len(ranks) + 1)
+    after = found / (ranks + 1)
+    if not trapezoid:
+        return float(after.mean())
+    before = np.where(ranks == 0, 1.0, (found - 1) / np.maximum(ranks, 1))
+    return float(((before + after) / 2).mean())

@@ -1,0 +1,132 @@
+"""Intervals cover what they should, tests agree with scipy and statsmodels' formulas, verdicts follow their rule."""
+
+from __future__ import annotations
+
+import resource
+import time
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.stats import binom
+
+from mimeval.statistics import (
+    bootstrap_means,
+    judge_gain,
+    mcnemar,
+    mean_interval,
+    paired_difference,
+)
+
+
+def draw(rng: np.random.Generator, images: int, *shares: float) -> list[np.ndarray]:
+    """Correctness of classifiers on the same images: hard images are hard for all."""
+    difficulty = rng.random(images)
+    return [difficulty < share for share in shares]
+
+
+class TestBootstrap:
+    def test_its_spread_is_the_standard_error_of_the_mean(self) -> None:
+        scores = np.random.default_rng(0).random((500, 2))
+        spread = bootstrap_means(scores).std(axis=0)
+        np.testing.assert_allclose(spread, scores.std(axis=0) / np.sqrt(500), rtol=0.03)
+
+    def test_it_equals_drawing_images_one_by_one(self) -> None:
+        scores = np.random.default_rng(1).random((60, 3)) < 0.3
+        picks = np.random.default_rng(2).integers(0, 60, (10_000, 60))
+        plain = scores[picks].mean(axis=1)
+        drawn = bootstrap_means(scores)
+        np.testing.assert_allclose(np.cov(drawn.T), np.cov(plain.T), atol=2e-4)
+        np.testing.assert_allclose(drawn.mean(axis=0), scores.mean(axis=0), atol=2e-3)
+
+    def test_columns_share_their_resample(self) -> None:
+        scores = np.random.default_rng(3).random(100)
+        draws = bootstrap_means(np.stack([scores, scores + 0.25], axis=1))
+        np.testing.assert_allclose(draws[:, 1] - draws[:, 0], 0.25, atol=1e-12)
+
+    def test_the_seed_decides(self) -> None:
+        scores = np.random.default_rng(4).random((50, 1))
+        assert (bootstrap_means(scores, seed=5) == bootstrap_means(scores, seed=5)).all()
+        assert (bootstrap_means(scores, seed=5) != bootstrap_means(scores, seed=6)).any()
+
+    def test_ten_thousand_resamples_of_ten_thousand_different_scores_in_a_minute_and_little_memory(self) -> None:
+        scores = np.random.default_rng(7).random((10_000, 4))
+        before, started = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()
+        bootstrap_means(scores)
+        assert time.perf_counter() - started < 60
+        assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 400_000  # KiB
+
+    @given(st.lists(st.booleans(), min_size=2, max_size=40), st.integers(0, 3))
+    def test_the_interval_holds_its_value_and_stays_within_the_scores(self, right: list[bool], seed: int) -> None:
+        found = mean_interval(np.array(right), seed=seed)
+        assert 0 <= found.low <= found.value <= found.high <= 1
+
+    def test_the_interval_covers_the_truth_19_times_in_20(self) -> None:
+        rng = np.random.default_rng(8)
+        held = 0
+        for seed in range(300):
+            first, second = rng.random(400) < 0.5, rng.random(400) < 0.4
+            found = paired_difference(first, second, seed=seed)
+            held += found.low <= 0.1 <= found.high
+        assert 0.91 <= held / 300 <= 0.98
+
+
+class TestMcNemar:
+    def test_it_is_the_exact_binomial_test(self) -> None:
+        first = np.array([True] * 15 + [False] * 5 + [True] * 80)
+        second = np.array([False] * 15 + [True] * 5 + [True] * 80)
+        found = mcnemar(first, second)
+        assert (found.only_first, found.only_second) == (15, 5)
+        assert found.p == pytest.approx(2 * binom.cdf(5, 20, 0.5))
+
+    def test_equal_answers_differ_with_probability_one(self) -> None:
+        same = np.array([True, False])
+        assert mcnemar(same, same).p == 1
+
+
+class TestVerdict:
+    def test_an_equal_engine_passes(self) -> None:
+        head, cls = draw(np.random.default_rng(0), 10_000, 0.15, 0.10)
+        judged = judge_gain(head, cls, head, cls)
+        assert judged.verdict == "pass"
+        assert judged.images_needed == judged.images == 10_000
+        assert judged.change.low == pytest.approx(-3e-4)
+
+    def test_half_of_the_gain_lost_fails(self) -> None:
+        head, cls, half = draw(np.random.default_rng(1), 10_000, 0.15, 0.10, 0.125)
+        judged = judge_gain(head, cls, half, cls)
+        assert judged.verdict == "fail"
+        assert judged.gain.value == pytest.approx(judged.reference.value / 2, abs=0.005)
+
+    def test_a_loss_within_the_margin_passes(self) -> None:
+        head, cls, less = draw(np.random.default_rng(2), 10_000, 0.15, 0.10, 0.148)
+        assert judge_gain(head, cls, less, cls, margin=0.01).verdict == "pass"
+
+    def test_fifty_images_decide_nothing_even_where_engines_agree(self) -> None:
+        head, cls = draw(np.random.default_rng(3), 50, 0.6, 0.2)
+        judged = judge_gain(head, cls, head, cls)
+        assert judged.reference.low > 0
+        assert judged.verdict == "undecided"
+        assert judged.images_needed is not None
+        assert judged.images_needed >= 600  # 3 / n below half a point
+
+    def test_the_images_it_asks_for_suffice(self) -> None:
+        rng = np.random.default_rng(4)
+        head, cls = rng.random(2000) < 0.12, rng.random(2000) < 0.10
+        judged = judge_gain(head, cls, head, cls)
+        assert judged.verdict == "undecided"
+        assert judged.images_needed is not None
+        more = -(-2 * judged.images_needed // 2000)
+        assert judge_gain(*[np.tile(scores, more) for scores in (head, cls, head, cls)]).verdict == "pass"
+
+    def test_no_gain_in_torch_is_never_a_pass(self) -> None:
+        head, cls = draw(np.random.default_rng(5), 5000, 0.10, 0.10)
+        judged = judge_gain(head, cls, head, cls)
+        assert judged.verdict == "undecided"
+        assert "nothing to carry over" in judged.reason
+        assert judged.images_needed is None
+
+    def test_an_aggregator_that_loses_fails(self) -> None:
+        head, cls = draw(np.random.default_rng(6), 5000, 0.08, 0.10)
+        assert judge_gain(head, cls, head, cls).verdict == "fail"
