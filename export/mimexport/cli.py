@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 import click
 
 import mimruntime.cli
+import mimruntime.serve.cli
 from mimexport.aliases import ALIASES
 from mimruntime.errors import MissingExtraError
 
@@ -104,7 +105,7 @@ COMMANDS: list[click.Command] = [build, models, aggregators]
 
 def main() -> NoReturn:
     """Run the program `mimexport`."""
-    mimruntime.cli.run([*COMMANDS, *mimruntime.cli.COMMANDS])
+    mimruntime.cli.run([*COMMANDS, *mimruntime.cli.COMMANDS, *mimruntime.serve.cli.COMMANDS])
 
 
 def _print_table(rows: list[dict[str, Any]], as_json: bool) -> None:

@@ -44,7 +44,7 @@ def test_the_artifact_embeds_photographs_alike_to_torch(tiny_artifact):
     photos = [skimage.data.astronaut(), skimage.data.coffee(), skimage.data.chelsea()]
     with Embedder.open(tiny_artifact.path) as embedder:
         vectors, shares = embedder.embed(photos), embedder.select(photos)
-        pixels = np.stack([embedder._pixels(photo) for photo in photos])
+        pixels = np.stack([embedder.prepare(photo) for photo in photos])
     loaded = building.load_model("mae-tiny")
     expected = building.embed_with_torch(
         building.compose(loaded, options(tiny_artifact.path, model="mae-tiny", random_seed=None)), pixels
