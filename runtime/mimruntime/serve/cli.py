@@ -44,7 +44,13 @@ _MB = 1_000_000
 @click.option("--max-items", default=64, type=_POSITIVE, help="Images of one request, else 413.")
 @click.option("--max-pixels", type=_POSITIVE, help="Pixels of one image by its header, else 413.  [default: 89478485]")
 @click.option("--max-connections", default=1024, type=_POSITIVE, help="Open connections, else 503.")
-@click.option("--format", "formats", multiple=True, help="Formats let in.  [default: JPEG PNG WebP GIF BMP]")
+@click.option(
+    "--format",
+    "formats",
+    multiple=True,
+    envvar="MIMEXPORT_FORMAT",
+    help="Formats let in.  [default: JPEG PNG WebP GIF BMP]",
+)
 @click.option(
     "--api-key",
     "api_keys",
@@ -52,7 +58,13 @@ _MB = 1_000_000
     help="Key asked of clients; better set as MIMEXPORT_API_KEY.",
     envvar="MIMEXPORT_API_KEY",
 )
-@click.option("--remote-host", "remote_hosts", multiple=True, help="Fetch https URLs of this host.  [default: none]")
+@click.option(
+    "--remote-host",
+    "remote_hosts",
+    multiple=True,
+    envvar="MIMEXPORT_REMOTE_HOST",
+    help="Fetch https URLs of this host.  [default: none]",
+)
 @click.option("--log-json", is_flag=True, help="A JSON line per request on stderr.")
 @click.option("--check", is_flag=True, help="Print what would be served, and exit.")
 def serve(check: bool, **given: Any) -> None:

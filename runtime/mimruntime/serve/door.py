@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import hmac
 from collections.abc import Iterator
 
 from starlette.datastructures import Headers
 from starlette.requests import Request
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mimruntime.serve.lifecycle import Lifecycle
@@ -20,6 +22,8 @@ OPEN_PATHS = frozenset(
     {"/live", "/ready", "/health", "/metrics", "/openapi.json", "/v2/health/live", "/v2/health/ready"}
 )
 """What a load balancer and a Prometheus read, without a key and while the service drains."""
+
+_LINGER_S = 5.0
 
 
 class HungUpError(Exception):
@@ -48,7 +52,7 @@ class Door:
             await self._read(receive, body)
             await _until_hung_up(self._app, scope, receive, send, bytes(body))
         except Problem as problem:
-            await respond(Request(scope), problem)(scope, receive, send)
+            await _refuse(respond(Request(scope), problem), receive, send)
         except HungUpError:
             return
         finally:
@@ -101,6 +105,17 @@ class Door:
 
     def _too_large(self) -> Problem:
         return Problem(413, "body_too_large", f"the body is over {self._settings.max_body:,} bytes")
+
+
+async def _refuse(response: Response, receive: Receive, send: Send) -> None:
+    """Answer, then let the client finish sending: closed at once, the connection could be reset before it reads."""
+    await send({"type": "http.response.start", "status": response.status_code, "headers": response.raw_headers})
+    await send({"type": "http.response.body", "body": response.body, "more_body": True})
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(_LINGER_S):
+            while (await receive()).get("more_body", False):
+                pass
+    await send({"type": "http.response.body", "body": b""})
 
 
 async def _until_hung_up(app: ASGIApp, scope: Scope, receive: Receive, send: Send, body: bytes) -> None:

@@ -11,7 +11,7 @@ from itertools import chain, repeat
 import numpy as np
 
 from mimruntime.embedder import Embedder
-from mimruntime.errors import EngineError
+from mimruntime.errors import EngineError, ImageError
 from mimruntime.serve.line import Embedded, Item, Line
 from mimruntime.serve.metrics import Metrics
 
@@ -118,7 +118,10 @@ class Executor(threading.Thread):
         seconds = time.monotonic() - started
         self._record(items, started, seconds)
         for item, row in zip(items, rows, strict=False):
-            item.future.set_result(Embedded(row, item.decode_s, started - item.ready_at, seconds))
+            if np.isfinite(row).all():
+                item.future.set_result(Embedded(row, item.decode_s, started - item.ready_at, seconds))
+            else:
+                item.future.set_exception(ImageError("has no vector: what the model computes for it is not finite"))
         return None
 
     def _run(self, pixels: np.ndarray) -> np.ndarray:

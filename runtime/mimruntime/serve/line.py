@@ -63,7 +63,7 @@ class Line:
     """Images in flight: admitted, being decoded, queued, running. Used from any thread.
 
     A request is let in while fewer than `capacity` images are in flight and the wait they mean is within the deadline,
-    whether it brings one image or many: a batch call is neither favoured nor starved. The excess is at most one request.
+    whether it brings one image or many: batch calls are neither favoured nor starved, and the excess is one request.
     """
 
     def __init__(self, capacity: int, deadline_s: float) -> None:

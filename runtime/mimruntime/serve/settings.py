@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from mimruntime.decode import MAX_PIXELS
+from mimruntime.decode import FORMATS, MAX_PIXELS
 from mimruntime.errors import OptionError
 
 DEFAULT_FORMATS = ("JPEG", "PNG", "WebP", "GIF", "BMP")
@@ -70,11 +70,14 @@ class Settings:
         """Refuse what could never work.
 
         Raises:
-            OptionError: no artifact, a key that is empty, or a body larger than all bodies together.
+            OptionError: no artifact, an unknown format, an empty key, or one body larger than all bodies together.
 
         """
         if not self.artifacts:
             raise OptionError("nothing to serve: name at least one artifact folder")
+        for name in self.formats:
+            if name not in FORMATS:
+                raise OptionError(f"unknown image format '{name}'; known: {', '.join(FORMATS)}")
         if any(not key.strip() for key in self.api_keys):
             raise OptionError("an API key is empty; leave it out, or no request could be told from a stranger's")
         if self.max_body > self.max_buffered:
