@@ -98,9 +98,6 @@ def _parse(text: bytes) -> InferRequest:
 
 
 def _answer(model: Model, asked: InferRequest, results: list[Embedded]) -> Response:
-    unknown = [output.name for output in asked.outputs if output.name != "embedding"]
-    if unknown:
-        raise Problem(400, "malformed", f"unknown output '{unknown[0]}'; expected 'embedding'")
     wanted = asked.outputs[0].parameters.get("binary_data") if asked.outputs else None
     binary = bool(asked.parameters.get("binary_data_output", False) if wanted is None else wanted)
     tensor, raw = write_embedding(np.stack([result.vector for result in results]), binary=binary)

@@ -87,13 +87,13 @@ class Model:
         items = self.line.admit(len(sources))
         self._count_in_flight()
         for item, source in zip(items, sources, strict=True):
+            item.future.add_done_callback(self._count_in_flight)
             self._pool.submit(self._prepare, item, source)
         try:
             return await self._gather(items, param)
         finally:
             for item in items:
                 item.future.cancel()
-            self._count_in_flight()
 
     async def _gather(self, items: Sequence[Item], param: str) -> list[Embedded]:
         futures = [asyncio.wrap_future(item.future) for item in items]
@@ -134,7 +134,7 @@ class Model:
         encoded = decode_base64(source) if isinstance(source, str) else source
         return self._embedder.prepare(encoded, max_pixels=self._settings.max_pixels, formats=self._settings.formats)
 
-    def _count_in_flight(self) -> None:
+    def _count_in_flight(self, _: object = None) -> None:
         self._metrics.in_flight.labels(self.about.name).set(self.line.in_flight)
 
 

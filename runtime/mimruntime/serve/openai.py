@@ -21,7 +21,7 @@ ExpectedSpace = Annotated[
     Header(
         alias=SPACE_HEADER,
         description="Answer 409 unless the model has this space.",
-        json_schema_extra={"format": "space"},
+        json_schema_extra={"format": "embedding-space"},
     ),
 ]
 

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from mimruntime.serve.datauri import PATTERN
 
 EXAMPLE_IMAGE = (
-    "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAIAAACQd1PeAAAADElEQVR4nGNgYGAAAAAEAAH2FzhVAAAAAElFTkSuQmCC"
+    "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAIAAACQd1PeAAAADElEQVR4nGM4UaEBAAN0AWnL+tDXAAAAAElFTkSuQmCC"
 )
 _SPACE_ID = "f2688f6e63b1f4ca"
 
@@ -70,7 +70,7 @@ class EmbeddingRequest(_Strict):
     user: Annotated[str | None, Field(description="Accepted from OpenAI's clients; has no effect.")] = None
     embedding_space: Annotated[
         str | None,
-        Field(description="Answer 409 unless the model has this one.", json_schema_extra={"format": "space"}),
+        Field(description="Answer 409 unless the model has this one.", json_schema_extra={"format": "embedding-space"}),
     ] = None
 
 

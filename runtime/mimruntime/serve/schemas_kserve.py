@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -18,17 +18,17 @@ class _Open(BaseModel):
 class InputTensor(_Open):
     """An input: `pixels` UINT8 [B, H, W, 3], or `image` BYTES [B] of encoded files."""
 
-    name: str
+    name: Literal["pixels", "image"]
     shape: Annotated[list[Annotated[int, Field(ge=0, le=1_000_000)]], Field(min_length=1, max_length=8)]
-    datatype: str
+    datatype: Literal["UINT8", "BYTES"]
     parameters: Parameters = {}
     data: Annotated[list[Any], Field(description="Numbers row by row; base64 strings for BYTES.")] = []
 
 
 class RequestedOutput(_Open):
-    """An output that is asked for; there is `embedding`."""
+    """An output that is asked for."""
 
-    name: str
+    name: Literal["embedding"]
     parameters: Parameters = {}
 
 
@@ -36,7 +36,7 @@ class InferRequest(_Open):
     """`POST /v2/models/{model}/infer`."""
 
     id: Annotated[str, Field(max_length=256)] | None = None
-    inputs: list[InputTensor]
+    inputs: Annotated[list[InputTensor], Field(min_length=1, max_length=1)]
     outputs: list[RequestedOutput] = []
     parameters: Parameters = {}
 

@@ -94,8 +94,9 @@ def tensor(**change: object) -> dict:
 @pytest.mark.parametrize(
     ("request_", "status", "text"),
     [
-        ({"inputs": []}, 400, "0 inputs; expected one"),
-        ({"inputs": [tensor(name="x")]}, 400, "unknown input 'x'"),
+        ({"inputs": []}, 422, "inputs: List should have at least 1 item"),
+        ({"inputs": [tensor(name="x")]}, 422, "inputs.0.name: Input should be 'pixels' or 'image'"),
+        ({"inputs": [tensor()], "outputs": [{"name": "y"}]}, 422, "outputs.0.name: Input should be 'embedding'"),
         ({"inputs": [tensor(shape=[1, 63, 64, 3])]}, 400, r"expected UINT8 \[B, 64, 64, 3\]"),
         ({"inputs": [tensor()]}, 400, "of shape"),
         ({"inputs": [tensor(data=["a"] * 64 * 64 * 3)]}, 400, "invalid literal"),
