@@ -161,7 +161,9 @@ def test_four_times_the_load_is_answered_or_refused(
     with running(toy_artifact, *options, log=tmp_path / "log", program=FAULTY, env={"FAULT_SLEEP": "0.02"}) as service:
         statuses, accepted, middle = overload(service, photo.read_bytes(), seconds, clients=40)
         rate = sum(statuses.values()) / seconds
-        record_property("figures", f"{rate:.0f} req/s, {statuses}, slowest {max(accepted):.2f} s, {middle / 1e6:.0f} MB")
+        record_property(
+            "figures", f"{rate:.0f} req/s, {statuses}, slowest {max(accepted):.2f} s, {middle / 1e6:.0f} MB"
+        )
         assert set(statuses) == {200, 429}
         assert max(accepted) < 5
         if seconds > 30:
