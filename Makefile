@@ -8,7 +8,7 @@ STAMP  := $(VENV)/.installed
 IMAGES ?= $(shell $(BIN)/python -c "import pathlib, skimage, sklearn; print(pathlib.Path(skimage.__file__).parent / 'data', pathlib.Path(sklearn.__file__).parent / 'datasets/images')" 2>/dev/null)
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test test-slow lint clean
+.PHONY: help install quickstart bench-serve test test-slow lint clean
 
 help:  ## list the verbs
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -17,13 +17,18 @@ install: $(STAMP)  ## virtual environment in .venv with everything pinned
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[export,cpu,parquet,eval,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[export,cpu,parquet,eval,serve,dev]'
 	touch $@
 
 quickstart: $(STAMP)  ## build mae-tiny, embed photographs (IMAGES=folder for your own), show nearest neighbours
 	$(BIN)/mimexport build --model mae-tiny --agg topk
 	$(BIN)/mimexport embed artifacts/mae-tiny-topk $(IMAGES) --out artifacts/vectors.parquet
 	$(BIN)/python examples/neighbours.py artifacts/vectors.parquet
+
+ARTIFACT ?= artifacts/mae-tiny-topk
+bench-serve: $(STAMP)  ## the service: throughput, p50 and p99 against load, as table and plot (ARTIFACT=folder)
+	test -d $(ARTIFACT) || $(BIN)/mimexport build --model mae-tiny --agg topk --out $(ARTIFACT)
+	$(BIN)/python examples/bench_service.py $(ARTIFACT) reports/serve $(IMAGES)
 
 test: $(STAMP) lint  ## linters, types, import contracts, the whole suite with coverage
 	$(BIN)/coverage run -m pytest

@@ -38,7 +38,7 @@ def test_from_a_name_to_vectors(workplace):
 
 def test_inspect_and_verify_agree_with_the_build(workplace):
     inspected = mimexport("inspect", "artifacts/mae-tiny-topk", "--json", cwd=workplace)
-    assert json.loads(inspected.stdout)["aggregator"]["params"] == {"k": 32, "score": "input-norm"}
+    assert json.loads(inspected.stdout)["aggregator"]["params"] == {"k": 48, "score": "center-norm"}
     verified = mimexport("verify", "artifacts/mae-tiny-topk", cwd=workplace)
     assert verified.returncode == 0
     assert "every digest as built" in verified.stdout

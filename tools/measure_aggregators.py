@@ -63,8 +63,8 @@ ROWS = [
     Row("attn-mean", {}),
     Row("attn-min-entropy", {}),
     *(
-        Row("topk", {"score": score, "k": k}, shipped="topk" if (score, k) == ("input-norm", "50%") else None)
-        for score in ("input-norm", "norm", "cls-attention")
+        Row("topk", {"score": score, "k": k}, shipped="topk" if (score, k) == ("center-norm", "75%") else None)
+        for score in ("center-norm", "input-norm", "norm", "cls-attention")
         for k in ("25%", "50%", "75%")
     ),
     Row("topk", {"score": "learned"}, shipped="topk-learned"),

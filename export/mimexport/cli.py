@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 import mimruntime.cli
+import mimruntime.serve.cli
 from mimexport.aliases import ALIASES
 from mimruntime.errors import MissingExtraError, OptionError
 
@@ -31,8 +32,10 @@ _RANDOM = "WARNING: random weights, the vectors mean nothing; the artifact says 
     "--agg", default="topk", show_default=True, help="How patch tokens become one vector (`mimexport aggregators`)."
 )
 @click.option("--out", type=click.Path(path_type=Path), help="Artifact folder.  [default: artifacts/MODEL-AGG]")
-@click.option("--k", help="topk: how many patches, as a count (49) or a share (50%).  [default: 50%]")
-@click.option("--score", help="topk: what is best: input-norm, norm, cls-attention, learned.  [default: input-norm]")
+@click.option("--k", help="topk: how many patches, as a count (49) or a share (50%).  [default: 75%]")
+@click.option(
+    "--score", help="topk: what is best: center-norm, input-norm, norm, cls-attention, learned.  [default: center-norm]"
+)
 @click.option(
     "--token-norm",
     type=click.Choice(["raw", "final"]),
@@ -200,7 +203,7 @@ COMMANDS: list[click.Command] = [build, fit, models, aggregators]
 
 def main() -> NoReturn:
     """Run the program `mimexport`."""
-    mimruntime.cli.run([*COMMANDS, *mimruntime.cli.COMMANDS])
+    mimruntime.cli.run([*COMMANDS, *mimruntime.cli.COMMANDS, *mimruntime.serve.cli.COMMANDS])
 
 
 def _judge(fitter: Fitter, head: Head, sets: tuple[ImageSet, ImageSet]) -> dict[str, Any]:

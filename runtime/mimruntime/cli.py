@@ -29,7 +29,7 @@ _ARTIFACT = click.argument("artifact", type=click.Path(path_type=Path))
 _Command = TypeVar("_Command", bound=Callable[..., object])
 
 
-def _engine_options(command: _Command) -> _Command:
+def engine_options(command: _Command) -> _Command:
     """Add the options that choose what runs the graph."""
     for option in (
         click.option("--threads", type=click.IntRange(min=1), help="CPU threads of one run.  [default: every CPU]"),
@@ -44,7 +44,7 @@ def _engine_options(command: _Command) -> _Command:
 @_ARTIFACT
 @click.argument("paths", nargs=-1, required=True, metavar="PATH...")
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="FILE.parquet or FILE.npz.")
-@_engine_options
+@engine_options
 @click.option(
     "--batch-size", default=8, show_default=True, type=click.IntRange(min=1), help="Images of one run at most."
 )
@@ -109,7 +109,7 @@ def inspect(artifact: Path, as_json: bool) -> None:
 
 @click.command()
 @_ARTIFACT
-@_engine_options
+@engine_options
 @click.option("--json", "as_json", is_flag=True, help="The figures, for a program.")
 def verify(artifact: Path, engine: str, provider: str | None, threads: int | None, as_json: bool) -> None:
     """Check an artifact's digests, and its vectors against those of torch at the build."""

@@ -12,7 +12,7 @@ from typing import IO, Any
 import numpy as np
 from PIL import Image, ImageFile
 
-from mimruntime.errors import ImageError, OptionError
+from mimruntime.errors import ImageError, ImageFormatError, ImageSizeError, OptionError
 
 Source = str | Path | bytes | bytearray | memoryview | Image.Image | np.ndarray
 """A path, the bytes of an encoded file, an image of Pillow, or uint8 pixels (H, W, 3) or (H, W)."""
@@ -57,6 +57,8 @@ def decode(source: Source, *, max_pixels: int = MAX_PIXELS, formats: Iterable[st
         formats: those of `FORMATS` that are let in.
 
     Raises:
+        ImageFormatError: the format is unknown or not among `formats`.
+        ImageSizeError: more than `max_pixels`.
         ImageError: anything else came; the text names the source, what it is and what was expected.
         OptionError: `formats` names one that does not exist.
 
@@ -73,7 +75,7 @@ def decode(source: Source, *, max_pixels: int = MAX_PIXELS, formats: Iterable[st
             with Path(source).open("rb") as stream:
                 return _from_stream(stream, allowed, max_pixels)
     except ImageError as error:
-        raise ImageError(f"{describe(source)}: {error}") from error.__cause__
+        raise type(error)(f"{describe(source)}: {error}") from error.__cause__
     except Exception as error:  # Pillow meets damage with a dozen types, SyntaxError and struct.error among them
         raise ImageError(f"{describe(source)}: cannot be read ({_reason(error)})") from error
     raise ImageError(
@@ -133,9 +135,11 @@ def _open_header(stream: IO[bytes], allowed: tuple[str, ...]) -> ImageFile.Image
         raise ImageError("is empty, 0 bytes")
     name = _format_of(head)
     if name is None:
-        raise ImageError(f"is not an image of a known format ({', '.join(allowed)}); it starts with {head[:12]!r}")
+        raise ImageFormatError(
+            f"is not an image of a known format ({', '.join(allowed)}); it starts with {head[:12]!r}"
+        )
     if name not in allowed:
-        raise ImageError(f"is a {name} image, which is not let in here; expected {', '.join(allowed)}")
+        raise ImageFormatError(f"is a {name} image, which is not let in here; expected {', '.join(allowed)}")
     stream.seek(0)
     module, plugin = _PLUGINS[name]
     factory: Any = getattr(importlib.import_module(module), plugin)
@@ -161,7 +165,7 @@ def _check_size(width: int, height: int, max_pixels: int) -> None:
     if width < 1 or height < 1:
         raise ImageError(f"has no pixels: {width}x{height}")
     if width * height > max_pixels:
-        raise ImageError(f"is {width}x{height}, {width * height:,} pixels; at most {max_pixels:,} are decoded")
+        raise ImageSizeError(f"is {width}x{height}, {width * height:,} pixels; at most {max_pixels:,} are decoded")
 
 
 def _rgb(image: Image.Image) -> Image.Image:

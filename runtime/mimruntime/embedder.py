@@ -17,7 +17,7 @@ from PIL import Image
 
 from mimruntime.artifact import Artifact
 from mimruntime.cpus import available_cpus
-from mimruntime.decode import Source, decode, describe
+from mimruntime.decode import FORMATS, MAX_PIXELS, Source, decode, describe
 from mimruntime.engines import open_engine
 from mimruntime.engines.base import EMBEDDING, SELECTION, Engine
 from mimruntime.errors import EngineError, ImageError, OptionError, SpaceError
@@ -206,6 +206,28 @@ class Embedder:
         _refuse_single(sources)
         return (_result(outcome) for outcome in self._outcomes(sources, EMBEDDING))
 
+    def prepare(self, source: Source, *, max_pixels: int = MAX_PIXELS, formats: Iterable[str] = FORMATS) -> np.ndarray:
+        """Return what the graph takes for one image, uint8 (size, size, 3); safe from any number of threads.
+
+        Raises:
+            ImageError: it cannot be decoded; see `mimruntime.decode.decode`.
+
+        """
+        return to_pixels(decode(source, max_pixels=max_pixels, formats=formats), self._artifact.manifest.preprocess)
+
+    def run(self, pixels: np.ndarray) -> np.ndarray:
+        """Return the vectors of one prepared batch, float32 (B, D), in one run of the engine.
+
+        Args:
+            pixels: uint8 (B, size, size, 3); B should be one of `describe().batch_sizes`, or memory may grow.
+
+        Raises:
+            EngineError: pixels of another shape or type, or a run that failed.
+
+        """
+        with self._running:
+            return self._engine.run(pixels)[EMBEDDING]
+
     def close(self) -> None:
         """Stop the threads and let the engine go; a second call does nothing."""
         self._pool.shutdown(wait=True, cancel_futures=True)
@@ -248,12 +270,9 @@ class Embedder:
 
     def _submit(self, source: Source) -> Future[np.ndarray]:
         try:
-            return self._pool.submit(self._pixels, source)
+            return self._pool.submit(self.prepare, source)
         except RuntimeError as error:
             raise EngineError(_CLOSED) from error
-
-    def _pixels(self, source: Source) -> np.ndarray:
-        return to_pixels(decode(source), self._artifact.manifest.preprocess)
 
     def _run(self, ready: list[tuple[Source, Future[np.ndarray]]], output: str) -> list[_Outcome]:
         decoded = [(source, _pixels_or_error(future)) for source, future in ready]

@@ -7,6 +7,8 @@ MimError                    one line: what, what came, what was expected, what t
 ├── ArtifactError           an artifact folder that is missing, broken, foreign or newer than this program
 ├── SpaceError              vectors of two embedding spaces would meet
 ├── ImageError              something that is not an image this program decodes
+│   ├── ImageFormatError    of a format that is unknown or not let in
+│   └── ImageSizeError      of more pixels than are decoded
 ├── EngineError             an engine or provider that cannot run what was asked
 ├── ParityError             embeddings that are not those of the reference, or change from run to run
 ├── VectorsError            a file of vectors that is missing, broken or of another program
@@ -67,6 +69,14 @@ class SpaceError(MimError):
 
 class ImageError(MimError):
     """Something that is not an image, is damaged, too large, or of a format that is not decoded."""
+
+
+class ImageFormatError(ImageError):
+    """Something whose format is unknown or not let in."""
+
+
+class ImageSizeError(ImageError):
+    """An image of more pixels than are decoded, refused by its header."""
 
 
 class EngineError(MimError):

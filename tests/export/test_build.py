@@ -44,14 +44,14 @@ def test_the_artifact_embeds_photographs_alike_to_torch(tiny_artifact):
     photos = [skimage.data.astronaut(), skimage.data.coffee(), skimage.data.chelsea()]
     with Embedder.open(tiny_artifact.path) as embedder:
         vectors, shares = embedder.embed(photos), embedder.select(photos)
-        pixels = np.stack([embedder._pixels(photo) for photo in photos])
+        pixels = np.stack([embedder.prepare(photo) for photo in photos])
     loaded = building.load_model("mae-tiny")
     expected = building.embed_with_torch(
         building.compose(loaded, options(tiny_artifact.path, model="mae-tiny", random_seed=None)), pixels
     )
     np.testing.assert_allclose((vectors * expected).sum(1), 1, atol=1e-5)
     assert shares.shape == (3, 8, 8)
-    np.testing.assert_allclose(np.unique(shares), [0, 1 / 32], rtol=1e-6)
+    np.testing.assert_allclose(np.unique(shares), [0, 1 / 48], rtol=1e-6)
     assert np.abs(vectors @ vectors.T - np.eye(3)).max() < 0.98  # three photographs are three vectors
 
 
@@ -59,7 +59,7 @@ def test_the_manifest_says_what_was_built(tiny_artifact):
     m = tiny_artifact.manifest
     assert (m.backbone.model, m.backbone.source, m.backbone.license) == ("mae-tiny", "embedded", "research-only")
     assert (m.backbone.patch, m.backbone.grid, m.backbone.prefix_tokens) == (8, (8, 8), 1)
-    assert m.aggregator.params == {"k": 32, "score": "input-norm"}
+    assert m.aggregator.params == {"k": 48, "score": "center-norm"}
     assert (m.aggregator.token_norm, m.graph.last_block, m.embedding.dim) == ("raw", "reduced", 192)
     assert (m.preprocess.size, m.preprocess.resize, m.preprocess.mode) == (64, 64, "shortest")
     assert {"torch", "timm", "onnx", "onnxruntime", "mimexport"} <= m.versions.keys()

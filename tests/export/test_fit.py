@@ -116,7 +116,7 @@ def test_without_labels_a_scorer_or_a_whitening_is_fitted(tmp_path, pictures, ag
     if agg == "topk":
         assert head.params["score"] == "learned"
         ranking = head.figures["two_view_recall"]
-        assert {row[0] for row in ranking} == {"input-norm", "norm", "cls-attention", "learned"}
+        assert {row[0] for row in ranking} == {"center-norm", "input-norm", "norm", "cls-attention", "learned"}
         assert [row[2] for row in ranking] == sorted((row[2] for row in ranking), reverse=True)
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from mimexport.aggregators.base import Aggregator, Pooled
+from mimexport.aggregators.center import closeness
 from mimexport.backbone import Shape
 from mimexport.features import Features
 from mimruntime.errors import OptionError, UnknownNameError
@@ -15,6 +16,11 @@ from mimruntime.errors import OptionError, UnknownNameError
 
 def _input_norm(features: Features) -> Tensor:
     return features.entering_energy
+
+
+def _center_norm(features: Features) -> Tensor:
+    # On squared lengths, so that the order is that of length × closeness.
+    return features.entering_energy * closeness(features.shape).to(features.entering_energy).square()
 
 
 def _output_norm(features: Features) -> Tensor:
@@ -29,22 +35,23 @@ LEARNED = "learned"
 
 
 SCORES = {
+    "center-norm": _center_norm,
     "input-norm": _input_norm,
     "norm": _output_norm,
     "cls-attention": _cls_attention,
 }
 """Score of every patch (B, N), larger is better.
 
-input-norm: length of the token that enters the last block; norm: of the one that leaves it; cls-attention: mean over
-heads of the last block's attention from [cls].
+input-norm: length of the token that enters the last block; center-norm: the same times the patch's closeness to the centre;
+norm: length of the token that leaves the last block; cls-attention: mean over heads of its attention from [cls].
 """
 
 
 class TopK(Aggregator):
     """Mean of the k best patches.
 
-    With the scores `input-norm` and `cls-attention` the choice is made before the last block, which then runs for the
-    chosen rows alone: exact, and cheaper.
+    Unless the score is `norm` or `learned`, the choice is made before the last block, which then runs for the chosen
+    rows alone: exact, and cheaper.
 
     Args:
         shape: of the backbone.
@@ -55,7 +62,7 @@ class TopK(Aggregator):
 
     formula = "1/k Σ x_i over the k patches of best score"
 
-    def __init__(self, shape: Shape, *, k: str | int = "50%", score: str = "input-norm") -> None:
+    def __init__(self, shape: Shape, *, k: str | int = "75%", score: str = "center-norm") -> None:
         super().__init__(shape)
         if score not in SCORES and score != LEARNED:
             raise UnknownNameError("score", score, [*SCORES, LEARNED])

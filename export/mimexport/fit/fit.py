@@ -145,7 +145,8 @@ class Fitter:
             if options.agg == "topk":
                 ranking = self.rank_topk(w, views)
                 figures["two_view_recall"] = [[c.score, c.k, round(c.recall, 4)] for c in ranking]
-                best = next(c for c in ranking if c.score == LEARNED)
+                # With all patches there is no choice left, and the head would be the mean.
+                best = next(c for c in ranking if c.score == LEARNED and c.k < self.backbone.shape.patches)
                 given = {"k": str(best.k), **given, "score": LEARNED}
             aggregator = make_aggregator(options.agg, self.backbone.shape, given)
             aggregator.load_scorer(w)

@@ -1,0 +1,25 @@
+"""Base64 and data URIs, as clients put images into JSON."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+
+from mimruntime.errors import ImageError
+
+PATTERN = r"^data:image/[a-zA-Z0-9.+-]+;base64,"
+"""What a data URI of an image begins with."""
+
+
+def decode_base64(text: str) -> bytes:
+    """Return the bytes of standard base64, or of a data URI that holds it.
+
+    Raises:
+        ImageError: any character outside the alphabet, or wrong padding.
+
+    """
+    payload = text.partition(",")[2] if text.startswith("data:") else text
+    try:
+        return base64.b64decode(payload, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise ImageError(f"is not base64: {error}") from error

@@ -1,0 +1,158 @@
+"""What a request meets before any of it is parsed: key, limits, and its body read within size and time."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import hmac
+from collections.abc import Iterator
+
+from starlette.datastructures import Headers
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from mimruntime.serve.lifecycle import Lifecycle
+from mimruntime.serve.model import Models
+from mimruntime.serve.problems import Problem, respond
+from mimruntime.serve.settings import Settings
+
+OPEN_PATHS = frozenset(
+    {"/live", "/ready", "/health", "/metrics", "/openapi.json", "/v2/health/live", "/v2/health/ready"}
+)
+"""What a load balancer and a Prometheus read, without a key and while the service drains."""
+
+_LINGER_S = 5.0
+
+
+class HungUpError(Exception):
+    """The client is gone; nobody reads an answer."""
+
+
+class Door:
+    """ASGI middleware: lets a request in with its body whole, and cancels it when the client hangs up."""
+
+    def __init__(self, app: ASGIApp, *, settings: Settings, models: Models, lifecycle: Lifecycle) -> None:
+        self._app = app
+        self._settings = settings
+        self._models = models
+        self._lifecycle = lifecycle
+        self._keys = tuple(_digest(key) for key in settings.api_keys)
+        self._buffered = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request, or refuse it."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        body = bytearray()
+        try:
+            self._check(scope)
+            await self._read(receive, body)
+            await _until_hung_up(self._app, scope, receive, send, bytes(body))
+        except Problem as problem:
+            await _refuse(respond(Request(scope), problem), receive, send)
+        except HungUpError:
+            return
+        finally:
+            self._buffered -= len(body)
+
+    def _check(self, scope: Scope) -> None:
+        """Refuse what needs no body to be refused."""
+        if scope["path"] in OPEN_PATHS:
+            return
+        headers = Headers(scope=scope)
+        if self._keys and not self._is_known(headers.get("Authorization", "")):
+            raise Problem(401, "invalid_api_key", "send a valid key as 'Authorization: Bearer KEY'")
+        if self._lifecycle.draining:
+            raise Problem(503, "draining", "the service is shutting down", retry_after_s=1)
+        if scope["method"] != "POST":
+            return
+        if headers.get("Content-Encoding", "identity") != "identity":
+            raise Problem(415, "content_encoding", "bodies are taken as they are, without Content-Encoding")
+        length = headers.get("Content-Length", "0")
+        if length.isdecimal() and int(length) > self._settings.max_body:
+            raise self._too_large()
+        self._models.check_room()
+
+    def _is_known(self, authorization: str) -> bool:
+        scheme, _, key = authorization.partition(" ")
+        given = _digest(key.strip())
+        # Every key is compared, in constant time, so the time taken says nothing about any.
+        matches = [hmac.compare_digest(given, known) for known in self._keys]
+        return scheme.lower() == "bearer" and any(matches)
+
+    async def _read(self, receive: Receive, body: bytearray) -> None:
+        """Read the whole body into `body`, within the limits of size and time."""
+        try:
+            async with asyncio.timeout(self._settings.body_timeout_s):
+                more = True
+                while more:
+                    message = await receive()
+                    if message["type"] == "http.disconnect":
+                        raise HungUpError
+                    chunk = message.get("body", b"")
+                    body += chunk
+                    self._buffered += len(chunk)
+                    if len(body) > self._settings.max_body:
+                        raise self._too_large()
+                    if self._buffered > self._settings.max_buffered:
+                        raise Problem(429, "memory_full", "too many bytes are in flight", retry_after_s=1)
+                    more = message.get("more_body", False)
+        except TimeoutError as error:
+            raise Problem(408, "too_slow", f"not whole within {self._settings.body_timeout_s:g} s") from error
+
+    def _too_large(self) -> Problem:
+        return Problem(413, "body_too_large", f"the body is over {self._settings.max_body:,} bytes")
+
+
+async def _refuse(response: Response, receive: Receive, send: Send) -> None:
+    """Answer, then let the client finish sending: closed at once, the connection could be reset before it reads."""
+    await send({"type": "http.response.start", "status": response.status_code, "headers": response.raw_headers})
+    await send({"type": "http.response.body", "body": response.body, "more_body": True})
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(_LINGER_S):
+            while (await receive()).get("more_body", False):
+                pass
+    await send({"type": "http.response.body", "body": b""})
+
+
+async def _until_hung_up(app: ASGIApp, scope: Scope, receive: Receive, send: Send, body: bytes) -> None:
+    """Run `app` on a body that is already read, and cancel it when the client hangs up before the answer is out."""
+    waiting: Iterator[Message] = iter([{"type": "http.request", "body": body, "more_body": False}])
+    gone = asyncio.Event()
+    answered = False
+
+    async def replay() -> Message:
+        for message in waiting:
+            return message
+        await gone.wait()
+        return {"type": "http.disconnect"}
+
+    async def send_noted(message: Message) -> None:
+        nonlocal answered
+        answered = message["type"] == "http.response.body" and not message.get("more_body", False)
+        await send(message)
+
+    async def listen() -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        gone.set()
+
+    work = asyncio.ensure_future(app(scope, replay, send_noted))
+    listener = asyncio.create_task(listen())
+    try:
+        await asyncio.wait({work, listener}, return_when=asyncio.FIRST_COMPLETED)
+        if not work.done() and not answered:
+            work.cancel()
+            await asyncio.wait({work})
+            raise HungUpError
+        await work
+    finally:
+        listener.cancel()
+        work.cancel()
+
+
+def _digest(key: str) -> bytes:
+    return hashlib.sha256(key.encode()).digest()

@@ -1,0 +1,187 @@
+"""The one thread that runs an engine: warm-up, batches, and what happens when the engine fails."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from itertools import chain, repeat
+
+import numpy as np
+
+from mimruntime.embedder import Embedder
+from mimruntime.errors import EngineError, ImageError
+from mimruntime.serve.line import Embedded, Item, Line
+from mimruntime.serve.metrics import Metrics
+
+_LOG = logging.getLogger("mimexport")
+_SAME = 0.999
+"""Cosine below which an engine that answers is answering something else."""
+_PAUSES_S = (0.5, 1, 2, 4, 8, 16, 30)
+
+
+class Executor(threading.Thread):
+    """Takes batches from a line and runs them in an engine, which it opens anew when it fails."""
+
+    def __init__(
+        self,
+        embedder: Embedder,
+        reopen: Callable[[], Embedder],
+        line: Line,
+        metrics: Metrics,
+        *,
+        patience_s: float,
+        watchdog_s: float,
+    ) -> None:
+        super().__init__(name="mimexport-executor", daemon=True)
+        about = embedder.describe()
+        self._name = about.name
+        self._sizes = about.batch_sizes
+        # A CPU computes padding at full price, so it takes what fills a size; elsewhere a run costs more than padding.
+        self._pads = about.provider != "cpu"
+        self._embedder = embedder
+        self._reopen = reopen
+        self._line = line
+        self._metrics = metrics
+        self._patience_s = patience_s
+        self._watchdog_s = watchdog_s
+        self._edge = embedder.artifact.manifest.preprocess.size
+        self._probe_vector: np.ndarray | None = None
+        self._running_since: float | None = None
+        self._ready = False
+        self._stopping = threading.Event()
+
+    @property
+    def ready(self) -> bool:
+        """Whether the engine is warm, whole and not stuck."""
+        return self._ready and not self.stuck
+
+    @property
+    def stuck(self) -> bool:
+        """Whether a run has not come back for longer than the watchdog waits; only a new process helps."""
+        since = self._running_since
+        return since is not None and time.monotonic() - since > self._watchdog_s
+
+    def run(self) -> None:
+        """Serve the line until it is closed."""
+        try:
+            self._warm_up()
+        except EngineError as error:
+            self._rebuild(error)
+        while (batch := self._take()) is not None:
+            if batch:
+                self._serve(batch)
+            else:
+                self._watch()
+        self._set_ready(False)
+        self._embedder.close()
+
+    def stop(self) -> None:
+        """Let the thread end after what is queued; does not wait."""
+        self._stopping.set()
+        self._line.close()
+
+    def _take(self) -> list[Item] | None:
+        batch = self._line.take(self._sizes[0], self._how_many, patience_s=self._patience_s, idle_s=self._watchdog_s)
+        self._metrics.queue_length.labels(self._name).set(self._line.queued)
+        return batch
+
+    def _how_many(self, waiting: int) -> int:
+        return waiting if self._pads else next(size for size in self._sizes if size <= waiting)
+
+    def _serve(self, batch: list[Item]) -> None:
+        """Run a batch; where that fails, each half once more; where that fails too, 503 and a new engine."""
+        mine = [item for item in batch if item.future.set_running_or_notify_cancel()]
+        if not mine:
+            return
+        error = self._attempt(mine)
+        if error is None:
+            return
+        _LOG.warning("%s: a batch of %d failed and is tried again in halves: %s", self._name, len(mine), error)
+        middle = (len(mine) + 1) // 2
+        failures = [(half, self._attempt(half)) for half in (mine[:middle], mine[middle:]) if half]
+        for half, failure in failures:
+            for item in half if failure else ():
+                item.future.set_exception(failure)
+        last = next((failure for _, failure in failures if failure), None)
+        if last is not None:
+            self._rebuild(last)
+
+    def _attempt(self, items: list[Item]) -> EngineError | None:
+        """Answer `items` by one run of the engine, or return why it failed."""
+        started = time.monotonic()
+        try:
+            rows = self._run(np.stack([item.pixels for item in items if item.pixels is not None]))
+        except EngineError as error:
+            return error
+        seconds = time.monotonic() - started
+        self._record(items, started, seconds)
+        for item, row in zip(items, rows, strict=False):
+            if np.isfinite(row).all():
+                item.future.set_result(Embedded(row, item.decode_s, started - item.ready_at, seconds))
+            else:
+                item.future.set_exception(ImageError("has no vector: what the model computes for it is not finite"))
+        return None
+
+    def _run(self, pixels: np.ndarray) -> np.ndarray:
+        """Run `pixels`, uint8 (B, size, size, 3), filled up to the next of the sizes; return float32 (≥ B, D)."""
+        size = min(size for size in self._sizes if size >= len(pixels))
+        padded = np.concatenate([pixels, np.zeros((size - len(pixels), *pixels.shape[1:]), np.uint8)])
+        self._running_since = time.monotonic()
+        try:
+            return self._embedder.run(padded)
+        except EngineError:
+            raise
+        except Exception as error:  # MemoryError and whatever a library throws count as the engine's failure
+            raise EngineError(f"the engine failed: {type(error).__name__}: {error}") from error
+        finally:
+            self._running_since = None
+
+    def _record(self, items: list[Item], started: float, seconds: float) -> None:
+        self._line.observe(seconds, len(items))
+        self._metrics.inference_seconds.labels(self._name).observe(seconds)
+        self._metrics.batch_size.labels(self._name).observe(len(items))
+        self._metrics.images.labels(self._name).inc(len(items))
+        for item in items:
+            self._metrics.decode_seconds.labels(self._name).observe(item.decode_s)
+            self._metrics.queue_seconds.labels(self._name).observe(started - item.ready_at)
+
+    def _warm_up(self) -> None:
+        """Run every size once, so that no request pays for a first time."""
+        for size in self._sizes:
+            rows = self._run(self._probe(size))
+        self._probe_vector = rows[0]
+        self._set_ready(True)
+
+    def _watch(self) -> None:
+        """Run a real inference on an idle engine and compare it with the one at the start."""
+        try:
+            cosine = float(self._run(self._probe(1))[0] @ self._probe_vector)
+            if not cosine > _SAME:
+                raise EngineError(f"the watchdog's vector changed: cosine {cosine:.4f} to that at the start")
+        except EngineError as error:
+            self._rebuild(error)
+
+    def _probe(self, size: int) -> np.ndarray:
+        return np.random.default_rng(0).integers(0, 256, (size, self._edge, self._edge, 3), np.uint8)
+
+    def _rebuild(self, cause: EngineError) -> None:
+        """Close the engine and open it anew, until it works or the service ends."""
+        self._set_ready(False)
+        for pause_s in chain(_PAUSES_S, repeat(_PAUSES_S[-1])):
+            _LOG.error("%s: the engine is opened anew: %s", self._name, cause)
+            self._metrics.rebuilds.labels(self._name).inc()
+            try:
+                self._embedder.close()
+                self._embedder = self._reopen()
+                self._warm_up()
+                return
+            except Exception as error:  # whatever keeps it from opening may pass
+                _LOG.exception("%s: the engine does not open; next try in %.1f s", self._name, pause_s, exc_info=error)
+            if self._stopping.wait(pause_s):
+                return
+
+    def _set_ready(self, ready: bool) -> None:
+        self._ready = ready
+        self._metrics.ready.labels(self._name).set(ready)

@@ -1,0 +1,65 @@
+"""What balancers, Prometheus and people ask about the service itself."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+from fastapi import APIRouter
+from starlette.responses import Response
+
+from mimruntime.serve.answers import documented
+from mimruntime.serve.lifecycle import Lifecycle
+from mimruntime.serve.metrics import Metrics
+from mimruntime.serve.model import Models
+from mimruntime.serve.problems import Problem
+from mimruntime.serve.schemas import ErrorResponse
+
+_UNAVAILABLE = documented(ErrorResponse, 503)
+
+
+def router(models: Models, metrics: Metrics, lifecycle: Lifecycle, version: str) -> APIRouter:
+    """Return the routes."""
+    routes = APIRouter(tags=["Operation"])
+
+    @routes.get("/live", responses=_UNAVAILABLE)
+    async def live() -> dict[str, str]:
+        """Answer 503 where only a restart helps."""
+        if models.stuck:
+            raise Problem(503, "stuck", "an engine does not come back")
+        return {"status": "live"}
+
+    @routes.get("/ready", responses=_UNAVAILABLE)
+    @routes.get("/health", responses=_UNAVAILABLE)
+    async def ready() -> dict[str, str]:
+        """Answer 200 once every model has embedded, 503 while one cannot or the service drains."""
+        if lifecycle.draining:
+            raise Problem(503, "draining", "the service is shutting down")
+        models.check_ready()
+        return {"status": "ready"}
+
+    @routes.get("/info", responses=documented(ErrorResponse, 401, 503))
+    async def info() -> dict[str, Any]:
+        """Give the manifest of every model, and what really runs it."""
+        return {
+            "version": version,
+            "models": [
+                {
+                    **msgspec.to_builtins(model.about),
+                    "ready": model.executor.ready,
+                    "manifest": msgspec.to_builtins(model.manifest),
+                }
+                for model in models
+            ],
+        }
+
+    @routes.get(
+        "/metrics",
+        response_class=Response,
+        responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
+    )
+    async def figures() -> Response:
+        """Give the figures in Prometheus' text format."""
+        return Response(metrics.text(), media_type="text/plain; version=0.0.4")
+
+    return routes

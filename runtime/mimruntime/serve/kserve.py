@@ -1,0 +1,133 @@
+"""KServe's Open Inference Protocol v2, as Triton's clients speak it: `/v2`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import msgspec
+import numpy as np
+from fastapi import APIRouter, Path
+from pydantic import ValidationError
+from starlette.requests import Request
+from starlette.responses import Response
+
+from mimruntime.serve.answers import admit, documented, timing
+from mimruntime.serve.line import Embedded
+from mimruntime.serve.model import Model, Models
+from mimruntime.serve.openai import ExpectedSpace
+from mimruntime.serve.problems import Problem
+from mimruntime.serve.schemas_kserve import (
+    InferRequest,
+    InferResponse,
+    KserveError,
+    ModelMetadata,
+    ServerMetadata,
+    TensorMetadata,
+    inlined,
+)
+from mimruntime.serve.tensors import HEADER_LENGTH, read_images, split_body, write_embedding
+
+_INFER_ERRORS = documented(KserveError, 400, 401, 404, 408, 409, 413, 415, 422, 429, 500, 503, 504)
+_READ_ERRORS = documented(KserveError, 401, 404, 503)
+_BODY = {
+    "requestBody": {
+        "required": True,
+        "content": {"application/json": {"schema": inlined(InferRequest.model_json_schema())}},
+    }
+}
+
+ModelName = Annotated[str, Path(json_schema_extra={"format": "model-name"})]
+
+
+def router(models: Models, version: str) -> APIRouter:
+    """Return the protocol's routes."""
+    routes = APIRouter(prefix="/v2", tags=["KServe v2"])
+
+    @routes.get("", responses=documented(KserveError, 401, 503))
+    async def server() -> ServerMetadata:
+        """Say what this server is."""
+        return ServerMetadata(name="mimexport", version=version, extensions=["binary_tensor_data"])
+
+    @routes.get("/health/live", responses=documented(KserveError, 503))
+    async def live() -> dict[str, bool]:
+        """Answer 503 where only a restart helps."""
+        if models.stuck:
+            raise Problem(503, "stuck", "an engine does not come back")
+        return {"live": True}
+
+    @routes.get("/health/ready", responses=documented(KserveError, 503))
+    async def ready() -> dict[str, bool]:
+        """Answer 200 once every model has embedded."""
+        models.check_ready()
+        return {"ready": True}
+
+    @routes.get("/models/{model}", responses=_READ_ERRORS)
+    async def metadata(model: ModelName) -> ModelMetadata:
+        """Describe a model's tensors."""
+        return _metadata(models.find(model))
+
+    @routes.get("/models/{model}/ready", responses=_READ_ERRORS)
+    async def model_ready(model: ModelName) -> dict[str, Any]:
+        """Answer 200 once this model has embedded."""
+        models.find(model).check_ready()
+        return {"name": model, "ready": True}
+
+    @routes.post("/models/{model}/infer", response_model=InferResponse, responses=_INFER_ERRORS, openapi_extra=_BODY)
+    async def infer(request: Request, model: ModelName, _: ExpectedSpace = None) -> Response:
+        """Embed `pixels` or encoded images, in JSON or in the binary-tensor extension."""
+        chosen = models.find(model)
+        text, binary = split_body(await request.body(), request.headers.get(HEADER_LENGTH))
+        asked = _parse(text)
+        expected = asked.parameters.get("embedding_space")
+        admit(request, chosen, None if expected is None else str(expected))
+        images = read_images(asked, binary, chosen.manifest.preprocess.size)
+        return _answer(chosen, asked, await chosen.embed(images, param="inputs[0]"))
+
+    return routes
+
+
+def _parse(text: bytes) -> InferRequest:
+    try:
+        return InferRequest.model_validate_json(text)
+    except ValidationError as error:
+        first = error.errors()[0]
+        if first["type"] == "json_invalid":
+            raise Problem(400, "malformed", f"the body is not JSON: {first['msg']}") from error
+        where = ".".join(str(part) for part in first["loc"])
+        raise Problem(422, "schema", f"{where or 'body'}: {first['msg']}", param=where or None) from error
+
+
+def _answer(model: Model, asked: InferRequest, results: list[Embedded]) -> Response:
+    wanted = asked.outputs[0].parameters.get("binary_data") if asked.outputs else None
+    binary = bool(asked.parameters.get("binary_data_output", False) if wanted is None else wanted)
+    tensor, raw = write_embedding(np.stack([result.vector for result in results]), binary=binary)
+    header = msgspec.json.encode(
+        {
+            **({"id": asked.id} if asked.id is not None else {}),
+            "model_name": model.about.name,
+            "model_version": "1",
+            "outputs": [tensor],
+            "parameters": {"embedding_space": model.about.space},
+        }
+    )
+    headers = timing(results)
+    if binary:
+        headers[HEADER_LENGTH] = str(len(header))
+    return Response(
+        header + raw, media_type="application/octet-stream" if binary else "application/json", headers=headers
+    )
+
+
+def _metadata(model: Model) -> ModelMetadata:
+    edge = model.manifest.preprocess.size
+    return ModelMetadata(
+        name=model.about.name,
+        versions=["1"],
+        platform=model.about.engine.partition(" ")[0],
+        inputs=[
+            TensorMetadata(name="pixels", datatype="UINT8", shape=[-1, edge, edge, 3]),
+            TensorMetadata(name="image", datatype="BYTES", shape=[-1]),
+        ],
+        outputs=[TensorMetadata(name="embedding", datatype="FP32", shape=[-1, model.about.dim])],
+        parameters={"embedding_space": model.about.space},
+    )

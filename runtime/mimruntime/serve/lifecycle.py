@@ -1,0 +1,50 @@
+"""From the first request to SIGTERM: how many requests are open, and whether new ones are taken."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+from collections.abc import Iterator
+from types import FrameType
+
+_TICK_S = 0.05
+
+
+class Lifecycle:
+    """Draining: what was accepted is answered, what comes after gets 503, then the server stops."""
+
+    def __init__(self, grace_s: float) -> None:
+        self.draining = False
+        self._grace_s = grace_s
+        self._open = 0
+        self._stopping: asyncio.Task[None] | None = None
+
+    @contextlib.contextmanager
+    def request(self) -> Iterator[None]:
+        """Count a request as open."""
+        self._open += 1
+        try:
+            yield
+        finally:
+            self._open -= 1
+
+    def install(self) -> None:
+        """Put draining before what the server does at SIGTERM; called once the server has set its own handler."""
+        server_stops = signal.getsignal(signal.SIGTERM)
+        loop = asyncio.get_running_loop()
+
+        async def drain(number: int, frame: FrameType | None) -> None:
+            self.draining = True
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._grace_s):
+                    while self._open:
+                        await asyncio.sleep(_TICK_S)
+            if callable(server_stops):
+                server_stops(number, frame)
+
+        def begin(number: int, frame: FrameType | None) -> None:
+            if self._stopping is None:
+                self._stopping = loop.create_task(drain(number, frame))
+
+        signal.signal(signal.SIGTERM, lambda *received: loop.call_soon_threadsafe(begin, *received) and None)

@@ -1,0 +1,211 @@
+"""One artifact being served: sources in, vectors out, within the limits."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+
+import numpy as np
+
+from mimruntime.embedder import Description, Embedder
+from mimruntime.errors import ImageError, MimError, OptionError, SpaceError, UnknownNameError
+from mimruntime.manifest import Manifest
+from mimruntime.serve.datauri import decode_base64
+from mimruntime.serve.executor import Executor
+from mimruntime.serve.line import Embedded, Item, Line, LineFullError
+from mimruntime.serve.metrics import Metrics
+from mimruntime.serve.problems import Problem, from_error
+from mimruntime.serve.settings import Settings
+
+Source = bytes | str | np.ndarray
+"""An encoded file, base64 or a data URI of one, or the pixels the graph takes, uint8 (size, size, 3)."""
+
+
+class Model:
+    """An opened artifact with its line and its executor; `embed` is called from the event loop."""
+
+    def __init__(self, embedder: Embedder, settings: Settings, metrics: Metrics, pool: ThreadPoolExecutor) -> None:
+        self.about: Description = embedder.describe()
+        self.manifest: Manifest = embedder.artifact.manifest
+        self.line = Line(settings.max_queue, settings.deadline_s)
+        rows, columns = self.manifest.backbone.grid
+        self.tokens = rows * columns + self.manifest.backbone.prefix_tokens
+        self._embedder = embedder
+        self._settings = settings
+        self._metrics = metrics
+        self._pool = pool
+        self.executor = Executor(
+            embedder,
+            partial(open_embedder, embedder.artifact.path, settings),
+            self.line,
+            metrics,
+            patience_s=settings.max_delay_ms / 1000,
+            watchdog_s=settings.watchdog_s,
+        )
+        metrics.describe(self.about)
+
+    def check_space(self, expected: str | None) -> None:
+        """Raise SpaceError where a request expects another embedding space."""
+        if expected is not None and expected != self.about.space:
+            raise SpaceError(f"model '{self.about.name}' embeds into space {self.about.space}, expected {expected}")
+
+    def check_ready(self) -> None:
+        """Raise the 503 a request would meet while the engine warms up, is opened anew or is stuck."""
+        if not self.executor.ready:
+            raise Problem(503, "not_ready", f"model '{self.about.name}' is not ready", retry_after_s=1)
+
+    def check_room(self) -> None:
+        """Raise the 429 a request would meet now; asked before its body is read, and again before it is decoded."""
+        try:
+            self.line.check_room()
+        except LineFullError as error:
+            raise Problem(429, "queue_full", str(error), retry_after_s=error.retry_after_s) from error
+
+    def check_request(self, count: int) -> None:
+        """Raise the problem that a request of `count` images would meet before any of them is decoded."""
+        most = self._settings.max_items
+        if count > most:
+            raise Problem(413, "too_many_items", f"{count} images in one request; at most {most}")
+        self.check_ready()
+        self.check_room()
+
+    async def embed(self, sources: Sequence[Source], *, param: str = "input") -> list[Embedded]:
+        """Return what became of every source, in order; when the caller is cancelled, so are its images.
+
+        Args:
+            sources: at least one.
+            param: the request's name for the list, for errors.
+
+        Raises:
+            Problem: 400, 413 or 415 for the first image at fault; 429 no room; 503 not ready; 504 too late.
+
+        """
+        self.check_request(len(sources))
+        items = self.line.admit(len(sources))
+        self._count_in_flight()
+        for item, source in zip(items, sources, strict=True):
+            item.future.add_done_callback(self._count_in_flight)
+            self._pool.submit(self._prepare, item, source)
+        try:
+            return await self._gather(items, param)
+        finally:
+            for item in items:
+                item.future.cancel()
+
+    async def _gather(self, items: Sequence[Item], param: str) -> list[Embedded]:
+        futures = [asyncio.wrap_future(item.future) for item in items]
+        done, pending = await asyncio.wait(
+            futures, timeout=self._settings.deadline_s, return_when=asyncio.FIRST_EXCEPTION
+        )
+        for future in pending:
+            future.cancel()
+        # Every exception is fetched, or asyncio would report the second one as never retrieved.
+        for index, error in [(index, future.exception()) for index, future in enumerate(futures) if future in done]:
+            if isinstance(error, ImageError):
+                raise from_error(type(error)(f"image {index}: {error}"), param=f"{param}[{index}]") from error
+            if error is not None:
+                raise error
+        if pending:
+            raise Problem(504, "deadline", f"not done within {self._settings.deadline_s:g} s")
+        return [future.result() for future in futures]
+
+    def _prepare(self, item: Item, source: Source) -> None:
+        """Decode one image in a thread of the pool and queue it."""
+        if item.future.cancelled():
+            return
+        started = time.monotonic()
+        try:
+            item.pixels = self._pixels(source)
+        except MimError as error:
+            _fail(item, error)
+            return
+        except Exception as error:
+            _fail(item, ImageError(f"cannot be read ({type(error).__name__})"))
+            return
+        item.decode_s = time.monotonic() - started
+        self.line.put(item)
+
+    def _pixels(self, source: Source) -> np.ndarray:
+        if isinstance(source, np.ndarray):
+            return source
+        encoded = decode_base64(source) if isinstance(source, str) else source
+        return self._embedder.prepare(encoded, max_pixels=self._settings.max_pixels, formats=self._settings.formats)
+
+    def _count_in_flight(self, _: object = None) -> None:
+        self._metrics.in_flight.labels(self.about.name).set(self.line.in_flight)
+
+
+class Models:
+    """The artifacts of this process by name."""
+
+    def __init__(self, models: Iterable[Model]) -> None:
+        self._by_name: dict[str, Model] = {}
+        for model in models:
+            if model.about.name in self._by_name:
+                raise OptionError(f"two artifacts are named '{model.about.name}'; build one with another --out")
+            self._by_name[model.about.name] = model
+
+    def __iter__(self) -> Iterator[Model]:
+        return iter(self._by_name.values())
+
+    @property
+    def spaces(self) -> str:
+        """Every embedding space served, comma-separated."""
+        return ",".join(sorted({model.about.space for model in self}))
+
+    @property
+    def stuck(self) -> bool:
+        """Whether an engine does not come back."""
+        return any(model.executor.stuck for model in self)
+
+    def check_ready(self) -> None:
+        """Raise the 503 of the first model that is not ready."""
+        for model in self:
+            model.check_ready()
+
+    def check_room(self) -> None:
+        """Raise the 429 of a request whose body is not read yet, where no model could take it."""
+        refusal: Problem | None = None
+        for model in self:
+            try:
+                model.check_room()
+            except Problem as problem:
+                refusal = problem
+            else:
+                return
+        if refusal is not None:
+            raise refusal
+
+    def find(self, name: str | None) -> Model:
+        """Return the model `name`; None stands for the only one.
+
+        Raises:
+            UnknownNameError: no such model, or several to choose from.
+
+        """
+        if name is None and len(self._by_name) == 1:
+            return next(iter(self))
+        if name not in self._by_name:
+            raise UnknownNameError("model", name or "", self._by_name)
+        return self._by_name[name]
+
+
+def open_embedder(path: object, settings: Settings) -> Embedder:
+    """Open one artifact as the settings say; one thread of its own decodes nothing, the service has a pool."""
+    return Embedder.open(
+        str(path),
+        engine=settings.engine,
+        provider=settings.provider,
+        threads=settings.threads,
+        batch_size=settings.max_batch,
+        workers=1,
+    )
+
+
+def _fail(item: Item, error: MimError) -> None:
+    """Hand `error` to whoever still waits."""
+    if item.future.set_running_or_notify_cancel():
+        item.future.set_exception(error)

@@ -1,0 +1,81 @@
+"""Around every request: an id, the headers each answer carries, metrics and a line in the log."""
+
+from __future__ import annotations
+
+import logging
+import re
+import time
+import uuid
+
+import msgspec
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from mimruntime.serve.lifecycle import Lifecycle
+from mimruntime.serve.metrics import Metrics
+from mimruntime.serve.problems import CLIENT_CLOSED
+
+SPACE_HEADER = "X-Embedding-Space"
+REQUEST_ID_HEADER = "X-Request-Id"
+
+_ACCESS = logging.getLogger("mimexport.access")
+_GOOD_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
+
+
+class Observe:
+    """ASGI middleware, the outermost."""
+
+    def __init__(self, app: ASGIApp, *, metrics: Metrics, lifecycle: Lifecycle, spaces: str) -> None:
+        self._app = app
+        self._metrics = metrics
+        self._lifecycle = lifecycle
+        self._spaces = spaces
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request and record what became of it."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        given = Headers(scope=scope).get(REQUEST_ID_HEADER, "")
+        request_id = given if _GOOD_ID.fullmatch(given) else uuid.uuid4().hex
+        status = CLIENT_CLOSED
+        state = scope.setdefault("state", {})
+
+        async def send_observed(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                headers = MutableHeaders(scope=message)
+                headers[REQUEST_ID_HEADER] = request_id
+                headers.setdefault(SPACE_HEADER, state.get("space", self._spaces))
+                if self._lifecycle.draining:
+                    headers["Connection"] = "close"
+            await send(message)
+
+        started = time.monotonic()
+        with self._lifecycle.request():
+            try:
+                await self._app(scope, receive, send_observed)
+            finally:
+                self._record(scope, status, time.monotonic() - started, request_id)
+
+    def _record(self, scope: Scope, status: int, seconds: float, request_id: str) -> None:
+        route = scope.get("route")
+        # The path as declared, never as sent: metrics must not grow with what strangers ask for.
+        endpoint, method = (route.path, scope["method"]) if route else ("none", "any")
+        self._metrics.requests.labels(endpoint, method, status).inc()
+        self._metrics.request_seconds.labels(endpoint, method).observe(seconds)
+        if status >= 400:
+            reason = "client_closed" if status == CLIENT_CLOSED else scope["state"].get("reason", "other")
+            self._metrics.failures.labels(reason).inc()
+        if _ACCESS.isEnabledFor(logging.INFO):
+            entry = {
+                "request_id": request_id,
+                "method": scope["method"],
+                "path": scope["path"],
+                "status": status,
+                "ms": round(seconds * 1000, 3),
+                "client": (scope.get("client") or ("",))[0],
+                "reason": scope["state"].get("reason"),
+            }
+            _ACCESS.info(msgspec.json.encode(entry).decode())

@@ -1,0 +1,75 @@
+"""OpenAI's protocol: `/v1/embeddings` and `/v1/models`."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated
+
+from fastapi import APIRouter, Header
+from starlette.requests import Request
+from starlette.responses import Response
+
+from mimruntime.serve.answers import OPENAI_ERRORS, admit, documented, embeddings
+from mimruntime.serve.model import Model, Models
+from mimruntime.serve.observe import SPACE_HEADER
+from mimruntime.serve.problems import Problem
+from mimruntime.serve.remote import Fetcher
+from mimruntime.serve.schemas import EmbeddingRequest, EmbeddingResponse, ErrorResponse, ImageItem, ModelCard, ModelList
+
+ExpectedSpace = Annotated[
+    str | None,
+    Header(
+        alias=SPACE_HEADER,
+        description="Answer 409 unless the model has this space.",
+        json_schema_extra={"format": "embedding-space"},
+    ),
+]
+
+
+def router(models: Models, fetcher: Fetcher) -> APIRouter:
+    """Return the protocol's routes."""
+    routes = APIRouter(prefix="/v1", tags=["OpenAI"])
+
+    @routes.post("/embeddings", response_model=EmbeddingResponse, responses=OPENAI_ERRORS)
+    async def embed(request: Request, body: EmbeddingRequest, _: ExpectedSpace = None) -> Response:
+        """Embed images given as data URIs; the order is kept."""
+        model = models.find(body.model)
+        admit(request, model, body.embedding_space)
+        if body.dimensions not in {None, model.about.dim}:
+            raise Problem(
+                400,
+                "dimensions",
+                f"vectors of '{body.model}' have {model.about.dim} dimensions; they are not cut",
+                param="dimensions",
+            )
+        locations = _locations(body)
+        model.check_request(len(locations))
+        sources = await fetcher.resolve(locations)
+        return embeddings(model, await model.embed(sources), body.encoding_format)
+
+    @routes.get("/models", responses=documented(ErrorResponse, 401, 503))
+    async def list_models() -> ModelList:
+        """List what is served, and what really runs it."""
+        return ModelList(object="list", data=[_card(model) for model in models])
+
+    return routes
+
+
+def _locations(body: EmbeddingRequest) -> list[str]:
+    items = body.input if isinstance(body.input, list) else [body.input]
+    return [item.image_url.url if isinstance(item, ImageItem) else item for item in items]
+
+
+def _card(model: Model) -> ModelCard:
+    about = model.about
+    return ModelCard(
+        id=about.name,
+        object="model",
+        created=int(datetime.fromisoformat(model.manifest.created).timestamp()),
+        owned_by="mimexport",
+        dim=about.dim,
+        embedding_space=about.space,
+        engine=about.engine,
+        provider=about.provider,
+        precision=about.precision,
+    )

@@ -1,0 +1,84 @@
+"""What a person may set about the service, with the values that hold otherwise."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from mimruntime.decode import FORMATS, MAX_PIXELS
+from mimruntime.errors import OptionError
+
+DEFAULT_FORMATS = ("JPEG", "PNG", "WebP", "GIF", "BMP")
+"""TIFF is off: its many codecs are the largest surface for damage and the least used on the web."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """Every limit of the service; `mimexport serve --help` describes each.
+
+    Attributes:
+        artifacts: folders, served by the names in their manifests.
+        host, port: where to listen.
+        workers: processes, each with engines of its own.
+        engine, provider, threads: as `Embedder.open` takes them.
+        max_batch: images of one run at most; the sizes run are the powers of two up to it.
+        max_delay_ms: how long a batch waits for images that are still being decoded.
+        decode_threads: threads that decode, for all artifacts together; None is one per CPU, at most 8.
+        max_queue: images in flight per artifact beyond which requests get 429.
+        deadline_s: from a request's admission to its answer, else 504.
+        grace_s: from SIGTERM to exit at most.
+        body_timeout_s: for a request to arrive whole, headers and body, else 408.
+        watchdog_s: idle time after which a real inference is run; a run of this length counts as stuck.
+        max_body: bytes of one request.
+        max_buffered: bytes of all requests that are held at once, else 429.
+        max_items: images of one request.
+        max_pixels: pixels of one image, read from its header.
+        max_connections: open connections beyond which 503 is answered.
+        formats: those of `mimruntime.decode.FORMATS` let in.
+        api_keys: any of them opens the door; empty: no key is asked for.
+        remote_hosts: hosts whose https URLs are fetched; empty: no URL is.
+        log_json: a JSON line per request on stderr.
+
+    """
+
+    artifacts: tuple[Path, ...]
+    host: str = "127.0.0.1"
+    port: int = 8000
+    workers: int = 1
+    engine: str = "auto"
+    provider: str | None = None
+    threads: int | None = None
+    max_batch: int = 8
+    max_delay_ms: float = 5.0
+    decode_threads: int | None = None
+    max_queue: int = 64
+    deadline_s: float = 30.0
+    grace_s: int = 30
+    body_timeout_s: float = 20.0
+    watchdog_s: float = 30.0
+    max_body: int = 32_000_000
+    max_buffered: int = 512_000_000
+    max_items: int = 64
+    max_pixels: int = MAX_PIXELS
+    max_connections: int = 1024
+    formats: tuple[str, ...] = DEFAULT_FORMATS
+    api_keys: tuple[str, ...] = ()
+    remote_hosts: tuple[str, ...] = ()
+    log_json: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse what could never work.
+
+        Raises:
+            OptionError: no artifact, an unknown format, an empty key, or one body larger than all bodies together.
+
+        """
+        if not self.artifacts:
+            raise OptionError("nothing to serve: name at least one artifact folder")
+        for name in self.formats:
+            if name not in FORMATS:
+                raise OptionError(f"unknown image format '{name}'; known: {', '.join(FORMATS)}")
+        if any(not key.strip() for key in self.api_keys):
+            raise OptionError("an API key is empty; leave it out, or no request could be told from a stranger's")
+        if self.max_body > self.max_buffered:
+            raise OptionError(f"max_body {self.max_body} is more than max_buffered {self.max_buffered} bytes")

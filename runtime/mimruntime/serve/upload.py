@@ -1,0 +1,72 @@
+"""`/v1/embeddings/image`: the bytes of a file as the body, or a form with files in it."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query
+from starlette.datastructures import UploadFile
+from starlette.requests import Request
+from starlette.responses import Response
+
+from mimruntime.serve.answers import OPENAI_ERRORS, Encoding, admit, embeddings
+from mimruntime.serve.model import Models
+from mimruntime.serve.openai import ExpectedSpace
+from mimruntime.serve.problems import Problem
+from mimruntime.serve.schemas import EmbeddingResponse
+
+_FILE = {"type": "string", "format": "binary"}
+_BODY: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "application/octet-stream": {"schema": _FILE},
+            "multipart/form-data": {
+                "schema": {
+                    "type": "object",
+                    "properties": {"file": {"type": "array", "items": _FILE, "minItems": 1}},
+                    "required": ["file"],
+                }
+            },
+        },
+    }
+}
+
+ModelName = Annotated[
+    str | None,
+    Query(
+        description="A name of `GET /v1/models`; needless where there is one.",
+        json_schema_extra={"format": "model-name"},
+    ),
+]
+
+
+def router(models: Models) -> APIRouter:
+    """Return the route."""
+    routes = APIRouter(prefix="/v1", tags=["Images"])
+
+    @routes.post("/embeddings/image", response_model=EmbeddingResponse, responses=OPENAI_ERRORS, openapi_extra=_BODY)
+    async def embed_files(
+        request: Request, model: ModelName = None, encoding_format: Encoding = "float", _: ExpectedSpace = None
+    ) -> Response:
+        """Embed the file in the body, or every file of a form in its order."""
+        chosen = models.find(model)
+        admit(request, chosen, None)
+        files = await _files(request)
+        return embeddings(chosen, await chosen.embed(files, param="file"), encoding_format)
+
+    return routes
+
+
+async def _files(request: Request) -> list[bytes]:
+    """Return the encoded files; a body that is no form is one, whatever its type: curl calls any data a form."""
+    if not request.headers.get("Content-Type", "").startswith("multipart/form-data"):
+        body = await request.body()
+        if not body:
+            raise Problem(400, "malformed", "the body is empty; send the bytes of an image", param="file")
+        return [body]
+    async with request.form() as form:
+        uploads = [part for _, part in form.multi_items() if isinstance(part, UploadFile)]
+        if not uploads:
+            raise Problem(400, "malformed", "the form holds no file", param="file")
+        return [await upload.read() for upload in uploads]

@@ -1,0 +1,33 @@
+"""The program `mimexport` with an engine that is slow or fails on request, for tests of the service.
+
+FAULT_SLEEP: seconds a run takes longer per image.
+FAULT_FILE: while this file exists, runs fail; its content is how many more.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+from mimexport.cli import main
+from mimruntime.embedder import Embedder
+from mimruntime.errors import EngineError
+
+_run = Embedder.run
+
+
+def faulty_run(self, pixels):
+    time.sleep(float(os.environ.get("FAULT_SLEEP", "0")) * len(pixels))
+    file = Path(os.environ.get("FAULT_FILE", "/nonexistent"))
+    if file.exists():
+        rest = int(file.read_text()) - 1
+        file.write_text(str(rest)) if rest else file.unlink()
+        raise EngineError("injected")
+    return _run(self, pixels)
+
+
+Embedder.run = faulty_run
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,31 @@
+"""One server of the toy artifact for all tests that do it no harm, and what its answers are compared with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from service import Service, running
+
+from mimruntime import Embedder
+
+
+@pytest.fixture(scope="session")
+def toy(toy_artifact: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    with running(toy_artifact, "--max-body-mb", 8, log=tmp_path_factory.mktemp("serve") / "log") as service:
+        yield service
+
+
+@pytest.fixture(scope="session")
+def expected(toy_artifact: Path, photos: list[Path]) -> np.ndarray:
+    """What `Embedder.embed` gives for the photographs, float32 (8, 16)."""
+    with Embedder.open(toy_artifact) as embedder:
+        return embedder.embed(photos)
+
+
+@pytest.fixture(scope="session")
+def space(toy_artifact: Path) -> str:
+    with Embedder.open(toy_artifact) as embedder:
+        return embedder.space

@@ -1,0 +1,94 @@
+"""The stock OpenAI client, and the protocol's refusals in the shape it reads."""
+
+from __future__ import annotations
+
+import base64
+from pathlib import Path
+
+import numpy as np
+import openai
+import pytest
+from service import Service, data_uri
+
+
+@pytest.fixture
+def client(toy: Service) -> openai.OpenAI:
+    with openai.OpenAI(base_url=f"{toy.url}/v1", api_key="none", max_retries=0) as client:
+        yield client
+
+
+def worst_cosine(vectors: object, expected: np.ndarray) -> float:
+    return float((np.asarray(vectors, np.float32) * expected).sum(axis=1).min())
+
+
+@pytest.mark.parametrize("encoding", ["float", "base64"])
+def test_the_stock_client_gets_the_vectors_of_the_embedder(
+    client: openai.OpenAI, photos: list[Path], expected: np.ndarray, encoding: str
+) -> None:
+    answer = client.embeddings.create(model="toy", input=[data_uri(path) for path in photos], encoding_format=encoding)
+    vectors = [
+        np.frombuffer(base64.b64decode(item.embedding), "<f4") if encoding == "base64" else item.embedding
+        for item in answer.data
+    ]
+    assert worst_cosine(vectors, expected) > 0.999999
+    assert [item.index for item in answer.data] == list(range(8))
+    assert answer.usage.prompt_tokens == 8 * 64
+
+
+def test_the_client_default_and_one_uri_work_too(
+    client: openai.OpenAI, photo: Path, photos: list[Path], expected: np.ndarray
+) -> None:
+    answer = client.embeddings.create(model="toy", input=data_uri(photo))
+    assert worst_cosine([answer.data[0].embedding], expected[[photos.index(photo)]]) > 0.999999
+
+
+def test_items_of_type_image_url_may_stand_between_uris(toy: Service, photos: list[Path], expected: np.ndarray) -> None:
+    uris = [data_uri(path) for path in photos[:3]]
+    items = [uris[0], {"type": "image_url", "image_url": {"url": uris[1]}}, uris[2]]
+    answer = toy.call("/v1/embeddings", {"model": "toy", "input": items})
+    assert worst_cosine([item["embedding"] for item in answer.json["data"]], expected[:3]) > 0.999999
+
+
+def test_models_say_what_runs(client: openai.OpenAI, space: str) -> None:
+    (model,) = client.models.list().data
+    assert (model.id, model.dim, model.embedding_space, model.provider) == ("toy", 16, space, "cpu")
+
+
+def test_a_bad_image_is_named_and_spoils_nobody_else(client: openai.OpenAI, photo: Path) -> None:
+    broken = "data:image/jpeg;base64," + base64.b64encode(photo.read_bytes()[:900]).decode()
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.embeddings.create(model="toy", input=[data_uri(photo), broken])
+    assert caught.value.param == "input[1]"
+    assert caught.value.code == "image_undecodable"
+    assert "image 1" in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("change", "status", "code"),
+    [
+        ({"model": "tey"}, 404, "model_not_found"),
+        ({"embedding_space": "0" * 16}, 409, "embedding_space_differs"),
+        ({"dimensions": 8}, 400, "dimensions"),
+        ({"input": "a cat"}, 422, "schema"),
+        ({"input": []}, 422, "schema"),
+        ({"input": "data:image/png;base64,@@@"}, 400, "image_undecodable"),
+        ({"input": "data:image/png;base64,aGVsbG8="}, 415, "image_format"),
+        ({"input": "https://example.org/cat.jpg"}, 400, "image_url"),
+        ({"input": ["data:image/png;base64,AAAA"] * 65}, 413, "too_many_items"),
+        ({"inputs": "misspelt"}, 422, "schema"),
+    ],
+)
+def test_each_refusal_has_its_status_and_code(toy: Service, photo: Path, change: dict, status: int, code: str) -> None:
+    answer = toy.call("/v1/embeddings", {"model": "toy", "input": data_uri(photo)} | change)
+    assert (answer.status, answer.json["error"]["code"]) == (status, code)
+    assert set(answer.json["error"]) == {"message", "type", "param", "code"}
+
+
+def test_an_unknown_model_is_answered_with_the_nearest(toy: Service, photo: Path) -> None:
+    answer = toy.call("/v1/embeddings", {"model": "tey", "input": data_uri(photo)})
+    assert "did you mean toy" in answer.json["error"]["message"]
+
+
+def test_a_body_that_is_no_json_is_malformed(toy: Service) -> None:
+    answer = toy.call("/v1/embeddings", b"{", Content_Type="application/json")
+    assert (answer.status, answer.json["error"]["code"]) == (400, "malformed")

@@ -1,0 +1,218 @@
+"""What operators meet: health, metrics, configuration, keys, limits, the process itself."""
+
+from __future__ import annotations
+
+import io
+import json
+import struct
+import subprocess
+import sys
+import time
+import zlib
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from prometheus_client.parser import text_string_to_metric_families
+from service import START, Service, data_uri, running
+
+
+def test_health_says_so(toy: Service) -> None:
+    assert [toy.call(path).status for path in ("/live", "/ready", "/health", "/v2/health/live")] == [200] * 4
+
+
+def test_info_holds_the_manifest_and_what_really_runs(toy: Service, space: str) -> None:
+    (model,) = toy.call("/info").json["models"]
+    assert model["provider"] == "cpu"
+    assert model["batch_sizes"] == [8, 4, 2, 1]
+    assert model["manifest"]["embedding_space"] == model["space"] == space
+
+
+def test_prometheus_reads_the_metrics(toy: Service, photo: Path) -> None:
+    before = toy.metric("mimexport_images_total")
+    toy.call("/v1/embeddings/image", photo.read_bytes())
+    toy.call("/v1/embeddings/image", b"no image")
+    assert toy.metric("mimexport_images_total") == before + 1
+    assert toy.metric("mimexport_failures_total") >= 1
+    families = {family.name: family for family in text_string_to_metric_families(toy.call("/metrics").body.decode())}
+    for name in ("decode", "queue", "inference", "request"):
+        assert families[f"mimexport_{name}_seconds"].type == "histogram"
+    assert {"mimexport_queue_length", "mimexport_images_in_flight", "mimexport_batch_size"} <= set(families)
+    (build,) = families["mimexport_build_info"].samples
+    assert build.labels["provider"] == "cpu"
+    assert build.labels["engine"].startswith("onnxruntime")
+
+
+def test_metrics_do_not_grow_with_what_strangers_ask_for(toy: Service) -> None:
+    for path in ("/x1", "/x2", "/v2/models/a/ready", "/v2/models/b/ready"):
+        toy.call(path)
+    text = toy.call("/metrics").body.decode()
+    assert "/x1" not in text
+    assert "models/a" not in text
+
+
+def test_no_torch_in_the_process(toy: Service) -> None:
+    assert "libtorch" not in Path(f"/proc/{toy.process.pid}/maps").read_text()
+
+
+def test_a_giant_picture_is_refused_by_its_header(toy: Service) -> None:
+    header = struct.pack(">IIBBBBB", 50_000, 50_000, 8, 2, 0, 0, 0)
+    chunk = lambda kind, data: struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))  # noqa: E731
+    bomb = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(10_000)))
+    answer = toy.call("/v1/embeddings/image", bomb)
+    assert (answer.status, answer.json["error"]["code"]) == (413, "image_too_large")
+    assert "50000x50000" in answer.json["error"]["message"]
+
+
+def test_tiff_is_off_whatever_it_is_called(toy: Service, photo: Path) -> None:
+    tiff = io.BytesIO()
+    Image.open(photo).save(tiff, "TIFF")
+    answer = toy.call("/v1/embeddings/image", tiff.getvalue(), Content_Type="image/jpeg")
+    assert (answer.status, answer.json["error"]["code"]) == (415, "image_format")
+
+
+def test_a_body_over_the_limit_is_refused_announced_or_not(toy: Service) -> None:
+    assert toy.call("/v1/embeddings/image", bytes(9_000_000)).status == 413
+    chunked = toy.call("/v1/embeddings/image", iter([bytes(1_000_000)] * 9))
+    assert (chunked.status, chunked.json["error"]["code"]) == (413, "body_too_large")
+
+
+def test_compressed_bodies_are_not_taken(toy: Service) -> None:
+    assert toy.call("/v1/embeddings/image", b"x", Content_Encoding="gzip").status == 415
+
+
+def test_unknown_paths_and_methods_are_answered_in_shape(toy: Service) -> None:
+    assert toy.call("/v1/nothing").json["error"]["code"] == "not_found"
+    assert toy.call("/v1/embeddings/image").status == 405
+    assert isinstance(toy.call("/v2/nothing").json["error"], str)
+
+
+def test_configured_by_environment_with_keys_two_artifacts_and_json_logs(
+    toy_artifact: Path, toy_without_selection: Path, tmp_path: Path, photo: Path
+) -> None:
+    other = renamed(toy_without_selection, tmp_path / "other", "other")
+    env = {
+        "MIMEXPORT_ARTIFACTS": f"{toy_artifact}:{other}",
+        "MIMEXPORT_API_KEY": "first second",
+        "MIMEXPORT_FORMAT": "JPEG TIFF",
+        "MIMEXPORT_LOG_JSON": "1",
+    }
+    with running(log=tmp_path / "log", env=env) as service:
+        image = photo.read_bytes()
+        assert service.call("/v1/embeddings/image?model=toy", image).status == 401
+        assert service.call("/v1/models", Authorization="Bearer wrong").status == 401
+        assert service.call("/v1/models", Authorization="Bearer wrong").headers["WWW-Authenticate"] == "Bearer"
+        key = {"Authorization": "Bearer second"}
+        assert [model["id"] for model in service.call("/v1/models", **key).json["data"]] == ["toy", "other"]
+        assert service.call("/v1/embeddings/image?model=other", image, **key).json["model"] == "other"
+        assert service.call("/v1/embeddings/image", image, **key).status == 404
+        assert service.call("/v1/embeddings/image?model=toy", black_png(), **key).status == 415
+    entries = [json.loads(line) for line in (tmp_path / "log").read_text().splitlines() if line.startswith("{")]
+    assert {"request_id", "status", "ms", "path"} <= set(entries[0])
+    assert any(entry["reason"] == "invalid_api_key" for entry in entries)
+    assert "second" not in (tmp_path / "log").read_text()
+
+
+def test_a_vector_that_is_not_finite_is_never_sent(toy: Service) -> None:
+    answer = toy.call("/v1/embeddings/image", black_png())  # the toy graph divides by the length of a zero vector
+    assert answer.status == 400
+    assert "not finite" in answer.json["error"]["message"]
+
+
+def black_png() -> bytes:
+    png = io.BytesIO()
+    Image.new("RGB", (9, 9)).save(png, "PNG")
+    return png.getvalue()
+
+
+def renamed(artifact: Path, target: Path, name: str) -> Path:
+    import shutil
+
+    import msgspec
+
+    from mimruntime.artifact import Artifact, seal
+
+    shutil.copytree(artifact, target)
+    manifest = msgspec.structs.replace(Artifact.open(target).manifest, name=name)
+    seal(target, manifest)
+    return target
+
+
+def mimexport(*arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", START, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+
+def test_check_prints_what_would_be_served_and_exits(toy_artifact: Path, space: str) -> None:
+    done = mimexport("serve", toy_artifact, "--check", "--max-batch", 4, "--api-key", "hidden")
+    assert done.returncode == 0
+    for part in ("toy: fp32, onnxruntime", "on cpu", space, "batches of 4, 2, 1", "max_queue        64"):
+        assert part in done.stdout
+    assert "hidden" not in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "text"),
+    [
+        (["no-such-folder"], 1, "error: no artifact at no-such-folder"),
+        (["{toy}", "{toy}"], 1, "error: two artifacts are named 'toy'"),
+        (["{toy}", "--provider", "cuda"], 1, "error: provider 'cuda' is not part of"),
+        (["{toy}", "--api-key", " "], 1, "error: an API key is empty"),
+        (["{toy}", "--format", "JPG"], 1, "error: unknown image format 'JPG'"),
+        (["{toy}", "--max-batch", "0"], 2, "--max-batch"),
+        ([], 2, "Missing argument"),
+    ],
+)
+def test_what_cannot_be_served_ends_at_once_in_one_line(
+    toy_artifact: Path, arguments: list[str], code: int, text: str
+) -> None:
+    done = mimexport("serve", *(argument.format(toy=toy_artifact) for argument in arguments))
+    assert done.returncode == code
+    assert text in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_vectors_do_not_depend_on_the_batch_they_rode_in(
+    toy: Service, photos: list[Path], expected: np.ndarray
+) -> None:
+    order = np.random.default_rng(0).integers(0, len(photos), 64)
+
+    def embed(index: int) -> list[float]:
+        return toy.call("/v1/embeddings/image", photos[index].read_bytes()).json["data"][0]["embedding"]
+
+    before = toy.metric("mimexport_batch_size_count")
+    with ThreadPoolExecutor(16) as pool:
+        vectors = np.array(list(pool.map(embed, order)))
+    assert (vectors * expected[order]).sum(axis=1).min() > 0.999999
+    assert toy.metric("mimexport_batch_size_count") - before < 64  # some shared a run
+
+
+def test_openapi_has_an_example_of_each_body(toy: Service) -> None:
+    schema = toy.call("/openapi.json").json
+    uri = schema["components"]["schemas"]["EmbeddingRequest"]["examples"][0]["input"]
+    assert toy.call("/v1/embeddings", {"model": "toy", "input": uri}).status == 200
+    assert {"200", "400", "401", "404", "409", "413", "415", "422", "429", "503", "504"} <= set(
+        schema["paths"]["/v1/embeddings"]["post"]["responses"]
+    )
+
+
+def test_ready_within_two_seconds_of_starting(toy_artifact: Path, tmp_path: Path) -> None:
+    started = time.monotonic()
+    with running(toy_artifact, log=tmp_path / "log"):
+        assert time.monotonic() - started < 10  # the figure is measured by `make bench-serve`, on a quiet machine
+
+
+def test_remote_urls_need_an_allowed_host(toy_artifact: Path, tmp_path: Path, photo: Path) -> None:
+    hosts = ("--remote-host", "localhost", "--remote-host", "169.254.169.254")
+    with running(toy_artifact, *hosts, log=tmp_path / "log") as service:
+        for url, reason in (
+            ("https://localhost/cat.jpg", "not public"),
+            ("https://169.254.169.254/latest/meta-data", "not public"),
+            ("https://example.org/cat.jpg", "hosts the operator allows"),
+            ("https://user@localhost/cat.jpg", "hosts the operator allows"),
+        ):
+            answer = service.call("/v1/embeddings", {"model": "toy", "input": [data_uri(photo), url]})
+            assert (answer.status, answer.json["error"]["param"]) == (400, "input[1]")
+            assert reason in answer.json["error"]["message"]

@@ -1,0 +1,57 @@
+"""`curl` sends files as they are or in a form."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+from service import Service
+
+
+def curl(*arguments: object) -> dict:
+    command = ["curl", "--silent", "--show-error", "--max-time", "30", *map(str, arguments)]
+    return json.loads(subprocess.run(command, capture_output=True, check=True).stdout)
+
+
+def test_the_bytes_of_a_file_are_enough(toy: Service, photos: list[Path], expected: np.ndarray) -> None:
+    for path, vector in zip(photos, expected, strict=True):
+        answer = curl("--data-binary", f"@{path}", f"{toy.url}/v1/embeddings/image")
+        assert np.dot(answer["data"][0]["embedding"], vector) > 0.999999
+
+
+def test_a_form_carries_several_files_in_order(toy: Service, photos: list[Path], expected: np.ndarray) -> None:
+    files = [argument for path in photos for argument in ("-F", f"file=@{path}")]
+    answer = curl(*files, f"{toy.url}/v1/embeddings/image?model=toy")
+    vectors = np.array([item["embedding"] for item in answer["data"]])
+    assert (vectors * expected).sum(axis=1).min() > 0.999999
+    assert answer["model"] == "toy"
+
+
+def test_every_answer_carries_id_space_and_times(toy: Service, photo: Path, space: str) -> None:
+    answer = toy.call("/v1/embeddings/image", photo.read_bytes(), X_Request_Id="my-id.7")
+    assert answer.headers["X-Request-Id"] == "my-id.7"
+    assert answer.headers["X-Embedding-Space"] == answer.json["embedding_space"] == space
+    assert [part.split(";")[0] for part in answer.headers["Server-Timing"].split(", ")] == [
+        "decode",
+        "queue",
+        "inference",
+    ]
+    other = toy.call("/nowhere", X_Request_Id="bad id\t")
+    assert other.headers["X-Request-Id"] != "bad id\t"
+    assert other.headers["X-Embedding-Space"] == space
+
+
+def test_a_request_may_state_the_space_it_expects(toy: Service, photo: Path, space: str) -> None:
+    call = lambda expected: toy.call("/v1/embeddings/image", photo.read_bytes(), X_Embedding_Space=expected)  # noqa: E731
+    assert call(space).status == 200
+    assert call("f" * 16).status == 409
+    assert call("f" * 16).headers["X-Embedding-Space"] == space
+
+
+@pytest.mark.parametrize("headers", [{}, {"Content_Type": "multipart/form-data; boundary=b"}])
+def test_an_empty_body_is_malformed(toy: Service, headers: dict[str, str]) -> None:
+    answer = toy.call("/v1/embeddings/image", b"--b--\r\n" if headers else b"", **headers)
+    assert (answer.status, answer.json["error"]["param"]) == (400, "file")

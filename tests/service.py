@@ -1,0 +1,115 @@
+"""A real server process on loopback, started as a user starts it, and ended by its process id."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import dataclasses
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+START = "from mimexport.cli import main; main()"
+FAULTY = Path(__file__).parent / "faulty_service.py"
+
+
+@dataclasses.dataclass(frozen=True)
+class Answer:
+    status: int
+    headers: Any
+    body: bytes
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+
+@dataclasses.dataclass(frozen=True)
+class Service:
+    url: str
+    port: int
+    process: subprocess.Popen[bytes]
+    log: Path
+
+    def call(self, path: str, body: object = None, *, timeout: float = 60, **headers: str) -> Answer:
+        """GET without a body, else POST; a dict is sent as JSON."""
+        named = {name.replace("_", "-"): value for name, value in headers.items()}
+        if isinstance(body, dict):
+            body, named = json.dumps(body).encode(), {"Content-Type": "application/json"} | named
+        request = urllib.request.Request(self.url + path, data=body, headers=named)
+        try:
+            with urllib.request.urlopen(request, timeout=timeout) as answer:
+                return Answer(answer.status, answer.headers, answer.read())
+        except urllib.error.HTTPError as error:
+            with error:
+                return Answer(error.code, error.headers, error.read())
+
+    def wait_until_ready(self, seconds: float = 30) -> None:
+        deadline = time.monotonic() + seconds
+        while True:
+            with contextlib.suppress(OSError):
+                if self.call("/ready").status == 200:
+                    return
+            assert self.process.poll() is None, self.log.read_text()
+            assert time.monotonic() < deadline, f"not ready in {seconds} s: {self.log.read_text()}"
+            time.sleep(0.02)
+
+    def resident_bytes(self) -> int:
+        status = Path(f"/proc/{self.process.pid}/status").read_text()
+        return int(status.split("VmRSS:")[1].split()[0]) * 1024
+
+    def metric(self, name: str) -> float:
+        """The sum of a metric's samples."""
+        from prometheus_client.parser import text_string_to_metric_families
+
+        families = text_string_to_metric_families(self.call("/metrics").body.decode())
+        return sum(sample.value for family in families for sample in family.samples if sample.name == name)
+
+
+@contextlib.contextmanager
+def running(
+    *arguments: object, log: Path, program: str | Path = START, env: dict[str, str] | None = None, wait: bool = True
+) -> Iterator[Service]:
+    """Run `mimexport serve` with `arguments` on a free port."""
+    port = free_port()
+    start = ["-c", program] if isinstance(program, str) else [str(program)]
+    command = [sys.executable, *start, "serve", *map(str, arguments), "--port", str(port)]
+    with log.open("wb") as out:
+        process = subprocess.Popen(command, stdout=out, stderr=out, env={**os.environ, **(env or {})})
+    service = Service(f"http://127.0.0.1:{port}", port, process, log)
+    try:
+        if wait:
+            service.wait_until_ready()
+        yield service
+    finally:
+        stop(process)
+
+
+def stop(process: subprocess.Popen[bytes]) -> int:
+    if process.poll() is None:
+        process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(30)
+        except subprocess.TimeoutExpired:
+            process.kill()
+    return process.wait()
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def data_uri(path: Path) -> str:
+    kind = {".jpg": "jpeg"}.get(path.suffix, path.suffix[1:])
+    return f"data:image/{kind};base64,{base64.b64encode(path.read_bytes()).decode()}"
