@@ -25,6 +25,7 @@ from PIL import Image
 
 from mimruntime import Embedder
 from mimruntime.decode import decode
+from mimruntime.errors import ImageError
 from mimruntime.images import find_images
 
 CLIENTS = 8
@@ -49,7 +50,10 @@ def photographs(folders: list[str]) -> list[bytes]:
     """Return the images as JPEG files of at most 500 px, as photographs on the web are."""
     files = []
     for path in find_images(folders):
-        picture = decode(path)
+        try:
+            picture = decode(path)
+        except ImageError:  # folders of photographs hold other things too
+            continue
         picture.thumbnail((EDGE, EDGE), Image.Resampling.BICUBIC)
         stream = io.BytesIO()
         picture.save(stream, "JPEG", quality=90)

@@ -119,8 +119,9 @@ class Model:
         started = time.monotonic()
         try:
             item.pixels = self._pixels(source)
-        except MimError as error:
-            _fail(item, error)
+        except ImageError as error:
+            # A new error, without traceback: frames would keep the image alive until the garbage collector comes by.
+            _fail(item, type(error)(str(error)))
             return
         except Exception as error:
             _fail(item, ImageError(f"cannot be read ({type(error).__name__})"))
