@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from mimexport.aggregators.base import Aggregator, Pooled, weighted_sum
-from mimexport.aggregators.center import closeness
+from mimexport.aggregators.center import closeness_to_center
 from mimexport.backbone import Shape
 from mimexport.features import Features
 from mimruntime.errors import OptionError
@@ -43,7 +43,7 @@ class AbMILP(Aggregator):
             layer for _ in range(depth - 1) for layer in (nn.Linear(shape.dim, shape.dim), ACTIVATIONS[activation]())
         ]
         self.scorer = nn.Sequential(*hidden, nn.Linear(shape.dim, 1))
-        log_prior = closeness(shape).clamp_min(1e-6).log() if prior == "center" else None
+        log_prior = closeness_to_center(shape).clamp_min(1e-6).log() if prior == "center" else None
         self.register_buffer("prior", log_prior, persistent=False)
 
     @property

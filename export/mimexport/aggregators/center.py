@@ -10,7 +10,7 @@ from mimexport.backbone import Shape
 from mimexport.features import Features
 
 
-def closeness(shape: Shape) -> Tensor:
+def closeness_to_center(shape: Shape) -> Tensor:
     """Return how close every patch is to the centre, (N,): 1 in the middle, falling linearly to 0 at the farthest patch."""
     rows, columns = (torch.arange(edge) - (edge - 1) / 2 for edge in shape.grid)
     distance = torch.hypot(rows[:, None], columns[None, :]).flatten()
@@ -44,7 +44,7 @@ class CenterWeighted(Aggregator):
 
     def __init__(self, shape: Shape) -> None:
         super().__init__(shape)
-        near = closeness(shape)
+        near = closeness_to_center(shape)
         self.register_buffer("weights", near / near.sum(), persistent=False)
 
     def forward(self, features: Features) -> Pooled:

@@ -8,26 +8,26 @@ import torch
 from torch import Tensor, nn
 
 from mimexport.aggregators.base import Aggregator, Pooled
-from mimexport.aggregators.center import closeness
+from mimexport.aggregators.center import closeness_to_center
 from mimexport.backbone import Shape
 from mimexport.features import Features
 from mimruntime.errors import OptionError, UnknownNameError
 
 
-def _input_norm(features: Features) -> Tensor:
+def _input_norm(features: Features, _: Tensor) -> Tensor:
     return features.entering_energy
 
 
-def _center_norm(features: Features) -> Tensor:
+def _center_norm(features: Features, closeness: Tensor) -> Tensor:
     # On squared lengths, so that the order is that of length × closeness.
-    return features.entering_energy * closeness(features.shape).to(features.entering_energy).square()
+    return features.entering_energy * closeness.square()
 
 
-def _output_norm(features: Features) -> Tensor:
+def _output_norm(features: Features, _: Tensor) -> Tensor:
     return features.raw_patches.square().sum(-1)
 
 
-def _cls_attention(features: Features) -> Tensor:
+def _cls_attention(features: Features, _: Tensor) -> Tensor:
     return features.cls_attention.mean(1)
 
 
@@ -40,7 +40,7 @@ SCORES = {
     "norm": _output_norm,
     "cls-attention": _cls_attention,
 }
-"""Score of every patch (B, N), larger is better.
+"""Score of every patch (B, N), larger is better, from the features and the patches' closeness to the centre (N,).
 
 input-norm: length of the token that enters the last block; center-norm: the same times the patch's closeness to the centre;
 norm: length of the token that leaves the last block; cls-attention: mean over heads of its attention from [cls].
@@ -61,6 +61,7 @@ class TopK(Aggregator):
     """
 
     formula = "1/k Σ x_i over the k patches of best score"
+    closeness: Tensor
 
     def __init__(self, shape: Shape, *, k: str | int = "75%", score: str = "center-norm") -> None:
         super().__init__(shape)
@@ -70,6 +71,8 @@ class TopK(Aggregator):
             raise OptionError("score cls-attention needs a [cls] token, this backbone has none; use --score input-norm")
         self.score = score
         self.k = parse_k(str(k), shape.patches)
+        # A buffer: computed while tracing it would become part of the graph.
+        self.register_buffer("closeness", closeness_to_center(shape), persistent=False)
         self.scorer = nn.Linear(shape.dim, 1, bias=False) if score == LEARNED else None
 
     @property
@@ -91,7 +94,11 @@ class TopK(Aggregator):
 
     def forward(self, features: Features) -> Pooled:
         """See base class."""
-        scores = self.scorer(features.raw_patches).squeeze(-1) if self.scorer else SCORES[self.score](features)
+        scores = (
+            self.scorer(features.raw_patches).squeeze(-1)
+            if self.scorer
+            else SCORES[self.score](features, self.closeness)
+        )
         index = scores.topk(self.k, dim=1).indices
         if self.reads_all:
             # The rows exist already: the score was read from them.
