@@ -46,9 +46,8 @@ def test_the_artifact_embeds_photographs_alike_to_torch(tiny_artifact):
         vectors, shares = embedder.embed(photos), embedder.select(photos)
         pixels = np.stack([embedder.prepare(photo) for photo in photos])
     loaded = building.load_model("mae-tiny")
-    expected = building.embed_with_torch(
-        building.compose(loaded, options(tiny_artifact.path, model="mae-tiny", random_seed=None)), pixels
-    )
+    model, _ = building.compose(loaded, options(tiny_artifact.path, model="mae-tiny", random_seed=None))
+    expected = building.embed_with_torch(model, pixels)
     np.testing.assert_allclose((vectors * expected).sum(1), 1, atol=1e-5)
     assert shares.shape == (3, 8, 8)
     np.testing.assert_allclose(np.unique(shares), [0, 1 / 48], rtol=1e-6)
