@@ -7,9 +7,12 @@ import pytest
 import timm
 import torch
 
-from mimexport.aggregators import AGGREGATORS
+from mimexport.aggregators import AGGREGATORS, make_aggregator
 from mimexport.aliases import ALIASES, Alias
+from mimexport.backbone import Backbone
 from mimexport.build import BuildOptions, build
+from mimexport.heads import Head, save_head
+from mimexport.weights import load_model
 from mimruntime.verify import load_reference
 
 BACKBONES = {
@@ -29,8 +32,28 @@ MATRIX = [
     (backbone, agg)
     for backbone, agg in itertools.product(BACKBONES, AGGREGATORS)
     if not (AGGREGATORS[agg].needs_cls and any(part in backbone for part in WITHOUT_CLS))
-    and not AGGREGATORS[agg].needs_head  # built with heads in test_heads.py
 ]
+
+
+def random_head(model, agg, folder):
+    """Return a head file of random numbers, or None where the aggregator learns nothing."""
+    if not AGGREGATORS[agg].needs_head:
+        return None
+    loaded = load_model(model, random_seed=0)
+    shape = Backbone(loaded.model).shape
+    aggregator = make_aggregator(agg, shape, {})
+    generator = torch.Generator().manual_seed(0)
+    # As large as in a fitted head: small scores would make every selection the mean.
+    tensors = {
+        name: torch.randn(value.shape, generator=generator) / value.shape[-1] ** 0.5
+        for name, value in aggregator.state_dict().items()
+    }
+    head = Head(
+        agg=agg, params=aggregator.params, token_norm=aggregator.token_norm, dim=shape.dim, grid=shape.grid,
+        model=loaded.name, backbone_sha256=loaded.sha256, tensors=tensors, whitening=None, recipe={}, figures={},
+    )  # fmt: skip
+    save_head(head, folder / "head.safetensors")
+    return str(folder / "head.safetensors")
 
 
 def shallow(monkeypatch, name):
@@ -65,8 +88,14 @@ def test_every_class_builds_with_the_default_aggregator(name, tmp_path, monkeypa
 @pytest.mark.parametrize("precision", WORST)
 @pytest.mark.parametrize(("name", "agg"), MATRIX)
 def test_every_class_builds_with_every_aggregator(name, agg, precision, tmp_path, monkeypatch):
+    model = shallow(monkeypatch, name)
     options = BuildOptions(
-        model=shallow(monkeypatch, name), agg=agg, out=tmp_path / "a", random_seed=0, precision=precision
+        model=model,
+        agg=agg,
+        out=tmp_path / "a",
+        random_seed=0,
+        precision=precision,
+        head=random_head(model, agg, tmp_path),
     )
     check(build(options), precision)
 
