@@ -33,6 +33,7 @@ PAIRS = 3
 LOADS = (0.25, 0.5, 0.75, 0.9, 1.0)
 EDGE = 500
 SECONDS_A_LOAD = 12.0
+LEAST_REQUESTS = 50
 PAIR_SECONDS = 5.0
 
 
@@ -127,7 +128,7 @@ def throughput(port: int, embedder: Embedder, files: list[bytes]) -> tuple[float
 def latency(port: int, files: list[bytes], rate: float) -> Row:
     """Send at `rate` requests/s, whatever comes back; latency counts from when a request was due."""
     client = Client(port)
-    count = max(10, int(rate * SECONDS_A_LOAD))
+    count = max(LEAST_REQUESTS, int(rate * SECONDS_A_LOAD))
     begin = time.perf_counter() + 0.1
     # Poisson arrivals: clients do not agree on a rhythm.
     due = begin + np.cumsum(np.random.default_rng(0).exponential(1 / rate, count))

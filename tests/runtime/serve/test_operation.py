@@ -7,7 +7,6 @@ import json
 import struct
 import subprocess
 import sys
-import time
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -196,12 +195,6 @@ def test_openapi_has_an_example_of_each_body(toy: Service) -> None:
     assert {"200", "400", "401", "404", "409", "413", "415", "422", "429", "503", "504"} <= set(
         schema["paths"]["/v1/embeddings"]["post"]["responses"]
     )
-
-
-def test_ready_within_two_seconds_of_starting(toy_artifact: Path, tmp_path: Path) -> None:
-    started = time.monotonic()
-    with running(toy_artifact, log=tmp_path / "log"):
-        assert time.monotonic() - started < 10  # the figure is measured by `make bench-serve`, on a quiet machine
 
 
 def test_remote_urls_need_an_allowed_host(toy_artifact: Path, tmp_path: Path, photo: Path) -> None:

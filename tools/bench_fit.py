@@ -1,0 +1,68 @@
+"""Measure what `fit` costs as images grow: seconds and peak memory, each size in a process of its own.
+
+python tools/bench_fit.py ../shared/data/tiny-imagenet-64.zip --cache ~/.cache/mimexport
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import click
+from measure_aggregators import read_part
+
+from mimexport.fit.fit import FitOptions, Fitter
+
+SIZES = (3_750, 7_500, 15_000, 30_000)
+_MIB = 1 << 10
+"""`ru_maxrss` counts KiB on Linux."""
+
+
+@click.command()
+@click.argument("archive", type=click.Path(path_type=Path, exists=True))
+@click.option("--cache", type=click.Path(path_type=Path), required=True, help="Folder for tokens.")
+@click.option("--images", type=int, help="Fit on so many and print one line; without, every size is fitted in turn.")
+@click.option("--unlabelled", is_flag=True, help="With --images: learn without labels.")
+def main(archive: Path, cache: Path, images: int | None, unlabelled: bool) -> None:
+    """Print a table; tokens that the cache lacks are computed and timed."""
+    if images is not None:
+        click.echo(json.dumps(fit_once(archive, cache, images, unlabelled=unlabelled)))
+        return
+    click.echo("| images | labels | tokens, s | AbMILP, s | peak memory, MiB |\n|---|---|---|---|---|")
+    for without in (False, True):
+        for size in SIZES:
+            command = [sys.executable, __file__, str(archive), "--cache", str(cache), "--images", str(size)]
+            command += ["--unlabelled"] if without else []
+            found = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
+            cells = (f"{found['tokens_s']:.0f}", f"{found['fit_s']:.0f}", f"{found['peak_mib']:.0f}")
+            click.echo(f"| {size:,} | {'no' if without else 'yes'} | {' | '.join(cells)} |")
+
+
+def fit_once(archive: Path, cache: Path, count: int, *, unlabelled: bool) -> dict[str, float]:
+    """Fit AbMILP on `count` images of all classes alike."""
+    files, labels, digest = read_part(archive, "train/")
+    step = len(files) // count
+    files, labels = files[::step], labels[::step]
+    options = FitOptions(
+        model="mae-tiny", agg="abmilp", images=files, labels=None if unlabelled else labels,
+        digest=digest if step == 1 else f"{digest}/{step}", cache=cache,
+    )  # fmt: skip
+    fitter = Fitter(options)
+    started = time.perf_counter()
+    fitter.tokens(files, options.digest, "training")
+    fitter.views()
+    between = time.perf_counter()
+    fitter.fit()
+    return {
+        "tokens_s": between - started,
+        "fit_s": time.perf_counter() - between,
+        "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / _MIB,
+    }
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,85 @@
+"""Measure whitenings on training images alone, to choose shrinkage and dimension: the table in docs/whitening.md.
+
+    python tools/choose_whitening.py ../shared/data/tiny-imagenet-64.zip --cache ~/.cache/mimexport
+
+One training image of six asks, the others answer; the validation images are not looked at.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+import numpy as np
+import torch
+from measure_aggregators import read_part
+from torch import Tensor
+
+from mimeval import knn
+from mimexport.fit.fit import FitOptions, Fitter, plain_head
+from mimexport.fit.tokens import Tokens
+from mimexport.heads import Head, embedded_heads, load_head
+from mimexport.whitening import fit_pca, fit_two_view
+
+DOCS = Path(__file__).parents[1] / "docs" / "whitening.md"
+SHRINKAGES = (0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3)
+DIMS = (192, 128, 64, 32)
+_ASKING = 6
+
+
+@click.command()
+@click.argument("archive", type=click.Path(path_type=Path, exists=True))
+@click.option("--cache", type=click.Path(path_type=Path), required=True, help="Folder for tokens.")
+def main(archive: Path, cache: Path) -> None:
+    """Write k-NN accuracy of every whitening, aggregator, shrinkage and dimension."""
+    images, labels, digest = read_part(archive, "train/")
+    fitter = Fitter(FitOptions(model="mae-tiny", agg="mean", images=images, labels=None, digest=digest, cache=cache))
+    whole, views = fitter.tokens(images, digest, "training"), fitter.views()
+    lines = [f"| aggregator | whitening | {' | '.join(f'{s:g}' for s in SHRINKAGES)} | {_dims_title()} |"]
+    lines.append("|---" * (2 + len(SHRINKAGES) + len(DIMS) - 1) + "|")
+    for name, head in _heads(fitter):
+        plain, first, second = (_vectors(fitter, head, part) for part in (whole, *views))
+        click.echo(f"{name}: {_accuracy(plain, labels):.1f} without whitening", err=True)
+        for kind in ("PCA", "two views"):
+            found = {}
+            for shrinkage in SHRINKAGES:
+                mean, matrix = (
+                    fit_pca(plain, shrinkage) if kind == "PCA" else fit_two_view(plain, first, second, shrinkage)
+                )
+                found[shrinkage] = (mean, matrix, _accuracy((plain - mean) @ matrix, labels))
+            best = max(found, key=lambda shrinkage: found[shrinkage][2])
+            mean, matrix, _ = found[best]
+            narrow = [_accuracy((plain - mean) @ matrix[:, :dim], labels) for dim in DIMS[1:]]
+            cells = [f"{accuracy:.1f}" for _, _, accuracy in found.values()] + [f"{value:.1f}" for value in narrow]
+            lines.append(f"| {name} | {kind} | {' | '.join(cells)} |")
+            click.echo(lines[-1], err=True)
+    marker = "<!-- written by tools/choose_whitening.py, below this line -->"
+    prose = DOCS.read_text(encoding="utf-8").split(marker)[0]
+    DOCS.write_text(f"{prose}{marker}\n\n" + "\n".join(lines) + "\n", encoding="utf-8")
+    click.echo(f"{DOCS}")
+
+
+def _heads(fitter: Fitter) -> Iterator[tuple[str, Head]]:
+    """Yield what learns nothing, then what the package ships."""
+    for name in ("cls", "mean", "cls+mean", "center-weighted", "topk"):
+        yield f"`{name}`", plain_head(name, fitter)
+    for name in ("abmilp-unlabelled", "abmilp", "ep"):
+        yield f"`{name}`", load_head(embedded_heads("mae-tiny")[name])
+
+
+def _vectors(fitter: Fitter, head: Head, tokens: Tokens) -> Tensor:
+    return torch.from_numpy(fitter.vectors(head, tokens, whitened=False))
+
+
+def _accuracy(vectors: Tensor, labels: np.ndarray) -> float:
+    table, asking = vectors.numpy(), np.arange(len(labels)) % _ASKING == 0
+    return 100 * float((knn.predict(table[~asking], labels[~asking], table[asking]) == labels[asking]).mean())
+
+
+def _dims_title() -> str:
+    return " | ".join(f"{dim} of {DIMS[0]}" for dim in DIMS[1:])
+
+
+if __name__ == "__main__":
+    main()
