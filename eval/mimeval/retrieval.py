@@ -77,6 +77,19 @@ def matches_by_label(labels: np.ndarray) -> tuple[list[np.ndarray], list[np.ndar
     return matches, [np.array([row]) for row in range(len(labels))]
 
 
+def guessed_precision(matches: int, gallery: int) -> float:
+    """Return the expected average precision of a random ranking (Bestgen, 'Exact expected average precision', 2015).
+
+    Args:
+        matches: right answers, at least 1.
+        gallery: how many are ranked, at least as many.
+
+    """
+    harmonic = float((1 / np.arange(1, gallery + 1)).sum())
+    spread = (matches - 1) / (gallery - 1) * (gallery - harmonic) if gallery > 1 else 0.0
+    return (spread + harmonic) / gallery
+
+
 def _ranks(cosines: np.ndarray, matches: np.ndarray, ignored: np.ndarray | None) -> np.ndarray:
     """Return the ranks of the matches from 0, ascending, in a ranking without the ignored rows."""
     order = np.argsort(-cosines, kind="stable")

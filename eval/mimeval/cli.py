@@ -1,0 +1,314 @@
+"""The commands of the evaluation: `eval` and `compare`."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+import click
+
+from mimruntime.errors import MissingExtraError
+
+if TYPE_CHECKING:
+    from mimeval.features import FeatureStore
+    from mimeval.report import Report
+    from mimruntime.artifact import Artifact
+    from mimruntime.engines.base import Engine
+
+_EVERY_SECONDS = 10.0
+_TABLE_MARKER = "<!-- written by `make eval-table`, below this line -->"
+
+
+class Workshop(Protocol):
+    """What the torch side gives: references, and baselines that were not built yet."""
+
+    def open(self, artifacts: Sequence[Artifact]) -> Sequence[Engine]:
+        """Return the torch model of every artifact."""
+
+    def build_baseline(self, artifact: Artifact, folder: Path) -> Artifact:
+        """Return the artifact that `artifact`'s gain is counted from."""
+
+
+class OpenWorkshop(Protocol):
+    """(checkpoint or None, head files) -> the workshop; what click hands to `eval` as its object."""
+
+    def __call__(self, weights: Path | None, heads: tuple[Path, ...]) -> Workshop:
+        """Return the workshop."""
+
+
+class Shown:
+    """What a person sees on stderr while it runs: a line that is rewritten, or one every ten seconds in a log."""
+
+    def __init__(self) -> None:
+        self._last = 0.0
+        self._open = False
+
+    def say(self, line: str) -> None:
+        """Show a line."""
+        self._finish()
+        click.echo(line, err=True)
+
+    def progress(self, name: str, done: int, total: int) -> None:
+        """Show how far `name` is."""
+        terminal = sys.stderr.isatty()
+        if not terminal and done < total and time.monotonic() - self._last < _EVERY_SECONDS:
+            return
+        self._last = time.monotonic()
+        line = f"  {name}: {done:,} of {total:,}"
+        click.echo(f"\r{line:<78}" if terminal else line, nl=not terminal, err=True)
+        self._open = terminal
+        if terminal and done == total:
+            self._finish()
+
+    def _finish(self) -> None:
+        if self._open:
+            click.echo(err=True)
+            self._open = False
+
+
+def write_reports(report: Report, stem: Path, table: Path | None = None) -> None:
+    """Print the table of `report`, and write STEM.json, STEM.md and STEM.html.
+
+    Args:
+        report: an evaluation.
+        stem: path without its suffix.
+        table: a page below whose marker the table is written too.
+
+    Raises:
+        OutputError: a file cannot be written.
+
+    """
+    from mimeval.markdown import as_markdown
+    from mimeval.page import as_page
+    from mimeval.report import encode
+    from mimruntime.errors import OutputError
+
+    text = as_markdown(report)
+    files = {".json": encode(report), ".md": text.encode(), ".html": as_page(report).encode()}
+    try:
+        stem.parent.mkdir(parents=True, exist_ok=True)
+        for suffix, raw in files.items():
+            stage = stem.with_name(f".{stem.name}{suffix}.partial")
+            stage.write_bytes(raw)
+            stage.replace(stem.with_name(stem.name + suffix))
+        if table is not None:
+            prose = table.read_text(encoding="utf-8").split(_TABLE_MARKER)[0] if table.exists() else ""
+            table.write_text(f"{prose}{_TABLE_MARKER}\n\n{text}", encoding="utf-8")
+    except OSError as error:
+        raise OutputError(f"cannot write the report {stem}: {error.strerror or error}") from error
+    click.echo(text)
+    click.echo(f"{stem}.json, .md, .html")
+
+
+def _common(command: click.Command) -> click.Command:
+    """Add the options that `eval` and `compare` share."""
+    options = [
+        click.Option(["--data"], required=True, metavar="SPEC", help=_data_help()),
+        click.Option(
+            ["--metric", "metrics"],
+            multiple=True,
+            help="knn, linear, few-shot, retrieval.  [default: all that the data allow]",
+        ),
+        click.Option(["--limit"], type=click.IntRange(min=1), help="Test images at most, classes in balance."),
+        click.Option(["--train-limit"], type=click.IntRange(min=1), help="Training images at most.  [default: all]"),
+        click.Option(
+            ["--cache"],
+            type=click.Path(path_type=Path),
+            default=Path("~/.cache/mimexport"),
+            show_default=True,
+            help="Folder for features and fetched data.",
+        ),
+        click.Option(["--seed"], type=int, default=0, show_default=True, help="Of the image draw and the bootstrap."),
+    ]
+    command.params.extend(options)
+    return command
+
+
+def _data_help() -> str:
+    return (
+        "A folder or zip of CLASS/image, or NAME[:PATH]: tiny-imagenet, imagenet, imagenette, cifar10, stl10,"
+        " roxford5k, rparis6k, drawn, crops."
+    )
+
+
+@_common
+@click.command("eval")
+@click.argument("artifacts", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="ARTIFACT...")
+@click.option(
+    "--engine",
+    "engines",
+    multiple=True,
+    default=("all",),
+    show_default=True,
+    metavar="all|NAME[:PRECISION]",
+    help="What runs the artifacts; may be repeated.",
+)
+@click.option(
+    "--baseline",
+    "given",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    help="What gains are counted from.  [default: [cls], among the artifacts or built]",
+)
+@click.option(
+    "--deployed", type=click.IntRange(min=1), metavar="N", help="Engines see this many test images, torch all of them."
+)
+@click.option(
+    "--own/--no-own",
+    default=True,
+    show_default=True,
+    help="Also fit on every engine's own features of the training images.",
+)
+@click.option(
+    "--margin",
+    type=click.FloatRange(min=0, min_open=True),
+    default=0.5,
+    show_default=True,
+    help="Loss of gain that is tolerated, in points.",
+)
+@click.option(
+    "--weights",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Checkpoint, where an artifact's weights came from a file.",
+)
+@click.option(
+    "--head",
+    "heads",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Head, where an artifact's is not part of this package.",
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    default=Path("reports/eval"),
+    show_default=True,
+    help="Stem of the .json, .md and .html files.",
+)
+@click.pass_obj
+def evaluate(
+    open_workshop: OpenWorkshop,
+    artifacts: tuple[Path, ...],
+    engines: tuple[str, ...],
+    given: tuple[Path, ...],
+    deployed: int | None,
+    own: bool,
+    margin: float,
+    weights: Path | None,
+    heads: tuple[Path, ...],
+    out: Path,
+    data: str,
+    metrics: tuple[str, ...],
+    limit: int | None,
+    train_limit: int | None,
+    cache: Path,
+    seed: int,
+) -> int:
+    """Did the gain over [cls] carry over from torch to the engines?
+
+    Exit status: 0 it did, 1 it did not (or an error), 3 undecided, 2 wrong usage.
+    """
+    with _eval_extra():
+        from mimeval.datasets import open_dataset
+        from mimeval.deployments import parse_engines
+        from mimeval.evaluate import EvalOptions
+        from mimeval.evaluate import evaluate as run
+        from mimeval.models import find_baselines
+        from mimeval.verdict import EXIT
+    from mimruntime.artifact import Artifact
+
+    wanted = parse_engines(engines)
+    workshop = open_workshop(weights, heads)
+    opened = [Artifact.open(path) for path in artifacts]
+    dataset = open_dataset(data, cache=cache.expanduser(), limit=limit, train_limit=train_limit, seed=seed)
+    shown = Shown()
+    baselines, lacking = find_baselines([*opened, *(Artifact.open(path) for path in given)])
+    for artifact in lacking:
+        shown.say(f"  the baseline of {artifact.manifest.name} ({artifact.manifest.graph.precision}) is built …")
+        baselines.append(workshop.build_baseline(artifact, cache.expanduser() / "baselines"))
+    report = run(
+        opened,
+        baselines,
+        dataset,
+        wanted,
+        open_references=workshop.open,
+        store=_store(cache, shown),
+        options=EvalOptions(metrics=metrics, deployed=deployed, own=own, margin=margin / 100, seed=seed),
+    )
+    write_reports(report, out)
+    return EXIT[report.verdict]
+
+
+@_common
+@click.command()
+@click.argument("first", type=click.Path(path_type=Path))
+@click.argument("second", type=click.Path(path_type=Path))
+@click.option("--engine", default="auto", show_default=True, help="What runs both.")
+@click.option("--json", "as_json", is_flag=True, help="For a program.")
+def compare(
+    first: Path,
+    second: Path,
+    engine: str,
+    as_json: bool,
+    data: str,
+    metrics: tuple[str, ...],
+    limit: int | None,
+    train_limit: int | None,
+    cache: Path,
+    seed: int,
+) -> None:
+    """Which of two artifacts is better on these images, each with classifiers of its own?"""
+    with _eval_extra():
+        import msgspec
+
+        from mimeval.compare import compare_artifacts
+        from mimeval.datasets import open_dataset
+    from mimruntime.artifact import Artifact
+
+    dataset = open_dataset(data, cache=cache.expanduser(), limit=limit, train_limit=train_limit, seed=seed)
+    shown = Shown()
+    found = compare_artifacts(
+        Artifact.open(first), Artifact.open(second), dataset,
+        engine=engine, metrics=metrics, store=_store(cache, shown), seed=seed,
+    )  # fmt: skip
+    if as_json:
+        click.echo(msgspec.json.encode(found).decode())
+        return
+    click.echo(f"{found.images:,} test images of {found.dataset}; B - A with its 95 % interval; McNemar's test")
+    click.echo(f"A {first}, {found.engines[0]}\nB {second}, {found.engines[1]}")
+    for row in found.rows:
+        test = "" if row.mcnemar is None else f"   p = {row.mcnemar.p:.2g}"
+        a, b = (f"{100 * part.value:6.2f}" for part in (row.first, row.second))
+        change = row.difference
+        click.echo(
+            f"{row.metric:<14} A {a}   B {b}   {100 * change.value:+.2f}"
+            f" [{100 * change.low:+.2f}, {100 * change.high:+.2f}]{test}"
+        )
+    for note in found.notes:
+        click.echo(f"NOTE: {note}", err=True)
+
+
+COMMANDS: list[click.Command] = [evaluate, compare]
+"""What the program `mimexport` gathers from this package."""
+
+
+def _store(cache: Path, shown: Shown) -> FeatureStore:
+    from mimeval.features import FeatureStore
+
+    return FeatureStore(cache.expanduser() / "features", shown.say, shown.progress)
+
+
+class _eval_extra:  # noqa: N801 - reads as a function
+    """Turn a missing library into the pip line."""
+
+    def __enter__(self) -> None:
+        """Nothing to do."""
+
+    def __exit__(self, _kind: object, error: object, _trace: object) -> None:
+        if isinstance(error, ModuleNotFoundError):
+            raise MissingExtraError("an evaluation", "eval") from error

@@ -1,0 +1,112 @@
+"""Two artifacts on the same images, each as it is deployed, with classifiers fitted on its own features."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from mimeval.datasets import Dataset
+from mimeval.deployments import BATCH_SIZE, Deployment
+from mimeval.features import FeatureStore, Table
+from mimeval.images import choose_images
+from mimeval.metrics import Scores, find_metrics, suited
+from mimeval.statistics import Interval, McNemar, mcnemar, mean_interval, paired_difference
+from mimruntime.artifact import Artifact
+from mimruntime.embedder import Embedder
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """Both artifacts by one metric; `difference` is second minus first, paired over images."""
+
+    metric: str
+    first: Interval
+    second: Interval
+    difference: Interval
+    mcnemar: McNemar | None
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Two artifacts on the same images.
+
+    Attributes:
+        dataset: its name.
+        images: test images that could be read.
+        engines: what ran the two.
+        rows: one a metric.
+        notes: what a reader must know of the data.
+
+    """
+
+    dataset: str
+    images: int
+    engines: tuple[str, str]
+    rows: tuple[Row, ...]
+    notes: tuple[str, ...]
+
+
+def compare_artifacts(
+    first: Artifact,
+    second: Artifact,
+    dataset: Dataset,
+    *,
+    engine: str = "auto",
+    metrics: tuple[str, ...] = (),
+    store: FeatureStore,
+    seed: int = 0,
+) -> Comparison:
+    """Return how `second` does against `first`.
+
+    Args:
+        first: an artifact.
+        second: another, of any backbone.
+        dataset: labelled images, or queries with what they ought to find.
+        engine: a name of `mimruntime.engines.ENGINES`, or "auto".
+        metrics: names in `METRICS`; none stands for all that the data set allows.
+        store: where features are kept.
+        seed: of the order and the bootstrap.
+
+    Raises:
+        MimError: of any kind.
+
+    """
+    chosen = find_metrics(metrics or suited(dataset))
+    images = choose_images(dataset, None, seed=seed)
+    tables: list[tuple[Table | None, Table]] = []
+    engines = []
+    for artifact in (first, second):
+        with Embedder.open(artifact.path, engine=engine, batch_size=BATCH_SIZE) as embedder:
+            about = embedder.describe()
+            engines.append(f"{about.engine} {about.precision} on {about.provider}")
+            jobs = [(embedder, Deployment(artifact, embedder, about.engine).identity)]
+            train = images.train_tables(store, jobs, artifact.manifest.name)[0]
+            tables.append((train, images.test_tables(store, jobs, artifact.manifest.name)[0]))
+    for train, test in tables:
+        images.drop_unreadable(test, train)
+    scores: list[Scores] = [{}, {}]
+    rows = images.test_rows(deployed=False)
+    for found, (train, test) in zip(scores, tables, strict=True):
+        known = None if train is None else train.embedding[images.train_rows()]
+        searched = known if images.searches_train else None
+        for metric in chosen.values():
+            found.update(metric(images.task(rows), known, searched, test.embedding[rows]))
+    return Comparison(
+        dataset.name,
+        len(rows),
+        (engines[0], engines[1]),
+        tuple(_row(name, scores[0][name], scores[1][name], seed) for name in scores[0]),
+        (*dataset.notes, *images.notes),
+    )
+
+
+def _row(metric: str, first: np.ndarray, second: np.ndarray, seed: int) -> Row:
+    binary = first.dtype == np.bool_
+    return Row(
+        metric,
+        mean_interval(first, seed=seed),
+        mean_interval(second, seed=seed),
+        paired_difference(second, first, seed=seed),
+        mcnemar(first, second) if binary else None,
+    )

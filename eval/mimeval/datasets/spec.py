@@ -1,0 +1,152 @@
+"""What a person types after `--data` becomes a data set."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from mimeval.datasets.cifar10 import open_cifar10
+from mimeval.datasets.crops import open_crops
+from mimeval.datasets.dataset import Dataset
+from mimeval.datasets.drawn import open_drawn
+from mimeval.datasets.fetch import Progress
+from mimeval.datasets.folder import open_folder
+from mimeval.datasets.imagenet import open_imagenet, open_imagenette, open_tiny_imagenet
+from mimeval.datasets.revisited import open_revisited
+from mimeval.datasets.shared_images import note_shared
+from mimeval.datasets.stl10 import open_stl10
+from mimeval.datasets.subset import limited
+from mimeval.errors import DataError
+from mimruntime.errors import UnknownNameError
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """A kind of data set.
+
+    Attributes:
+        open: what was asked for -> the whole of it.
+        path: "needed", "optional" or "none".
+        foreign: somebody else divided it, so that train and test may share images.
+        what: one phrase for `--help`.
+
+    """
+
+    open: Callable[[_Asked], Dataset]
+    path: str
+    foreign: bool
+    what: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """What the families open by: a path or none, where to download to, the seed, and whom to tell of progress."""
+
+    path: Path | None
+    cache: Path
+    seed: int
+    progress: Progress
+
+    @property
+    def given(self) -> Path:
+        """The path, of families that need one."""
+        assert self.path is not None  # noqa: S101 - `parse` has refused it
+        return self.path
+
+
+FAMILIES: dict[str, Family] = {
+    "folder": Family(
+        lambda asked: open_folder(asked.given, seed=asked.seed), "needed", True,
+        "train/CLASS/image and val/CLASS/image, or CLASS/image, of which a fifth is judged",
+    ),
+    "zip": Family(lambda asked: open_folder(asked.given, seed=asked.seed), "needed", True, "the same in a zip"),
+    "imagenet": Family(lambda asked: open_imagenet(asked.given), "needed", True, "train/WNID/image, val/WNID/image"),
+    "imagenette": Family(
+        lambda asked: open_imagenette(asked.path, asked.cache, asked.progress), "optional", True,
+        "10 easy classes of ImageNet, 99 MB to fetch",
+    ),
+    "cifar10": Family(
+        lambda asked: open_cifar10(asked.path, asked.cache, asked.progress), "optional", True, "32×32 px, 170 MB to fetch"
+    ),
+    "tiny-imagenet": Family(
+        lambda asked: open_tiny_imagenet(asked.path, asked.cache, asked.progress), "optional", True,
+        "200 classes, 64×64 px, 248 MB to fetch",
+    ),
+    "stl10": Family(
+        lambda asked: open_stl10(asked.path, asked.cache, asked.progress), "optional", True,
+        "96×96 px, 2.6 GB to fetch",
+    ),
+    "roxford5k": Family(
+        lambda asked: open_revisited("roxford5k", asked.given), "needed", False,
+        "landmark retrieval: gnd_roxford5k.pkl and jpg/",
+    ),
+    "rparis6k": Family(
+        lambda asked: open_revisited("rparis6k", asked.given), "needed", False,
+        "landmark retrieval: gnd_rparis6k.pkl and jpg/",
+    ),
+    "drawn": Family(
+        lambda asked: open_drawn(seed=asked.seed), "none", False, "an object in a cluttered scene, drawn from the seed"
+    ),
+    "crops": Family(
+        lambda asked: open_crops(seed=asked.seed), "none", False,
+        "find the other crops of the same place in photographs that installed packages ship",
+    ),
+}  # fmt: skip
+
+
+def open_dataset(
+    spec: str,
+    *,
+    cache: Path,
+    limit: int | None = None,
+    train_limit: int | None = None,
+    seed: int = 0,
+    progress: Progress = lambda here, total: None,
+) -> Dataset:
+    """Open the data set that `spec` names.
+
+    Args:
+        spec: `NAME`, `NAME:PATH` (`FAMILIES`), or the path of a folder or zip.
+        cache: folder for what is downloaded and unpacked.
+        limit: judge at most this many images, drawn from `seed` in balance of classes.
+        train_limit: likewise for the images to learn from.  [default: `limit`]
+        seed: of every draw.
+        progress: of downloads, called with bytes here and in all.
+
+    Raises:
+        UnknownNameError: no data set and no path of that name.
+        DataError: missing, out of reach, broken, or not divisible into what an evaluation needs.
+        ImageError: an archive that is cut short or damaged, an image that cannot be read.
+        OutputError: the cache cannot be written.
+
+    """
+    name, path = parse(spec)
+    family = FAMILIES[name]
+    whole = family.open(_Asked(path, cache / "datasets", seed, progress))
+    dataset = limited(whole, limit, train_limit, seed)
+    return note_shared(dataset, cache) if family.foreign else dataset
+
+
+def parse(spec: str) -> tuple[str, Path | None]:
+    """Return the name of a family, and the path if there is one.
+
+    Raises:
+        UnknownNameError: neither a family nor a path.
+        DataError: a path too many, or none where one is needed.
+
+    """
+    name, colon, rest = spec.partition(":")
+    if name in FAMILIES:
+        family = FAMILIES[name]
+        if family.path == "needed" and not rest:
+            raise DataError(f"data set '{spec}': where is it? give {name}:PATH")
+        if family.path == "none" and colon:
+            raise DataError(f"data set '{spec}': {name} takes no path")
+        return name, Path(rest).expanduser() if rest else None
+    path = Path(spec).expanduser()
+    if not path.exists():
+        if colon or path.name != spec:
+            raise DataError(f"no data set and no folder or zip at {spec}; data sets: {', '.join(FAMILIES)}")
+        raise UnknownNameError("data set", spec, FAMILIES)
+    return "folder", path

@@ -1,0 +1,150 @@
+"""What is evaluated: every artifact on every engine that can run it here, and why the others cannot."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Literal
+
+import mimruntime
+from mimruntime.artifact import REFERENCE, Artifact
+from mimruntime.embedder import Embedder
+from mimruntime.engines import ENGINES
+from mimruntime.engines.base import Engine
+from mimruntime.errors import EngineError, MissingExtraError, OptionError, UnknownNameError
+
+BATCH_SIZE = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """An engine that was asked for.
+
+    Attributes:
+        engine: a name in `mimruntime.engines.ENGINES`.
+        precision: of the graphs it is to run; None is any.
+        required: whether it was named, so that its failure is an error and not a line in the report.
+
+    """
+
+    engine: str
+    precision: str | None
+    required: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Skipped:
+    """A deployment that did not run.
+
+    Attributes:
+        artifact: its name.
+        deployment: engine and precision.
+        reason: one line.
+        kind: "missing" where the engine's library is not installed, "refused" where it is and will not run this.
+
+    """
+
+    artifact: str
+    deployment: str
+    reason: str
+    kind: Literal["missing", "refused"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Deployment:
+    """An artifact, opened in an engine.
+
+    Attributes:
+        artifact: what runs.
+        embedder: runs it.
+        name: engine and precision, the same for artifacts that are compared with one another.
+
+    """
+
+    artifact: Artifact
+    embedder: Embedder
+    name: str
+
+    @property
+    def identity(self) -> str:
+        """Text that changes whenever the vectors might: files of the graph, preprocessing, engine, version, provider."""
+        files = self.artifact.manifest.files
+        graph = sorted((name, digest) for name, digest in files.items() if name.startswith("model."))
+        about = self.embedder.describe()
+        running = (about.engine, about.provider, about.precision, about.batch_sizes)
+        return f"{graph} {self.artifact.manifest.preprocess} {running} {code_digest()}"
+
+
+def reference_identity(artifact: Artifact, engine: Engine) -> str:
+    """Return text that changes whenever torch's vectors might; the same for every precision of one model."""
+    stored = artifact.manifest.files.get(REFERENCE, "")
+    running = (engine.name, engine.version, sorted(engine.outputs))
+    return f"{artifact.manifest.embedding_space} {stored} {running} {code_digest()}"
+
+
+@cache
+def code_digest() -> str:
+    """Return the digest of the runtime's code between an image and its vector: cached features must not hide a change."""
+    root = Path(mimruntime.__file__).parent
+    files = [root / f"{name}.py" for name in ("decode", "preprocess", "embedder")] + sorted(
+        root.glob("engines/**/*.py")
+    )
+    digest = hashlib.sha256()
+    for path in files:
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def parse_engines(texts: Sequence[str]) -> list[Wanted]:
+    """Return what `--engine` asks for: "all", "NAME" or "NAME:PRECISION", any number of them.
+
+    Raises:
+        UnknownNameError: no such engine.
+        OptionError: "all" beside others.
+
+    """
+    if "all" in texts:
+        if len(texts) > 1:
+            raise OptionError("--engine all stands alone")
+        return [Wanted(name, None, required=False) for name in ENGINES]
+    wanted = []
+    for text in texts:
+        name, _, precision = text.partition(":")
+        if name not in ENGINES:
+            raise UnknownNameError("engine", name, [*ENGINES, "all"])
+        wanted.append(Wanted(name, precision or None, required=True))
+    return wanted
+
+
+def deploy(artifacts: Sequence[Artifact], wanted: Sequence[Wanted], skipped: list[Skipped]) -> Iterator[Deployment]:
+    """Yield every artifact in every engine, one open at a time; what does not run is added to `skipped`.
+
+    Raises:
+        EngineError, MissingExtraError: an engine that was asked for by name does not run.
+        OptionError: no artifact has the precision that was asked for by name.
+
+    """
+    for ask in wanted:
+        fitting = [a for a in artifacts if ask.precision in {None, a.manifest.graph.precision}]
+        if not fitting and ask.required:
+            have = ", ".join(sorted({artifact.manifest.graph.precision for artifact in artifacts}))
+            raise OptionError(
+                f"--engine {ask.engine}:{ask.precision}: no artifact given has this precision, but {have}"
+            )
+        for artifact in fitting:
+            name = f"{ask.engine} {artifact.manifest.graph.precision}"
+            try:
+                embedder = Embedder.open(artifact.path, engine=ask.engine, batch_size=BATCH_SIZE)
+            except (EngineError, MissingExtraError) as error:
+                if ask.required:
+                    raise
+                kind: Literal["missing", "refused"] = "missing" if isinstance(error, MissingExtraError) else "refused"
+                skipped.append(Skipped(artifact.manifest.name, name, str(error), kind))
+                continue
+            with embedder:
+                about = embedder.describe()
+                name = f"{ask.engine} {about.precision}"
+                yield Deployment(artifact, embedder, name if about.provider == "cpu" else f"{name} on {about.provider}")

@@ -1,0 +1,97 @@
+"""How far an engine's vectors are from torch's: cosine, neighbours, selected patches."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from mimeval.neighbours import nearest, unit
+
+NEIGHBOURS = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a precision may cost.
+
+    Attributes:
+        cosine_p1: least 1st percentile of the cosine to torch.
+        overlap: least mean share of the 10 nearest neighbours that stay.
+
+    """
+
+    cosine_p1: float
+    overlap: float
+
+
+LIMITS = {
+    "fp32": Limits(0.9999, 0.99),
+    "fp16": Limits(0.999, 0.95),
+    "bf16": Limits(0.99, 0.80),
+    "int8": Limits(0.90, 0.50),
+}
+"""By precision; the worst image decides nothing, since two patches of equal score may change places."""
+
+
+@dataclass(frozen=True, slots=True)
+class Drift:
+    """An engine's vectors against torch's of the same images.
+
+    Attributes:
+        cosine_worst: least cosine.
+        cosine_p1: its 1st percentile.
+        cosine_median: its median.
+        overlap: mean share of the 10 nearest neighbours in torch that are among the 10 nearest on the engine.
+        jaccard: mean Jaccard overlap of the patches that hold at least their even share; None without a selection.
+        images: on which it was measured.
+
+    """
+
+    cosine_worst: float
+    cosine_p1: float
+    cosine_median: float
+    overlap: float
+    jaccard: float | None
+    images: int
+
+
+def measure(
+    reference: np.ndarray, deployed: np.ndarray, selections: tuple[np.ndarray, np.ndarray] | None = None
+) -> Drift:
+    """Compare features (n, D) of the same images, and where there are any the shares of patches (n, gh, gw) of both."""
+    cosines = (unit(reference) * unit(deployed)).sum(axis=1)
+    worst, first, median = np.quantile(cosines, [0, 0.01, 0.5])
+    jaccard = None
+    if selections is not None:
+        chosen = [part.reshape(len(part), -1) for part in selections]
+        # Shares of topk are 1/k or 0, those of AbMILP anything: 'chosen' is what has more than an even share.
+        first_set, second_set = (part >= (1 - 1e-3) / part.shape[1] for part in chosen)
+        union = np.maximum((first_set | second_set).sum(axis=1), 1)
+        jaccard = float(((first_set & second_set).sum(axis=1) / union).mean())
+    return Drift(
+        float(worst), float(first), float(median), _overlap(reference, deployed), jaccard, len(reference)
+    )  # fmt: skip
+
+
+def too_far(drift: Drift, precision: str) -> str | None:
+    """Return what passes the limits of `precision`, in one line, or None."""
+    limits = LIMITS.get(precision, LIMITS["int8"])
+    # Written so that NaN, which compares false with everything, is too far.
+    if not drift.cosine_p1 >= limits.cosine_p1:
+        return (
+            f"vectors are not torch's: 1st percentile of the cosine {drift.cosine_p1:.5f},"
+            f" at least {limits.cosine_p1} is expected in {precision}"
+        )
+    if not drift.overlap >= limits.overlap:
+        return (
+            f"neighbours are not torch's: {100 * drift.overlap:.1f} % of the {NEIGHBOURS} nearest stay,"
+            f" at least {100 * limits.overlap:.0f} % are expected in {precision}"
+        )
+    return None
+
+
+def _overlap(reference: np.ndarray, deployed: np.ndarray) -> float:
+    sets = [nearest(table, table, NEIGHBOURS, leave_one_out=True)[0] for table in (reference, deployed)]
+    shared = [np.intersect1d(a, b, assume_unique=True).size for a, b in zip(*sets, strict=True)]
+    return float(np.mean(shared) / max(1, sets[0].shape[1]))

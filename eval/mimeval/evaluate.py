@@ -1,0 +1,266 @@
+"""The flow: the same images through torch and every engine, scores, gains, drift, verdict."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from mimeval import drift as drifting
+from mimeval import verdict
+from mimeval.datasets import Dataset
+from mimeval.deployments import Deployment, Skipped, Wanted, deploy, reference_identity
+from mimeval.errors import DataError
+from mimeval.features import CHUNK, FeatureStore, Table
+from mimeval.images import Images, choose_images
+from mimeval.metrics import DECISIVE, Metric, Scores, find_metrics, suited
+from mimeval.models import Model, group_models
+from mimeval.report import TORCH, Drifted, Fitted, Gain, Report, Sample, score
+from mimeval.samples import draw_samples
+from mimeval.statistics import MARGIN, judge_gain, mcnemar
+from mimruntime.artifact import Artifact
+from mimruntime.embedder import Embedder
+from mimruntime.engines.base import Engine
+
+OpenReferences = Callable[[Sequence[Artifact]], Sequence[Engine]]
+"""Artifacts -> their torch models in float32, one each, as engines."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvalOptions:
+    """How much is measured, and what is tolerated.
+
+    Attributes:
+        metrics: names in `METRICS`; none stands for all that the data set allows.
+        deployed: test images that engines see, at most; torch sees all of them.
+        own: also fit on each engine's own features of the training images.
+        margin: the loss of gain that is tolerated.
+        seed: of the image draw and of the bootstrap.
+
+    """
+
+    metrics: tuple[str, ...] = ()
+    deployed: int | None = None
+    own: bool = True
+    margin: float = MARGIN
+    seed: int = 0
+
+
+@dataclass(slots=True, eq=False)
+class _Found:
+    """What was measured so far; scores by model, deployment, metric and side."""
+
+    scores: dict[tuple[str, str, str, Fitted], np.ndarray] = field(default_factory=dict)
+    drifts: list[Drifted] = field(default_factory=list)
+    samples: list[Sample] = field(default_factory=list)
+    skipped: list[Skipped] = field(default_factory=list)
+
+
+def evaluate(
+    artifacts: Sequence[Artifact],
+    baselines: Sequence[Artifact],
+    dataset: Dataset,
+    wanted: Sequence[Wanted],
+    *,
+    open_references: OpenReferences,
+    store: FeatureStore,
+    options: EvalOptions = EvalOptions(),
+) -> Report:
+    """Evaluate `artifacts` and `baselines` on `dataset`, in torch and in every engine of `wanted`.
+
+    Args:
+        artifacts: whose gain is judged, in any precisions.
+        baselines: what gains are counted from, one for each backbone and precision; may also be among `artifacts`.
+        dataset: labelled images, or queries with what they ought to find.
+        wanted: engines.
+        open_references: gives the torch models.
+        store: where features are kept.
+        options: how much is measured.
+
+    Raises:
+        MimError: of any kind, each with one line; features that were computed are kept.
+
+    """
+    metrics = find_metrics(options.metrics or suited(dataset))
+    models = group_models(artifacts, baselines)
+    images = choose_images(dataset, options.deployed, seed=options.seed)
+    torch = _torch_tables(models, images, open_references, store)
+    found = _Found()
+    for model in models:
+        train, test = torch[model.space]
+        for name, values in _scores(metrics, images, train, test.embedding, test.embedding, deployed=False).items():
+            found.scores[model.title, TORCH, name, "torch"] = values
+    every = [artifact for model in models for artifact in model.artifacts]
+    by_space = {model.space: model for model in models}
+    for deployment in deploy(every, wanted, found.skipped):
+        model = by_space[deployment.artifact.manifest.embedding_space]
+        _measure(deployment, model, torch[model.space], images, store, metrics, found, own=options.own)
+    return _report(models, dataset, images, found, options)
+
+
+def _torch_tables(
+    models: Sequence[Model], images: Images, open_references: OpenReferences, store: FeatureStore
+) -> dict[str, tuple[Table | None, Table]]:
+    """Return torch's features of training and test images by embedding space; one pass for each preprocessing."""
+    tables: dict[str, tuple[Table | None, Table]] = {}
+    firsts = [model.artifacts[0] for model in models]
+    for spec in dict.fromkeys(artifact.manifest.preprocess for artifact in firsts):
+        group = [artifact for artifact in firsts if artifact.manifest.preprocess == spec]
+        engines = open_references(group)
+        embedders = [
+            Embedder(artifact, engine, batch_size=CHUNK) for artifact, engine in zip(group, engines, strict=True)
+        ]
+        try:
+            jobs = [
+                (embedder, reference_identity(embedder.artifact, engine))
+                for embedder, engine in zip(embedders, engines, strict=True)
+            ]
+            train = images.train_tables(store, jobs, "torch")
+            test = images.test_tables(store, jobs, "torch")
+        finally:
+            for embedder in embedders:
+                embedder.close()
+        tables |= {
+            artifact.manifest.embedding_space: pair
+            for artifact, pair in zip(group, zip(train, test, strict=True), strict=True)
+        }
+    for train_table, test_table in tables.values():
+        images.drop_unreadable(test_table, train_table)
+    return tables
+
+
+def _measure(
+    deployment: Deployment,
+    model: Model,
+    torch: tuple[Table | None, Table],
+    images: Images,
+    store: FeatureStore,
+    metrics: dict[str, Metric],
+    found: _Found,
+    *,
+    own: bool,
+) -> None:
+    """Add scores and drift of one deployment."""
+    label = f"{model.title}, {deployment.name}"
+    jobs = [(deployment.embedder, deployment.identity)]
+    table = images.test_tables(store, jobs, label, deployed=True)[0]
+    train, test = torch
+    key = (model.title, deployment.name)
+    for name, values in _scores(metrics, images, train, test.embedding, table.embedding, deployed=True).items():
+        found.scores[*key, name, "torch"] = values
+    own_train = images.train_tables(store, jobs, label)[0] if own else None
+    # Images that search each other need no training images.
+    free = {name: metric for name, metric in metrics.items() if name == "retrieval" and not images.searches_train}
+    kinds = metrics if own else free
+    for name, values in _scores(kinds, images, own_train, table.embedding, table.embedding, deployed=True).items():
+        found.scores[*key, name, "own"] = values
+    rows = images.test_rows(deployed=True)
+    selections = None
+    if table.selection is not None and test.selection is not None:
+        selections = test.selection[rows], table.selection[rows]
+    measured = drifting.measure(test.embedding[rows], table.embedding[rows], selections)
+    precision = deployment.embedder.describe().precision
+    problem = drifting.too_far(measured, precision)
+    found.drifts.append(
+        Drifted(model=model.title, deployment=deployment.name, drift=measured, problem=problem, rate=table.rate)
+    )
+    if table.selection is not None:
+        found.samples += draw_samples(deployment, model.title, table.selection, images)
+
+
+def _scores(
+    metrics: dict[str, Metric],
+    images: Images,
+    train: Table | None,
+    gallery: np.ndarray,
+    test: np.ndarray,
+    *,
+    deployed: bool,
+) -> Scores:
+    """Return every metric's scores of the readable test images."""
+    rows = images.test_rows(deployed=deployed)
+    known = None if train is None else train.embedding[images.train_rows()]
+    scores: Scores = {}
+    for name, metric in metrics.items():
+        # A ranking depends on what is ranked, so torch, too, searches the images that engines see.
+        asked = images.test_rows(deployed=True) if name == "retrieval" else rows
+        searched = known if images.searches_train else gallery[asked]
+        scores |= metric(images.task(asked), known, searched, test[asked])
+    return scores
+
+
+def _report(models: Sequence[Model], dataset: Dataset, images: Images, found: _Found, options: EvalOptions) -> Report:
+    measured = {metric for _, _, metric, _ in found.scores}
+    decisive = next((name for name in DECISIVE if name in measured), None) or min(measured)
+    gains = list(_gains(models, found, decisive, options))
+    classes = len(dataset.classes)
+    baseline = next(model for model in models if model.baseline is None)
+    reference = found.scores[baseline.title, TORCH, decisive, "torch"]
+    chance = verdict.at_chance(reference, images.chance(decisive))
+    if not found.drifts:
+        why = "; ".join(sorted({f"{skip.deployment}: {skip.reason}" for skip in found.skipped}))
+        raise DataError(f"no engine could run any of the artifacts: {why or 'none was asked for'}")
+    outcome, reasons = verdict.conclude(gains, found.drifts, chance)
+    return Report(
+        verdict=outcome,
+        reasons=reasons,
+        dataset=dataset.name,
+        digest=images.digest,
+        images={
+            "torch": len(images.test_rows(deployed=False)),
+            "engines": len(images.test_rows(deployed=True)),
+            "training": images.training,
+        },
+        classes=classes,
+        metric=decisive,
+        margin=options.margin,
+        seed=options.seed,
+        names=images.names(),
+        notes=[*dataset.notes, *images.notes],
+        skipped=found.skipped,
+        scores=[score(*key, values, seed=options.seed) for key, values in found.scores.items()],
+        gains=gains,
+        drifts=found.drifts,
+        samples=found.samples,
+    )
+
+
+def _gains(models: Sequence[Model], found: _Found, decisive: str, options: EvalOptions) -> list[Gain]:
+    titles = {model.title: model.baseline for model in models}
+    gains = []
+    for (title, deployment, metric, fitted), values in found.scores.items():
+        baseline = titles[title]
+        if deployment == TORCH or baseline is None:
+            continue
+        other = found.scores.get((baseline, deployment, metric, fitted))
+        if other is None:
+            found.skipped.append(
+                Skipped(title, deployment, f"no gain in {metric}: its baseline {baseline} did not run there", "refused")
+            )
+            continue
+        reference = found.scores[title, TORCH, metric, "torch"]
+        reference_baseline = found.scores[baseline, TORCH, metric, "torch"]
+        count = len(values)
+        judged = judge_gain(
+            reference[:count],
+            reference_baseline[:count],
+            values,
+            other,
+            margin=options.margin,
+            seed=options.seed,
+            established_on=(reference, reference_baseline),
+        )
+        gains.append(
+            Gain(
+                model=title,
+                baseline=baseline,
+                deployment=deployment,
+                metric=metric,
+                fitted=fitted,
+                found=judged,
+                mcnemar=mcnemar(values, reference[:count]) if values.dtype == np.bool_ else None,
+                decides=metric == decisive,
+            )
+        )
+    return gains

@@ -1,0 +1,164 @@
+"""The images of one evaluation: which are taken, which cannot be read, and what is asked of the others."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from mimeval.datasets import Dataset, Relevance
+from mimeval.datasets.dataset import digest_of
+from mimeval.datasets.subset import balanced_order
+from mimeval.errors import DataError
+from mimeval.features import FeatureStore, Table
+from mimeval.metrics import Task, by_label
+from mimeval.retrieval import guessed_precision
+from mimruntime.embedder import Embedder
+
+Jobs = list[tuple[Embedder, str]]
+_SHOWN = 3
+"""Unreadable images that are named."""
+
+
+@dataclass(slots=True, eq=False)
+class Images:
+    """Images in the order they are taken.
+
+    Attributes:
+        dataset: where they are from.
+        order: int64 (m,), test images; any beginning of it has its classes in balance.
+        deployed: how many of these engines see.
+        bad_test: bool (m,), whether an image of `order` could not be read.
+        bad_train: bool (n,), likewise of the training images.
+        notes: what a reader must know.
+
+    """
+
+    dataset: Dataset
+    order: np.ndarray
+    deployed: int
+    bad_test: np.ndarray
+    bad_train: np.ndarray
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def digest(self) -> str:
+        """Of the images that engines see, in order."""
+        return digest_of(self.dataset.test.digest, self.order[: self.deployed].tobytes())
+
+    @property
+    def searches_train(self) -> bool:
+        """Whether queries search the training images, and not each other."""
+        return bool(self.dataset.relevance) and self.dataset.train is not None
+
+    @property
+    def training(self) -> int:
+        """Readable images to learn from or to search in."""
+        return int((~self.bad_train).sum())
+
+    def test_rows(self, *, deployed: bool) -> np.ndarray:
+        """Return the rows of test tables that hold readable images."""
+        return np.flatnonzero(~self.bad_test[: self.deployed] if deployed else ~self.bad_test)
+
+    def train_rows(self) -> np.ndarray:
+        """Return the rows of training tables that hold readable images."""
+        return np.flatnonzero(~self.bad_train)
+
+    def names(self) -> list[str]:
+        """Return the names of all readable test images, in the order of scores."""
+        return [self.dataset.test.names[row] for row in self.order[self.test_rows(deployed=False)]]
+
+    def task(self, rows: np.ndarray) -> Task:
+        """Return what is asked of the test images in `rows` of a test table."""
+        train = self.dataset.train
+        return Task(
+            train_labels=None if train is None else train.labels[self.train_rows()],
+            test_labels=self.dataset.test.labels[self.order[rows]],
+            relevance={name: self._readable(relevance) for name, relevance in self.dataset.relevance.items()},
+        )
+
+    def chance(self, metric: str) -> float:
+        """Return the mean score of guessing by `metric`, "k-NN" or a mean average precision."""
+        if metric == "k-NN":
+            return 1 / len(self.dataset.classes)
+        rows = self.test_rows(deployed=True)
+        task = self.task(rows)
+        relevance = next(iter(task.relevance.values()), None) or by_label(task)
+        gallery = self.training if self.searches_train else len(rows)
+        sizes = [
+            (len(right), gallery - len(junk)) for right, junk in zip(relevance.matches, relevance.ignored, strict=True)
+        ]
+        return float(np.mean([guessed_precision(right, among) for right, among in sizes]))
+
+    def test_tables(self, store: FeatureStore, jobs: Jobs, label: str, *, deployed: bool = False) -> list[Table]:
+        """Return features of the test images, or of those that engines see."""
+        rows = self.order[: self.deployed] if deployed else self.order
+        # The order decides what a row is; how many rows there are does not, so that a table can grow.
+        data = f"{self.dataset.test.digest} in the order {digest_of(self.order.tobytes())}"
+        return store.tables(
+            [(embedder, f"{text} {data}") for embedder, text in jobs], self.dataset.test, rows, f"{label}, test"
+        )
+
+    def train_tables(self, store: FeatureStore, jobs: Jobs, label: str) -> list[Table | None]:
+        """Return features of the training images; None where there are none."""
+        train = self.dataset.train
+        if train is None:
+            return [None] * len(jobs)
+        named = [(embedder, f"{text} {train.digest}") for embedder, text in jobs]
+        return list(store.tables(named, train, np.arange(len(train)), f"{label}, training"))
+
+    def drop_unreadable(self, test: Table, train: Table | None) -> None:
+        """Leave out what the tables could not read, and note it.
+
+        Raises:
+            DataError: none is left.
+
+        """
+        for table, bad, name in ((test, self.bad_test, "test"), (train, self.bad_train, "training")):
+            if table is None or not table.errors:
+                continue
+            bad[list(table.errors)] = True
+            first = "; ".join(list(table.errors.values())[:_SHOWN])
+            note = f"{len(table.errors)} of {len(bad)} {name} images could not be read and are left out: {first}"
+            if bad.all():
+                raise DataError(f"{self.dataset.name}: {note}")
+            if note not in self.notes:
+                self.notes.append(note)
+
+    def _readable(self, relevance: Relevance) -> Relevance:
+        """Return `relevance` in rows of readable images; a query with nothing left to find is dropped."""
+        bad_gallery = self.bad_train if self.dataset.train is not None else self.bad_test
+        if not (self.bad_test.any() or bad_gallery.any()):
+            return relevance
+        place = np.cumsum(~bad_gallery) - 1
+        queries, matches, ignored = [], [], []
+        for query, right, junk in zip(relevance.queries, relevance.matches, relevance.ignored, strict=True):
+            left = right[~bad_gallery[right]]
+            if len(left) and not self.bad_test[query]:
+                queries.append(int((~self.bad_test[:query]).sum()))
+                matches.append(place[left])
+                ignored.append(place[junk[~bad_gallery[junk]]])
+        return replace(relevance, queries=np.array(queries, np.int64), matches=tuple(matches), ignored=tuple(ignored))
+
+
+def choose_images(dataset: Dataset, deployed: int | None, *, seed: int) -> Images:
+    """Return all images of `dataset`, of which engines see the first `deployed`.
+
+    Raises:
+        DataError: no test image at all, or `deployed` where images are queries: a ranking needs the whole.
+
+    """
+    count = len(dataset.test)
+    if not count or (dataset.train is not None and not len(dataset.train)):
+        raise DataError(f"{dataset.name}: {count} test images and {len(dataset.train or ())} to learn from")
+    if dataset.relevance and deployed is not None:
+        raise DataError(f"{dataset.name}: images are queries here, and engines must see all of them")
+    order = np.arange(count) if dataset.relevance else balanced_order(dataset.test, seed)
+    notes = []
+    if dataset.train is not None and not dataset.relevance:
+        unknown = np.setdiff1d(dataset.test.labels, dataset.train.labels)
+        if len(unknown):
+            named = ", ".join(dataset.classes[label] for label in unknown[:_SHOWN])
+            notes.append(f"{len(unknown)} classes have test images and none to learn from ({named}): never right")
+    training = 0 if dataset.train is None else len(dataset.train)
+    return Images(dataset, order, min(deployed or count, count), np.zeros(count, bool), np.zeros(training, bool), notes)

@@ -1,0 +1,87 @@
+"""Artifacts of one embedding space are one model in several precisions; each is compared with its baseline."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from mimruntime.artifact import Artifact
+from mimruntime.errors import OptionError
+from mimruntime.manifest import Manifest
+
+BASELINES = ("cls", "mean")
+"""What a gain is counted from: [cls], and the mean where a backbone has none."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Model:
+    """One embedding space.
+
+    Attributes:
+        title: the shortest name among its artifacts.
+        space: the manifests' `embedding_space`.
+        artifacts: its precisions, no two of the same.
+        baseline: title of the model its gain is counted from; None for a baseline itself.
+
+    """
+
+    title: str
+    space: str
+    artifacts: tuple[Artifact, ...]
+    baseline: str | None
+
+
+def group_models(artifacts: Sequence[Artifact], baselines: Sequence[Artifact]) -> list[Model]:
+    """Return the models of `artifacts` and `baselines`, baselines first.
+
+    Raises:
+        OptionError: two artifacts of one space and precision, or one without a baseline of its backbone and whitening.
+
+    """
+    spaces: dict[str, dict[str, Artifact]] = {}
+    for artifact in (*baselines, *artifacts):
+        by_precision = spaces.setdefault(artifact.manifest.embedding_space, {})
+        precision = artifact.manifest.graph.precision
+        known = by_precision.setdefault(precision, artifact)
+        if known.path.resolve() != artifact.path.resolve() and artifact not in baselines:
+            raise OptionError(
+                f"{known.path} and {artifact.path} are the same space in the same precision ({precision}); give one"
+            )
+    titles = {space: _title(list(found.values())) for space, found in spaces.items()}
+    families = {_family(artifact.manifest): artifact.manifest.embedding_space for artifact in baselines}
+    models = []
+    for space, found in spaces.items():
+        first = next(iter(found.values()))
+        family = families.get(_family(first.manifest))
+        if family is None:
+            raise OptionError(f"no baseline for {first.path}: give the artifact of [cls] with --baseline")
+        models.append(Model(titles[space], space, tuple(found.values()), None if family == space else titles[family]))
+    return sorted(models, key=lambda model: model.baseline is not None)
+
+
+def find_baselines(artifacts: Sequence[Artifact]) -> tuple[list[Artifact], list[Artifact]]:
+    """Return the artifacts that others can be compared with, and those that lack one of their family and precision.
+
+    A backbone's baseline is [cls]; the mean, where it has none.
+    """
+    found, lacking = [], []
+    for artifact in artifacts:
+        manifest = artifact.manifest
+        if manifest.aggregator.name == (BASELINES[0] if manifest.backbone.prefix_tokens else BASELINES[1]):
+            found.append(artifact)
+    have = {(_family(artifact.manifest), artifact.manifest.graph.precision) for artifact in found}
+    for artifact in artifacts:
+        key = (_family(artifact.manifest), artifact.manifest.graph.precision)
+        if key not in have:
+            have.add(key)
+            lacking.append(artifact)
+    return found, lacking
+
+
+def _family(manifest: Manifest) -> tuple[object, ...]:
+    """Return what artifacts must share to be compared: weights, preprocessing, and whether they are whitened."""
+    return manifest.backbone.weights_sha256, manifest.preprocess, manifest.embedding.whitening is not None
+
+
+def _title(artifacts: Sequence[Artifact]) -> str:
+    return min((artifact.manifest.name for artifact in artifacts), key=len)

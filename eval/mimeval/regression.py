@@ -1,0 +1,129 @@
+"""What was measured before, kept with the code: a later evaluation on the same images is held against it."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+
+import msgspec
+
+from mimeval.errors import DataError
+from mimeval.report import Fitted, Report, Score
+from mimeval.statistics import Verdict, paired_difference
+from mimeval.verdict import worst
+from mimruntime.errors import OutputError
+
+
+class Entry(msgspec.Struct, frozen=True, kw_only=True):
+    """One data set of the baseline.
+
+    Attributes:
+        dataset: its name.
+        digest: of the test images, their order and labels.
+        training: how many images were learned from.
+        metric: what is compared.
+        scores: of every model and deployment, torch among them.
+
+    """
+
+    dataset: str
+    digest: str
+    training: int
+    metric: str
+    scores: list[Score]
+
+
+def read_baseline(path: Path) -> list[Entry]:
+    """Return the entries of a baseline file; none where there is no file.
+
+    Raises:
+        DataError: it is something else.
+
+    """
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=list[Entry])
+    except FileNotFoundError:
+        return []
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise DataError(f"{path} is no baseline ({error}); write one: make eval-baseline") from error
+
+
+def write_baseline(report: Report, path: Path) -> None:
+    """Put `report` into the baseline file; other data sets keep their entries.
+
+    Raises:
+        DataError: the file is something else.
+        OutputError: it cannot be written.
+
+    """
+    scores = [score for score in report.scores if score.metric == report.metric]
+    entry = Entry(
+        dataset=report.dataset,
+        digest=report.digest,
+        training=report.images["training"],
+        metric=report.metric,
+        scores=scores,
+    )
+    entries = [old for old in read_baseline(path) if _key(old) != _key(entry)] + [entry]
+    stage = path.with_name(f".{path.name}.partial")
+    try:
+        stage.write_bytes(msgspec.json.format(msgspec.json.encode(entries), indent=1) + b"\n")
+        stage.replace(path)
+    except OSError as error:
+        raise OutputError(f"cannot write {path}: {error.strerror or error}") from error
+    finally:
+        with contextlib.suppress(OSError):
+            stage.unlink()
+
+
+def compare(report: Report, entries: list[Entry]) -> Report:
+    """Return `report` with what the baseline says added to its verdict.
+
+    A score fails when its loss against the baseline, image by image, is shown and may exceed the margin. So does a
+    deployment the baseline has and whose engine, though installed, would not run; where the engine is not installed it
+    is noted.
+    """
+    entry = next(
+        (e for e in entries if e.digest == report.digest and e.training == report.images["training"]), None
+    )  # fmt: skip
+    if entry is None:
+        note = f"no baseline for these {report.images['engines']} images of {report.dataset}; make eval-baseline writes one"
+        return msgspec.structs.replace(report, notes=[*report.notes, note])
+    now = {_row(score): score for score in report.scores}
+    refused = {(skip.artifact, skip.deployment) for skip in report.skipped if skip.kind == "refused"}
+    reasons: list[tuple[Verdict, str]] = []
+    notes = []
+    for old in entry.scores:
+        score = now.get(_row(old))
+        if score is not None:
+            if text := _regression(score, old, report):
+                reasons.append(("fail", text))
+        elif any(name.split(".")[0] == old.model and where == old.deployment for name, where in refused):
+            reasons.append(("fail", f"{old.model} on {old.deployment} ran for the baseline and does not now"))
+        else:
+            notes.append(f"{old.model} on {old.deployment}")
+    if notes:
+        many = sorted(set(notes))
+        reports = [*report.notes, f"{len(many)} rows of the baseline did not run here: {', '.join(many[:4])} …"]
+        report = msgspec.structs.replace(report, notes=reports)
+    verdict, texts = worst(report.verdict, report.reasons, reasons)
+    return msgspec.structs.replace(report, verdict=verdict, reasons=texts)
+
+
+def _regression(score: Score, old: Score, report: Report) -> str | None:
+    count = min(score.images, old.images)
+    change = paired_difference(score.scores()[:count], old.scores()[:count], seed=report.seed)
+    if change.high < 0 and change.low < -report.margin:
+        return (
+            f"{score.model} on {score.deployment}, {score.metric} fitted on {score.fitted}: {100 * change.value:+.1f}"
+            f" [{100 * change.low:+.1f}, {100 * change.high:+.1f}] points against the baseline"
+        )
+    return None
+
+
+def _row(score: Score) -> tuple[str, str, str, Fitted]:
+    return score.model, score.deployment, score.metric, score.fitted
+
+
+def _key(entry: Entry) -> tuple[str, int, str]:
+    return entry.digest, entry.training, entry.metric

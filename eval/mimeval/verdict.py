@@ -1,0 +1,71 @@
+"""One verdict from many findings, and why."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from mimeval.report import Drifted, Gain
+from mimeval.statistics import Verdict, mean_interval
+
+EXIT = {"pass": 0, "fail": 1, "undecided": 3}
+"""Exit status by verdict; 2 is wrong usage."""
+
+_NEAR_CHANCE = 0.05
+Reason = tuple[Verdict, str]
+
+
+def conclude(gains: Sequence[Gain], drifts: Sequence[Drifted], others: Sequence[Reason]) -> tuple[Verdict, list[str]]:
+    """Return the verdict and its reasons, worst first: one failure fails, one open question leaves it undecided."""
+    found: list[Reason] = [*others]
+    found += [("fail", f"{row.model} on {row.deployment}: {row.problem}") for row in drifts if row.problem]
+    for gain in gains:
+        if gain.decides and gain.found.verdict != "pass":
+            found.append((gain.found.verdict, explain(gain)))
+    if not any(gain.decides for gain in gains):
+        found.append(("undecided", "no gain was measured: a baseline alone has none"))
+    fails = [text for kind, text in found if kind == "fail"]
+    open_ = [text for kind, text in found if kind == "undecided"]
+    verdict: Verdict = "fail" if fails else "undecided" if open_ else "pass"
+    return verdict, [*fails, *open_] or ["every gain carried over"]
+
+
+def worst(verdict: Verdict, reasons: Sequence[str], more: Sequence[Reason]) -> tuple[Verdict, list[str]]:
+    """Return a verdict and its reasons with `more` taken into account."""
+    if not more:
+        return verdict, list(reasons)
+    texts = [text for _, text in more]
+    kept = [] if verdict == "pass" else list(reasons)
+    fails = verdict == "fail" or any(kind == "fail" for kind, _ in more)
+    return ("fail" if fails else "undecided"), [*texts, *kept]
+
+
+def explain(gain: Gain) -> str:
+    """Return a gain's verdict as one sentence, with the images that would decide it."""
+    found = gain.found
+    text = f"{gain.model} on {gain.deployment}, {gain.metric} fitted on {gain.fitted}: {found.reason}"
+    if found.verdict != "undecided":
+        return f"{text} ({100 * found.change.value:+.1f} points, margin {100 * found.margin:.1f})"
+    if found.images_needed is None:
+        return f"{text}; no number of images would decide it as it looks"
+    return f"{text}; about {found.images_needed:,} images would decide, {found.images:,} were seen"
+
+
+def at_chance(scores: np.ndarray, chance: float) -> list[Reason]:
+    """Return what is wrong when torch's own features are no better than guessing.
+
+    Args:
+        scores: of the baseline in torch, (n,).
+        chance: mean score of guessing.
+
+    """
+    accuracy = mean_interval(scores)
+    if accuracy.low > chance:
+        return []
+    # What is not seen among n images may still have a rate of 3 / n.
+    high = max(accuracy.high, accuracy.value + 3 / len(scores))
+    text = f"torch's own baseline scores {100 * accuracy.value:.1f} %, guessing {100 * chance:.1f} %"
+    if high < chance + _NEAR_CHANCE:
+        return [("fail", f"{text}: the labels do not belong to the images")]
+    return [("undecided", f"{text}: too few images to tell them apart")]

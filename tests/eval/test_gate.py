@@ -1,0 +1,204 @@
+"""The gate is green on a healthy engine, red for every fault planted in one, undecided on few images: real photographs."""
+
+from __future__ import annotations
+
+import uuid
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import planted_engine
+import pytest
+from onnx import numpy_helper
+
+from mimeval.datasets import Dataset, open_dataset
+from mimeval.deployments import parse_engines
+from mimeval.evaluate import EvalOptions, evaluate
+from mimeval.features import FeatureStore
+from mimeval.models import find_baselines
+from mimeval.report import Report
+from mimexport.build import BuildOptions, build
+from mimexport.reference import References
+from mimruntime.artifact import Artifact
+from mimruntime.engines import ENGINES
+
+IMAGES, MARGIN = 200, 0.05
+"""Crops of photographs; top-k gains 15 points of mAP over [cls] on them, of which 5 may be lost."""
+
+
+@dataclass(frozen=True)
+class Bench:
+    artifacts: list[Artifact]
+    folder: Path
+
+    def run(self, dataset: Dataset, *, engine: str = "planted", cache: Path | None = None) -> Report:
+        """Evaluate; torch's features are shared by all runs, those of a planted fault by none."""
+        baselines, lacking = find_baselines(self.artifacts)
+        assert not lacking
+        return evaluate(
+            self.artifacts,
+            baselines,
+            dataset,
+            parse_engines([engine]),
+            open_references=References().open,
+            store=FeatureStore(cache or self.folder / "features"),
+            options=EvalOptions(margin=MARGIN, own=False),
+        )
+
+
+@pytest.fixture(scope="session")
+def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
+    folder = tmp_path_factory.mktemp("gate")
+    built = [
+        build(BuildOptions(model="mae-tiny", agg=agg, out=folder / agg, with_selection=agg == "topk"))
+        for agg in ("cls", "topk")
+    ]
+    return Bench(built, folder)
+
+
+@pytest.fixture(scope="session")
+def crops(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    return open_dataset("crops", cache=tmp_path_factory.mktemp("data"), limit=IMAGES)
+
+
+@pytest.fixture
+def plant(bench: Bench, monkeypatch: pytest.MonkeyPatch):
+    """Make the engine 'planted' wrong; its features get an identity of their own."""
+    monkeypatch.setitem(ENGINES, "planted", "planted_engine")
+    monkeypatch.setattr("mimeval.deployments.code_digest", lambda: "same code")
+    original = planted_engine.Planted.__init__
+
+    def new_version(self, engine):
+        original(self, engine)
+        self.version = f"{self.version} {uuid.uuid4()}"
+
+    def plant(**faults):
+        if faults:
+            monkeypatch.setattr(planted_engine.Planted, "__init__", new_version)
+        monkeypatch.setattr(planted_engine, "FAULTS", faults)
+
+    return plant
+
+
+def graph_changed(bench: Bench, change, only: str = "topk"):
+    """Return a function path -> path of the changed graph, for the artifact `only`."""
+
+    def replaced(graph: Path) -> Path:
+        if graph.parent.name != only:
+            return graph
+        model = onnx.load(graph)
+        change(model)
+        path = bench.folder / f"{uuid.uuid4()}.onnx"
+        onnx.save(model, path)
+        return path
+
+    return replaced
+
+
+def zero_a_weight(model: onnx.ModelProto) -> None:
+    """Zero the matrix of the last MLP, as a lost tensor would be."""
+    weights = [tensor for tensor in model.graph.initializer if len(tensor.dims) == 2 and min(tensor.dims) >= 192]
+    weights[-1].CopyFrom(numpy_helper.from_array(np.zeros_like(numpy_helper.to_array(weights[-1])), weights[-1].name))
+
+
+def wrong_mean_and_std(model: onnx.ModelProto) -> None:
+    """Give the graph the pixel statistics of Inception, mean and std 0.5, for ImageNet's."""
+    found = 0
+    for tensor in model.graph.initializer:
+        values = numpy_helper.to_array(tensor)
+        if values.dtype == np.float32 and values.size == 3:
+            tensor.CopyFrom(numpy_helper.from_array(np.full_like(values, 127.5), tensor.name))
+            found += 1
+    assert found == 2
+
+
+class TestHealthy:
+    def test_a_healthy_engine_passes(self, bench, crops, plant) -> None:
+        plant()
+        report = bench.run(crops)
+        assert report.verdict == "pass", report.reasons
+        gain = next(gain for gain in report.gains if gain.decides and gain.fitted == "torch")
+        assert gain.found.reference.low > 0.05
+        assert abs(gain.found.change.value) < 0.001
+
+    def test_fifty_images_are_undecided_and_the_images_needed_are_said(self, bench, plant, tmp_path) -> None:
+        plant()
+        report = bench.run(open_dataset("crops", cache=tmp_path, limit=50))
+        assert report.verdict == "undecided"
+        assert any("images would decide" in reason for reason in report.reasons)
+
+    def test_a_baseline_alone_is_undecided(self, bench, crops, plant) -> None:
+        plant()
+        report = replace(bench, artifacts=bench.artifacts[:1]).run(crops)
+        assert report.verdict == "undecided"
+
+
+class TestPlanted:
+    def test_the_engine_of_cls_under_another_name(self, bench, crops, plant) -> None:
+        plant(graph=lambda graph: graph.parents[1] / "cls" / graph.name)
+        report = bench.run(crops)
+        assert report.verdict == "fail"
+        assert any("the gain shrank" in reason for reason in report.reasons)
+
+    def test_wrong_mean_and_std(self, bench, crops, plant) -> None:
+        plant(graph=graph_changed(bench, wrong_mean_and_std))
+        assert bench.run(crops).verdict == "fail"
+
+    def test_rgb_for_bgr(self, bench, crops, plant) -> None:
+        plant(pixels=lambda pixels: np.ascontiguousarray(pixels[..., ::-1]))
+        assert bench.run(crops).verdict == "fail"
+
+    def test_a_crop_that_is_off_by_one_patch(self, bench, crops, plant) -> None:
+        plant(pixels=lambda pixels: np.roll(pixels, 8, axis=2))
+        assert bench.run(crops).verdict == "fail"
+
+    def test_a_weight_tensor_zeroed(self, bench, crops, plant) -> None:
+        plant(graph=graph_changed(bench, zero_a_weight))
+        assert bench.run(crops).verdict == "fail"
+
+    def test_raw_tokens_for_final_ones(self, bench, crops, plant) -> None:
+        other = bench.folder / "final"
+        build(BuildOptions(model="mae-tiny", agg="topk", out=other, token_norm="final", with_selection=True))
+        plant(graph=lambda graph: other / graph.name if graph.parent.name == "topk" else graph)
+        assert bench.run(crops).verdict == "fail"
+
+    def test_int8_calibrated_on_a_constant_image(self, bench, crops, plant) -> None:
+        plant(graph=lambda graph: int8_of(graph, bench.folder))
+        assert bench.run(crops).verdict == "fail"
+
+    def test_rows_of_a_batch_swapped(self, bench, crops, plant) -> None:
+        plant(embedding=lambda rows: rows[::-1].copy())
+        assert bench.run(crops).verdict == "fail"
+
+    def test_labels_shuffled(self, bench, crops, plant) -> None:
+        plant()
+        relevance = crops.relevance[""]
+        order = np.random.default_rng(0).permutation(len(crops.test))
+        place = np.argsort(order)
+        shuffled = replace(
+            relevance,
+            matches=tuple(order[rows] for rows in (relevance.matches[place[query]] for query in relevance.queries)),
+        )
+        report = bench.run(replace(crops, relevance={"": shuffled}))
+        assert report.verdict == "fail"
+        assert "the labels do not belong to the images" in report.reasons[0]
+
+
+def int8_of(graph: Path, folder: Path) -> Path:
+    """Return `graph` quantised to int8 with ranges seen on one grey image."""
+    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+
+    class Grey(CalibrationDataReader):
+        def __init__(self) -> None:
+            self.left = [{"pixels": np.full((1, 64, 64, 3), 128, np.uint8)}]
+
+        def get_next(self):
+            return self.left.pop() if self.left else None
+
+    out = folder / f"{uuid.uuid4()}.onnx"
+    quantize_static(
+        graph, out, Grey(), quant_format=QuantFormat.QDQ, activation_type=QuantType.QInt8, weight_type=QuantType.QInt8,
+        op_types_to_quantize=["MatMul", "Gemm"],
+    )  # fmt: skip
+    return out

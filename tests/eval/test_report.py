@@ -1,0 +1,230 @@
+"""A report is whole in JSON, readable in Markdown, and one page of HTML that needs nothing beside it."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+
+import msgspec
+import numpy as np
+import pytest
+
+from mimeval.cli import write_reports
+from mimeval.deployments import Skipped
+from mimeval.drift import Drift, measure, too_far
+from mimeval.markdown import as_markdown
+from mimeval.page import as_page
+from mimeval.plots import frontier
+from mimeval.regression import compare, read_baseline, write_baseline
+from mimeval.report import TORCH, Drifted, Gain, Report, Sample, decode, encode, score
+from mimeval.statistics import judge_gain, mcnemar
+from mimruntime.errors import OutputError
+
+PNG = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+
+
+@pytest.fixture(scope="module")
+def report() -> Report:
+    """Two models on one engine, the second of which lost its gain there."""
+    rng = np.random.default_rng(0)
+    difficulty = rng.random(2000)
+    right = {"cls": difficulty < 0.3, "mean": difficulty < 0.4, "topk": difficulty < 0.4}
+    engine = {"cls": right["cls"], "mean": right["mean"], "topk": difficulty < 0.31}
+    scores, gains = [], []
+    for model, values in right.items():
+        scores.append(score(model, TORCH, "k-NN", "torch", values, seed=0))
+        scores.append(score(model, "ort fp32", "k-NN", "torch", engine[model], seed=0))
+        scores.append(score(model, "ort fp32", "5-shot", "torch", engine[model] * 0.5, seed=0))
+        if model != "cls":
+            found = judge_gain(values, right["cls"], engine[model], engine["cls"], margin=0.01)
+            gains.append(
+                Gain(
+                    model=model, baseline="cls", deployment="ort fp32", metric="k-NN", fitted="torch", found=found,
+                    mcnemar=mcnemar(engine[model], values), decides=True,
+                )
+            )  # fmt: skip
+    drift = Drift(0.9, 0.99999, 1.0, 1.0, None, 2000)
+    return Report(
+        verdict="fail",
+        reasons=["topk on ort fp32: <script>alert(1)</script> the gain shrank"],
+        dataset="drawn & quartered",
+        digest="d",
+        images={"torch": 2000, "engines": 2000, "training": 10},
+        classes=10,
+        metric="k-NN",
+        margin=0.01,
+        seed=0,
+        names=[f"image {row}" for row in range(2000)],
+        notes=[],
+        skipped=[Skipped("topk", "tensorrt fp16", "no GPU", "missing")],
+        scores=scores,
+        gains=gains,
+        drifts=[Drifted(model=name, deployment="ort fp32", drift=drift, problem=None, rate=100.0) for name in right],
+        samples=[Sample(model="topk", deployment="ort fp32", image="a/b.jpg", png=PNG, shares=[[0.5, 0], [0.5, 0]])],
+    )
+
+
+class Elements(HTMLParser):
+    """Every element of a page, and its text."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict]] = []
+        self.text = ""
+        self.feed(page)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data):
+        self.text += data
+
+    def count(self, tag):
+        return sum(name == tag for name, _ in self.tags)
+
+
+class TestJson:
+    def test_it_reads_back_with_the_score_of_every_image(self, report) -> None:
+        again = decode(encode(report))
+        assert again == report
+        row = next(row for row in again.scores if row.model == "topk" and row.deployment == TORCH)
+        assert row.scores().dtype == np.bool_
+        assert row.scores().mean() == pytest.approx(row.accuracy.value)
+        fraction = next(row for row in again.scores if row.metric == "5-shot")
+        assert fraction.scores().max() == 0.5
+
+
+class TestMarkdown:
+    def test_it_holds_verdict_gains_drift_and_what_did_not_run(self, report) -> None:
+        text = as_markdown(report)
+        assert text.startswith("**FAIL** on drawn & quartered: 2,000 test images")
+        assert re.search(r"\| mean - cls \| ort fp32 \| torch \| \+\d+\.\d \[", text)
+        assert "| **fail** |" in text
+        assert "| topk | tensorrt fp16 | no GPU |" in text
+
+    def test_every_row_has_as_many_cells_as_its_head(self, report) -> None:
+        for table in re.findall(r"(?:^\|.*\n)+", as_markdown(report), re.MULTILINE):
+            assert len({line.count("|") for line in table.splitlines()}) == 1
+
+
+class TestPage:
+    def test_it_has_its_parts_and_needs_nothing_beside_it(self, report) -> None:
+        page = as_page(report)
+        found = Elements(page)
+        ids = {attrs.get("id") for _, attrs in found.tags}
+        assert {"verdict", "gains", "frontier", "gain-table", "drift-table", "selections", "skipped"} <= ids
+        links = [attrs[key] for tag, attrs in found.tags for key in ("href", "src") if key in attrs and tag != "use"]
+        assert all(link.startswith(("data:", "#")) for link in links)
+        assert found.count("script") == 0
+        assert found.count("figure") == 1
+        assert found.count("rect") >= 4
+        assert "drawn & quartered" in found.text
+        assert "mean, ort fp32, on torch" in found.text
+
+    def test_it_is_the_same_each_time(self, report) -> None:
+        assert as_page(report) == as_page(report)
+
+    def test_a_browser_shows_it(self, report, tmp_path) -> None:
+        browser = next(filter(None, map(shutil.which, BROWSERS)), None)
+        if browser is None:
+            pytest.skip(f"no headless browser is installed ({', '.join(BROWSERS)})")
+        page = tmp_path / "page.html"
+        page.write_text(as_page(report), encoding="utf-8")
+        picture = tmp_path / "page.png"
+        flags = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
+        shot = [browser, *flags, f"--screenshot={picture}", "--window-size=1200,2000", page.as_uri()]
+        subprocess.run(shot, check=True, capture_output=True, timeout=120)
+        assert picture.stat().st_size > 10_000
+        dumped = subprocess.run(
+            [browser, *flags, "--dump-dom", page.as_uri()], check=True, capture_output=True, text=True, timeout=120
+        )
+        assert 'id="verdict"' in dumped.stdout
+
+    def test_the_frontier_keeps_what_nothing_beats_in_both(self) -> None:
+        assert frontier([(1, 5), (2, 4), (3, 4.5), (4, 1), (2.5, 4.4)]) == [(4, 1), (3, 4.5), (1, 5)]
+
+
+class TestFiles:
+    def test_all_three_are_written_and_the_table_keeps_the_prose_above_it(self, report, tmp_path) -> None:
+        page = tmp_path / "table.md"
+        page.write_text("# Prose\n\n<!-- written by `make eval-table`, below this line -->\nold")
+        write_reports(report, tmp_path / "out" / "r", page)
+        assert {path.name for path in (tmp_path / "out").iterdir()} == {"r.json", "r.md", "r.html"}
+        text = page.read_text()
+        assert text.startswith("# Prose")
+        assert "old" not in text
+        assert "**FAIL**" in text
+
+    def test_a_place_that_cannot_be_written_is_an_error(self, report, tmp_path) -> None:
+        (tmp_path / "file").touch()
+        with pytest.raises(OutputError, match="cannot write the report"):
+            write_reports(report, tmp_path / "file" / "r")
+
+
+class TestBaseline:
+    def test_nothing_changed_is_no_regression(self, report, tmp_path) -> None:
+        path = tmp_path / "baseline.json"
+        passed = msgspec.structs.replace(report, verdict="pass", reasons=[])
+        write_baseline(passed, path)
+        write_baseline(passed, path)
+        assert len(read_baseline(path)) == 1
+        assert compare(passed, read_baseline(path)).verdict == "pass"
+
+    def test_a_score_that_fell_fails(self, report, tmp_path) -> None:
+        path = tmp_path / "baseline.json"
+        write_baseline(report, path)
+        worse = [
+            score(row.model, row.deployment, row.metric, row.fitted, row.scores() & (np.arange(2000) % 5 > 0), seed=0)
+            if row.deployment == TORCH and row.model == "cls"
+            else row
+            for row in report.scores
+        ]
+        found = compare(msgspec.structs.replace(report, verdict="pass", scores=worse), read_baseline(path))
+        assert found.verdict == "fail"
+        assert "cls on torch fp32" in found.reasons[0]
+        assert "against the baseline" in found.reasons[0]
+
+    def test_an_engine_that_is_installed_and_no_longer_runs_fails(self, report, tmp_path) -> None:
+        path = tmp_path / "baseline.json"
+        write_baseline(report, path)
+        left = [row for row in report.scores if not (row.model == "topk" and row.deployment == "ort fp32")]
+        refused = [Skipped("topk", "ort fp32", "it broke", "refused")]
+        broken = msgspec.structs.replace(report, verdict="pass", scores=left, skipped=refused)
+        assert compare(broken, read_baseline(path)).verdict == "fail"
+        missing = msgspec.structs.replace(broken, skipped=[])
+        noted = compare(missing, read_baseline(path))
+        assert noted.verdict == "pass"
+        assert "did not run here" in noted.notes[-1]
+
+    def test_other_images_have_no_baseline_and_that_is_said(self, report, tmp_path) -> None:
+        path = tmp_path / "baseline.json"
+        write_baseline(report, path)
+        other = compare(msgspec.structs.replace(report, digest="other"), read_baseline(path))
+        assert "no baseline for these" in other.notes[-1]
+
+
+class TestDrift:
+    def test_the_same_vectors_do_not_drift(self) -> None:
+        table = np.random.default_rng(0).standard_normal((50, 8))
+        found = measure(table, 2 * table)
+        assert found.cosine_worst == pytest.approx(1)
+        assert found.overlap == 1
+        assert too_far(found, "fp32") is None
+
+    def test_neighbours_that_change_are_counted(self) -> None:
+        rng = np.random.default_rng(0)
+        found = measure(rng.standard_normal((300, 8)), rng.standard_normal((300, 8)))
+        assert found.overlap == pytest.approx(10 / 299, abs=0.02)
+        assert too_far(found, "int8") is not None
+
+    def test_the_overlap_of_selections_is_that_of_the_patches_with_more_than_an_even_share(self) -> None:
+        first = np.array([[[0.5, 0.5], [0, 0]], [[0.25, 0.25], [0.25, 0.25]]])
+        second = np.array([[[0.5, 0], [0.5, 0]], [[0.25, 0.25], [0.25, 0.25]]])
+        table = np.eye(2)
+        assert measure(table, table, (first, second)).jaccard == pytest.approx((1 / 3 + 1) / 2)
+
+    def test_nan_is_too_far(self) -> None:
+        assert too_far(Drift(1.0, float("nan"), 1.0, 1.0, None, 50), "fp32") is not None

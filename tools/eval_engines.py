@@ -1,0 +1,147 @@
+"""The regression gate: artifacts of mae-tiny in every precision, on every engine this machine has, against the baseline.
+
+Its exit status is the verdict: 0 pass, 1 fail (or an error, in one line), 3 undecided; 2 is wrong usage.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import get_args
+
+import click
+
+import mimexport
+from mimeval.cli import Shown, write_reports
+from mimeval.datasets import open_dataset
+from mimeval.deployments import Skipped, parse_engines
+from mimeval.evaluate import EvalOptions, evaluate
+from mimeval.features import FeatureStore
+from mimeval.models import find_baselines
+from mimeval.regression import compare, read_baseline, write_baseline
+from mimeval.verdict import EXIT
+from mimexport.aggregators import AGGREGATORS
+from mimexport.build import BuildOptions, build
+from mimexport.heads import embedded_heads, load_head
+from mimexport.reference import References
+from mimruntime.artifact import MANIFEST, Artifact
+from mimruntime.errors import MimError
+from mimruntime.manifest import Precision
+
+MODEL = "mae-tiny"
+PLAIN = ("cls", "mean", "topk")
+BASELINE = Path("eval/baseline.json")
+SHARED = Path("../shared/data/tiny-imagenet-64.zip")
+MARGIN = 0.01
+"""One point of k-NN accuracy, less than half of the smallest gain that is judged."""
+
+
+@click.command()
+@click.option("--data", help="[default: Tiny ImageNet where it lies beside the checkout, else the drawn set]")
+@click.option("--images", default=5000, show_default=True, help="Test images in torch.")
+@click.option("--deployed", default=600, show_default=True, help="Of these, what every engine sees; 0 for all.")
+@click.option("--training", default=10000, show_default=True, help="Training images, in torch.")
+@click.option(
+    "--own/--no-own", default=False, help="Also fit on every engine's own training features: many times as long."
+)
+@click.option("--metric", "metrics", multiple=True, default=("knn", "retrieval"), show_default=True)
+@click.option("--only", multiple=True, help="Artifacts by name, besides the baseline.  [default: all]")
+@click.option("--cache", type=click.Path(path_type=Path), default=Path("~/.cache/mimexport"), show_default=True)
+@click.option(
+    "--artifacts", "folder", type=click.Path(path_type=Path), default=Path("artifacts/eval"), show_default=True
+)
+@click.option("--out", type=click.Path(path_type=Path), default=Path("reports/engines"), show_default=True)
+@click.option("--write-baseline", "rewrite", is_flag=True, help="Make what is found the baseline.")
+@click.option("--table", type=click.Path(path_type=Path), help="Also write the table into this page, below its marker.")
+def main(
+    data: str | None, images: int, deployed: int, training: int, own: bool, metrics: tuple[str, ...],
+    only: tuple[str, ...], cache: Path, folder: Path, out: Path, rewrite: bool, table: Path | None,
+) -> None:  # fmt: skip
+    """Run the gate."""
+    try:
+        spec = data or (f"zip:{SHARED}" if SHARED.is_file() else "drawn")
+        dataset = open_dataset(spec, cache=cache.expanduser(), limit=images, train_limit=training)
+        shown = Shown()
+        built, skipped = build_all(folder, only, shown)
+        baselines, _ = find_baselines(built)
+        report = evaluate(
+            built,
+            baselines,
+            dataset,
+            parse_engines(["all"]),
+            open_references=References().open,
+            store=FeatureStore(cache.expanduser() / "features", shown.say, shown.progress),
+            options=EvalOptions(metrics=metrics, deployed=deployed or None, own=own, margin=MARGIN),
+        )
+        report.skipped.extend(skipped)
+        if rewrite:
+            write_baseline(report, BASELINE)
+        report = compare(report, read_baseline(BASELINE))
+        write_reports(report, out, table)
+    except MimError as error:
+        click.echo(f"error: {error}", err=True)
+        sys.exit(1)
+    sys.exit(EXIT[report.verdict])
+
+
+def build_all(folder: Path, only: tuple[str, ...], shown: Shown) -> tuple[list[Artifact], list[Skipped]]:
+    """Build, or reuse if the code that built them is the same, every artifact in every precision."""
+    home = folder / _code()
+    wanted = [
+        options
+        for options in _wanted(home)
+        if not only or options.out.name.split(".")[0] in {*only, "cls", "cls-whitened"}
+    ]
+    built, skipped = [], []
+    for done, options in enumerate(wanted):
+        shown.progress("building", done, len(wanted))
+        try:
+            built.append(Artifact.open(options.out) if (options.out / MANIFEST).is_file() else build(options))
+        except MimError as error:
+            if options.precision in {"fp32", "fp16"}:
+                raise
+            skipped.append(Skipped(options.out.name, options.precision, f"not built: {error}", "refused"))
+    shown.progress("building", len(wanted), len(wanted))
+    return built, skipped
+
+
+def _wanted(home: Path) -> Iterator[BuildOptions]:
+    """Yield the plain aggregators, and every embedded head: as a head where it was learned, else as a whitening."""
+    for precision in get_args(Precision):
+        suffix = "" if precision == "fp32" else f".{precision}"
+        common = BuildOptions(model=MODEL, agg="cls", out=home, precision=precision)
+        for agg in PLAIN:
+            yield _selected(replace(common, agg=agg, out=home / f"{agg}{suffix}"))
+        for name, path in embedded_heads(MODEL).items():
+            head = load_head(path)
+            learned = bool(head.tensors)
+            yield _selected(
+                replace(
+                    common,
+                    agg=head.agg,
+                    agg_options=head.params,
+                    head=name,
+                    whiten=None if learned else 0,
+                    out=home / f"{name if learned else f'{name}-whitened'}{suffix}",
+                )
+            )
+
+
+def _selected(options: BuildOptions) -> BuildOptions:
+    return replace(options, with_selection=AGGREGATORS[options.agg].has_weights)
+
+
+def _code() -> str:
+    """Return a digest of the package that builds: an artifact of older code would hide a regression."""
+    digest = hashlib.sha256()
+    root = Path(mimexport.__file__).parent
+    for path in sorted(path for path in root.rglob("*") if path.suffix in {".py", ".safetensors"}):
+        digest.update(path.relative_to(root).as_posix().encode() + path.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+if __name__ == "__main__":
+    main()
