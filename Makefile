@@ -8,7 +8,7 @@ STAMP  := $(VENV)/.installed
 IMAGES ?= $(shell $(BIN)/python -c "import pathlib, skimage, sklearn; print(pathlib.Path(skimage.__file__).parent / 'data', pathlib.Path(sklearn.__file__).parent / 'datasets/images')" 2>/dev/null)
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart bench-serve test test-slow lint clean
+.PHONY: help install quickstart bench bench-serve bench-scale eval-engines eval-baseline eval-table test test-scale test-slow gpu-test lint clean
 
 help:  ## list the verbs
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -17,11 +17,11 @@ install: $(STAMP)  ## virtual environment in .venv with everything pinned
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[export,cpu,parquet,eval,serve,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[export,cpu,openvino,parquet,eval,serve,tensorrt-rtx,dev]'
 	touch $@
 
 quickstart: $(STAMP)  ## build mae-tiny, embed photographs (IMAGES=folder for your own), show nearest neighbours
-	$(BIN)/mimexport build --model mae-tiny --agg topk
+	$(BIN)/mimexport build --model mae-tiny --agg topk --force
 	$(BIN)/mimexport embed artifacts/mae-tiny-topk $(IMAGES) --out artifacts/vectors.parquet
 	$(BIN)/python examples/neighbours.py artifacts/vectors.parquet
 
@@ -30,12 +30,49 @@ bench-serve: $(STAMP)  ## the service: throughput, p50 and p99 against load, as 
 	test -d $(ARTIFACT) || $(BIN)/mimexport build --model mae-tiny --agg topk --out $(ARTIFACT)
 	$(BIN)/python examples/bench_service.py $(ARTIFACT) reports/serve $(IMAGES)
 
+bench: $(STAMP)  ## engines against torch and timm's plain export: ViT-B/16 (random weights) and mae-tiny, as table, JSON and plot
+	test -d artifacts/bench-b16 || $(BIN)/mimexport build --model mae-b16 --agg topk --random-weights --out artifacts/bench-b16
+	test -d artifacts/mae-tiny-topk || $(BIN)/mimexport build --model mae-tiny --agg topk
+	$(BIN)/mimexport bench artifacts/bench-b16 --peers --json reports/bench/b16.json --plot reports/bench/b16.png
+	$(BIN)/mimexport bench artifacts/mae-tiny-topk --peers --json reports/bench/tiny.json --plot reports/bench/tiny.png
+
+# Tiny ImageNet where it lies beside the checkout, else images drawn from a seed; DATA=SPEC for your own.
+# A thread of torch that waits must not spin: engines and decoding want its core.
+EVAL = OMP_WAIT_POLICY=PASSIVE $(BIN)/python tools/eval_engines.py $(if $(DATA),--data $(DATA))
+eval-engines: $(STAMP)  ## the regression gate over every engine and precision here; exit status 0 pass, 1 fail, 3 undecided
+	$(EVAL)
+
+eval-baseline: $(STAMP)  ## the same, and what is found becomes eval/baseline.json
+	$(EVAL) --write-baseline
+
+eval-table: $(STAMP)  ## all 10,000 validation images, also with classifiers of every engine's own: hours; writes docs/evaluation.md
+	$(EVAL) --images 10000 --deployed 0 --training 30000 --own --metric knn --metric linear --metric few-shot --metric retrieval \
+	    --only mean --only topk --only abmilp --only abmilp-unlabelled --only ep --out reports/table --table docs/evaluation.md
+
 test: $(STAMP) lint  ## linters, types, import contracts, the whole suite with coverage
-	$(BIN)/coverage run -m pytest
-	$(BIN)/coverage report
+	# Two processes of one torch thread each are faster than one of two.
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --cov
 
 test-slow: $(STAMP)  ## what takes minutes: every backbone class with every aggregator, at full depth once
 	$(BIN)/python -m pytest -m slow
+
+gpu-test: $(STAMP)  ## what needs an NVIDIA GPU: plans opened, parity on the card, CUDA graphs, timing cache
+	$(BIN)/python -m pytest -m gpu -rs
+
+SCALE_STAMP := $(VENV)/.installed-scale
+$(SCALE_STAMP): $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[scale-dev]'
+	# botocore asks for an older python-dateutil than the pinned one, and the server does without.
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps moto boto3 botocore s3transfer
+	touch $@
+
+test-scale: $(SCALE_STAMP)  ## what needs Ray, S3, Spark, LanceDB, PostgreSQL: installs about 1 GB first
+	$(BIN)/python -m pytest -m "slow or not slow" tests/runtime/collection tests/test_scale_examples.py
+
+LABELLED ?= $(wildcard ../shared/data/tiny-imagenet-64.zip)
+bench-scale: $(SCALE_STAMP)  ## 20,000 images by the local command and by Ray on two workers: images/s, memory, same vectors
+	test -d $(ARTIFACT) || $(BIN)/mimexport build --model mae-tiny --agg topk --out $(ARTIFACT)
+	$(BIN)/python tools/bench_scale.py $(ARTIFACT) reports/scale $(LABELLED)
 
 lint: $(STAMP)  ## ruff, mypy, import-linter
 	$(BIN)/ruff check .

@@ -100,10 +100,16 @@ class Client(threading.local):
         self.connection = http.client.HTTPConnection("127.0.0.1", port, timeout=120)
 
     def embed(self, file: bytes) -> int:
-        """Upload one file and return the status."""
-        self.connection.request("POST", "/v1/embeddings/image?encoding_format=base64", file)
-        answer = self.connection.getresponse()
-        answer.read()
+        """Upload one file and return the status; 0 where the service closed the connection without one."""
+        try:
+            # A refusal comes before the body was read: sending breaks off, the answer is there all the same.
+            with contextlib.suppress(BrokenPipeError):
+                self.connection.request("POST", "/v1/embeddings/image?encoding_format=base64", file)
+            answer = self.connection.getresponse()
+            answer.read()
+        except (ConnectionError, http.client.HTTPException):
+            self.connection.close()
+            return 0
         return answer.status
 
 

@@ -41,6 +41,19 @@ SMALL_MODELS = {
     "hiera": lambda: timm.create_model("hiera_tiny_224", img_size=64, num_classes=0, stages=(1, 1, 1, 2), embed_dim=24),
 }
 
+BACKBONES = {
+    "vit_base_patch16_224.mae": {"depth": 2},
+    "vit_large_patch16_224.mae": {"depth": 2},
+    "vit_huge_patch14_gap_224.in22k_ijepa": {"depth": 2},
+    "hiera_tiny_224.mae": {"stages": (1, 1, 1, 2)},
+    "eva02_tiny_patch14_224.mim_in22k": {"depth": 2},
+    "beit3_base_patch16_224.pt": {"depth": 2},
+    "vit_small_patch14_reg4_dinov2.lvd142m": {"depth": 2},
+    "vit_small_patch16_dinov3.lvd1689m": {"depth": 2},
+    "vit_base_patch16_siglip_224.v2_webli": {"depth": 2},
+}
+"""The backbones people name, one of every class, and what makes them shallow."""
+
 
 def make_small(name):
     torch.manual_seed(0)

@@ -9,7 +9,7 @@ import pytest
 import skimage
 from PIL import Image
 
-from mimexport.scenes import draw_scenes
+from mimruntime.scenes import draw_scenes
 
 PROGRAM = Path(sys.executable).parent / "mimexport"
 
@@ -136,7 +136,7 @@ def test_from_images_to_a_head_to_an_artifact(data, tmp_path):
     ("arguments", "status", "message"),
     [
         (["--agg", "abmilp", "--data", "none"], 1, "error: no folder or zip at none"),
-        (["--agg", "abmilp", "--data", "."], 1, "holds no images"),
+        (["--agg", "abmilp", "--data", "."], 1, "no images in"),
         (["--agg", "abmilp", "--data", ".", "--out", "h.pth"], 2, "the name of a head ends in .safetensors"),
     ],
 )

@@ -20,11 +20,12 @@ from mimexport import graph as graph_file
 from mimexport.aggregators import AGGREGATORS, Aggregator, make_aggregator
 from mimexport.backbone import Backbone, Shape
 from mimexport.card import write_card
+from mimexport.conversion import embed, judge, load_images
 from mimexport.errors import HeadError
 from mimexport.foreign_heads import fetch_ep_head, load_foreign_head
 from mimexport.heads import Head, check_fit, embedded_heads, load_head
 from mimexport.model import EmbeddingModel
-from mimexport.scenes import draw_scenes
+from mimexport.quantize import quantize_graph
 from mimexport.weights import LoadedModel, load_model
 from mimexport.whitening import Whitening
 from mimruntime import manifest as m
@@ -32,8 +33,11 @@ from mimruntime import parity
 from mimruntime.artifact import REFERENCE, Artifact, seal, staged_folder
 from mimruntime.engines import open_engine
 from mimruntime.errors import OptionError, UnknownNameError
+from mimruntime.scenes import draw_scenes
 
 REFERENCE_IMAGES = 8
+_JUDGE_ENGINES = {"bf16": "openvino"}
+"""ONNX Runtime has no bf16 kernels on a CPU; OpenVINO computes such a graph on any."""
 _TOOLS = ("mimexport", "torch", "timm", "onnx", "onnxscript", "onnxruntime")
 
 
@@ -44,7 +48,7 @@ class BuildOptions:
     Attributes:
         model: alias or timm name.
         agg: name in `AGGREGATORS`.
-        out: the artifact folder; an artifact that is there is replaced.
+        out: the artifact folder.
         agg_options: of the aggregator, by name; None stands for 'not given'.
         token_norm: None takes the aggregator's default.
         weights: a checkpoint file.
@@ -54,6 +58,8 @@ class BuildOptions:
         with_selection: add the graph output `selection`.
         head: a head file, the name of an embedded head, or "hub:SLUG" for a published EP head.
         whiten: apply the head's whitening and keep so many dimensions, 0 for all; None leaves it out.
+        calibrate: folder of real images that int8 is calibrated on and every narrower precision is judged by.
+        force: replace an artifact that is there.
 
     """
 
@@ -69,6 +75,8 @@ class BuildOptions:
     with_selection: bool = False
     head: str | None = None
     whiten: int | None = None
+    calibrate: Path | None = None
+    force: bool = False
 
 
 def build(options: BuildOptions, report: Callable[[str], None] = lambda _: None) -> Artifact:
@@ -84,13 +92,15 @@ def build(options: BuildOptions, report: Callable[[str], None] = lambda _: None)
     """
     if options.agg not in AGGREGATORS:
         raise UnknownNameError("aggregator", options.agg, AGGREGATORS)
-    with staged_folder(options.out) as stage:
+    _check_calibrate(options)
+    with staged_folder(options.out, replace=options.force) as stage:
         report(f"loading {options.model}")
         loaded = load_model(options.model, weights=options.weights, random_seed=options.random_seed, size=options.size)
         preprocess = preprocess_of(loaded.config)
         model, head = compose(loaded, options)
         images = draw_scenes(REFERENCE_IMAGES, preprocess.size)
         reference = embed_with_torch(model, images)
+        judging = _Judging.prepare(options, model, preprocess, report)
         np.savez_compressed(stage / REFERENCE, images=images, embedding=reference)
         report(f"exporting the graph ({options.precision}, opset {graph_file.OPSET})")
         model.set_precision(options.precision)
@@ -106,12 +116,17 @@ def build(options: BuildOptions, report: Callable[[str], None] = lambda _: None)
         reduced = model.backbone.reduced and not model.aggregator.reads_all
         del model, loaded
         gc.collect()  # large backbones do not fit beside a second copy in the engine
-        report("comparing the graph in ONNX Runtime with torch")
-        with open_engine("onnxruntime", stage / graph_file.FILE) as engine:
+        if options.precision == "int8":
+            report(f"quantising, calibrated on {len(judging.calibration)} images")
+            quantize_graph(stage / graph_file.FILE, judging.calibration)
+        judge_engine = _JUDGE_ENGINES.get(options.precision, "onnxruntime")
+        report(f"comparing the graph in {judge_engine} with torch")
+        with open_engine(judge_engine, stage / graph_file.FILE) as engine:
             figures = parity.measure(
                 lambda pixels: engine.run(pixels)["embedding"], images, reference, engine=engine.name
             )
-        parity.check(figures, options.precision)
+            parity.check(figures, options.precision)
+            conversion = judging.conversion(lambda pixels: engine.run(pixels)["embedding"])
         embedding = m.Embedding(
             dim=reference.shape[1], whitening=f"{reference.shape[1]} dimensions" if whitened else None
         )
@@ -132,6 +147,7 @@ def build(options: BuildOptions, report: Callable[[str], None] = lambda _: None)
                 outputs=outputs,
             ),
             parity=figures,
+            conversion=conversion,
             versions={tool: importlib.metadata.version(tool) for tool in _TOOLS if _is_installed(tool)},
             files={},
         )
@@ -141,14 +157,54 @@ def build(options: BuildOptions, report: Callable[[str], None] = lambda _: None)
     return Artifact.open(options.out)
 
 
-def compose(loaded: LoadedModel, options: BuildOptions) -> tuple[EmbeddingModel, Head | None]:
+@dataclass(frozen=True, slots=True)
+class _Judging:
+    """Real images for a precision other than fp32: to calibrate on, to judge by, and torch's vectors of the latter."""
+
+    calibration: np.ndarray
+    judged: np.ndarray
+    reference: np.ndarray
+
+    @classmethod
+    def prepare(
+        cls, options: BuildOptions, model: EmbeddingModel, preprocess: m.Preprocess, report: Callable[[str], None]
+    ) -> _Judging:
+        none = np.zeros((0, preprocess.size, preprocess.size, 3), np.uint8)
+        if options.calibrate is None:
+            return cls(none, none, np.zeros((0, 0), np.float32))
+        calibration, judged = load_images(options.calibrate, preprocess)
+        report(f"embedding {len(judged)} images with torch to judge {options.precision} by")
+        used = calibration if options.precision == "int8" else none
+        return cls(used, judged, embed_with_torch(model, judged))
+
+    def conversion(self, run: Callable[[np.ndarray], np.ndarray]) -> m.Conversion | msgspec.UnsetType:
+        if not len(self.judged):
+            return msgspec.UNSET
+        return judge(embed(run, self.judged), self.reference, len(self.calibration))
+
+
+def _check_calibrate(options: BuildOptions) -> None:
+    if options.precision == "int8" and options.calibrate is None:
+        raise OptionError("--precision int8 needs real images to calibrate on: --calibrate FOLDER")
+    if options.precision == "fp32" and options.calibrate is not None:
+        raise OptionError("--calibrate judges a narrower precision; give --precision fp16, bf16 or int8 with it")
+
+
+def compose(
+    loaded: LoadedModel, options: BuildOptions, backbone: Backbone | None = None
+) -> tuple[EmbeddingModel, Head | None]:
     """Return the network of `options`, in float32 and evaluation mode, and the head it was given.
+
+    Args:
+        loaded: the weights; they become part of the network.
+        options: how they are aggregated.
+        backbone: one that was made of `loaded` before, to be shared.
 
     Raises:
         OptionError: an option that does not fit the backbone.
         HeadError: a head that is missing or does not fit.
     """
-    backbone = Backbone(loaded.model)
+    backbone = backbone or Backbone(loaded.model)
     head = choose_head(loaded, backbone.shape, options)
     given = {name: value for name, value in options.agg_options.items() if value is not None}
     aggregator = make_aggregator(options.agg, backbone.shape, (head.params if head else {}) | given)

@@ -5,16 +5,21 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
+import mimeval.cli
 import mimruntime.cli
+import mimruntime.engines.cli
 import mimruntime.serve.cli
+import mimruntime.triton.cli
 from mimexport.aliases import ALIASES
+from mimruntime.bench.cli import bench_command
+from mimruntime.engines.cli import COMPILE_OPTIONS, compile_options, run_compile
 from mimruntime.errors import MissingExtraError, OptionError
 
 if TYPE_CHECKING:
@@ -22,6 +27,9 @@ if TYPE_CHECKING:
     from mimexport.fit.fit import Fitter
     from mimexport.fit.images import ImageSet
     from mimexport.heads import Head
+    from mimexport.reference import References
+    from mimruntime.artifact import Artifact
+    from mimruntime.bench.measure import Peer
 
 _RANDOM = "WARNING: random weights, the vectors mean nothing; the artifact says so too"
 
@@ -41,7 +49,13 @@ _RANDOM = "WARNING: random weights, the vectors mean nothing; the artifact says 
     type=click.Choice(["raw", "final"]),
     help="Tokens before or after the final norm.  [default: by aggregator]",
 )
-@click.option("--precision", type=click.Choice(["fp32", "fp16"]), default="fp32", show_default=True)
+@click.option("--precision", type=click.Choice(["fp32", "fp16", "bf16", "int8"]), default="fp32", show_default=True)
+@click.option(
+    "--calibrate",
+    type=click.Path(path_type=Path),
+    metavar="FOLDER",
+    help="Real images: int8 is calibrated on some of them, a narrower precision is judged by the others.",
+)
 @click.option(
     "--image-size", type=click.IntRange(min=16), metavar="PX", help="Edge of the square input.  [default: the model's]"
 )
@@ -66,8 +80,14 @@ _RANDOM = "WARNING: random weights, the vectors mean nothing; the artifact says 
     help="Checkpoint (.safetensors, .pth) instead of the hub.",
 )
 @click.option("--random-weights", is_flag=True, help="Weights drawn from a seed, for tests: the vectors mean nothing.")
+@click.option("--force", is_flag=True, help="Replace an artifact that is there.")
+@click.option("--engine", help="Compile for this engine too, as `mimexport compile` does; what follows is for that.")
+@compile_options
 def build(**given: Any) -> None:
     """Build an artifact: backbone and aggregator as one ONNX graph, compared with torch."""
+    compiling = {name: given.pop(name) for name in COMPILE_OPTIONS}
+    if given["engine"] is None and any(value not in {None, False} for value in compiling.values()):
+        raise click.UsageError("options of a compilation need --engine")
     if given["weights"] and given["random_weights"]:
         raise click.UsageError("--weights and --random-weights exclude each other")
     with _export_extra():
@@ -90,6 +110,8 @@ def build(**given: Any) -> None:
             with_selection=given["with_selection"],
             head=given["head"],
             whiten=given["whiten"],
+            calibrate=given["calibrate"],
+            force=given["force"],
         ),
         report=lambda line: click.echo(f"  {line} …", err=True),
     )
@@ -100,6 +122,14 @@ def build(**given: Any) -> None:
         f"{artifact.path}: {m.embedding.dim} numbers a vector, space {m.embedding_space}, {m.graph.precision},"
         f" worst cosine to torch {m.parity.worst_cosine:.7f}; licence of the weights: {m.backbone.license}"
     )
+    if m.conversion:
+        click.echo(
+            f"  {m.graph.precision} against fp32 on {m.conversion.images} images: worst cosine"
+            f" {m.conversion.worst_cosine:.5f}, median {m.conversion.median_cosine:.5f},"
+            f" {100 * m.conversion.neighbour_overlap:.1f} % of the {m.conversion.neighbours} nearest kept"
+        )
+    if given["engine"] is not None:
+        run_compile(artifact.path, given["engine"], compiling)
 
 
 @click.command()
@@ -203,7 +233,22 @@ COMMANDS: list[click.Command] = [build, fit, models, aggregators]
 
 def main() -> NoReturn:
     """Run the program `mimexport`."""
-    mimruntime.cli.run([*COMMANDS, *mimruntime.cli.COMMANDS, *mimruntime.serve.cli.COMMANDS])
+    shared = [*mimruntime.cli.COMMANDS, *mimruntime.engines.cli.COMMANDS, *mimruntime.serve.cli.COMMANDS]
+    commands = [*COMMANDS, *shared, *mimruntime.triton.cli.COMMANDS, bench_command(_open_peers), *mimeval.cli.COMMANDS]
+    mimruntime.cli.run(commands, obj=_references)
+
+
+def _open_peers(artifact: Artifact, weights: Path | None) -> Sequence[Peer]:
+    with _export_extra():
+        from mimexport.peers import open_peers
+    return open_peers(artifact, weights)
+
+
+def _references(weights: Path | None, heads: tuple[Path, ...]) -> References:
+    """Return what gives the evaluation its torch models."""
+    with _export_extra():
+        from mimexport.reference import References
+    return References(weights, heads)
 
 
 def _judge(fitter: Fitter, head: Head, sets: tuple[ImageSet, ImageSet]) -> dict[str, Any]:

@@ -53,7 +53,7 @@ def export_graph(model: EmbeddingModel, folder: Path, size: int) -> tuple[tuple[
     example = torch.zeros(2, size, size, 3, dtype=torch.uint8)
     path = folder / FILE
     try:
-        with torch.no_grad(), _quiet():
+        with torch.no_grad(), quiet_exporter():
             program = torch.onnx.export(
                 model,
                 (example,),
@@ -106,7 +106,7 @@ def _port(value: onnx.ValueInfoProto) -> Port:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet_exporter() -> Iterator[None]:
     """Keep the exporter's progress and its notes to its own developers off the user's terminal."""
     level = logging.root.manager.disable
     logging.disable(logging.WARNING)

@@ -14,7 +14,12 @@ from mimruntime.manifest import Precision, TokenNorm
 _EPSILON = 1e-6
 """Below this length a vector is zero; far above the smallest float32, so that no engine divides by a denormal."""
 
-_DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "fp16": torch.float16}
+_DTYPES: dict[Precision, torch.dtype] = {
+    "fp32": torch.float32,
+    "fp16": torch.float16,
+    "bf16": torch.bfloat16,
+    "int8": torch.float32,  # the graph is quantised once it is exported
+}
 
 
 class EmbeddingModel(nn.Module):
@@ -69,14 +74,30 @@ class EmbeddingModel(nn.Module):
             if norm is not None:  # part of the backbone's module tree, but of the float32 tail
                 norm.float()
 
-    def forward(self, pixels: Tensor) -> tuple[Tensor, ...]:
-        """Return (embedding,) or (embedding, selection)."""
-        images = (pixels.permute(0, 3, 1, 2).float() - self.mean) / self.std
-        features = Features(self.backbone, self.backbone(images.to(self.dtype)), self.norm)
-        vector, weights = self.aggregator(features)
+    def enter(self, pixels: Tensor) -> Tensor:
+        """Return the tokens (B, S, D) that enter the last block for uint8 pixels (B, H, W, 3)."""
+        # Cast first: TensorRT casts uint8 and does nothing else with it.
+        images = (pixels.float().permute(0, 3, 1, 2) - self.mean) / self.std
+        tokens: Tensor = self.backbone(images.to(self.dtype))
+        return tokens
+
+    def embed(self, tokens: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return unit vectors (B, D') and the share of every patch (B, N), None where patches have no share.
+
+        Args:
+            tokens: (B, S, D), what `enter` gives.
+
+        """
+        vector, weights = self.aggregator(Features(self.backbone, tokens, self.norm))
         if self.pool_norm is not None:
             vector = self.pool_norm(vector.unflatten(-1, (-1, self.backbone.shape.dim))).flatten(-2)
         if self.whitening is not None:
             vector = self.whitening(vector)
-        embedding = vector / vector.square().sum(-1, keepdim=True).sqrt().clamp_min(_EPSILON)
-        return (embedding, weights.unflatten(1, self.backbone.shape.grid)) if self.with_selection else (embedding,)
+        return vector / vector.square().sum(-1, keepdim=True).sqrt().clamp_min(_EPSILON), weights
+
+    def forward(self, pixels: Tensor) -> tuple[Tensor, ...]:
+        """Return (embedding,) or (embedding, selection)."""
+        embedding, weights = self.embed(self.enter(pixels))
+        if not self.with_selection or weights is None:
+            return (embedding,)
+        return embedding, weights.unflatten(1, self.backbone.shape.grid)

@@ -61,6 +61,18 @@ class Artifact:
         return self.path / self.manifest.graph.file
 
     @property
+    def graph_sha256(self) -> str:
+        """What identifies the graph: the sha256 of its file, or of the digests of its files where weights lie apart."""
+        name = self.manifest.graph.file
+        digests = [digest for file, digest in sorted(self.manifest.files.items()) if file.startswith(name)]
+        return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
+
+    @property
+    def engines(self) -> Path:
+        """Where compiled engines lie; not part of what the manifest seals, so that compiling later breaks nothing."""
+        return self.path / "engines"
+
+    @property
     def reference(self) -> Path:
         """The images and torch embeddings that parity is measured against, as `.npz`."""
         return self.path / REFERENCE
@@ -83,16 +95,23 @@ def seal(folder: Path, manifest: Manifest) -> None:
 
 
 @contextlib.contextmanager
-def staged_folder(target: Path) -> Iterator[Path]:
+def staged_folder(target: Path, *, replace: bool = False) -> Iterator[Path]:
     """Yield a temporary sibling of `target` that takes its place when the block ends well, and is removed otherwise.
 
+    Args:
+        target: a folder that does not exist, is empty, or, with `replace`, is an artifact.
+        replace: take the place of an artifact that is there.
+
     Raises:
-        OutputError: `target` is a file, a folder that is no artifact (it is never overwritten), or cannot be written.
+        OutputError: `target` is a file, a folder that is no artifact (it is never overwritten), an artifact without
+            `replace`, or cannot be written.
 
     """
     target = target.absolute()
     if target.exists() and not (target / MANIFEST).is_file() and not _is_empty_folder(target):
         raise OutputError(f"{target} exists and is not an artifact; it is left alone, choose another --out")
+    if (target / MANIFEST).is_file() and not replace:
+        raise OutputError(f"{target} exists; replace it with --force, or choose another --out")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         stage = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent))

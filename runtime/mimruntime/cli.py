@@ -12,29 +12,38 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import click
 
-from mimruntime.errors import ImageError, MimError
+from mimruntime.errors import ImageError, MimError, OptionError
 
 if TYPE_CHECKING:
     from mimruntime.artifact import Artifact
-    from mimruntime.embedder import Result
+    from mimruntime.batch import Row
+    from mimruntime.collection.inputs import Columns
+    from mimruntime.engines.record import EngineRecord
     from mimruntime.vectors import Writer
 
 INTERRUPTED, TERMINATED = 130, 143
 
 _ARTIFACT = click.argument("artifact", type=click.Path(path_type=Path))
+_Item = TypeVar("_Item")
 _Command = TypeVar("_Command", bound=Callable[..., object])
 
 
 def engine_options(command: _Command) -> _Command:
     """Add the options that choose what runs the graph."""
     for option in (
-        click.option("--threads", type=click.IntRange(min=1), help="CPU threads of one run.  [default: every CPU]"),
+        click.option("--threads", type=click.IntRange(min=1), help="CPU threads of one run.  [default: tuned, or all]"),
         click.option("--provider", help="Hardware, by the engine's own name: cpu, cuda …  [default: cpu]"),
-        click.option("--engine", default="auto", show_default=True, help="What runs the graph: onnxruntime."),
+        click.option(
+            "--engine",
+            default="auto",
+            show_default=True,
+            help="What runs the graph: onnxruntime, openvino, tensorrt, tensorrt-rtx; auto: what was compiled and"
+            " measured fastest, else onnxruntime.",
+        ),
     ):
         command = option(command)
     return command
@@ -42,52 +51,38 @@ def engine_options(command: _Command) -> _Command:
 
 @click.command()
 @_ARTIFACT
-@click.argument("paths", nargs=-1, required=True, metavar="PATH...")
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="FILE.parquet or FILE.npz.")
+@click.argument("inputs", nargs=-1, required=True, metavar="INPUT...")
+@click.option("--out", required=True, metavar="FILE|FOLDER|URL", help="FILE.parquet, FILE.npz, or a folder of shards.")
 @engine_options
-@click.option(
-    "--batch-size", default=8, show_default=True, type=click.IntRange(min=1), help="Images of one run at most."
-)
+@click.option("--batch-size", type=click.IntRange(min=1), help="Images of one run at most.  [default: tuned, or 8]")
 @click.option("--expect-space", metavar="ID", help="Refuse an artifact of another embedding space.")
-@click.option("--strict", is_flag=True, help="Stop at the first image that cannot be read; nothing is written.")
-def embed(
-    artifact: Path,
-    paths: tuple[str, ...],
-    out: Path,
-    engine: str,
-    provider: str | None,
-    threads: int | None,
-    batch_size: int,
-    expect_space: str | None,
-    strict: bool,
-) -> None:
-    """Turn images into a file of vectors.
+@click.option("--strict", is_flag=True, help="Stop at the first image that cannot be read.")
+@click.option("--image-column", metavar="NAME", help="Parquet: bytes or paths.  [default: image, bytes or path]")
+@click.option("--path-column", metavar="NAME", help="Parquet: what a row is called.  [default: path, else FILE#ROW]")
+@click.option("--shard-size", type=click.IntRange(min=1), help="Folder: images of one shard.  [default: 1000]")
+@click.option("--ray", metavar="ADDRESS|auto", help="Folder: run on this Ray cluster; auto finds or starts one.")
+@click.option("--workers", type=click.IntRange(min=1), help="Ray: embedders.  [default: what the CPUs or GPUs hold]")
+def embed(inputs: tuple[str, ...], out: str, image_column: str | None, path_column: str | None, **given: Any) -> None:
+    """Turn images into a file of vectors, or into a folder of shards.
 
-    PATH is an image, a folder (walked to the bottom) or a quoted pattern. The file has one row per image, in order: its
-    path, and its vector or the reason there is none.
+    INPUT is an image, a folder (walked to the bottom), a quoted pattern, a Parquet file, a URL of one of these
+    (s3://, gs://, abfs://, file:// …), or @LIST, a file with a path or URL a line.
+
+    The output has one row per image, in order: its path, and its vector or the reason there is none. A file appears
+    when it is complete. A folder, or a URL, is filled shard by shard, and the same command goes on where it was stopped.
     """
-    from mimruntime.embedder import Embedder
-    from mimruntime.images import find_images
-    from mimruntime.vectors import check_suffix, open_writer
+    from mimruntime.collection.inputs import Columns
+    from mimruntime.vectors import is_file_name
 
-    check_suffix(out)
-    images = find_images(paths)
-    with Embedder.open(
-        artifact, engine=engine, provider=provider, threads=threads, batch_size=batch_size, expect_space=expect_space
-    ) as embedder:
-        about = embedder.describe()
-        with open_writer(out, dim=about.dim, space=about.space, model=about.name) as writer:
-            started = time.perf_counter()
-            errors = _write(_progress(embedder.stream(images), len(images)), writer, strict=strict)
-            seconds = time.perf_counter() - started
-            if len(errors) == len(images):
-                raise ImageError(f"none of {len(images)} images could be read, nothing is written; first: {errors[0]}")
-    done = len(images) - len(errors)
-    click.echo(f"{done} of {len(images)} images embedded in {seconds:.1f} s, {done / seconds:.1f} images/s")
-    click.echo(f"{out}  {_size(out.stat().st_size)}, {about.dim} dimensions, embedding space {about.space}")
-    click.echo(f"{about.name}, {about.precision}, {about.engine} on {about.provider}")
-    if errors:
-        click.echo(f"{len(errors)} could not be read (column 'error'); first: {errors[0]}", err=True)
+    columns = Columns(image_column, path_column)
+    sharding = {name: given.pop(name) for name in ("shard_size", "ray", "workers")}
+    if not is_file_name(out):
+        _embed_to_folder(inputs, out, columns, **sharding, **given)
+        return
+    for name, value in sharding.items():
+        if value is not None:
+            raise OptionError(f"--{name.replace('_', '-')} is for a folder of shards, --out {out} is one file")
+    _embed_to_file(inputs, Path(out), columns, **given)
 
 
 @click.command()
@@ -101,10 +96,13 @@ def inspect(artifact: Path, as_json: bool) -> None:
 
     opened = Artifact.open(artifact)
     sizes = {name: (opened.path / name).stat().st_size for name in opened.manifest.files}
+    engines = _compiled_engines(opened)
     if as_json:
-        click.echo(json.dumps({**msgspec.to_builtins(opened.manifest), "file_sizes": sizes}, indent=2))
+        listed = [{"key": key, "standing": text, **msgspec.to_builtins(record)} for key, record, text in engines]
+        document = {**msgspec.to_builtins(opened.manifest), "file_sizes": sizes, "engines": listed}
+        click.echo(json.dumps(document, indent=2))
         return
-    _table(_inspected(opened, sizes))
+    _table([*_inspected(opened, sizes), *(("engine", _engine_line(*engine)) for engine in engines)])
 
 
 @click.command()
@@ -140,8 +138,8 @@ COMMANDS: list[click.Command] = [embed, inspect, verify]
 """What the program `mimexport` gathers from this package."""
 
 
-def run(commands: Iterable[click.Command], argv: Sequence[str] | None = None) -> NoReturn:
-    """Run the program `mimexport` with these commands, and exit.
+def run(commands: Iterable[click.Command], argv: Sequence[str] | None = None, *, obj: object = None) -> NoReturn:
+    """Run the program `mimexport` with these commands, and exit; `obj` is handed to those that ask for click's object.
 
     Exit codes: 0 done; 1 an error, in one line on stderr (`--debug`, anywhere before `--`, gives the trace); 2 wrong
     usage; 130 Ctrl-C; 143 SIGTERM, after temporary files were removed.
@@ -152,7 +150,7 @@ def run(commands: Iterable[click.Command], argv: Sequence[str] | None = None) ->
     with contextlib.suppress(ValueError):  # only the main thread may set it
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))
     try:
-        code = _program(commands).main(arguments, prog_name="mimexport", standalone_mode=False)
+        code = _program(commands).main(arguments, prog_name="mimexport", standalone_mode=False, obj=obj)
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
@@ -203,21 +201,72 @@ def _close_stdout() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _write(results: Iterable[Result], writer: Writer, *, strict: bool) -> list[str]:
-    """Write every result and return the errors among them."""
-    from mimruntime.images import as_text
+def _embed_to_file(
+    inputs: tuple[str, ...], out: Path, columns: Columns, *, artifact: Path, strict: bool, **settings: Any
+) -> None:
+    from mimruntime.batch import embed_rows
+    from mimruntime.collection.inputs import find_entries
+    from mimruntime.collection.reader import read_images
+    from mimruntime.embedder import Embedder
+    from mimruntime.vectors import open_writer
 
+    entries = list(find_entries(inputs, columns))
+    total = sum(entry.images for entry in entries)
+    with Embedder.open(artifact, **settings) as embedder:
+        about = embedder.describe()
+        with open_writer(out, dim=about.dim, space=about.space, model=about.name) as writer:
+            started = time.perf_counter()
+            rows = embed_rows(embedder, read_images(entries, columns))
+            errors = _write(_progress(rows, total), writer, strict=strict)
+            seconds = time.perf_counter() - started
+            if len(errors) == total:
+                raise ImageError(f"none of {total} images could be read, nothing is written; first: {errors[0]}")
+    _report(total, len(errors), seconds)
+    click.echo(f"{out}  {_size(out.stat().st_size)}, {about.dim} dimensions, embedding space {about.space}")
+    click.echo(f"{about.name}, {about.precision}, {about.engine} on {about.provider}")
+    if errors:
+        click.echo(f"{len(errors)} could not be read (column 'error'); first: {errors[0]}", err=True)
+
+
+def _embed_to_folder(
+    inputs: tuple[str, ...], out: str, columns: Columns, *, shard_size: int | None, **given: Any
+) -> None:
+    from mimruntime.collection.run import SHARD_SIZE, embed_collection
+
+    given["path"] = given.pop("artifact")
+    report = embed_collection(inputs, out, columns, shard_size=shard_size or SHARD_SIZE, progress=_progress, **given)
+    record = report.record
+    if report.found:
+        click.echo(f"{report.found} of {record.shards} shards were there already")
+    if report.images:
+        _report(report.images, report.errors, report.seconds)
+    click.echo(
+        f"{out}  {record.shards} shards, {record.images} images, {record.dim} dimensions,"
+        f" embedding space {record.embedding_space}"
+    )
+    click.echo(f"{record.model}, {report.where}")
+    if report.errors:
+        click.echo(f"{report.errors} could not be read (column 'error'); first: {report.first_error}", err=True)
+
+
+def _report(images: int, errors: int, seconds: float) -> None:
+    done = images - errors
+    click.echo(f"{done} of {images} images embedded in {seconds:.1f} s, {done / seconds:.1f} images/s")
+
+
+def _write(rows: Iterable[Row], writer: Writer, *, strict: bool) -> list[str]:
+    """Write every row and return the errors among them."""
     errors = []
-    for result in results:
-        if result.error is not None:
+    for row in rows:
+        if row.error is not None:
             if strict:
-                raise ImageError(f"{result.error}; --strict stops here, nothing is written")
-            errors.append(as_text(result.error))
-        writer.add(as_text(str(result.source)), result.vector, as_text(result.error) if result.error else None)
+                raise ImageError(f"{row.error}; --strict stops here, nothing is written")
+            errors.append(row.error)
+        writer.add(row.path, row.vector, row.error)
     return errors
 
 
-def _progress(results: Iterator[Result], total: int) -> Iterator[Result]:
+def _progress(results: Iterable[_Item], total: int) -> Iterator[_Item]:
     """Show a bar on stderr, when that is a terminal."""
     if not sys.stderr.isatty():
         yield from results
@@ -263,9 +312,39 @@ def _inspected(opened: Artifact, sizes: dict[str, int]) -> list[tuple[str, str]]
             "parity",
             f"worst cosine {parity.worst_cosine:.7f}, worst difference {parity.worst_abs_diff:.2e} ({parity.engine})",
         ),
+        *(
+            [
+                (
+                    "conversion",
+                    f"median cosine {conversion.median_cosine:.5f}, worst {conversion.worst_cosine:.5f},"
+                    f" {100 * conversion.neighbour_overlap:.1f} % of {conversion.neighbours} neighbours kept"
+                    f" ({conversion.images} images)",
+                )
+            ]
+            if (conversion := manifest.conversion)
+            else []
+        ),
         ("versions", ", ".join(f"{tool} {version}" for tool, version in manifest.versions.items())),
         *(("file", f"{name}  {_size(size)}") for name, size in sizes.items()),
     ]
+
+
+def _compiled_engines(opened: Artifact) -> list[tuple[str, EngineRecord, str]]:
+    """Return key, record and standing on this machine of everything in `engines/`."""
+    from mimruntime.engines import engine_module
+    from mimruntime.engines.compiled import list_compiled, standing
+
+    return [
+        (one.folder.name, one.record, standing(opened, engine_module(one.record.engine), one.record))
+        for one in list_compiled(opened)
+    ]
+
+
+def _engine_line(key: str, record: EngineRecord, standing: str) -> str:
+    tuned = record.tuned
+    best = f", {tuned.images_per_second:.1f} images/s at batch {tuned.batch}" if tuned else ""
+    size = _size(sum(file.size for file in record.files.values()))
+    return f"{key}, {record.version}, {record.precision} on {record.provider}, {size}{best}: {standing}"
 
 
 def _table(rows: Iterable[tuple[str, str]]) -> None:

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import math
 import os
+import platform
 from pathlib import Path
 
 _QUOTA = Path("/sys/fs/cgroup/cpu.max")
+_INFO = Path("/proc/cpuinfo")
+_INSTRUCTIONS = ("amx_bf16", "amx_int8", "avx512_bf16", "avx512_vnni", "avx_vnni", "avx512f", "avx2", "bf16", "i8mm")
+"""What changes the speed of matrix products, by the kernel's names."""
 
 
 def available_cpus(quota_file: Path = _QUOTA) -> int:
@@ -17,3 +21,18 @@ def available_cpus(quota_file: Path = _QUOTA) -> int:
         return max(1, min(count, math.ceil(int(quota) / int(period))))
     except (OSError, ValueError):  # no cgroup v2 here, or "max": no quota
         return count
+
+
+def cpu_instructions(info_file: Path = _INFO) -> tuple[str, ...]:
+    """Return which of the instruction sets that matter for matrix products this CPU has; nothing where it cannot say."""
+    try:
+        lines = info_file.read_text().splitlines()
+    except OSError:
+        return ()
+    flags = next((line for line in lines if line.lower().startswith(("flags", "features"))), "").split()
+    return tuple(name for name in _INSTRUCTIONS if name in flags)
+
+
+def describe_cpu() -> str:
+    """Return what tuning depends on: architecture, instruction sets, CPUs this process may keep busy."""
+    return f"{platform.machine()} {'+'.join(cpu_instructions()) or 'baseline'}, {available_cpus()} CPUs"

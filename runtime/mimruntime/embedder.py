@@ -18,13 +18,15 @@ from PIL import Image
 from mimruntime.artifact import Artifact
 from mimruntime.cpus import available_cpus
 from mimruntime.decode import FORMATS, MAX_PIXELS, Source, decode, describe
-from mimruntime.engines import open_engine
+from mimruntime.engines import open_for
 from mimruntime.engines.base import EMBEDDING, SELECTION, Engine
 from mimruntime.errors import EngineError, ImageError, OptionError, SpaceError
 from mimruntime.preprocess import to_pixels
 
 _WINDOW_BATCHES = 3
 """Batches that are being decoded, waiting or running: enough to overlap, few enough for memory to stay flat."""
+_BATCH_SIZE = 8
+"""Where nothing was tuned."""
 _MOST_WORKERS = 8
 """A worker may hold one image of a quarter of a gigabyte."""
 _CLOSED = "this Embedder is closed; use it inside its `with` block"
@@ -56,8 +58,9 @@ class Description:
         dim: length of a vector.
         engine: name and version.
         provider: the hardware behind it.
-        precision: "fp32" or "fp16".
+        precision: of the matrix products: "fp32", "fp16", "bf16" or "int8".
         batch_sizes: the sizes that are run, largest first.
+        compiled: the folder in `engines/` it was opened from; None: nothing was compiled for this machine.
 
     """
 
@@ -68,6 +71,7 @@ class Description:
     provider: str
     precision: str
     batch_sizes: tuple[int, ...]
+    compiled: str | None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -87,12 +91,20 @@ class Embedder:
     as the binary digits of n (13 = 8 + 4 + 1), so nothing is padded.
     """
 
-    def __init__(self, artifact: Artifact, engine: Engine, *, batch_size: int = 8, workers: int | None = None) -> None:
-        if batch_size < 1 or (workers is not None and workers < 1):
-            raise OptionError(f"batch_size and workers must be at least 1, got {batch_size} and {workers}")
+    def __init__(
+        self, artifact: Artifact, engine: Engine, *, batch_size: int | None = None, workers: int | None = None
+    ) -> None:
+        size = batch_size if batch_size is not None else engine.best_batch or _BATCH_SIZE
+        if size < 1 or (workers is not None and workers < 1):
+            raise OptionError(f"batch_size and workers must be at least 1, got {size} and {workers}")
+        if engine.largest_batch is not None and size > engine.largest_batch:
+            raise OptionError(
+                f"batch_size {size}: {engine.compiled or engine.name} runs {engine.largest_batch} images at most;"
+                f" ask for fewer, or run: mimexport compile {artifact.path} --engine {engine.name} --batch 1,{size},{size}"
+            )
         self._artifact = artifact
         self._engine = engine
-        self._sizes = batch_sizes(batch_size)
+        self._sizes = batch_sizes(size)
         self._pool = ThreadPoolExecutor(workers or min(available_cpus(), _MOST_WORKERS), "mimruntime-decode")
         self._running = threading.Lock()
 
@@ -104,7 +116,7 @@ class Embedder:
         engine: str = "auto",
         provider: str | None = None,
         threads: int | None = None,
-        batch_size: int = 8,
+        batch_size: int | None = None,
         expect_space: str | None = None,
         workers: int | None = None,
     ) -> Embedder:
@@ -114,8 +126,8 @@ class Embedder:
             path: the artifact's folder.
             engine: a name of `mimruntime.engines.ENGINES`, or "auto".
             provider: the hardware, by the engine's own name; None is the CPU.
-            threads: CPU threads of one run; None is every CPU this process may use.
-            batch_size: images of one run at most.
+            threads: CPU threads of one run; None is what was tuned, or else every CPU this process may use.
+            batch_size: images of one run at most; None is what was tuned, or else 8.
             expect_space: refuse an artifact of another embedding space.
             workers: threads that decode; None is one per CPU, at most 8.
 
@@ -123,16 +135,11 @@ class Embedder:
             ArtifactError: missing, broken, foreign or changed.
             SpaceError: its vectors are not those of `expect_space`.
             EngineError, MissingExtraError, UnknownNameError: the engine does not run what was asked.
-            OptionError: a number below 1.
+            OptionError: a number below 1, or a batch that the compiled engine does not run.
 
         """
-        artifact = Artifact.open(path)
-        space = artifact.manifest.embedding_space
-        if expect_space is not None and expect_space != space:
-            raise SpaceError(
-                f"{artifact.path} embeds into space {space}, expected {expect_space}; vectors would not compare"
-            )
-        opened = open_engine(engine, artifact.graph, provider=provider, threads=threads)
+        artifact = open_artifact(path, expect_space)
+        opened = open_for(artifact, engine, provider=provider, threads=threads)
         try:
             return cls(artifact, opened, batch_size=batch_size, workers=workers)
         except BaseException:
@@ -150,6 +157,11 @@ class Embedder:
         return self._artifact.manifest.embedding_space
 
     @property
+    def has_selection(self) -> bool:
+        """Whether `outputs` has the weight of every patch."""
+        return SELECTION in self._engine.outputs
+
+    @property
     def artifact(self) -> Artifact:
         """The artifact that was opened."""
         return self._artifact
@@ -162,8 +174,9 @@ class Embedder:
             dim=self.dim,
             engine=f"{self._engine.name} {self._engine.version}",
             provider=self._engine.provider,
-            precision=self._artifact.manifest.graph.precision,
+            precision=self._engine.precision or self._artifact.manifest.graph.precision,
             batch_sizes=self._sizes,
+            compiled=self._engine.compiled,
         )
 
     def embed(self, images: Iterable[Source]) -> np.ndarray:
@@ -187,7 +200,7 @@ class Embedder:
             ImageError, EngineError: as `embed`.
 
         """
-        if SELECTION not in self._engine.outputs:
+        if not self.has_selection:
             raise OptionError(
                 f"{self._artifact.path} has no output '{SELECTION}'; build it again: mimexport build … --with-selection"
             )
@@ -225,8 +238,17 @@ class Embedder:
             EngineError: pixels of another shape or type, or a run that failed.
 
         """
+        return self.outputs(pixels)[EMBEDDING]
+
+    def outputs(self, pixels: np.ndarray) -> dict[str, np.ndarray]:
+        """Return everything the graph gives for one prepared batch: "embedding", and "selection" where it has it.
+
+        Raises:
+            EngineError: as `run`.
+
+        """
         with self._running:
-            return self._engine.run(pixels)[EMBEDDING]
+            return self._engine.run(pixels)
 
     def close(self) -> None:
         """Stop the threads and let the engine go; a second call does nothing."""
@@ -291,6 +313,17 @@ class Embedder:
             with self._running:
                 rows.extend(self._engine.run(batch)[output])
         return rows
+
+
+def open_artifact(path: str | Path, expect_space: str | None) -> Artifact:
+    """Open the artifact at `path`, if its vectors are those of `expect_space`; see `Embedder.open`."""
+    artifact = Artifact.open(path)
+    space = artifact.manifest.embedding_space
+    if expect_space is not None and expect_space != space:
+        raise SpaceError(
+            f"{artifact.path} embeds into space {space}, expected {expect_space}; vectors would not compare"
+        )
+    return artifact
 
 
 def batch_sizes(largest: int) -> tuple[int, ...]:

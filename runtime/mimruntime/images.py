@@ -25,12 +25,18 @@ def find_images(paths: Iterable[str | Path]) -> list[Path]:
 
     """
     named = [str(path) for path in paths]
-    found = [image for name in named for image in _expand(name)]
+    found = list(iter_images(named))
     if not found:
         raise ImageError(
             f"no images in {', '.join(named) or 'an empty list'}; looked for {', '.join(sorted(EXTENSIONS))}"
         )
     return found
+
+
+def iter_images(names: Iterable[str]) -> Iterator[Path]:
+    """Yield what `find_images` returns, holding the names of one folder at a time; nothing found is no error."""
+    for name in names:
+        yield from _expand(name)
 
 
 def as_text(path: str | Path) -> str:
@@ -51,30 +57,32 @@ def _expand(name: str) -> Iterator[Path]:
 
 def _expand_existing(path: Path) -> Iterator[Path]:
     if path.is_dir():
-        yield from sorted(_walk(path), key=lambda image: image.parts)
+        yield from _walk(path, set())
     else:
         yield path
 
 
-def _walk(folder: Path) -> Iterator[Path]:
-    seen: set[str] = set()
-    for parent, folders, files in os.walk(folder, followlinks=True, onerror=_refuse):
-        real = os.path.realpath(parent)
-        if real in seen:
-            folders.clear()
-            continue
-        seen.add(real)
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in files:
-            path = Path(parent, name)
-            if not name.startswith(".") and path.suffix.lower() in EXTENSIONS and not _is_special(path):
-                yield path
+def _walk(folder: Path, seen: set[str]) -> Iterator[Path]:
+    real = os.path.realpath(folder)
+    if real in seen:
+        return
+    seen.add(real)
+    for name in sorted(_names(folder)):
+        path = folder / name
+        if path.is_dir():
+            yield from _walk(path, seen)
+        elif path.suffix.lower() in EXTENSIONS and not _is_special(path):
+            yield path
+
+
+def _names(folder: Path) -> list[str]:
+    try:
+        with os.scandir(folder) as entries:
+            return [entry.name for entry in entries if not entry.name.startswith(".")]
+    except OSError as error:
+        raise ImageError(f"{error.filename}: folder cannot be read ({error.strerror})") from error
 
 
 def _is_special(path: Path) -> bool:
     """Tell whether opening `path` could block: a pipe, a socket or a device. A broken link is kept, to be reported."""
     return path.exists() and not path.is_file()
-
-
-def _refuse(error: OSError) -> None:
-    raise ImageError(f"{error.filename}: folder cannot be read ({error.strerror})") from error

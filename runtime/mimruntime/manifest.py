@@ -7,10 +7,13 @@ from typing import Literal
 
 import msgspec
 
-FORMAT = "mimexport-artifact"
-SCHEMA = 1
+from mimruntime import sealed
 
-Precision = Literal["fp32", "fp16"]
+FORMAT = "mimexport-artifact"
+SCHEMA = 2
+"""2 added `conversion` and the precisions bf16 and int8; what has schema 1 opens as before."""
+
+Precision = Literal["fp32", "fp16", "bf16", "int8"]
 TokenNorm = Literal["raw", "final"]
 Source = Literal["embedded", "hub", "file", "random"]
 Interpolation = Literal["bilinear", "bicubic", "lanczos"]
@@ -112,6 +115,19 @@ class Parity(_Record, frozen=True, kw_only=True):
     """Two runs on the same batch gave the same bytes."""
 
 
+class Conversion(_Record, frozen=True, kw_only=True):
+    """What a narrower precision changed, against torch in fp32, on real images that calibration did not see."""
+
+    images: int
+    worst_cosine: float
+    median_cosine: float
+    neighbour_overlap: float
+    """Share of the `neighbours` nearest images in fp32 that are still among the nearest, mean over the images."""
+    neighbours: int
+    calibration_images: int
+    """0 where the precision needs none."""
+
+
 class Manifest(_Record, frozen=True, kw_only=True):
     """`manifest.json`, whole. `sha256` covers every other field, so one changed byte is seen."""
 
@@ -128,23 +144,17 @@ class Manifest(_Record, frozen=True, kw_only=True):
     preprocess: Preprocess
     graph: Graph
     parity: Parity
+    conversion: Conversion | msgspec.UnsetType = msgspec.UNSET
+    """Absent in fp32, and where no real images were given."""
     versions: dict[str, str]
     files: dict[str, str]
     """sha256 of every other file, by path relative to the artifact."""
     sha256: str = ""
 
 
-class Header(msgspec.Struct):
-    """The two fields read first, so that a foreign or newer file is recognised before its details are."""
-
-    format: str = ""
-    schema: int = 0
-
-
 def encode(manifest: Manifest) -> bytes:
     """Return the canonical bytes of `manifest`, sealed: its `sha256` is computed here."""
-    seal = hashlib.sha256(_canonical(msgspec.structs.replace(manifest, sha256=""))).hexdigest()
-    return _canonical(msgspec.structs.replace(manifest, sha256=seal))
+    return sealed.encode(manifest)
 
 
 def decode(raw: bytes) -> Manifest:
@@ -154,28 +164,10 @@ def decode(raw: bytes) -> Manifest:
         ValueError: with a text that completes "manifest.json …".
 
     """
-    try:
-        header = msgspec.json.decode(raw, type=Header)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise ValueError(f"is not a readable manifest ({error})") from error
-    if header.format != FORMAT:
-        raise ValueError(f"is not of this program: format is '{header.format}', expected '{FORMAT}'")
-    if header.schema > SCHEMA:
-        raise ValueError(f"has schema {header.schema}, this program reads up to {SCHEMA}; upgrade mimexport")
-    try:
-        manifest = msgspec.json.decode(raw, type=Manifest)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise ValueError(f"is damaged ({error})") from error
-    if encode(manifest) != raw:
-        raise ValueError("was changed after the build (its own digest does not match)")
-    return manifest
+    return sealed.decode(raw, Manifest, format_name=FORMAT, schema=SCHEMA)
 
 
 def embedding_space(backbone: Backbone, aggregator: Aggregator, embedding: Embedding, preprocess: Preprocess) -> str:
     """Return the id of the vector space: 16 hex digits from everything that changes a vector but not its precision."""
     parts = (backbone.weights_sha256, aggregator, embedding, preprocess)
     return hashlib.sha256(msgspec.json.encode(parts, order="deterministic")).hexdigest()[:16]
-
-
-def _canonical(manifest: Manifest) -> bytes:
-    return msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n"

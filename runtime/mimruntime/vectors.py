@@ -89,6 +89,24 @@ def open_writer(path: str | Path, *, dim: int, space: str, model: str) -> Iterat
             stage.unlink()
 
 
+def is_file_name(out: str) -> bool:
+    """Tell whether `--out` names one file of vectors, and not a folder or URL of shards.
+
+    Raises:
+        OptionError: neither: a name with a suffix that is unknown, or a URL of one file.
+
+    """
+    suffix = os.path.splitext(out)[1].lower()  # noqa: PTH122 - it may be a URL
+    if "://" in out:
+        if suffix in SUFFIXES:
+            raise OptionError(f"{out}: one file is written to a local path; at a URL, name a folder for the shards")
+        return False
+    if out.endswith(("/", os.sep)) or not suffix or (suffix not in SUFFIXES and Path(out).is_dir()):
+        return False
+    check_suffix(Path(out))
+    return True
+
+
 def check_suffix(path: Path) -> None:
     """Refuse a name that says no known format.
 
@@ -97,7 +115,7 @@ def check_suffix(path: Path) -> None:
 
     """
     if path.suffix.lower() not in SUFFIXES:
-        raise OptionError(f"{path}: the name must end in {' or '.join(SUFFIXES)}")
+        raise OptionError(f"{path}: the name must end in {' or '.join(SUFFIXES)}, or in / for a folder of shards")
 
 
 def read_vectors(path: str | Path) -> Vectors:

@@ -6,12 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from mimruntime import parity
 from mimruntime.artifact import Artifact
-from mimruntime.engines import open_engine
-from mimruntime.errors import ArtifactError
+from mimruntime.engines import open_for
+from mimruntime.reference import load_reference
 
 if TYPE_CHECKING:
     from mimruntime.manifest import Parity
@@ -46,31 +44,9 @@ def verify(
     """
     artifact = Artifact.open(path)
     images, embeddings = load_reference(artifact)
-    with open_engine(engine, artifact.graph, provider=provider, threads=threads) as opened:
+    with open_for(artifact, engine, provider=provider, threads=threads) as opened:
         measured = parity.measure(
             lambda pixels: opened.run(pixels)["embedding"], images, embeddings, engine=opened.name
         )
-        parity.check(measured, artifact.manifest.graph.precision)
+        parity.check(measured, parity.widest(artifact.manifest.graph.precision, opened.precision))
         return Verification(artifact, opened.provider, measured)
-
-
-def load_reference(artifact: Artifact) -> tuple[np.ndarray, np.ndarray]:
-    """Return the images, uint8 (n, H, W, 3), and torch's embeddings of them, float32 (n, D).
-
-    Raises:
-        ArtifactError: `reference.npz` is missing, broken or does not fit the manifest.
-
-    """
-    size, dim = artifact.manifest.preprocess.size, artifact.manifest.embedding.dim
-    try:
-        with artifact.reference.open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:
-            images, embeddings = arrays["images"], arrays["embedding"]
-    except Exception as error:  # zip, npy and zlib each have their own types
-        raise ArtifactError(f"{artifact.reference} cannot be read ({error}); build the artifact again") from error
-    fits = images.ndim == 4 and images.shape[1:] == (size, size, 3) and embeddings.shape == (len(images), dim)
-    if not (fits and len(images) and images.dtype == np.uint8 and embeddings.dtype == np.float32):
-        raise ArtifactError(
-            f"{artifact.reference} holds images {images.dtype} {images.shape} and embeddings {embeddings.dtype}"
-            f" {embeddings.shape}; expected uint8 (n, {size}, {size}, 3) and float32 (n, {dim})"
-        )
-    return images, embeddings

@@ -29,7 +29,7 @@ def small_alias(monkeypatch):
 
 
 def options(out, **changes):
-    return BuildOptions(**{"model": "small", "agg": "topk", "out": out, "random_seed": 0} | changes)
+    return BuildOptions(**{"model": "small", "agg": "topk", "out": out, "random_seed": 0, "force": True} | changes)
 
 
 @pytest.fixture(scope="module")
@@ -153,6 +153,14 @@ def test_a_folder_that_is_no_artifact_is_left_alone(tmp_path):
     assert (tmp_path / "photos" / "a.jpg").read_bytes() == b"mine"
 
 
+def test_an_artifact_is_replaced_by_force_only(tmp_path):
+    build(options(tmp_path / "a", agg="mean"))
+    before = (tmp_path / "a" / "manifest.json").read_bytes()
+    with pytest.raises(OutputError, match="a exists; replace it with --force, or choose another --out"):
+        build(options(tmp_path / "a", model="nothing that is loaded", force=False))
+    assert (tmp_path / "a" / "manifest.json").read_bytes() == before
+
+
 def test_a_place_that_cannot_be_written_is_found_out_before_the_work(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError, match="cannot write to"):
@@ -183,11 +191,11 @@ from pathlib import Path
 from mimexport.aliases import ALIASES, Alias
 from mimexport.build import BuildOptions, build
 ALIASES["small"] = Alias("vit_tiny_patch16_224", 32, 8, 16, 48, "mit", kwargs={small})
-build(BuildOptions(model="small", agg="topk", out=Path(sys.argv[1]), random_seed=0))  # warm: later builds take a second
+build(BuildOptions(model="small", agg="topk", out=Path(sys.argv[1]), random_seed=0, force=True))  # warm: later ones are fast
 print("ready", flush=True)
 while True:
-    build(BuildOptions(model="small", agg="mean", out=Path(sys.argv[1]), random_seed=0))
-    build(BuildOptions(model="small", agg="topk", out=Path(sys.argv[1]), random_seed=0))
+    build(BuildOptions(model="small", agg="mean", out=Path(sys.argv[1]), random_seed=0, force=True))
+    build(BuildOptions(model="small", agg="topk", out=Path(sys.argv[1]), random_seed=0, force=True))
 """
 
 
@@ -230,7 +238,7 @@ def dying(*args, **kwargs):
     right(*args, **kwargs)
     os._exit(9)
 {owner}.{name} = dying
-mimexport.build.build(BuildOptions(model="small", agg="topk", out=pathlib.Path({str(target)!r}), random_seed=0))
+mimexport.build.build(BuildOptions(model="small", agg="topk", out=pathlib.Path({str(target)!r}), random_seed=0, force=True))
 """
     died = subprocess.run([sys.executable, "-c", script], env=os.environ, check=False)
     assert died.returncode == 9

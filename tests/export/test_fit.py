@@ -20,10 +20,10 @@ from mimexport.fit.tokens import Tokens, pool
 from mimexport.fit.unlabelled import two_view_recall
 from mimexport.fit.views import WHOLE, show
 from mimexport.heads import load_head
-from mimexport.scenes import draw_scenes
 from mimexport.weights import load_model
 from mimruntime.errors import ImageError, OptionError
 from mimruntime.manifest import Preprocess
+from mimruntime.scenes import draw_scenes
 
 SMALL = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 3}
 PREPROCESS = Preprocess(

@@ -74,10 +74,10 @@ def test_the_digest_follows_the_content(tmp_path):
 
 
 def test_nothing_or_no_images_is_one_line(tmp_path):
-    with pytest.raises(FitError, match="no folder or zip at"):
+    with pytest.raises(ImageError, match="no folder or zip at"):
         open_images(tmp_path / "none")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(FitError, match="holds no images"):
+    with pytest.raises(ImageError, match="no images in"):
         open_images(tmp_path / "empty")
 
 

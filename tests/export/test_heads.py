@@ -43,7 +43,9 @@ def head_for(loaded, **changes):
 
 
 def options(tmp_path, **changes):
-    return BuildOptions(**{"model": "small", "agg": "abmilp", "out": tmp_path / "a", "random_seed": 0} | changes)
+    return BuildOptions(
+        **{"model": "small", "agg": "abmilp", "out": tmp_path / "a", "random_seed": 0, "force": True} | changes
+    )
 
 
 def test_a_head_comes_back_as_it_was_saved(tmp_path, loaded):

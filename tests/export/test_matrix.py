@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+from small_models import BACKBONES
 
 from mimexport.aggregators import AGGREGATORS, make_aggregator
 from mimexport.aliases import ALIASES, Alias
@@ -13,19 +14,8 @@ from mimexport.backbone import Backbone
 from mimexport.build import BuildOptions, build
 from mimexport.heads import Head, save_head
 from mimexport.weights import load_model
-from mimruntime.verify import load_reference
+from mimruntime.reference import load_reference
 
-BACKBONES = {
-    "vit_base_patch16_224.mae": {"depth": 2},
-    "vit_large_patch16_224.mae": {"depth": 2},
-    "vit_huge_patch14_gap_224.in22k_ijepa": {"depth": 2},
-    "hiera_tiny_224.mae": {"stages": (1, 1, 1, 2)},
-    "eva02_tiny_patch14_224.mim_in22k": {"depth": 2},
-    "beit3_base_patch16_224.pt": {"depth": 2},
-    "vit_small_patch14_reg4_dinov2.lvd142m": {"depth": 2},
-    "vit_small_patch16_dinov3.lvd1689m": {"depth": 2},
-    "vit_base_patch16_siglip_224.v2_webli": {"depth": 2},
-}
 WITHOUT_CLS = ("ijepa", "hiera", "siglip")
 WORST = {"fp32": 0.99999, "fp16": 0.999}
 MATRIX = [

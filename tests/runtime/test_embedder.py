@@ -261,5 +261,5 @@ class TestOpen:
         from mimruntime.preprocess import to_pixels
 
         pixels = to_pixels(decode(photo), Artifact.open(toy_artifact).manifest.preprocess)
-        with open_engine("auto", toy_artifact / "model.onnx") as engine, Embedder.open(toy_artifact) as embedder:
+        with open_engine("onnxruntime", toy_artifact / "model.onnx") as engine, Embedder.open(toy_artifact) as embedder:
             assert (engine.run(pixels[None])["embedding"] == embedder.embed([photo])).all()

@@ -10,9 +10,10 @@ import numpy as np
 import onnxruntime
 import pytest
 
+from mimruntime.artifact import Artifact
 from mimruntime.cpus import available_cpus
-from mimruntime.engines import AUTO, ENGINES, open_engine
 from mimruntime.engines import onnxruntime as wrapped
+from mimruntime.engines import open_engine, open_for
 from mimruntime.errors import EngineError, MissingExtraError, OptionError, UnknownNameError
 
 
@@ -31,10 +32,9 @@ def test_a_graph_opens_from_its_path_alone_and_names_what_runs(graph: Path) -> N
     assert arrays["selection"].shape == (3, 8, 8)
 
 
-def test_auto_is_the_first_of_a_documented_order(graph: Path) -> None:
-    assert set(AUTO) <= set(ENGINES)
-    with open_engine("auto", graph) as engine:
-        assert engine.name == AUTO[0] == "onnxruntime"
+def test_auto_is_onnxruntime_where_nothing_is_compiled(toy_artifact: Path) -> None:
+    with open_for(Artifact.open(toy_artifact), "auto") as engine:
+        assert (engine.name, engine.compiled) == ("onnxruntime", None)
 
 
 def test_an_unknown_engine_gets_the_nearest_name(graph: Path) -> None:

@@ -15,7 +15,20 @@ MODULES = sorted(
     ".".join(("mimruntime", *path.relative_to(ROOT).with_suffix("").parts)).removesuffix(".__init__")
     for path in ROOT.rglob("*.py")
 )
-BANNED = ("torch", "torchvision", "timm", "onnx", "onnxruntime", "mimexport", "mimeval", "pyarrow", "rich")
+BANNED = (
+    "torch",
+    "torchvision",
+    "timm",
+    "onnx",
+    "onnxruntime",
+    "mimexport",
+    "mimeval",
+    "pyarrow",
+    "rich",
+    "tensorrt",
+    "tensorrt_rtx",
+    "cuda",
+)
 
 SCRIPT = """
 import importlib, sys

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-import threading
-import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import overload
 
 import numpy as np
 
 from mimexport.errors import FitError
 from mimruntime.decode import Source
-from mimruntime.errors import ImageError
-from mimruntime.images import EXTENSIONS, find_images
+from mimruntime.files import ImageFile, list_images
 
 _TEST_PARTS = ("val", "validation", "test")
 _HELD_OUT = 0.2
@@ -59,17 +56,14 @@ def open_images(path: Path, *, seed: int = 0) -> tuple[ImageSet, ImageSet | None
         seed: of the split.
 
     Raises:
-        FitError: nothing there, or no images in it.
-        ImageError: a zip that is cut short or damaged.
+        ImageError: nothing there, no images in it, or a zip that is cut short or damaged.
     """
-    files = _list_zip(path) if path.is_file() else _list_folder(path)
-    if not files:
-        raise FitError(f"{path} holds no images ({', '.join(sorted(EXTENSIONS))})")
-    parts = {name.parts[0] for name, _, _ in files if len(name.parts) > 1}
+    files = list_images(path)
+    parts = {file.name.parts[0] for file in files if len(file.name.parts) > 1}
     test_part = next((part for part in _TEST_PARTS if part in parts), None)
     if "train" in parts and test_part:
-        train = [file for file in files if file[0].parts[0] == "train"]
-        test = [file for file in files if file[0].parts[0] == test_part]
+        train = [file for file in files if file.name.parts[0] == "train"]
+        test = [file for file in files if file.name.parts[0] == test_part]
         return _image_set(train, 1), _image_set(test, 1)
     whole = _image_set(files, 0)
     if whole.labels is None:
@@ -81,58 +75,10 @@ def open_images(path: Path, *, seed: int = 0) -> tuple[ImageSet, ImageSet | None
     return _image_set(train, 0, names), _image_set(test, 0, names)
 
 
-@dataclass(frozen=True, slots=True)
-class _Member:
-    """A file of a zip, read when it is needed."""
-
-    archive: zipfile.ZipFile
-    name: str
-    lock: threading.Lock
-
-    def read(self) -> bytes:
-        try:
-            with self.lock:
-                return self.archive.read(self.name)
-        except (zipfile.BadZipFile, OSError, EOFError) as error:
-            raise ImageError(f"{self.archive.filename}: {self.name} cannot be read: {error}") from error
-
-
-_File = tuple[PurePosixPath, "Path | _Member", str]
-"""Name below the root, where its bytes are, and what identifies them."""
-
-
-def _list_folder(path: Path) -> list[_File]:
-    if not path.is_dir():
-        raise FitError(f"no folder or zip at {path}")
-    try:
-        found = find_images([str(path)])
-    except ImageError:
-        return []
-    stats = [(file, file.stat()) for file in found]
-    return [
-        (PurePosixPath(file.relative_to(path).as_posix()), file, f"{stat.st_size}:{stat.st_mtime_ns}")
-        for file, stat in stats
-    ]
-
-
-def _list_zip(path: Path) -> list[_File]:
-    try:
-        archive = zipfile.ZipFile(path)
-        members = sorted(archive.infolist(), key=lambda member: member.filename)
-    except (zipfile.BadZipFile, OSError) as error:
-        raise ImageError(f"{path} is not a readable zip, or is cut short: {error}") from error
-    lock = threading.Lock()
-    return [
-        (PurePosixPath(member.filename), _Member(archive, member.filename, lock), f"{member.file_size}:{member.CRC}")
-        for member in members
-        if PurePosixPath(member.filename).suffix.lower() in EXTENSIONS
-    ]
-
-
 class _Sources(Sequence[Source]):
     """Files in order; the members of a zip are read on access, so that a large zip need not fit into memory."""
 
-    def __init__(self, files: Sequence[Path | _Member]) -> None:
+    def __init__(self, files: Sequence[ImageFile]) -> None:
         self._files = files
 
     def __len__(self) -> int:
@@ -146,16 +92,16 @@ class _Sources(Sequence[Source]):
         if isinstance(index, slice):
             return _Sources(self._files[index])
         file = self._files[index]
-        return file.read() if isinstance(file, _Member) else file
+        return file.place if isinstance(file.place, Path) else file.read()
 
 
-def _image_set(files: list[_File], depth: int, classes: tuple[str, ...] | None = None) -> ImageSet:
+def _image_set(files: list[ImageFile], depth: int, classes: tuple[str, ...] | None = None) -> ImageSet:
     """Return the set of `files`, whose class is the folder at `depth` of their name where each has one."""
-    digest = hashlib.sha256("".join(f"{name}\0{content}\n" for name, _, content in files).encode()).hexdigest()
-    sources = _Sources([file for _, file, _ in files])
-    if not all(len(name.parts) > depth + 1 for name, _, _ in files):
+    digest = hashlib.sha256("".join(f"{file.name}\0{file.stamp}\n" for file in files).encode()).hexdigest()
+    sources = _Sources(files)
+    if not all(len(file.name.parts) > depth + 1 for file in files):
         return ImageSet(sources, None, (), digest)
-    named = [name.parts[depth] for name, _, _ in files]
+    named = [file.name.parts[depth] for file in files]
     classes = classes or tuple(sorted(set(named)))
     index = {name: label for label, name in enumerate(classes)}
     return ImageSet(sources, np.array([index[name] for name in named]), classes, digest)

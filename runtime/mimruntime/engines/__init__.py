@@ -4,28 +4,55 @@ from __future__ import annotations
 
 import importlib
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
-from mimruntime.errors import OptionError, UnknownNameError
+from mimruntime.errors import MissingExtraError, OptionError, UnknownNameError
 
 if TYPE_CHECKING:
-    from mimruntime.engines.base import Engine
+    from mimruntime.artifact import Artifact
+    from mimruntime.engines.base import Engine, EngineModule
+    from mimruntime.engines.compiled import Compiled
 
-ENGINES = {"onnxruntime": "mimruntime.engines.onnxruntime"}
-"""Name to the module whose `open_engine` opens it."""
+ENGINES = {
+    "onnxruntime": "mimruntime.engines.onnxruntime",
+    "openvino": "mimruntime.engines.openvino",
+    "tensorrt": "mimruntime.engines.tensorrt",
+    "tensorrt-rtx": "mimruntime.engines.tensorrt_rtx",
+}
+"""Name to the module that holds the names of `mimruntime.engines.base.EngineModule`."""
 
-AUTO = ("onnxruntime",)
-"""What `auto` stands for: the first of these. The others run only when they are asked for by name."""
+
+def engine_module(name: str) -> EngineModule:
+    """Return the module of the engine `name`; its library is not imported yet.
+
+    Raises:
+        UnknownNameError: no such engine.
+
+    """
+    if name not in ENGINES:
+        raise UnknownNameError("engine", name, [*ENGINES, "auto"])
+    try:
+        return cast("EngineModule", importlib.import_module(ENGINES[name]))
+    except ModuleNotFoundError as error:
+        raise MissingExtraError(f"the engine '{name}'", extra=name) from error
 
 
-def open_engine(name: str, graph: Path, *, provider: str | None = None, threads: int | None = None) -> Engine:
+def open_engine(
+    name: str,
+    graph: Path,
+    *,
+    provider: str | None = None,
+    threads: int | None = None,
+    compiled: Compiled | None = None,
+) -> Engine:
     """Open the graph at `graph` in the engine `name`, on `provider` and on no other.
 
     Args:
-        name: one of `ENGINES`, or "auto".
+        name: one of `ENGINES`.
         graph: the ONNX file of an artifact, or one that is still being built.
-        provider: the engine's own name of the hardware to run on; None is its default, the CPU.
-        threads: CPU threads of one run; None is every CPU this process may use.
+        provider: the engine's own name of the hardware to run on; None is its default.
+        threads: CPU threads of one run; None is what was tuned, or else every CPU this process may use.
+        compiled: what `choose_compiled` gave.
 
     Raises:
         UnknownNameError: no such engine, or no such provider of it.
@@ -36,8 +63,21 @@ def open_engine(name: str, graph: Path, *, provider: str | None = None, threads:
     """
     if threads is not None and threads < 1:
         raise OptionError(f"threads must be at least 1, got {threads}")
-    chosen = AUTO[0] if name == "auto" else name
-    if chosen not in ENGINES:
-        raise UnknownNameError("engine", name, [*ENGINES, "auto"])
-    engine: Engine = importlib.import_module(ENGINES[chosen]).open_engine(graph, provider=provider, threads=threads)
-    return engine
+    return engine_module(name).open_engine(graph, provider=provider, threads=threads, compiled=compiled)
+
+
+def open_for(artifact: Artifact, name: str, *, provider: str | None = None, threads: int | None = None) -> Engine:
+    """Open an artifact's graph in the engine `name`, or "auto", as it was compiled for this machine where it was.
+
+    Raises:
+        MimError: as `open_engine` and `choose_compiled`.
+
+    """
+    from mimruntime.engines.auto import choose_engine  # noqa: PLC0415 - they import this table
+    from mimruntime.engines.compiled import check_files, choose_compiled  # noqa: PLC0415
+
+    chosen = choose_engine(artifact) if name == "auto" else name
+    compiled = choose_compiled(artifact, engine_module(chosen), provider)
+    if compiled is not None:
+        check_files(artifact, compiled)
+    return open_engine(chosen, artifact.graph, provider=provider, threads=threads, compiled=compiled)

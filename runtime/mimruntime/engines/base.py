@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
+from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Protocol, Self
 
 if TYPE_CHECKING:
     import numpy as np
 
+    from mimruntime.artifact import Artifact
+    from mimruntime.engines.compiled import Compiled
+    from mimruntime.engines.options import CompileOptions
+    from mimruntime.engines.record import EngineRecord
+
 EMBEDDING = "embedding"
 SELECTION = "selection"
+
+Progress = Callable[[str, int, int], None]
+"""Told the phase of a compilation, the steps done and the steps there are; an exception it raises cancels."""
 
 
 class Engine(ABC):
@@ -23,6 +33,10 @@ class Engine(ABC):
         provider: what really runs it ("cpu", "cuda" …), never merely what was asked for.
         version: the library's version.
         outputs: the arrays `run` returns: "embedding", and "selection" where the graph has it.
+        precision: of the matrix products, asked of the library; None: what the graph says.
+        best_batch: the batch that was measured to be best; None: nothing was measured.
+        largest_batch: the most images of one run; None: no limit.
+        compiled: name of the folder it was opened from; None: nothing was compiled for this machine.
 
     """
 
@@ -30,6 +44,10 @@ class Engine(ABC):
     provider: str
     version: str
     outputs: tuple[str, ...]
+    precision: str | None = None
+    best_batch: int | None = None
+    largest_batch: int | None = None
+    compiled: str | None = None
 
     @abstractmethod
     def run(self, pixels: np.ndarray) -> dict[str, np.ndarray]:
@@ -57,3 +75,28 @@ class Engine(ABC):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+class EngineModule(Protocol):
+    """The names that the module of every engine has."""
+
+    NAME: str
+    """As in the table of `mimruntime.engines`."""
+    OPTIONS: frozenset[str]
+    """What `compile_engine` takes of `mimexport compile`'s options, without the dashes."""
+
+    def library_version(self) -> str:
+        """Return the version of the library; MissingExtraError where it is not installed."""
+
+    def other_hardware(self, record: EngineRecord) -> str | None:
+        """Return why something compiled here before cannot run on this machine's hardware, or None."""
+
+    def open_engine(
+        self, graph: Path, *, provider: str | None, threads: int | None, compiled: Compiled | None
+    ) -> Engine:
+        """Open `graph`; see `mimruntime.engines.open_engine`."""
+
+    def compile_engine(
+        self, artifact: Artifact, folder: Path, options: CompileOptions, progress: Progress
+    ) -> EngineRecord:
+        """Write the compiled form into `folder` and return its record, without `options`, `files` and `created`."""

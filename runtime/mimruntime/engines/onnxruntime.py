@@ -7,11 +7,18 @@ from typing import Any
 
 import numpy as np
 
-from mimruntime.cpus import available_cpus
-from mimruntime.engines.base import EMBEDDING, Engine
+from mimruntime.artifact import Artifact
+from mimruntime.cpus import available_cpus, describe_cpu
+from mimruntime.engines.base import EMBEDDING, Engine, Progress
+from mimruntime.engines.compiled import Compiled
+from mimruntime.engines.options import CompileOptions
+from mimruntime.engines.record import EngineRecord
 from mimruntime.errors import EngineError, MissingExtraError, UnknownNameError
+from mimruntime.reference import load_reference
+from mimruntime.tuning import BATCHES, Setting, tune
 
 NAME = "onnxruntime"
+OPTIONS = frozenset({"provider", "batch", "threads"})
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
 
 # TF32 is off because fp32 was asked for; the arena grows by what is needed, not by doubling.
@@ -23,20 +30,58 @@ _REMEDIES = {
 }
 
 
-def open_engine(graph: Path, *, provider: str | None, threads: int | None) -> Engine:
+def library_version() -> str:
+    """Return the version of ONNX Runtime."""
+    return str(_library().__version__)
+
+
+def other_hardware(record: EngineRecord) -> str | None:
+    """Return why a record was tuned for another machine, or None."""
+    here = describe_cpu()
+    return None if record.hardware == here else f"is for {record.hardware}; this machine has {here}"
+
+
+def open_engine(graph: Path, *, provider: str | None, threads: int | None, compiled: Compiled | None = None) -> Engine:
     """Open `graph` on `provider`, by default "cpu"; see `mimruntime.engines.open_engine`."""
-    asked = provider or "cpu"
+    asked = provider or (compiled.record.provider if compiled else "cpu")
     if asked not in PROVIDERS:
         raise UnknownNameError(f"provider of the engine '{NAME}'", asked, PROVIDERS)
     ort = _library()
     _check_available(ort, asked)
-    session = _session(ort, graph, asked, threads or available_cpus())
+    tuned = compiled.record.tuned if compiled else None
+    session = _session(ort, graph, asked, threads or (tuned.threads if tuned else available_cpus()))
     actual = _short_name(session.get_providers()[0])
     if actual != asked:
         raise EngineError(
             f"asked for provider '{asked}', onnxruntime {ort.__version__} fell back to '{actual}'; {_REMEDIES[asked]}"
         )
-    return OnnxRuntimeEngine(session, provider=actual, version=ort.__version__, graph=graph)
+    engine = OnnxRuntimeEngine(session, provider=actual, version=ort.__version__, graph=graph)
+    engine.compiled = compiled.folder.name if compiled else None
+    engine.best_batch = tuned.batch if tuned else None
+    return engine
+
+
+def compile_engine(artifact: Artifact, folder: Path, options: CompileOptions, progress: Progress) -> EngineRecord:  # noqa: ARG001 - every engine has it
+    """Choose batch and threads by measurement; nothing is written to `folder`, the graph itself is what runs."""
+    most = available_cpus()
+    threads = [options.threads] if options.threads else sorted({most, (most + 1) // 2}, reverse=True)
+    best, trials = tune(
+        lambda setting: open_engine(artifact.graph, provider=options.provider, threads=setting.threads),
+        [Setting(count) for count in threads],
+        load_reference(artifact)[0],
+        progress,
+        batches=[options.batch.best] if options.batch else BATCHES,
+    )
+    return EngineRecord(
+        engine=NAME,
+        version=library_version(),
+        precision=artifact.manifest.graph.precision,
+        graph_sha256=artifact.graph_sha256,
+        provider=options.provider or "cpu",
+        hardware=describe_cpu(),
+        tuned=best,
+        trials=trials,
+    )
 
 
 class OnnxRuntimeEngine(Engine):
@@ -107,7 +152,10 @@ def _session(ort: Any, graph: Path, asked: str, threads: int) -> Any:
     try:
         return ort.InferenceSession(str(graph), options, providers=_wanted(asked))
     except Exception as error:  # one type per status code, none of them public
-        raise EngineError(f"onnxruntime {ort.__version__} cannot load {graph}: {_first_line(error)}") from error
+        hint = ""
+        if "bfloat16" in str(error) or "NOT_IMPLEMENTED" in str(error):
+            hint = "; it has no bf16 kernels on a CPU: run a bf16 artifact with --engine openvino"
+        raise EngineError(f"onnxruntime {ort.__version__} cannot load {graph}: {_first_line(error)}{hint}") from error
 
 
 def _wanted(asked: str) -> list[tuple[str, dict[str, str]]]:

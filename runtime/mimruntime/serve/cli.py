@@ -25,7 +25,7 @@ _MB = 1_000_000
 @click.option("--port", default=8000, type=click.IntRange(0, 65535), help="Port to listen on.")
 @click.option("--workers", default=1, type=_POSITIVE, help="Processes, each with an engine of its own.")
 @engine_options
-@click.option("--max-batch", default=8, type=_POSITIVE, help="Images of one run at most.")
+@click.option("--max-batch", type=_POSITIVE, help="Images of one run at most.  [default: tuned, or 8]")
 @click.option(
     "--max-delay-ms", default=5.0, type=click.FloatRange(min=0), help="Wait of a batch for images being decoded."
 )
@@ -118,7 +118,9 @@ def _print_check(settings: Settings) -> None:
     for path in settings.artifacts:
         with open_embedder(path, settings) as embedder:
             about = embedder.describe()
-        click.echo(f"{about.name}: {about.precision}, {about.engine} on {about.provider}")
+        click.echo(
+            f"{about.name}: {about.precision}, {about.engine} on {about.provider}, {about.compiled or 'not compiled'}"
+        )
         click.echo(f"  {path}, {about.dim} dimensions, embedding space {about.space}")
         click.echo(f"  batches of {', '.join(map(str, about.batch_sizes))}")
     for field in dataclasses.fields(settings):

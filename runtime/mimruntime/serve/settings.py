@@ -21,7 +21,7 @@ class Settings:
         host, port: where to listen.
         workers: processes, each with engines of its own.
         engine, provider, threads: as `Embedder.open` takes them.
-        max_batch: images of one run at most; the sizes run are the powers of two up to it.
+        max_batch: images of one run at most, None as it was tuned or else 8; the sizes run are the powers of two up to it.
         max_delay_ms: how long a batch waits for images that are still being decoded.
         decode_threads: threads that decode, for all artifacts together; None is one per CPU, at most 8.
         max_queue: images in flight per artifact beyond which requests get 429.
@@ -48,7 +48,7 @@ class Settings:
     engine: str = "auto"
     provider: str | None = None
     threads: int | None = None
-    max_batch: int = 8
+    max_batch: int | None = None
     max_delay_ms: float = 5.0
     decode_threads: int | None = None
     max_queue: int = 64

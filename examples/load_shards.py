@@ -1,0 +1,121 @@
+"""Load the shards of `mimexport embed … --out FOLDER/` into FAISS, Qdrant, LanceDB or pgvector.
+
+python examples/load_shards.py faiss vectors/ index.faiss
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.dataset as ds
+
+ROWS = 10_000
+
+
+def batches(folder: str) -> Iterator[tuple[list[str], np.ndarray]]:
+    """Yield paths and vectors, float32 (n, D), of the images that could be read, some thousand at a time."""
+    good = ds.dataset(folder).scanner(["path", "vector"], filter=ds.field("error").is_null(), batch_size=ROWS)
+    for batch in good.to_batches():
+        if len(batch):
+            vectors = batch.column("vector").flatten().to_numpy(zero_copy_only=False).reshape(len(batch), -1)
+            yield batch.column("path").to_pylist(), vectors
+
+
+def about(folder: str) -> tuple[str, int]:
+    """Return the embedding space and the length of a vector; an index never mixes two spaces."""
+    record = json.loads((Path(folder) / "_job" / "record.json").read_text())
+    return record["embedding_space"], record["dim"]
+
+
+def into_faiss(folder: str, file: str) -> None:
+    """Write an index, and beside it the space and the paths, in the order of its rows."""
+    import faiss  # noqa: PLC0415 - each store is optional
+
+    space, dim = about(folder)
+    index, names = faiss.IndexFlatIP(dim), []  # unit vectors: the inner product is the cosine
+    for paths, vectors in batches(folder):
+        index.add(vectors)
+        names += paths
+    faiss.write_index(index, file)
+    Path(f"{file}.json").write_text(json.dumps({"space": space, "paths": names}))
+
+
+def into_qdrant(folder: str, client: Any) -> str:
+    """Upload into a collection named after the embedding space, and return its name."""
+    from qdrant_client.models import Distance, PointStruct, VectorParams  # noqa: PLC0415
+
+    space, dim = about(folder)
+    client.create_collection(space, VectorParams(size=dim, distance=Distance.COSINE))
+    row = 0
+    for paths, vectors in batches(folder):
+        pairs = enumerate(zip(paths, vectors, strict=True), start=row)
+        points = (PointStruct(id=i, vector=vector.tolist(), payload={"path": path}) for i, (path, vector) in pairs)
+        client.upload_points(space, points)
+        row += len(paths)
+    return space
+
+
+def into_lancedb(folder: str, uri: str) -> Any:
+    """Write a table named after the embedding space, batch by batch, and return it."""
+    import lancedb  # noqa: PLC0415
+
+    space, dim = about(folder)
+    schema = pa.schema([("path", pa.string()), ("vector", pa.list_(pa.float32(), dim))])
+    rows = (
+        pa.record_batch([pa.array(paths), pa.FixedSizeListArray.from_arrays(vectors.ravel(), dim)], schema=schema)
+        for paths, vectors in batches(folder)
+    )
+    return lancedb.connect(uri).create_table(f"space_{space}", rows, schema=schema)
+
+
+def into_pgvector(folder: str, connection: Any) -> str:
+    """Copy into a table named after the embedding space, in binary form, and return its name.
+
+    Args:
+        folder: of the shards.
+        connection: of psycopg, to a database that may have the extension `vector`.
+
+    """
+    from pgvector.psycopg import register_vector  # noqa: PLC0415
+
+    space, dim = about(folder)
+    table = f"space_{space}"
+    connection.execute("CREATE EXTENSION IF NOT EXISTS vector")
+    register_vector(connection)
+    connection.execute(f"CREATE TABLE {table} (path text, embedding vector({int(dim)}))")
+    with connection.cursor().copy(f"COPY {table} (path, embedding) FROM STDIN WITH (FORMAT BINARY)") as copy:
+        copy.set_types(["text", "vector"])
+        for paths, vectors in batches(folder):
+            for path, vector in zip(paths, vectors, strict=True):
+                copy.write_row([path, vector])
+    connection.execute(f"CREATE INDEX ON {table} USING hnsw (embedding vector_ip_ops)")
+    return table
+
+
+def main(store: str, folder: str, place: str) -> None:
+    """Load `folder` into `place`: a file, a URL of Qdrant, a URI of LanceDB, or a connection string."""
+    if store == "faiss":
+        into_faiss(folder, place)
+    elif store == "qdrant":
+        from qdrant_client import QdrantClient  # noqa: PLC0415
+
+        print(into_qdrant(folder, QdrantClient(place)))
+    elif store == "lancedb":
+        print(into_lancedb(folder, place))
+    elif store == "pgvector":
+        import psycopg  # noqa: PLC0415
+
+        with psycopg.connect(place) as connection:
+            print(into_pgvector(folder, connection))
+    else:
+        raise SystemExit(f"unknown store {store}; expected faiss, qdrant, lancedb or pgvector")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,73 @@
+"""What a narrower precision costs, on real images: cosine, and whether an image keeps its neighbours."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from mimruntime.decode import decode
+from mimruntime.errors import OptionError
+from mimruntime.images import find_images
+from mimruntime.manifest import Conversion, Preprocess
+from mimruntime.preprocess import to_pixels
+
+NEIGHBOURS = 10
+_MOST_CALIBRATION, _MOST_JUDGED = 128, 256
+_LEAST = 4 * NEIGHBOURS
+_BATCH = 8
+
+Run = Callable[[np.ndarray], np.ndarray]
+"""Pixels uint8 (B, H, W, 3) to unit vectors float32 (B, D)."""
+
+
+def load_images(folder: Path, preprocess: Preprocess) -> tuple[np.ndarray, np.ndarray]:
+    """Return the pixels of images to calibrate on and of others to judge by, uint8 (n, size, size, 3) each.
+
+    Every fifth image, in order of name, calibrates; at most 128 do, and at most 256 judge, spread over the folder.
+
+    Raises:
+        OptionError: too few images.
+        ImageError: one that cannot be decoded.
+    """
+    paths = find_images([folder])
+    if len(paths) < _LEAST:
+        raise OptionError(f"--calibrate {folder} holds {len(paths)} images; at least {_LEAST} are needed to judge by")
+    parts = (paths[::5], [path for index, path in enumerate(paths) if index % 5])
+    spread = (
+        part[:: -(-len(part) // most)] for part, most in zip(parts, (_MOST_CALIBRATION, _MOST_JUDGED), strict=True)
+    )
+    calibration, judged = (np.stack([to_pixels(decode(path), preprocess) for path in part]) for part in spread)
+    return calibration, judged
+
+
+def embed(run: Run, pixels: np.ndarray) -> np.ndarray:
+    """Return the vectors (n, D) of pixels (n, H, W, 3), a few at a time."""
+    return np.concatenate([run(pixels[start : start + _BATCH]) for start in range(0, len(pixels), _BATCH)])
+
+
+def judge(vectors: np.ndarray, reference: np.ndarray, calibration_images: int) -> Conversion:
+    """Compare unit vectors (n, D) with those of torch in fp32."""
+    cosines = np.minimum((vectors.astype(np.float64) * reference).sum(axis=1), 1.0)
+    return Conversion(
+        images=len(vectors),
+        worst_cosine=round(float(cosines.min()), 6),
+        median_cosine=round(float(np.median(cosines)), 6),
+        neighbour_overlap=round(neighbour_overlap(vectors, reference), 4),
+        neighbours=NEIGHBOURS,
+        calibration_images=calibration_images,
+    )
+
+
+def neighbour_overlap(vectors: np.ndarray, reference: np.ndarray, neighbours: int = NEIGHBOURS) -> float:
+    """Return the mean share of an image's nearest images by `reference` (n, D) that are nearest by `vectors` (n, D) too."""
+    ours, theirs = (_nearest(side, neighbours) for side in (vectors, reference))
+    return float(np.mean([len(set(a) & set(b)) / neighbours for a, b in zip(ours, theirs, strict=True)]))
+
+
+def _nearest(vectors: np.ndarray, count: int) -> list[list[int]]:
+    similarity = vectors @ vectors.T
+    np.fill_diagonal(similarity, -np.inf)
+    nearest: list[list[int]] = np.argsort(-similarity, axis=1, kind="stable")[:, :count].tolist()
+    return nearest

@@ -1,0 +1,99 @@
+"""Other ways to run a backbone's weights, to be measured against: torch, and timm's plain [cls] export."""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from mimexport.graph import quiet_exporter
+from mimexport.weights import load_model
+from mimruntime.artifact import Artifact
+from mimruntime.bench.measure import Peer
+from mimruntime.cpus import available_cpus
+from mimruntime.engines import open_engine
+from mimruntime.engines.base import EMBEDDING, Engine
+from mimruntime.errors import OptionError
+
+
+def open_peers(artifact: Artifact, weights: Path | None = None) -> Sequence[Peer]:
+    """Return the peers of an artifact, made of the same weights.
+
+    Raises:
+        OptionError: weights that are not those of the artifact.
+    """
+    about = artifact.manifest.backbone
+    seed = int(about.origin.rpartition(" ")[2]) if about.source == "random" else None
+    size = artifact.manifest.preprocess.size
+    loaded = load_model(about.model, weights=weights, random_seed=seed, size=size)
+    if loaded.sha256 != about.weights_sha256:
+        raise OptionError(
+            f"the weights of {about.model} are not those of {artifact.path}; name the file with --weights"
+        )
+    model = PlainModel(loaded.model, loaded.config).eval()
+    return (
+        Peer("torch eager fp32", lambda: TorchRunner(model)),
+        Peer("torch autocast bf16", lambda: TorchRunner(model, torch.bfloat16)),
+        Peer("timm export, onnxruntime", lambda: _exported(model, size, "onnxruntime")),
+        Peer("timm export, openvino", lambda: _exported(model, size, "openvino")),
+    )
+
+
+class PlainModel(nn.Module):
+    """A timm model as it comes: its own attention, every token of every block, the [cls] token (or its pool) at the end."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, model: nn.Module, config: Mapping[str, Any]) -> None:
+        super().__init__()
+        self.model = model
+        self.register_buffer("mean", 255 * torch.tensor(config["mean"]).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", 255 * torch.tensor(config["std"]).view(1, 3, 1, 1), persistent=False)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Return (B, D) for uint8 (B, H, W, 3), in float32."""
+        model: Any = self.model
+        tokens = model.forward_features((pixels.float().permute(0, 3, 1, 2) - self.mean) / self.std)
+        return torch.nn.functional.normalize(model.forward_head(tokens, pre_logits=True).float(), dim=-1)
+
+
+class TorchRunner:
+    """A model in torch, every CPU this process may use, optionally under autocast."""
+
+    def __init__(self, model: nn.Module, autocast: torch.dtype | None = None) -> None:
+        self._model = model
+        self._autocast = autocast
+        torch.set_num_threads(available_cpus())
+
+    def run(self, pixels: np.ndarray) -> dict[str, np.ndarray]:
+        """Return the embeddings of one batch."""
+        casting = contextlib.nullcontext() if self._autocast is None else torch.autocast("cpu", dtype=self._autocast)
+        with torch.inference_mode(), casting:
+            return {EMBEDDING: self._model(torch.from_numpy(pixels)).float().numpy()}
+
+    def close(self) -> None:
+        """Nothing to let go of: the model is shared."""
+
+
+def _exported(model: nn.Module, size: int, engine: str) -> Engine:
+    """Export and open; the file may go once it is open."""
+    with tempfile.TemporaryDirectory(prefix="mimexport-peer-") as folder, torch.no_grad(), quiet_exporter():
+        path = Path(folder) / "plain.onnx"
+        torch.onnx.export(
+            model,
+            (torch.zeros(2, size, size, 3, dtype=torch.uint8),),
+            path,
+            dynamo=True,
+            input_names=["pixels"],
+            output_names=[EMBEDDING],
+            dynamic_shapes=({0: torch.export.Dim("batch")},),
+            verbose=False,
+        )
+        return open_engine(engine, path)

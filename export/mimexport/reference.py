@@ -1,0 +1,209 @@
+"""The torch model of an artifact, in float32, behind the interface of an engine: what deployed vectors are held against."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mimexport.backbone import Backbone, Shape
+from mimexport.build import BuildOptions, build, compose, preprocess_of
+from mimexport.errors import HeadError, WeightsError
+from mimexport.foreign_heads import load_foreign_head
+from mimexport.heads import embedded_heads, load_head
+from mimexport.model import EmbeddingModel
+from mimexport.weights import LoadedModel, load_model
+from mimruntime.artifact import MANIFEST, Artifact
+from mimruntime.engines.base import EMBEDDING, SELECTION, Engine
+from mimruntime.errors import ArtifactError, EngineError
+from mimruntime.manifest import Manifest
+from mimruntime.reference import load_reference
+
+NAME = "torch"
+_LEAST_COSINE = 0.99999
+"""Of the rebuilt model to the vectors stored at the build; torch differs from machine to machine by far less."""
+
+
+@dataclass(frozen=True, slots=True)
+class References:
+    """What rebuilds the torch models of artifacts.
+
+    Attributes:
+        weights: the checkpoint of artifacts whose weights came from a file.
+        heads: files of heads that are not part of this package; each is found by its digest.
+
+    """
+
+    weights: Path | None = None
+    heads: tuple[Path, ...] = ()
+
+    def open(self, artifacts: Sequence[Artifact]) -> list[TorchReference]:
+        """Return the torch model of every artifact; those of one backbone share it and its pass over a batch.
+
+        Raises:
+            WeightsError: the weights are out of reach, or are not those of the artifact.
+            HeadError: a head is not at hand.
+            ArtifactError: the rebuilt model does not give the vectors that were stored at the build.
+
+        """
+        trunks: dict[tuple[str, object], tuple[LoadedModel, _Trunk]] = {}
+        opened = []
+        for artifact in artifacts:
+            manifest = artifact.manifest
+            key = (manifest.backbone.weights_sha256, manifest.preprocess)
+            if key not in trunks:
+                loaded = _load(manifest, self.weights)
+                trunks[key] = loaded, _Trunk(Backbone(loaded.model))
+            loaded, trunk = trunks[key]
+            head = _find_head(manifest, trunk.backbone.shape, self.heads)
+            model, _ = compose(loaded, _options(manifest, head), trunk.backbone)
+            reference = TorchReference(model, trunk)
+            _check(artifact, reference)
+            opened.append(reference)
+        return opened
+
+    def build_baseline(self, artifact: Artifact, folder: Path) -> Artifact:
+        """Return the artifact of [cls] (of the mean, where there is none) that `artifact`'s gain is counted from.
+
+        Args:
+            artifact: whose backbone, size, precision and whitening it has.
+            folder: where it is built, or lies from a run before.
+
+        Raises:
+            MimError: it cannot be built.
+
+        """
+        manifest = artifact.manifest
+        whitened = manifest.embedding.whitening is not None
+        agg = "cls" if manifest.backbone.prefix_tokens else "mean"
+        name = f"{agg}-{manifest.graph.precision}-{manifest.backbone.weights_sha256[:12]}-{manifest.preprocess.size}"
+        out = folder / (f"{name}-whitened" if whitened else name)
+        if (out / MANIFEST).is_file():
+            return Artifact.open(out)
+        head = next((str(path) for path in self.heads if load_head(path).agg == agg), None)
+        return build(
+            BuildOptions(
+                model=manifest.backbone.model,
+                agg=agg,
+                out=out,
+                weights=self.weights if manifest.backbone.source == "file" else None,
+                random_seed=_seed(manifest),
+                size=manifest.preprocess.size,
+                precision=manifest.graph.precision,
+                head=head,
+                whiten=0 if whitened else None,
+            )
+        )
+
+
+class TorchReference(Engine):
+    """The model of one artifact, run by torch in float32."""
+
+    def __init__(self, model: EmbeddingModel, trunk: _Trunk) -> None:
+        self.name, self.provider, self.version = NAME, "cpu", torch.__version__
+        self.outputs = (EMBEDDING, SELECTION) if model.aggregator.has_weights else (EMBEDDING,)
+        self._model: EmbeddingModel | None = model
+        self._trunk = trunk
+
+    def run(self, pixels: np.ndarray) -> dict[str, np.ndarray]:
+        """Return the model's outputs for one batch; see `Engine.run`."""
+        if self._model is None:
+            raise EngineError("this engine is closed")
+        if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[3] != 3:
+            raise EngineError(f"pixels are {pixels.dtype} {pixels.shape}; torch takes uint8 (B, H, W, 3)")
+        with torch.inference_mode():
+            embedding, weights = self._model.embed(self._trunk.tokens(self._model, pixels))
+        outputs = {EMBEDDING: embedding.numpy()}
+        if weights is not None:
+            outputs[SELECTION] = weights.unflatten(1, self._model.backbone.shape.grid).numpy()
+        return outputs
+
+    def close(self) -> None:
+        """Let go of the model."""
+        self._model = None
+
+
+class _Trunk:
+    """A backbone, and the tokens of the batch it saw last: several aggregators are asked for the same one."""
+
+    def __init__(self, backbone: Backbone) -> None:
+        self.backbone = backbone
+        self._pixels: np.ndarray | None = None
+        self._tokens = torch.empty(0)
+
+    def tokens(self, model: EmbeddingModel, pixels: np.ndarray) -> Tensor:
+        """Return the tokens that enter the last block for uint8 pixels (B, H, W, 3)."""
+        if self._pixels is not pixels:
+            self._tokens, self._pixels = model.enter(torch.from_numpy(pixels)), pixels
+        return self._tokens
+
+
+def _load(manifest: Manifest, weights: Path | None) -> LoadedModel:
+    """Load the artifact's own weights and no others."""
+    backbone = manifest.backbone
+    if backbone.source == "file" and weights is None:
+        raise WeightsError(f"the weights of {manifest.name} came from a file, '{backbone.origin}'; give --weights FILE")
+    loaded = None
+    for size in (None, manifest.preprocess.size):
+        loaded = load_model(
+            backbone.model,
+            weights=weights if backbone.source == "file" else None,
+            random_seed=_seed(manifest),
+            size=size,
+        )
+        if preprocess_of(loaded.config) == manifest.preprocess:
+            break
+    if loaded is None or loaded.sha256 != backbone.weights_sha256:
+        found = "nothing" if loaded is None else f"{loaded.sha256[:12]}… ({loaded.origin})"
+        raise WeightsError(
+            f"{manifest.name} was built from weights {backbone.weights_sha256[:12]}…, found {found}: no reference"
+            " can be made; give --weights FILE, or build the artifact again"
+        )
+    return loaded
+
+
+def _seed(manifest: Manifest) -> int | None:
+    return int(manifest.backbone.origin.removeprefix("seed ")) if manifest.backbone.source == "random" else None
+
+
+def _find_head(manifest: Manifest, shape: Shape, given: Sequence[Path]) -> Path | None:
+    """Return the file of the artifact's head, recognised by its digest."""
+    wanted = manifest.aggregator.head_sha256
+    if wanted is None:
+        return None
+    whitened = manifest.embedding.whitening is not None
+    for path in (*embedded_heads(manifest.backbone.model).values(), *given):
+        own = path.suffix == ".safetensors"
+        head = load_head(path) if own else load_foreign_head(path, shape, manifest.aggregator.token_norm)
+        if head.sha256(whitened=whitened) == wanted:
+            return path
+    raise HeadError(
+        f"the head of {manifest.name} (sha256 {wanted[:12]}…) is not part of this package"
+        f"{' and not among --head' if given else ''}: no reference can be made; give --head FILE"
+    )
+
+
+def _options(manifest: Manifest, head: Path | None) -> BuildOptions:
+    return BuildOptions(
+        model=manifest.backbone.model,
+        agg=manifest.aggregator.name,
+        out=Path(),
+        agg_options=manifest.aggregator.params,
+        token_norm=manifest.aggregator.token_norm,
+        head=None if head is None else str(head),
+        whiten=None if manifest.embedding.whitening is None else manifest.embedding.dim,
+    )
+
+
+def _check(artifact: Artifact, reference: TorchReference) -> None:
+    images, expected = load_reference(artifact)
+    cosines = (reference.run(images)[EMBEDDING] * expected).sum(axis=1)
+    if not cosines.min() >= _LEAST_COSINE:  # written so that NaN fails
+        raise ArtifactError(
+            f"{artifact.path}: the torch model rebuilt from its manifest has cosine {cosines.min():.6f} to the vectors"
+            f" of the build, at least {_LEAST_COSINE} is expected; build the artifact again"
+        )

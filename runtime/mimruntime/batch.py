@@ -1,0 +1,146 @@
+"""One picklable embedder for engines that distribute work: columns in, columns out, opened where it runs."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mimruntime.decode import Source, describe
+from mimruntime.embedder import Embedder
+from mimruntime.errors import ImageError, OptionError
+from mimruntime.images import as_text
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Row:
+    """What became of one named image.
+
+    Attributes:
+        path: the name it came with.
+        vector: float32 (D,), unit length; None where there is an error.
+        error: one line that begins with the path; None where there is a vector.
+
+    """
+
+    path: str
+    vector: np.ndarray | None
+    error: str | None
+
+
+class BatchEmbedder:
+    """An `Embedder` that travels: pickled as its settings, opened at its first use in each process.
+
+    Ray Data takes the class: `dataset.map_batches(BatchEmbedder, fn_constructor_args=[artifact], concurrency=2,
+    batch_size=64)`. For Ray Serve and Spark see `examples/`.
+
+    Args:
+        artifact: the folder, as every worker sees it.
+        column: the column of images: paths, encoded bytes, or uint8 arrays (H, W, 3).
+        settings: what `Embedder.open` takes: engine, provider, threads, workers, batch_size, expect_space.
+
+    """
+
+    def __init__(self, artifact: str | Path, *, column: str = "image", **settings: Any) -> None:
+        self.artifact = str(artifact)
+        self.column = column
+        self.settings = settings
+        self._embedder: Embedder | None = None
+        self._opening = threading.Lock()
+
+    @property
+    def embedder(self) -> Embedder:
+        """The opened embedder of this process.
+
+        Raises:
+            MimError: as `Embedder.open`.
+
+        """
+        with self._opening:
+            if self._embedder is None:
+                self._embedder = Embedder.open(self.artifact, **self.settings)
+            return self._embedder
+
+    def __call__(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the columns of `batch` without the images, and three more.
+
+        Args:
+            batch: columns of equal length, `column` among them; where it has 'path', errors name it.
+
+        Returns:
+            `vector` float32 (n, D), NaN where there is an error; `error` texts, "" where there is none;
+            `embedding_space` texts. A column of paths is kept, one of bytes or pixels is left out.
+
+        Raises:
+            OptionError: no such column.
+            EngineError: a run failed.
+
+        """
+        if self.column not in batch:
+            raise OptionError(f"no column '{self.column}' in a batch of {', '.join(batch)}; name it: column=…")
+        images = batch[self.column]
+        names = batch.get("path", [_name(image, row) for row, image in enumerate(images)])
+        rows = list(embed_rows(self.embedder, zip(map(str, names), images, strict=True)))
+        vectors = np.full((len(rows), self.embedder.dim), np.nan, np.float32)
+        for place, row in zip(vectors, rows, strict=True):
+            if row.vector is not None:
+                place[:] = row.vector
+        paths = all(isinstance(image, str) for image in images)
+        return {
+            **{name: column for name, column in batch.items() if paths or name != self.column},
+            "vector": vectors,
+            "error": np.array([row.error or "" for row in rows], dtype=object),
+            "embedding_space": np.array([self.embedder.space] * len(rows), dtype=object),
+        }
+
+    def close(self) -> None:
+        """Let the engine go; a later use opens it again."""
+        with self._opening:
+            if self._embedder is not None:
+                self._embedder.close()
+                self._embedder = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"artifact": self.artifact, "column": self.column, "settings": self.settings}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(state["artifact"], column=state["column"], **state["settings"])  # type: ignore[misc]
+
+
+def embed_rows(embedder: Embedder, images: Iterable[tuple[str, Source | ImageError]]) -> Iterator[Row]:
+    """Yield a row per named image, in order; where the image is an error already, the row carries it.
+
+    Raises:
+        EngineError: a run failed, or the embedder is closed.
+
+    """
+    waiting: deque[tuple[str, ImageError | None]] = deque()
+
+    def readable() -> Iterator[Source]:
+        for path, image in images:
+            if isinstance(image, ImageError):
+                waiting.append((path, image))
+            else:
+                waiting.append((path, None))
+                yield image
+
+    def failed() -> Iterator[Row]:
+        while waiting and waiting[0][1] is not None:
+            path, error = waiting.popleft()
+            yield Row(path, None, f"{path}: {error}")
+
+    for result in embedder.stream(readable()):
+        yield from failed()
+        path, _ = waiting.popleft()
+        reason = None if result.error is None else result.error.removeprefix(f"{describe(result.source)}: ")
+        yield Row(path, result.vector, None if reason is None else f"{path}: {as_text(reason)}")
+    yield from failed()
+
+
+def _name(image: object, row: int) -> str:
+    return as_text(image) if isinstance(image, str | Path) else f"row {row}"

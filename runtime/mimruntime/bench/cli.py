@@ -1,0 +1,85 @@
+"""The command `mimexport bench`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from mimruntime.errors import MissingExtraError
+
+if TYPE_CHECKING:
+    from mimruntime.artifact import Artifact
+    from mimruntime.bench.measure import Peer
+
+OpenPeers = Callable[["Artifact", Path | None], "Sequence[Peer]"]
+"""Given the artifact and a file of weights: other ways to run the same weights; they need torch."""
+
+
+def bench_command(open_peers: OpenPeers | None = None) -> click.Command:
+    """Return the command; without `open_peers` it knows no peers."""
+
+    @click.command()
+    @click.argument("artifact", type=click.Path(path_type=Path))
+    @click.option("--engine", "engines", multiple=True, default=["all"], show_default=True, help="May be repeated.")
+    @click.option("--peers", is_flag=True, help="Also torch eager and autocast, and timm's plain [cls] export.")
+    @click.option("--weights", type=click.Path(path_type=Path), metavar="FILE", help="Of the peers, as for the build.")
+    @click.option("--images", type=click.Path(path_type=Path), help="Folder of photographs.  [default: drawn ones]")
+    @click.option("--batches", default="1,2,4,8,16", show_default=True, help="Sizes to measure.")
+    @click.option("--seconds", type=click.FloatRange(min=0), default=2.0, show_default=True, help="For each size.")
+    @click.option("--pairs", type=click.IntRange(min=1), default=7, show_default=True, help="For each ratio.")
+    @click.option("--json", "json_file", type=click.Path(path_type=Path), metavar="FILE", help="Every figure.")
+    @click.option("--plot", "plot_file", type=click.Path(path_type=Path), metavar="FILE", help="Rates as a picture.")
+    def bench(
+        artifact: Path,
+        engines: tuple[str, ...],
+        peers: bool,
+        weights: Path | None,
+        images: Path | None,
+        batches: str,
+        seconds: float,
+        pairs: int,
+        json_file: Path | None,
+        plot_file: Path | None,
+    ) -> None:
+        """Measure an artifact's engines on this machine, and ratios to other ways of running its weights."""
+        from mimruntime.artifact import Artifact
+        from mimruntime.bench.bench import all_engines
+        from mimruntime.bench.bench import bench as measure
+        from mimruntime.bench.report import as_text, write_json, write_plot
+        from mimruntime.images import find_images
+
+        sizes = _sizes(batches)
+        if peers and open_peers is None:
+            raise MissingExtraError("--peers", extra="export")
+        rivals = open_peers(Artifact.open(artifact), weights) if peers and open_peers else ()
+        report = measure(
+            artifact,
+            all_engines() if "all" in engines else engines,
+            peers=rivals,
+            images=find_images([images]) if images else (),
+            batches=sizes,
+            seconds=seconds,
+            pairs=pairs,
+            report=lambda line: click.echo(f"  {line} …", err=True),
+        )
+        for line in as_text(report):
+            click.echo(line)
+        if json_file:
+            write_json(report, json_file)
+        if plot_file:
+            write_plot(report, plot_file)
+
+    return bench
+
+
+def _sizes(text: str) -> list[int]:
+    try:
+        sizes = sorted({int(part) for part in text.split(",")})
+    except ValueError as error:
+        raise click.UsageError(f"--batches {text}: expected numbers, for example 1,4,8") from error
+    if sizes[0] < 1:
+        raise click.UsageError(f"--batches {text}: expected at least 1")
+    return sizes

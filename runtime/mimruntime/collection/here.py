@@ -1,0 +1,16 @@
+"""The shards of a job, one after the other in this process."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from mimruntime.collection.worker import Done, ShardWorker
+
+
+def run(worker: ShardWorker, shards: Sequence[int]) -> Iterator[Done]:
+    """Yield each shard when it is written; raises what the worker raises."""
+    try:
+        for index in shards:
+            yield worker(index)
+    finally:
+        worker.embedder.close()

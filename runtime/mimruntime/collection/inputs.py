@@ -1,0 +1,193 @@
+"""What a user names (images, folders, patterns, lists, Parquet files, URLs) becomes entries of a work list."""
+
+from __future__ import annotations
+
+import fnmatch
+import io
+import os
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from mimruntime.collection.store import arrow, is_url, locate
+from mimruntime.errors import ImageError, OptionError
+from mimruntime.images import EXTENSIONS, iter_images
+
+TABLE = ".parquet"
+_MAGIC = re.compile(r"[*?\[]")
+_IMAGE_COLUMNS = ("image", "bytes", "path")
+_PATH_COLUMN = "path"
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """An image file, or rows `start` to `stop` of a Parquet file.
+
+    Attributes:
+        source: path or URL, as it was named.
+        start: first row; -1 for an image file.
+        stop: one past the last row; -1 for an image file.
+
+    """
+
+    source: str
+    start: int = -1
+    stop: int = -1
+
+    @property
+    def is_table(self) -> bool:
+        """Whether it stands for rows of a Parquet file."""
+        return self.start >= 0
+
+    @property
+    def images(self) -> int:
+        """How many images it stands for."""
+        return self.stop - self.start if self.is_table else 1
+
+
+@dataclass(frozen=True, slots=True)
+class Columns:
+    """Which columns of a Parquet file hold what; None takes the first of image, bytes, path; and path.
+
+    Attributes:
+        image: binary (an encoded file), text (a path or URL), or a struct of both, as Hugging Face's datasets have.
+        path: what a row is called in the output; without it, FILE#ROW.
+
+    """
+
+    image: str | None = None
+    path: str | None = None
+
+    def of(self, schema: Any, file: str) -> tuple[str, str | None]:
+        """Return the names for one file.
+
+        Raises:
+            OptionError: a column that is not there, or none to choose.
+
+        """
+        names = schema.names
+        wanted = [self.image] if self.image else [name for name in _IMAGE_COLUMNS if name in names]
+        for name in (*wanted[:1], self.path):
+            if name is not None and name not in names:
+                raise OptionError(f"{file} has no column '{name}', it has {', '.join(names)}")
+        if not wanted or wanted[0] is None:
+            raise OptionError(
+                f"{file} has none of the columns {', '.join(_IMAGE_COLUMNS)}, it has {', '.join(names)};"
+                " name the one that holds the images: --image-column"
+            )
+        path = self.path or (_PATH_COLUMN if _PATH_COLUMN in names else None)
+        return wanted[0], None if path == wanted[0] else path
+
+
+def find_entries(names: Iterable[str], columns: Columns) -> Iterator[Entry]:
+    """Yield what `names` stand for, in the order given, each folder's in order of name.
+
+    A local path, folder or pattern is read as `mimruntime.images.find_images` says; a URL likewise in its file system.
+    `@FILE` is a list, one path or URL a line, taken as it stands: what is missing is found out when it is read. What
+    ends in `.parquet` stands for its rows.
+
+    Raises:
+        ImageError: nothing there, or nothing to embed.
+        OptionError: a Parquet file without the columns.
+
+    """
+    for name in names:
+        yield from _expand(name, columns)
+
+
+def open_table(source: str) -> Any:
+    """Open a Parquet file, by path or URL, as a `pyarrow.parquet.ParquetFile`.
+
+    Raises:
+        ImageError: missing or broken.
+
+    """
+    try:
+        if not is_url(source):
+            return arrow().parquet.ParquetFile(source, memory_map=False)
+        filesystem, path = locate(source)
+        return arrow().parquet.ParquetFile(filesystem.open_input_file(path), pre_buffer=True)
+    except (OSError, ValueError) as error:
+        raise ImageError(f"{source}: cannot be read as Parquet ({_reason(error)})") from error
+
+
+def _expand(name: str, columns: Columns) -> Iterator[Entry]:
+    if name.startswith("@") and not os.path.lexists(name):
+        for line in _lines(name[1:]):
+            yield from _entry(line, columns)
+        return
+    found = False
+    for source in _expand_url(name) if is_url(name) else map(str, iter_images([name])):
+        found = True
+        yield from _entry(source, columns)
+    if not found:
+        raise ImageError(
+            f"no images in {name}; looked for {', '.join(sorted(EXTENSIONS))}"
+            f" (Parquet files are named by a pattern: {name.rstrip('/')}/*{TABLE})"
+        )
+
+
+def _entry(source: str, columns: Columns) -> Iterator[Entry]:
+    if not source.endswith(TABLE):
+        yield Entry(source)
+        return
+    table = open_table(source)
+    columns.of(table.schema_arrow, source)
+    if table.metadata.num_rows:
+        yield Entry(source, 0, table.metadata.num_rows)
+
+
+def _lines(name: str) -> Iterator[str]:
+    try:
+        if is_url(name):
+            filesystem, path = locate(name)
+            stream: Any = io.BufferedReader(filesystem.open_input_file(path))
+        else:
+            stream = open(name, "rb")  # noqa: PTH123, SIM115 - the same shape as the branch above
+        with stream:
+            for line in stream:
+                if text := os.fsdecode(line.rstrip(b"\r\n")):
+                    yield text
+    except OSError as error:
+        raise ImageError(f"{name}: list cannot be read ({_reason(error)})") from error
+
+
+def _expand_url(url: str) -> Iterator[str]:
+    """Yield the URLs of an object, of a folder's images, or of what a pattern matches, by name."""
+    try:
+        filesystem, path = locate(url)
+        scheme = url.partition("://")[0]
+        magic = _MAGIC.search(path)
+        folder = path[: magic.start()].rpartition("/")[0] if magic else path.rstrip("/")
+        info = filesystem.get_file_info(folder)
+        if info.is_file and not magic:
+            yield url
+            return
+        inside = filesystem.get_file_info(arrow().fs.FileSelector(folder, recursive=True))
+    except OSError as error:
+        raise ImageError(f"{url}: cannot be listed ({_reason(error)})") from error
+    slash = "" if path.startswith("/") else "/"  # some of fsspec's file systems put one in front
+    files = sorted(info.path.removeprefix(slash).split("/") for info in inside if info.is_file)
+    for parts in files:
+        if _matches(parts, path.split("/")) if magic else _is_image(parts[folder.count("/") + 1 :]):
+            yield f"{scheme}://{'/'.join(parts)}"
+
+
+def _matches(parts: list[str], pattern: list[str]) -> bool:
+    """Match part by part, so that `*` stays inside a folder and `**` does not."""
+    if not pattern or not parts:
+        return not parts and set(pattern) <= {"**"}
+    if pattern[0] == "**":
+        return _matches(parts, pattern[1:]) or _matches(parts[1:], pattern)
+    return fnmatch.fnmatchcase(parts[0], pattern[0]) and _matches(parts[1:], pattern[1:])
+
+
+def _is_image(parts: list[str]) -> bool:
+    hidden = any(part.startswith(".") for part in parts)
+    return not hidden and os.path.splitext(parts[-1])[1].lower() in EXTENSIONS  # noqa: PTH122 - not a path of this machine
+
+
+def _reason(error: Exception) -> str:
+    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return text.split("\n")[0] or type(error).__name__

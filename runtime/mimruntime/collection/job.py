@@ -1,0 +1,194 @@
+"""A job: which artifact turns which list of images into which shards, kept in the output folder so it can go on."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import tempfile
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from mimruntime.artifact import Artifact
+from mimruntime.collection.inputs import Columns, Entry, find_entries
+from mimruntime.collection.store import arrow, is_url, open_folder
+from mimruntime.errors import ImageError, OutputError, SpaceError
+
+FORMAT = "mimexport-shards"
+SCHEMA = 1
+RECORD, LIST = "_job/record.json", "_job/list.parquet"
+"""Underscored, so that readers of a folder of Parquet files pass over them."""
+
+
+class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`_job/record.json`: what the shards beside it are."""
+
+    format: str = FORMAT
+    schema: int = SCHEMA
+    model: str
+    embedding_space: str
+    dim: int
+    graph_sha256: str
+    images: int
+    shards: int
+    shard_size: int
+    digest: str
+    """sha256 of the work list: every name in order, the columns, the shard size."""
+
+    def shard_name(self, index: int) -> str:
+        """Return the file name of one shard: its place in the list, and the list it belongs to."""
+        return f"part-{index:07d}-{self.digest[:12]}.parquet"
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """Everything a worker needs to know, small enough to send.
+
+    Attributes:
+        out: the output folder, absolute path or URL.
+        base: absolute folder that relative names of images start from.
+        columns: of Parquet inputs.
+        record: what is written.
+
+    """
+
+    out: str
+    base: str
+    columns: Columns
+    record: Record
+
+    def pending(self) -> list[int]:
+        """Return the shards that are not there yet, in order."""
+        present = set(open_folder(self.out).names())
+        return [index for index in range(self.record.shards) if self.record.shard_name(index) not in present]
+
+
+def plan(inputs: Iterable[str], out: str, artifact: Artifact, *, columns: Columns, shard_size: int) -> Job:
+    """List the inputs, and begin a job in the folder `out` or take up the one that is there.
+
+    The list goes to a file as it is found, so memory does not grow with it (one folder's names, or one listing of an
+    object store, are held at once).
+
+    Raises:
+        ImageError: an input that is not there, or no images at all.
+        OptionError: a Parquet file without the columns.
+        OutputError: the folder holds something else, or another job.
+        SpaceError: the folder holds vectors of another embedding space.
+
+    """
+    base = os.getcwd()  # noqa: PTH109 - a text
+    where = out if is_url(out) else str(Path(out).absolute())
+    folder = open_folder(where)
+    found = _read_record(where)
+    with tempfile.TemporaryFile() as stream:
+        images, shards, digest = _write_list(stream, find_entries(inputs, columns), columns, shard_size, base)
+        manifest = artifact.manifest
+        record = Record(
+            model=manifest.name,
+            embedding_space=manifest.embedding_space,
+            dim=manifest.embedding.dim,
+            graph_sha256=artifact.graph_sha256,
+            images=images,
+            shards=shards,
+            shard_size=shard_size,
+            digest=digest,
+        )
+        if found is None:
+            stream.seek(0)
+            folder.write(LIST, stream.read())
+            folder.write(RECORD, msgspec.json.format(msgspec.json.encode(record), indent=2) + b"\n")
+        else:
+            _check_same(where, found, record)
+    return Job(out=where, base=base, columns=columns, record=record)
+
+
+def read_list(job: Job) -> Any:
+    """Open the work list; row group i is what shard i holds."""
+    return arrow().parquet.ParquetFile(io.BytesIO(open_folder(job.out).read(LIST)))
+
+
+def read_entries(work_list: Any, index: int) -> list[Entry]:
+    """Return the entries of one shard."""
+    columns = work_list.read_row_group(index).to_pydict()
+    rows = zip(columns["source"], columns["start"], columns["stop"], strict=True)
+    return [Entry(os.fsdecode(source), start, stop) for source, start, stop in rows]
+
+
+def cut(entries: Iterable[Entry], size: int) -> Iterator[list[Entry]]:
+    """Yield groups of `size` images, the last one smaller; rows of a Parquet file are divided where a group is full."""
+    group: list[Entry] = []
+    room = size
+    for entry in entries:
+        rest = entry
+        while rest.images > room:
+            middle = rest.start + room
+            yield [*group, Entry(rest.source, rest.start, middle)] if room else group
+            group, room, rest = [], size, Entry(rest.source, middle, rest.stop)
+        group.append(rest)
+        room -= rest.images
+        if not room:
+            yield group
+            group, room = [], size
+    if group:
+        yield group
+
+
+def _write_list(
+    stream: Any, entries: Iterator[Entry], columns: Columns, shard_size: int, base: str
+) -> tuple[int, int, str]:
+    """Write the list, a row group per shard; return images, shards, digest."""
+    pa = arrow()
+    schema = pa.schema([("source", pa.binary()), ("start", pa.int64()), ("stop", pa.int64())])
+    digest = hashlib.sha256(msgspec.json.encode((shard_size, columns.image, columns.path)))
+    images = shards = 0
+    with pa.parquet.ParquetWriter(stream, schema, compression="zstd") as writer:
+        for group in cut(entries, shard_size):
+            for entry in group:
+                name = entry.source if is_url(entry.source) else os.path.join(base, entry.source)  # noqa: PTH118
+                digest.update(b"%s\0%d\0%d\n" % (os.fsencode(name), entry.start, entry.stop))
+            rows = [(os.fsencode(entry.source), entry.start, entry.stop) for entry in group]
+            writer.write_batch(pa.record_batch([pa.array(part) for part in zip(*rows, strict=True)], schema=schema))
+            images += sum(entry.images for entry in group)
+            shards += 1
+    if not images:
+        raise ImageError("the inputs hold no images")
+    return images, shards, digest.hexdigest()
+
+
+def _read_record(out: str) -> Record | None:
+    """Return the record of the job in `out`; None where the folder is empty or not there."""
+    folder = open_folder(out)
+    try:
+        return msgspec.json.decode(folder.read(RECORD), type=Record)
+    except (FileNotFoundError, NotADirectoryError):
+        others = [name for name in folder.names() if not name.startswith(("_", "."))]
+        if others:
+            raise OutputError(
+                f"{out} holds other files ({others[0]} …) and no job of mimexport; it is left alone, choose another --out"
+            ) from None
+        return None
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise OutputError(f"{out}/{RECORD} is not readable ({error}); choose another --out") from error
+
+
+def _check_same(out: str, found: Record, wanted: Record) -> None:
+    if found.embedding_space != wanted.embedding_space:
+        raise SpaceError(
+            f"{out} holds vectors of space {found.embedding_space} ({found.model}), this artifact ({wanted.model})"
+            f" embeds into {wanted.embedding_space}; choose another --out"
+        )
+    if found.graph_sha256 != wanted.graph_sha256:
+        raise OutputError(
+            f"{out} was begun with another graph of the same space ({found.model}, {found.graph_sha256[:12]}…, now"
+            f" {wanted.graph_sha256[:12]}…); go on with that artifact, or choose another --out"
+        )
+    if found.digest != wanted.digest:
+        raise OutputError(
+            f"{out} was begun with another list of images ({found.images} in shards of {found.shard_size}, now"
+            f" {wanted.images} in shards of {wanted.shard_size}); give the inputs, columns and --shard-size it was"
+            " begun with, or choose another --out for the new list"
+        )

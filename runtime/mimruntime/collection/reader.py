@@ -1,0 +1,130 @@
+"""Entries of a work list become named images: paths and bytes as they are, URLs fetched ahead."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+from mimruntime.collection.inputs import Columns, Entry, open_table
+from mimruntime.collection.store import is_url, locate
+from mimruntime.decode import Source
+from mimruntime.errors import ImageError, OptionError
+from mimruntime.images import as_text
+
+_FETCHERS = 16
+_AHEAD = 32
+"""Objects that are being fetched or wait to be decoded."""
+_ROWS = 64
+"""Rows of a Parquet file that are held as Python objects."""
+
+Named = tuple[str, Source | ImageError]
+"""What the row is called, and its image or the reason there is none."""
+
+
+def read_images(entries: Iterable[Entry], columns: Columns, base: str = "") -> Iterator[Named]:
+    """Yield every image of `entries`, in order.
+
+    Args:
+        entries: files and ranges of rows.
+        columns: of the Parquet files among them.
+        base: folder that relative paths start from.
+
+    """
+    return _fetched((named for entry in entries for named in _named(entry, columns, base)), base)
+
+
+def _named(entry: Entry, columns: Columns, base: str) -> Iterator[Named]:
+    if not entry.is_table:
+        yield as_text(entry.source), entry.source
+        return
+    row = entry.start
+    try:
+        for named in _rows(entry, columns, base):
+            yield named
+            row += 1
+    except (ImageError, OptionError, OSError, ValueError) as error:
+        # The file was changed or lost after the list was made: each row that is left says so.
+        for left in range(row, entry.stop):
+            yield f"{as_text(entry.source)}#{left}", ImageError(str(error).split("\n")[0])
+
+
+def _rows(entry: Entry, columns: Columns, base: str) -> Iterator[Named]:
+    table = open_table(_absolute(entry.source, base))
+    image, path = columns.of(table.schema_arrow, entry.source)
+    groups, row = _groups(table.metadata, entry)
+    wanted = [image] if path is None else [image, path]
+    for batch in table.iter_batches(batch_size=_ROWS, row_groups=groups, columns=wanted):
+        first, row = row, row + len(batch)
+        if row <= entry.start or first >= entry.stop:
+            continue
+        names = batch.column(path).to_pylist() if path else [None] * len(batch)
+        for index, value, name in zip(range(first, row), batch.column(image), names, strict=True):
+            if entry.start <= index < entry.stop:
+                yield _cell(f"{as_text(entry.source)}#{index}", value.as_py(), name)
+
+
+def _groups(metadata: Any, entry: Entry) -> tuple[list[int], int]:
+    """Return the row groups that hold the entry's rows, and the first row of the first."""
+    groups: list[int] = []
+    begin = row = 0
+    for group in range(metadata.num_row_groups):
+        end = row + metadata.row_group(group).num_rows
+        if end > entry.start and row < entry.stop:
+            if not groups:
+                begin = row
+            groups.append(group)
+        row = end
+    return groups, begin
+
+
+def _cell(place: str, value: object, name: object) -> Named:
+    """Return what one cell holds: bytes, a path, or Hugging Face's {bytes, path}."""
+    path = None
+    if isinstance(value, dict):
+        path = value.get("path")
+        value = value.get("bytes") or path
+    if isinstance(value, str):
+        path = path or value
+    called = as_text(str(name or path or place))
+    if isinstance(value, bytes | str):
+        return called, value
+    return called, ImageError(f"holds {'nothing' if value is None else type(value).__name__}; expected bytes or a path")
+
+
+def _fetched(images: Iterable[Named], base: str) -> Iterator[Named]:
+    """Replace URLs by the bytes behind them, a window ahead of the one who reads."""
+    window: deque[tuple[str, Source | ImageError | Future[bytes]]] = deque()
+    with ThreadPoolExecutor(_FETCHERS, "mimruntime-fetch") as pool:
+        for name, image in images:
+            if isinstance(image, str):
+                window.append((name, pool.submit(_fetch, image) if is_url(image) else _absolute(image, base)))
+            else:
+                window.append((name, image))
+            if len(window) > _AHEAD:
+                yield _arrived(*window.popleft())
+        while window:
+            yield _arrived(*window.popleft())
+
+
+def _arrived(name: str, image: Source | ImageError | Future[bytes]) -> Named:
+    if not isinstance(image, Future):
+        return name, image
+    try:
+        return name, image.result()
+    except Exception as error:  # every file system has its own
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        return name, ImageError(f"cannot be read ({reason.splitlines()[0] if reason else type(error).__name__})")
+
+
+def _fetch(url: str) -> bytes:
+    filesystem, path = locate(url)
+    with filesystem.open_input_stream(path) as stream:
+        content: bytes = stream.read()
+    return content
+
+
+def _absolute(path: str, base: str) -> str:
+    return path if is_url(path) or not base else os.path.join(base, path)  # noqa: PTH118 - paths travel as text

@@ -1,0 +1,136 @@
+"""The flow: list, plan, embed what is missing, here or on Ray."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mimruntime.batch import BatchEmbedder
+from mimruntime.collection import here, on_ray
+from mimruntime.collection.inputs import Columns
+from mimruntime.collection.job import Job, Record, plan
+from mimruntime.collection.store import open_folder
+from mimruntime.collection.worker import Done, ShardWorker
+from mimruntime.embedder import open_artifact
+from mimruntime.errors import OptionError
+
+SHARD_SIZE = 1000
+"""Images of one shard: what a killed worker loses at most."""
+
+Progress = Callable[[Iterable[Done], int], Iterator[Done]]
+"""Passes shards through and shows them; the number is how many will come."""
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What one run of a job did.
+
+    Attributes:
+        record: of the job.
+        found: shards that were there already.
+        images: rows this run wrote.
+        errors: how many of them have no vector.
+        first_error: one of their texts, or "".
+        seconds: from the first shard's beginning to the last one's end, workers' start included.
+        where: what ran it.
+
+    """
+
+    record: Record
+    found: int
+    images: int
+    errors: int
+    first_error: str
+    seconds: float
+    where: str
+
+
+def embed_collection(
+    inputs: Iterable[str],
+    out: str,
+    columns: Columns,
+    *,
+    path: Path,
+    shard_size: int = SHARD_SIZE,
+    ray: str | None = None,
+    workers: int | None = None,
+    threads: int | None = None,
+    strict: bool = False,
+    expect_space: str | None = None,
+    progress: Progress = lambda written, total: iter(written),
+    **settings: Any,
+) -> Report:
+    """Embed `inputs` into shards in the folder `out`, leaving out the shards that are there.
+
+    Args:
+        inputs: what `collection.inputs.find_entries` takes.
+        out: folder or URL.
+        columns: of Parquet inputs.
+        path: of the artifact, as every worker sees it.
+        shard_size: images of one shard.
+        ray: address of a cluster, or "auto"; None runs here.
+        workers: embedders on Ray.
+        threads: CPUs of one embedder.
+        strict: stop at the first image that cannot be read.
+        expect_space: refuse an artifact of another embedding space.
+        progress: shows shards as they come; Ray shows its own.
+        settings: of `Embedder.open`: engine, provider, batch_size.
+
+    Raises:
+        MimError: each with what to do; finished shards stay, and the same call goes on from them.
+
+    """
+    if workers is not None and ray is None:
+        raise OptionError("--workers is for --ray; here one embedder uses every CPU, or --threads of them")
+    artifact = open_artifact(path, expect_space)
+    job = plan(inputs, out, artifact, columns=columns, shard_size=shard_size)
+    pending = job.pending()
+    started = time.perf_counter()
+    written: Iterator[Done] = iter(())
+    where = "nothing left to do"
+    if not pending:
+        pass
+    elif ray is None:
+        written, where = _run_here(job, pending, path, threads=threads, strict=strict, **settings)
+        written = progress(written, len(pending))
+    else:
+        written, where = _run_on_ray(job, pending, path, ray, workers, threads, strict=strict, **settings)
+    images = errors = 0
+    first = ""
+    for done in written:
+        images, errors, first = images + done.images, errors + done.errors, first or done.first_error
+    open_folder(job.out).sweep()
+    found = job.record.shards - len(pending)
+    return Report(job.record, found, images, errors, first, time.perf_counter() - started, where)
+
+
+def _run_here(job: Job, pending: list[int], path: Path, *, strict: bool, **settings: Any) -> tuple[Iterator[Done], str]:
+    embedder = BatchEmbedder(path, **settings)
+    about = embedder.embedder.describe()
+    where = f"{about.precision}, {about.engine} on {about.provider}"
+    return here.run(ShardWorker(embedder, job, strict=strict), pending), where
+
+
+def _run_on_ray(
+    job: Job,
+    pending: list[int],
+    path: Path,
+    address: str,
+    actors: int | None,
+    threads: int | None,
+    *,
+    strict: bool,
+    provider: str | None,
+    **settings: Any,
+) -> tuple[Iterator[Done], str]:
+    resources = on_ray.connect(address)
+    gpu = provider not in {None, "cpu"}
+    using = on_ray.pool(resources, actors=actors, threads=threads, gpu=gpu)
+    embedder = BatchEmbedder(
+        path.absolute(), provider=provider, threads=using.threads, workers=using.threads, **settings
+    )
+    where = f"Ray, {using.actors} workers of {using.threads} threads{' and a GPU' if gpu else ''}"
+    return on_ray.run(ShardWorker(embedder, job, strict=strict), pending, using), where

@@ -1,0 +1,91 @@
+"""What every worker does: embed one shard of the list and write it, whole or not at all."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from mimruntime.batch import BatchEmbedder, Row, embed_rows
+from mimruntime.collection.job import Job, Record, read_entries, read_list
+from mimruntime.collection.reader import read_images
+from mimruntime.collection.store import arrow, open_folder
+from mimruntime.errors import ImageError
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """One shard that is written.
+
+    Attributes:
+        images: its rows.
+        errors: how many of them have no vector.
+        first_error: the first one's text, or "".
+
+    """
+
+    images: int
+    errors: int = 0
+    first_error: str = ""
+
+
+class ShardWorker:
+    """Holds one embedder, and turns shards of a job into files; picklable.
+
+    Args:
+        embedder: opened at the first shard.
+        job: what to do.
+        strict: stop at the first image that cannot be read, without writing its shard.
+
+    """
+
+    def __init__(self, embedder: BatchEmbedder, job: Job, *, strict: bool = False) -> None:
+        self.embedder, self.job, self.strict = embedder, job, strict
+        self._list: Any = None
+
+    def __call__(self, index: int) -> Done:
+        """Embed and write shard `index`.
+
+        Raises:
+            ImageError: an image that cannot be read, if `strict`.
+            MimError: the artifact does not open here, or the shard cannot be written.
+
+        """
+        if self._list is None:
+            self._list = read_list(self.job)
+        images = read_images(read_entries(self._list, index), self.job.columns, self.job.base)
+        rows, errors = [], []
+        for row in embed_rows(self.embedder.embedder, images):
+            if row.error is not None:
+                errors.append(row.error)
+                if self.strict:
+                    raise ImageError(f"{row.error}; --strict stops here, finished shards stay in {self.job.out}")
+            rows.append(row)
+        name = self.job.record.shard_name(index)
+        open_folder(self.job.out).write(name, shard(rows, self.job.record))
+        return Done(len(rows), len(errors), errors[0] if errors else "")
+
+
+def shard(rows: Sequence[Row], record: Record) -> memoryview:
+    """Return a Parquet file of `rows`: path, vector, error, embedding_space."""
+    pa = arrow()
+    missing = np.array([row.vector is None for row in rows])
+    blank = np.zeros(record.dim, np.float32)
+    flat = np.concatenate([blank if row.vector is None else row.vector for row in rows])
+    vectors = pa.FixedSizeListArray.from_arrays(pa.array(flat), record.dim, mask=pa.array(missing))
+    table = pa.table(
+        {
+            "path": pa.array([row.path for row in rows], pa.string()),
+            "vector": vectors,
+            "error": pa.array([row.error for row in rows], pa.string()),
+            "embedding_space": pa.array([record.embedding_space] * len(rows), pa.string()),
+        },
+        metadata={"embedding_space": record.embedding_space, "model": record.model},
+    )
+    stream = io.BytesIO()
+    # Vectors do not repeat: a dictionary of them costs time and space.
+    pa.parquet.write_table(table, stream, use_dictionary=["path", "embedding_space"], compression="zstd")
+    return stream.getbuffer()

@@ -1,0 +1,63 @@
+"""An artifact's graph compiled for one engine and kept beside it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+
+from mimruntime import parity
+from mimruntime.artifact import Artifact
+from mimruntime.engines import engine_module, open_engine
+from mimruntime.engines.base import Progress
+from mimruntime.engines.compiled import Compiled, publish, staged_engine
+from mimruntime.engines.options import CompileOptions
+from mimruntime.errors import OptionError
+from mimruntime.reference import load_reference
+
+
+def compile_artifact(path: str | Path, options: CompileOptions, progress: Progress = lambda *_: None) -> Compiled:
+    """Compile the graph of the artifact at `path` into its `engines/`; whatever fails, no half of it is left.
+
+    Args:
+        path: the artifact's folder; every digest is checked first.
+        options: the engine, and what it shall be compiled for.
+        progress: told the phase, the steps done and the steps there are.
+
+    Raises:
+        ArtifactError: the artifact is missing or was changed.
+        OptionError: an option that this engine does not take.
+        UnknownNameError, MissingExtraError, EngineError: no such engine, or one that cannot do this here.
+        ParityError: what was compiled gives other vectors; nothing is kept.
+        OutputError: the folder cannot be written.
+
+    """
+    module = engine_module(options.engine)
+    for name in options.given():
+        if name not in module.OPTIONS:
+            raise OptionError(
+                f"--{name} is not an option of the engine '{options.engine}'; it takes {_dashed(module.OPTIONS)}"
+            )
+    artifact = Artifact.open(path)
+    with staged_engine(artifact) as stage:
+        record = module.compile_engine(artifact, stage, options, progress)
+        if module.other_hardware(record) is None:  # else it was compiled ahead, for a machine that is not this one
+            _check_vectors(artifact, Compiled(stage, record))
+        return publish(artifact, stage, msgspec.structs.replace(record, options=options.given()))
+
+
+def _check_vectors(artifact: Artifact, compiled: Compiled) -> None:
+    """Hold the vectors of what was compiled to those of torch.
+
+    Raises:
+        ParityError: out of tolerance.
+
+    """
+    images, embeddings = load_reference(artifact)
+    with open_engine(compiled.record.engine, artifact.graph, compiled=compiled) as engine:
+        figures = parity.measure(lambda pixels: engine.run(pixels)["embedding"], images, embeddings, engine=engine.name)
+        parity.check(figures, parity.widest(artifact.manifest.graph.precision, engine.precision))
+
+
+def _dashed(names: frozenset[str]) -> str:
+    return ", ".join(f"--{name}" for name in sorted(names))

@@ -1,0 +1,174 @@
+"""Compiled engines in an artifact's `engines/`: written whole or not at all, listed, and chosen with every check."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime as dt
+import re
+import shlex
+import shutil
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from mimruntime.artifact import Artifact, file_sha256
+from mimruntime.engines import record as records
+from mimruntime.engines.base import EngineModule
+from mimruntime.engines.record import EngineRecord, FileSeal
+from mimruntime.errors import EngineError, MissingExtraError, OutputError
+
+
+@dataclass(frozen=True, slots=True)
+class Compiled:
+    """One compiled engine.
+
+    Attributes:
+        folder: `ARTIFACT/engines/<key>`.
+        record: the checked content of its `engine.json`.
+
+    """
+
+    folder: Path
+    record: EngineRecord
+
+
+def list_compiled(artifact: Artifact, engine: str | None = None) -> list[Compiled]:
+    """Return what is compiled for `engine`, or for any, in order of name; the files beside `engine.json` are not read.
+
+    Raises:
+        EngineError: an `engine.json` that is missing, damaged, newer than this program, or was moved.
+
+    """
+    pattern = re.compile(rf"{re.escape(engine) if engine else '.+'}-[0-9a-f]{{12}}")
+    if not artifact.engines.is_dir():
+        return []
+    return [_read(artifact, folder) for folder in sorted(artifact.engines.iterdir()) if pattern.fullmatch(folder.name)]
+
+
+def choose_compiled(artifact: Artifact, module: EngineModule, provider: str | None = None) -> Compiled | None:
+    """Return what was compiled last for this machine; None where nothing was. Its files are not read yet.
+
+    What was compiled for other hardware is passed over; what was compiled for this hardware from another graph or with
+    another version of the library is refused, for it would be used if it were not stale.
+
+    Raises:
+        EngineError: nothing fits and something is stale, with the line that mends it; or as `list_compiled`.
+
+    """
+    candidates = [
+        one
+        for one in list_compiled(artifact, module.NAME)
+        if (provider in {None, one.record.provider}) and module.other_hardware(one.record) is None
+    ]
+    fresh = [one for one in candidates if stale(artifact, module, one.record) is None]
+    if fresh:
+        return max(fresh, key=lambda one: one.record.created)
+    for one in candidates:
+        reason = stale(artifact, module, one.record)
+        raise EngineError(f"{one.folder} {reason}; run: {compile_line(artifact, one.record)}")
+    return None
+
+
+def stale(artifact: Artifact, module: EngineModule, record: EngineRecord) -> str | None:
+    """Return what differs between a record and what is here, or None."""
+    if record.graph_sha256 != artifact.graph_sha256:
+        return f"was compiled from another graph ({record.graph_sha256[:12]}…, here is {artifact.graph_sha256[:12]}…)"
+    if record.version != (version := module.library_version()):
+        return f"was compiled with {record.engine} {record.version}, installed is {version}"
+    return None
+
+
+def standing(artifact: Artifact, module: EngineModule, record: EngineRecord) -> str:
+    """Return in words whether `record` would be used on this machine."""
+    try:
+        return stale(artifact, module, record) or module.other_hardware(record) or "fits this machine"
+    except MissingExtraError as error:
+        return str(error)
+
+
+def compile_line(artifact: Artifact, record: EngineRecord) -> str:
+    """Return the command that compiles `record` again."""
+    given = [part for name, value in record.options.items() for part in (f"--{name}", value) if part]
+    return shlex.join(["mimexport", "compile", str(artifact.path), "--engine", record.engine, *given])
+
+
+def check_files(artifact: Artifact, compiled: Compiled) -> None:
+    """Refuse a compiled engine one of whose files is missing, changed or cut short.
+
+    Raises:
+        EngineError: with the line that mends it.
+
+    """
+    remedy = f"run: {compile_line(artifact, compiled.record)}"
+    for name, seal in compiled.record.files.items():
+        path = compiled.folder / name
+        if "\0" in name or not path.resolve().is_relative_to(compiled.folder.resolve()):
+            raise EngineError(f"{compiled.folder / records.FILE} names '{name}', a file outside its folder; {remedy}")
+        try:
+            whole = path.stat().st_size == seal.size and file_sha256(path) == seal.sha256
+        except OSError as error:
+            raise EngineError(f"{path} cannot be read ({error.strerror}); {remedy}") from error
+        if not whole:
+            raise EngineError(f"{path} was changed or cut short (expected sha256 {seal.sha256[:12]}…); {remedy}")
+
+
+@contextlib.contextmanager
+def staged_engine(artifact: Artifact) -> Iterator[Path]:
+    """Yield a hidden folder inside `engines/` for `publish` to rename; it is removed when the block ends.
+
+    Raises:
+        OutputError: the artifact cannot be written to.
+
+    """
+    try:
+        artifact.engines.mkdir(exist_ok=True)
+        stage = Path(tempfile.mkdtemp(prefix=".", suffix=".partial", dir=artifact.engines))
+    except OSError as error:
+        raise OutputError(f"cannot write to {artifact.engines}: {error.strerror or error}") from error
+    try:
+        stage.chmod(0o755)
+        yield stage
+    except OSError as error:
+        raise OutputError(f"cannot write to {artifact.engines}: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(stage, ignore_errors=True)
+        with contextlib.suppress(OSError):  # nothing compiled, nothing left
+            artifact.engines.rmdir()
+
+
+def publish(artifact: Artifact, stage: Path, record: EngineRecord) -> Compiled:
+    """Seal what lies in `stage` and rename it to its key, in place of what was there."""
+    files = {
+        path.relative_to(stage).as_posix(): FileSeal(sha256=file_sha256(path), size=path.stat().st_size)
+        for path in sorted(stage.rglob("*"))
+        if path.is_file()
+    }
+    now = dt.datetime.now(dt.UTC).isoformat(timespec="microseconds")
+    whole = msgspec.structs.replace(record, files=files, created=now)
+    (stage / records.FILE).write_bytes(records.encode(whole))
+    target = artifact.engines / whole.key
+    if target.exists():
+        aside = stage.with_suffix(".old")
+        target.rename(aside)
+        stage.rename(target)
+        shutil.rmtree(aside, ignore_errors=True)
+    else:
+        stage.rename(target)
+    return Compiled(target, records.decode(records.encode(whole)))
+
+
+def _read(artifact: Artifact, folder: Path) -> Compiled:
+    path = folder / records.FILE
+    remedy = f"delete {folder}, or run: mimexport compile {artifact.path} --engine {folder.name.rpartition('-')[0]}"
+    try:
+        record = records.decode(path.read_bytes())
+    except OSError as error:
+        raise EngineError(f"{path} cannot be read ({error.strerror}); {remedy}") from error
+    except ValueError as error:
+        raise EngineError(f"{path} {error}; {remedy}") from error
+    if record.key != folder.name:
+        raise EngineError(f"{folder} holds the engine {record.key}; {remedy}")
+    return Compiled(folder, record)

@@ -1,0 +1,238 @@
+"""OpenVINO on the CPU, in the precision that was asked for or not at all."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mimruntime.artifact import Artifact
+from mimruntime.cpus import available_cpus, describe_cpu
+from mimruntime.engines.base import EMBEDDING, SELECTION, Engine, Progress
+from mimruntime.engines.compiled import Compiled
+from mimruntime.engines.options import CompileOptions
+from mimruntime.engines.record import EngineRecord
+from mimruntime.errors import EngineError, MissingExtraError, UnknownNameError
+from mimruntime.reference import load_reference
+from mimruntime.tuning import BATCHES, Setting, tune
+
+NAME = "openvino"
+OPTIONS = frozenset({"provider", "precision", "hint", "batch", "threads"})
+PROVIDERS = ("cpu",)
+
+_BLOB = "model.blob"
+_PRODUCTS = {"FullyConnected", "MatMul", "Convolution"}
+"""Layers, as OpenVINO names them once compiled, that multiply matrices."""
+_PRECISIONS = {"f32": "fp32", "bf16": "bf16", "f16": "fp16", "u8": "int8", "i8": "int8"}
+_HINTS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
+
+
+def library_version() -> str:
+    """Return the version of OpenVINO, without the digest of its build."""
+    return str(_library().__version__).partition("-")[0]
+
+
+def other_hardware(record: EngineRecord) -> str | None:
+    """Return why a record was compiled for another machine, or None."""
+    here = describe_cpu()
+    return None if record.hardware == here else f"is for {record.hardware}; this machine has {here}"
+
+
+def open_engine(graph: Path, *, provider: str | None, threads: int | None, compiled: Compiled | None = None) -> Engine:
+    """Open `graph`, or what was compiled from it; see `mimruntime.engines.open_engine`.
+
+    Without a compilation one stream runs on all threads, in bf16 where the CPU multiplies it, else in fp32.
+    """
+    if provider not in {None, *PROVIDERS}:
+        raise UnknownNameError(f"provider of the engine '{NAME}'", str(provider), PROVIDERS)
+    tuned = compiled.record.tuned if compiled else None
+    if compiled is None or tuned is None or threads not in {None, tuned.threads}:
+        precision = compiled.record.options.get("precision") if compiled else None
+        return _open_graph(graph, Setting(threads or available_cpus()), precision)
+    setting = Setting(tuned.threads, tuned.streams)
+    model, memory = _import(compiled, setting)
+    engine = OpenVinoEngine(model, setting, compiled.folder, memory)
+    if engine.precision != compiled.record.precision:
+        raise EngineError(
+            f"{compiled.folder} was compiled in {compiled.record.precision}, it runs in {engine.precision}"
+        )
+    engine.compiled, engine.best_batch = compiled.folder.name, tuned.batch
+    return engine
+
+
+def compile_engine(artifact: Artifact, folder: Path, options: CompileOptions, progress: Progress) -> EngineRecord:
+    """Choose batch, threads and streams by measurement, and write the model as OpenVINO has compiled it."""
+    most = options.threads or available_cpus()
+    batches = [options.batch.best] if options.batch else BATCHES
+    if options.hint == "latency":
+        settings, batches = [Setting(most)], [1]
+    else:
+        settings = [Setting(most, streams) for streams in sorted({1, most})]
+    best, trials = tune(
+        lambda setting: _open_graph(artifact.graph, setting, options.precision),
+        settings,
+        load_reference(artifact)[0],
+        progress,
+        batches=batches,
+    )
+    progress("writing", 0, 1)
+    with _open_graph(artifact.graph, Setting(best.threads, best.streams), options.precision) as engine:
+        engine.export(folder / _BLOB)
+        precision = engine.precision
+    progress("writing", 1, 1)
+    return EngineRecord(
+        engine=NAME,
+        version=library_version(),
+        precision=precision,
+        graph_sha256=artifact.graph_sha256,
+        provider="cpu",
+        hardware=describe_cpu(),
+        tuned=best,
+        trials=trials,
+    )
+
+
+class OpenVinoEngine(Engine):
+    """A compiled model with one request for every stream; a batch is split among them."""
+
+    precision: str
+
+    def __init__(self, model: Any, setting: Setting, source: Path, memory: Any = None) -> None:
+        self.name = NAME
+        self.provider = "cpu"
+        self.version = library_version()
+        names = (port.get_any_name() for port in model.outputs if port.get_names())
+        self.outputs = tuple(name for name in names if name in {EMBEDDING, SELECTION})
+        self.precision = _running_precision(model)
+        self._pixel_shape = tuple(int(str(edge)) for edge in list(model.inputs[0].get_partial_shape())[1:])
+        self._memory = memory  # what the model's weights lie in; to be freed after it
+        self._model = model
+        self._requests = [model.create_infer_request() for _ in range(setting.streams)]
+        if EMBEDDING not in self.outputs:
+            raise EngineError(f"{source} has no output '{EMBEDDING}'; build the artifact again")
+
+    def run(self, pixels: np.ndarray) -> dict[str, np.ndarray]:
+        """Return the graph's outputs for one batch; see `Engine.run`."""
+        if self._model is None:
+            raise EngineError("this engine is closed")
+        if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[1:] != self._pixel_shape or not len(pixels):
+            expected = ", ".join(str(length) for length in ("B", *self._pixel_shape))
+            raise EngineError(f"pixels are {pixels.dtype} {pixels.shape}; the graph takes uint8 ({expected})")
+        parts = [part for part in np.array_split(pixels, len(self._requests)) if len(part)]
+        busy = self._requests[: len(parts)]
+        try:
+            for request, part in zip(busy, parts, strict=True):
+                request.start_async({0: np.ascontiguousarray(part)}, share_inputs=True)
+            for request in busy:
+                request.wait()
+        except RuntimeError as error:
+            raise EngineError(f"openvino failed on a batch of {len(pixels)}: {_one_line(error)}") from error
+        # Copied: the next run writes into the same tensors.
+        return {name: np.concatenate([request.get_tensor(name).data for request in busy]) for name in self.outputs}
+
+    def export(self, path: Path) -> None:
+        """Write the model as it was compiled for this CPU."""
+        stream = io.BytesIO()
+        self._model.export_model(stream)
+        path.write_bytes(stream.getbuffer())
+
+    def close(self) -> None:
+        """Let go of the model."""
+        self._requests = []
+        self._model = None
+        self._memory = None
+
+
+def _library() -> Any:
+    try:
+        import openvino  # noqa: PLC0415 - the one place that needs it
+    except ImportError as error:
+        raise MissingExtraError(f"the engine '{NAME}'", extra="openvino") from error
+    return openvino
+
+
+def _open_graph(graph: Path, setting: Setting, precision: str | None) -> OpenVinoEngine:
+    core = _library().Core()
+    if not graph.is_file():
+        raise EngineError(f"{graph}: no such graph")
+    try:
+        model = core.read_model(str(graph))
+        wanted = precision or _best_precision(core, model)
+        _check_precision(core, wanted)
+        _keep_reductions_apart(model)
+        compiled = core.compile_model(model, "CPU", _config(setting, wanted))
+    except RuntimeError as error:
+        raise EngineError(f"openvino {library_version()} cannot load {graph}: {_one_line(error)}") from error
+    engine = OpenVinoEngine(compiled, setting, graph)
+    # A hint the CPU cannot follow is dropped without a word, so what runs is asked for. Integers come from the graph.
+    if precision is not None and engine.precision not in {precision, "int8"}:
+        raise EngineError(f"openvino was asked for {precision} and computes in {engine.precision}")
+    return engine
+
+
+def _keep_reductions_apart(model: Any) -> None:
+    """Make every reduction an output as well, so that nothing is fused into it.
+
+    OpenVINO 2026.4 fuses a product by a constant of one number per row into the reduction before it, and then gives
+    wrong numbers for every batch but 1 (seen on AVX2 in the score of `topk`).
+    """
+    for op in model.get_ops():
+        if op.get_type_name().startswith("Reduce"):
+            model.add_outputs(op.output(0))
+
+
+def _config(setting: Setting, precision: str) -> dict[str, Any]:
+    return {
+        "INFERENCE_NUM_THREADS": setting.threads,
+        "NUM_STREAMS": setting.streams,
+        "INFERENCE_PRECISION_HINT": _HINTS[precision],
+        # Images are decoded on the same CPUs.
+        "ENABLE_CPU_PINNING": False,
+    }
+
+
+def _best_precision(core: Any, model: Any) -> str:
+    """Return the fastest precision this CPU multiplies that is not narrower than what the graph was checked in."""
+    types = {op.get_input_element_type(1).get_type_name() for op in model.get_ops() if op.get_type_name() == "MatMul"}
+    candidates = ("fp16",) if "f16" in types else ("bf16",)
+    return next((name for name in candidates if name in _capabilities(core)), "fp32")
+
+
+def _capabilities(core: Any) -> set[str]:
+    return {name.lower() for name in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")}
+
+
+def _check_precision(core: Any, wanted: str) -> None:
+    if wanted != "fp32" and wanted not in _capabilities(core):
+        raise EngineError(
+            f"openvino cannot compute in {wanted} on this CPU ({describe_cpu()}): bf16 needs avx512_bf16 or amx_bf16;"
+            " leave --precision out, or run on a CPU that has it"
+        )
+
+
+def _running_precision(model: Any) -> str:
+    """Return the narrowest precision in which this compiled model multiplies matrices, from the layers that will run."""
+    infos = [op.get_rt_info() for op in model.get_runtime_model().get_ops()]
+    types = {info["runtimePrecision"].astype(str) for info in infos if info["layerType"].astype(str) in _PRODUCTS}
+    found = {_PRECISIONS.get(kind, kind) for kind in types}
+    return next((name for name in ("int8", "fp16", "bf16") if name in found), "fp32")
+
+
+def _import(compiled: Compiled, setting: Setting) -> tuple[Any, Any]:
+    """Return the compiled model and the memory it lives in."""
+    library = _library()
+    # Mapped, not read; copy-on-write, since the library asks for memory it may write to.
+    blob = np.memmap(compiled.folder / _BLOB, dtype=np.uint8, mode="c")
+    config = {name: value for name, value in _config(setting, "fp32").items() if name != "INFERENCE_PRECISION_HINT"}
+    try:
+        memory = library.Tensor(blob, shared_memory=True)
+        return library.Core().import_model(memory, "CPU", config), (memory, blob)
+    except RuntimeError as error:
+        raise EngineError(f"openvino {library_version()} cannot load {compiled.folder}: {_one_line(error)}") from error
+
+
+def _one_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip() and not line.startswith("Exception from")]
+    return (lines[0] if lines else type(error).__name__)[:300]

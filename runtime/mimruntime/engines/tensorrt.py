@@ -1,0 +1,20 @@
+"""TensorRT 10 and 11: plans built on an NVIDIA GPU for that GPU."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from mimruntime.engines.trt import engine
+from mimruntime.engines.trt.flavour import TENSORRT as FLAVOUR
+
+NAME = FLAVOUR.name
+OPTIONS = frozenset({"batch", "hardware-compat", "tf32", "timing-cache", "workspace"})
+
+compile_engine = partial(engine.compile_engine, FLAVOUR)
+open_engine = partial(engine.open_engine, FLAVOUR)
+other_hardware = partial(engine.other_hardware, FLAVOUR)
+
+
+def library_version() -> str:
+    """Return the version of the library; MissingExtraError where it is not installed."""
+    return str(FLAVOUR.load().__version__)

@@ -1,0 +1,20 @@
+"""TensorRT-RTX: plans built ahead of time, without a GPU, for any of its architectures."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from mimruntime.engines.trt import engine
+from mimruntime.engines.trt.flavour import TENSORRT_RTX as FLAVOUR
+
+NAME = FLAVOUR.name
+OPTIONS = frozenset({"arch", "batch", "tf32", "workspace"})
+
+compile_engine = partial(engine.compile_engine, FLAVOUR)
+open_engine = partial(engine.open_engine, FLAVOUR)
+other_hardware = partial(engine.other_hardware, FLAVOUR)
+
+
+def library_version() -> str:
+    """Return the version of the library; MissingExtraError where it is not installed."""
+    return str(FLAVOUR.load().__version__)

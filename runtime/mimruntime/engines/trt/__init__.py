@@ -1,0 +1,1 @@
+"""What TensorRT and TensorRT-RTX share: one code path, the library's module is passed in."""

@@ -1,0 +1,178 @@
+"""ONNX graph -> serialized plan, in one path for TensorRT 10, 11 and TensorRT-RTX."""
+
+from __future__ import annotations
+
+import queue
+import tempfile
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from mimruntime.engines.base import Progress
+from mimruntime.engines.trt.messages import Messages, contained_stderr, make_logger
+from mimruntime.engines.trt.plan import BuildPlan
+from mimruntime.errors import EngineError, OutputError
+
+_GIB = 1 << 30
+
+
+def build(trt: Any, graph: Path, plan: BuildPlan, progress: Progress) -> Any:
+    """Build a plan; Ctrl-C and an exception of `progress` cancel it at the builder's next step.
+
+    Args:
+        trt: the library, `plan.flavour`'s.
+        graph: ONNX, strongly typed: its precision is the plan's.
+        plan: already checked.
+        progress: called in the caller's thread.
+
+    Returns:
+        The plan as the library's own buffer of bytes.
+
+    Raises:
+        EngineError: whatever failed, with the first error that was logged.
+        OutputError: the timing cache cannot be written.
+
+    """
+    messages = Messages()
+    try:
+        with contained_stderr():
+            return _build(trt, graph, plan, progress, messages)
+    except (RuntimeError, TypeError, ValueError) as error:  # what pybind11 turns C++ exceptions into
+        raise messages.failure(f"{plan.flavour.name} cannot build {graph}", hint=str(error)) from error
+
+
+def _build(trt: Any, graph: Path, plan: BuildPlan, progress: Progress, messages: Messages) -> Any:
+    # Every object stays referenced until the end: a parser whose network was collected crashes the process.
+    logger = make_logger(trt, messages)
+    builder = trt.Builder(logger)
+    network = builder.create_network(_network_flags(trt))
+    parser = trt.OnnxParser(network, logger)
+    if not parser.parse_from_file(str(graph)):
+        said = parser.get_error(0).desc() if parser.num_errors else None
+        raise messages.failure(f"{plan.flavour.name} {trt.__version__} cannot parse {graph}", hint=said)
+    _check_precision(trt, network, graph, plan)
+    config = _configure(trt, builder, plan, messages)
+    _add_profile(builder, network, config, plan, messages)
+    built = _watched(trt, config, progress, lambda: builder.build_serialized_network(network, config))
+    if built is None:
+        raise messages.failure(f"{plan.flavour.name} {trt.__version__} cannot build {graph}")
+    if plan.timing_cache is not None:
+        _save_timing_cache(config, plan.timing_cache)
+    return built
+
+
+def _network_flags(trt: Any) -> int:
+    """Ask TensorRT 10 for strong typing; later versions and RTX know nothing else."""
+    return 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED) if trt.__version__.startswith("10.") else 0
+
+
+def _check_precision(trt: Any, network: Any, graph: Path, plan: BuildPlan) -> None:
+    """Refuse a graph whose matrix products are not what its manifest says."""
+    found = network_precision(trt, network)
+    if found != plan.precision:
+        raise EngineError(f"{graph} computes in {found}, its manifest says {plan.precision}; build the artifact again")
+
+
+def network_precision(trt: Any, network: Any) -> str:
+    """Return the narrowest type that is multiplied: "int8", "fp8", "fp16", "bf16" or "fp32"."""
+    products = {trt.LayerType.MATRIX_MULTIPLY, trt.LayerType.CONVOLUTION, trt.LayerType.DEQUANTIZE}
+    layers = (network.get_layer(index) for index in range(network.num_layers))
+    types = {layer.get_input(0).dtype for layer in layers if layer.type in products}
+    narrowest = ("int8", "INT8"), ("fp8", "FP8"), ("fp16", "HALF"), ("bf16", "BF16")
+    return next((name for name, member in narrowest if getattr(trt.DataType, member) in types), "fp32")
+
+
+def _configure(trt: Any, builder: Any, plan: BuildPlan, messages: Messages) -> Any:
+    config = builder.create_builder_config()
+    (config.set_flag if plan.tf32 else config.clear_flag)(trt.BuilderFlag.TF32)
+    if plan.workspace_gib is not None:
+        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, int(plan.workspace_gib * _GIB))
+    if plan.architectures:
+        config.num_compute_capabilities = len(plan.architectures)
+        for index, arch in enumerate(plan.architectures):
+            if not config.set_compute_capability(getattr(trt.ComputeCapability, arch.upper()), index):
+                raise messages.failure(f"{plan.flavour.name} {trt.__version__} does not build for {arch}")
+    if plan.hardware_compatibility != "none":
+        level = {"ampere+": "AMPERE_PLUS", "same": "SAME_COMPUTE_CAPABILITY"}[plan.hardware_compatibility]
+        config.hardware_compatibility_level = getattr(trt.HardwareCompatibilityLevel, level)
+    if plan.timing_cache is not None:
+        _load_timing_cache(config, plan.timing_cache, messages)
+    return config
+
+
+def _add_profile(builder: Any, network: Any, config: Any, plan: BuildPlan, messages: Messages) -> None:
+    if network.num_inputs != 1:
+        raise EngineError(f"the graph has {network.num_inputs} inputs, expected one")
+    pixels = network.get_input(0)
+    shapes = [(batch, *tuple(pixels.shape)[1:]) for batch in (plan.batch.least, plan.batch.best, plan.batch.most)]
+    profile = builder.create_optimization_profile()
+    profile.set_shape(pixels.name, *shapes)
+    if not profile or config.add_optimization_profile(profile) < 0:
+        raise messages.failure(f"{plan.flavour.name} does not take the batch profile {shapes}")
+
+
+def _watched(trt: Any, config: Any, progress: Progress, work: Callable[[], Any]) -> Any:
+    """Run `work` in a thread of its own, so that this one hears Ctrl-C, and pass on what the monitor is told."""
+    events: queue.SimpleQueue[tuple[str, int, int] | None] = queue.SimpleQueue()
+    monitor = _make_monitor(trt, events)
+    config.progress_monitor = monitor
+    with ThreadPoolExecutor(1, "tensorrt-build") as pool:
+        future = pool.submit(work)
+        future.add_done_callback(lambda _: events.put(None))
+        try:
+            for event in iter(events.get, None):
+                progress(*event)
+        except BaseException:
+            monitor.cancelled = True  # leaving the pool waits for the builder to notice
+            raise
+    return future.result()
+
+
+def _make_monitor(trt: Any, events: queue.SimpleQueue[tuple[str, int, int] | None]) -> Any:
+    class Monitor(trt.IProgressMonitor):  # type: ignore[misc]  # the base is known at run time only
+        def __init__(self) -> None:
+            trt.IProgressMonitor.__init__(self)  # pybind11 demands this form
+            self.cancelled = False
+            self.totals: dict[str, int] = {}
+
+        def phase_start(self, phase_name: str, _parent: str | None, num_steps: int) -> None:
+            self.totals[phase_name] = num_steps
+            events.put((phase_name, 0, num_steps))
+
+        def step_complete(self, phase_name: str, step: int) -> bool:
+            events.put((phase_name, step + 1, self.totals[phase_name]))
+            return not self.cancelled
+
+        def phase_finish(self, phase_name: str) -> None:
+            events.put((phase_name, self.totals[phase_name], self.totals[phase_name]))
+
+    return Monitor()
+
+
+def _load_timing_cache(config: Any, path: Path, messages: Messages) -> None:
+    try:
+        known = path.read_bytes()
+    except FileNotFoundError:
+        known = b""
+    except OSError as error:
+        raise EngineError(f"--timing-cache {path} cannot be read: {error.strerror}") from error
+    cache = config.create_timing_cache(known)
+    if cache is None or not config.set_timing_cache(cache, ignore_mismatch=False):
+        raise messages.failure(
+            f"--timing-cache {path}", hint="of another GPU or TensorRT version; delete it or name another file"
+        )
+
+
+def _save_timing_cache(config: Any, path: Path) -> None:
+    """Write the cache beside its place and rename it, so that an old one is never half replaced."""
+    stage: Path | None = None
+    try:
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as stream:
+            stage = Path(stream.name)
+            stream.write(config.get_timing_cache().serialize())
+        stage.replace(path)
+    except OSError as error:
+        if stage is not None:
+            stage.unlink(missing_ok=True)
+        raise OutputError(f"--timing-cache {path} cannot be written: {error.strerror}") from error

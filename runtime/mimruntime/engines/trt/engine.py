@@ -1,0 +1,141 @@
+"""Compile and open, the same for both libraries: what `engines/tensorrt.py` and `engines/tensorrt_rtx.py` are made of."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mimruntime.artifact import Artifact
+from mimruntime.engines.base import EMBEDDING, Engine, Progress
+from mimruntime.engines.compiled import Compiled, list_compiled
+from mimruntime.engines.options import CompileOptions
+from mimruntime.engines.record import BatchProfile, EngineRecord
+from mimruntime.engines.trt import builder, cuda
+from mimruntime.engines.trt.executor import Executor
+from mimruntime.engines.trt.flavour import Flavour
+from mimruntime.engines.trt.messages import Messages, contained_stderr, make_logger
+from mimruntime.engines.trt.plan import BuildPlan, misfit
+from mimruntime.errors import EngineError, OptionError, UnknownNameError
+
+PROVIDER = "cuda"
+PLAN = "model.plan"
+_BATCH = BatchProfile(least=1, best=8, most=32)
+
+
+def compile_engine(
+    flavour: Flavour, artifact: Artifact, folder: Path, options: CompileOptions, progress: Progress
+) -> EngineRecord:
+    """Build the plan of an artifact's graph into `folder`; see `mimruntime.engines.base.EngineModule`."""
+    plan = BuildPlan(
+        flavour=flavour,
+        precision=artifact.manifest.graph.precision,
+        batch=options.batch or _BATCH,
+        architectures=options.arch,
+        hardware_compatibility=options.hardware_compat or "none",
+        tf32=options.tf32,
+        workspace_gib=options.workspace,
+        timing_cache=options.timing_cache,
+    )
+    plan.check()
+    trt = flavour.load()
+    gpu = None if flavour.architectures else probe(flavour)
+    (folder / PLAN).write_bytes(builder.build(trt, artifact.graph, plan, progress))
+    return EngineRecord(
+        engine=flavour.name,
+        version=trt.__version__,
+        precision=plan.precision,
+        graph_sha256=artifact.graph_sha256,
+        provider=PROVIDER,
+        hardware=plan.hardware(gpu),
+        batch=plan.batch,
+    )
+
+
+def other_hardware(flavour: Flavour, record: EngineRecord) -> str | None:
+    """Return why a plan does not run on this machine, or None."""
+    try:
+        gpu = probe(flavour)
+    except EngineError as error:
+        return str(error)
+    return misfit(flavour, record.hardware, gpu)
+
+
+def open_engine(
+    flavour: Flavour, graph: Path, *, provider: str | None, threads: int | None, compiled: Compiled | None
+) -> TensorRtEngine:
+    """Open the plan that was compiled from `graph`; see `mimruntime.engines.open_engine`."""
+    if provider not in {None, PROVIDER}:
+        raise UnknownNameError(f"provider of the engine '{flavour.name}'", str(provider), [PROVIDER])
+    if threads is not None:
+        raise OptionError(f"--threads {threads}: the engine '{flavour.name}' runs on the GPU; leave it out")
+    trt = flavour.load()
+    gpu = probe(flavour)  # before the library's runtime is touched: without a driver it crashes the process
+    if compiled is None:
+        raise _no_plan(flavour, graph, gpu)
+    messages = Messages()
+    logger = make_logger(trt, messages)
+    with contained_stderr():
+        runtime = trt.Runtime(logger)
+        engine = runtime.deserialize_cuda_engine((compiled.folder / PLAN).read_bytes())
+    if engine is None:
+        raise messages.failure(f"{flavour.name} {trt.__version__} cannot load {compiled.folder / PLAN}")
+    device = cuda.CudaDevice(_purpose(flavour), flavour.extra)
+    return TensorRtEngine(
+        flavour, trt.__version__, Executor(trt, engine, device, messages), compiled, (runtime, logger)
+    )
+
+
+def probe(flavour: Flavour) -> cuda.Gpu:
+    """Return the GPU at hand; see `mimruntime.engines.trt.cuda.probe`."""
+    return cuda.probe(_purpose(flavour), flavour.extra)
+
+
+class TensorRtEngine(Engine):
+    """A plan on a GPU."""
+
+    def __init__(
+        self, flavour: Flavour, version: str, executor: Executor, compiled: Compiled, kept: tuple[Any, ...]
+    ) -> None:
+        self.name = flavour.name
+        self.provider = PROVIDER
+        self.version = version
+        self.outputs = executor.outputs
+        self.precision = compiled.record.precision
+        self.largest_batch = executor.sizes[-1]
+        self.best_batch = compiled.record.batch.best if compiled.record.batch else None
+        self.compiled = compiled.folder.name
+        self._executor = executor
+        self._kept = kept  # the runtime and its logger must outlive the engine
+        if EMBEDDING not in self.outputs:
+            self.close()
+            raise EngineError(f"{compiled.folder} has outputs {', '.join(self.outputs)}; expected '{EMBEDDING}'")
+
+    def run(self, pixels: np.ndarray) -> dict[str, np.ndarray]:
+        """Return the graph's outputs for one batch; see `Engine.run`."""
+        if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[1:] != self._executor.pixel_shape:
+            expected = ", ".join(str(length) for length in ("B", *self._executor.pixel_shape))
+            raise EngineError(f"pixels are {pixels.dtype} {pixels.shape}; the graph takes uint8 ({expected})")
+        return self._executor.run(pixels)
+
+    def close(self) -> None:
+        """Give all memory of the GPU back."""
+        self._executor.close()
+
+
+def _purpose(flavour: Flavour) -> str:
+    return f"the engine '{flavour.name}'"
+
+
+def _no_plan(flavour: Flavour, graph: Path, gpu: cuda.Gpu) -> EngineError:
+    """Return the error that says why nothing in the artifact's `engines/` fits, and what to run."""
+    arch = f" --arch {gpu.arch}" if flavour.architectures and gpu.arch in flavour.architectures else ""
+    mend = flavour.refused.get(gpu.arch) or f"run: mimexport compile {graph.parent} --engine {flavour.name}{arch}"
+    there = [f"{one.folder.name} {misfit(flavour, one.record.hardware, gpu)}" for one in _plans(flavour, graph)]
+    found = "; ".join(there) or f"{graph.parent} holds no plan of {flavour.name} for {gpu}"
+    return EngineError(f"{found}; {mend}")
+
+
+def _plans(flavour: Flavour, graph: Path) -> list[Compiled]:
+    return list_compiled(Artifact.open(graph.parent), flavour.name)

@@ -1,0 +1,115 @@
+"""A folder or a zip as one list of image files, each read when it is asked for."""
+
+from __future__ import annotations
+
+import threading
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from mimruntime.errors import ImageError
+from mimruntime.images import EXTENSIONS, find_images
+
+
+@dataclass(frozen=True, slots=True)
+class ImageFile:
+    """A file below a folder or in a zip.
+
+    Attributes:
+        name: below the folder, or in the zip.
+        size: in bytes.
+        stamp: changes, as far as can be told without reading it, whenever the content does.
+        place: where the bytes are.
+
+    """
+
+    name: PurePosixPath
+    size: int
+    stamp: str
+    place: Path | ZipMember
+
+    def read(self) -> bytes:
+        """Return the encoded image.
+
+        Raises:
+            ImageError: it is gone, damaged or cannot be read; the text names it.
+
+        """
+        if isinstance(self.place, ZipMember):
+            return self.place.read()
+        try:
+            return self.place.read_bytes()
+        except OSError as error:
+            raise ImageError(f"{self.place} cannot be read: {error.strerror or error}") from error
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ZipMember:
+    """A member of a zip that stays open; threads take turns."""
+
+    archive: zipfile.ZipFile
+    name: str
+    lock: threading.Lock
+
+    def read(self) -> bytes:
+        """Return the content.
+
+        Raises:
+            ImageError: it is damaged, encrypted or packed in an unknown way.
+
+        """
+        try:
+            with self.lock:
+                return self.archive.read(self.name)
+        except (zipfile.BadZipFile, OSError, EOFError, RuntimeError, ValueError) as error:
+            raise ImageError(f"{self.archive.filename}: {self.name} cannot be read: {error}") from error
+
+
+def list_images(path: Path) -> list[ImageFile]:
+    """Return the images in a folder or a zip, by name; hidden ones are skipped.
+
+    Raises:
+        ImageError: nothing is there, no image is in it, or a zip is cut short or damaged.
+
+    """
+    files = _in_zip(path) if path.is_file() else _in_folder(path)
+    if not files:
+        raise ImageError(f"{path} holds no images ({', '.join(sorted(EXTENSIONS))})")
+    return files
+
+
+def open_zip(path: Path) -> zipfile.ZipFile:
+    """Open a zip to read.
+
+    Raises:
+        ImageError: it is none, or cut short.
+
+    """
+    try:
+        return zipfile.ZipFile(path)
+    except (zipfile.BadZipFile, OSError) as error:
+        raise ImageError(f"{path} is not a readable zip, or is cut short: {error}") from error
+
+
+def _in_folder(path: Path) -> list[ImageFile]:
+    if not path.is_dir():
+        raise ImageError(f"no folder or zip at {path}")
+    files = []
+    for image in find_images([path]):
+        try:
+            stat = image.stat()
+        except OSError as error:
+            raise ImageError(f"{image} cannot be read: {error.strerror or error}") from error
+        name = PurePosixPath(image.relative_to(path).as_posix())
+        files.append(ImageFile(name, stat.st_size, f"{stat.st_size}:{stat.st_mtime_ns}", image))
+    return files
+
+
+def _in_zip(path: Path) -> list[ImageFile]:
+    archive, lock = open_zip(path), threading.Lock()
+    return [
+        ImageFile(name, member.file_size, f"{member.file_size}:{member.CRC}", ZipMember(archive, member.filename, lock))
+        for member in sorted(archive.infolist(), key=lambda member: member.filename)
+        if (name := PurePosixPath(member.filename)).suffix.lower() in EXTENSIONS
+        and not any(part.startswith((".", "__MACOSX")) for part in name.parts)
+    ]

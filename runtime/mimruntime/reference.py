@@ -1,0 +1,30 @@
+"""The images and torch embeddings of an artifact that parity is measured against."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from mimruntime.artifact import Artifact
+from mimruntime.errors import ArtifactError
+
+
+def load_reference(artifact: Artifact) -> tuple[np.ndarray, np.ndarray]:
+    """Return the images, uint8 (n, H, W, 3), and torch's embeddings of them, float32 (n, D).
+
+    Raises:
+        ArtifactError: `reference.npz` is missing, broken or does not fit the manifest.
+
+    """
+    size, dim = artifact.manifest.preprocess.size, artifact.manifest.embedding.dim
+    try:
+        with artifact.reference.open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:
+            images, embeddings = arrays["images"], arrays["embedding"]
+    except Exception as error:  # zip, npy and zlib each have their own types
+        raise ArtifactError(f"{artifact.reference} cannot be read ({error}); build the artifact again") from error
+    fits = images.ndim == 4 and images.shape[1:] == (size, size, 3) and embeddings.shape == (len(images), dim)
+    if not (fits and len(images) and images.dtype == np.uint8 and embeddings.dtype == np.float32):
+        raise ArtifactError(
+            f"{artifact.reference} holds images {images.dtype} {images.shape} and embeddings {embeddings.dtype}"
+            f" {embeddings.shape}; expected uint8 (n, {size}, {size}, 3) and float32 (n, {dim})"
+        )
+    return images, embeddings

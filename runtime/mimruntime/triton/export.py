@@ -1,0 +1,110 @@
+"""Write a model repository: every model's folder appears whole, parts before what is made of them."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from mimruntime.artifact import Artifact
+from mimruntime.errors import OptionError, OutputError
+from mimruntime.triton import model as preprocessing
+from mimruntime.triton.config import Options, ensemble_config, graph_config, names, preprocess_config
+from mimruntime.triton.graph import graph_file
+from mimruntime.triton.kserve import manifest_yaml
+from mimruntime.triton.pbtxt import text
+
+CONFIG = "config.pbtxt"
+_VERSION = "1"
+
+
+def export(
+    artifact: Artifact,
+    repository: Path,
+    options: Options,
+    *,
+    engine: str = "onnxruntime",
+    ensemble: bool = False,
+    storage_uri: str | None = None,
+    force: bool = False,
+) -> list[Path]:
+    """Write the models of `artifact` into `repository` and return their folders and the manifest for KServe.
+
+    Other models in the repository are left alone. A crash leaves hidden folders at most, which Triton passes over.
+
+    Args:
+        artifact: opened, so its digests are checked.
+        repository: made where it does not exist.
+        options: how the models run.
+        engine: "onnxruntime", or "tensorrt" where a plan was compiled.
+        ensemble: add the step from encoded files to pixels, and the ensemble of both.
+        storage_uri: where KServe will find the repository; None is `pvc://models/` and its name.
+        force: replace models of the same name.
+
+    Raises:
+        OptionError: a batch the plan does not run.
+        OutputError: a model is there already, or the folder cannot be written.
+        ArtifactError, UnknownNameError: see `graph_file`.
+
+    """
+    file = graph_file(artifact, engine)
+    if file.most is not None and options.max_batch > file.most:
+        raise OptionError(f"--max-batch {options.max_batch}: the plan was compiled for batches up to {file.most}")
+    manifest, called = artifact.manifest, names(artifact.manifest)
+
+    def graph(folder: Path) -> None:
+        _write_config(folder, text(graph_config(manifest, file, options)))
+        for name, source in file.sources.items():
+            shutil.copyfile(source, folder / _VERSION / name)
+        shutil.copyfile(artifact.path / "manifest.json", folder / "manifest.json")
+
+    def preprocess(folder: Path) -> None:
+        _write_config(folder, text(preprocess_config(manifest, options)))
+        shutil.copyfile(preprocessing.__file__, folder / _VERSION / "model.py")
+
+    def both(folder: Path) -> None:
+        _write_config(folder, text(ensemble_config(manifest, options)))
+        # Object stores have no empty folders, and Triton wants one for the version.
+        (folder / _VERSION / "ensemble.txt").write_text("its steps are in config.pbtxt\n")
+
+    writers: dict[str, Callable[[Path], None]] = {called["graph"]: graph}
+    if ensemble:
+        writers |= {called["preprocess"]: preprocess, called["ensemble"]: both}
+    yaml = repository / f"{manifest.name}.inferenceservice.yaml"
+    uri = storage_uri or f"pvc://models/{repository.absolute().name}"
+    with _staged(repository, [*writers, yaml.name], force=force) as stage:
+        for name, write in writers.items():
+            write(stage / name)
+        (stage / yaml.name).write_text(manifest_yaml(manifest, options, uri))
+    return [*(repository / name for name in writers), yaml]
+
+
+def _write_config(folder: Path, content: str) -> None:
+    (folder / _VERSION).mkdir(parents=True)
+    (folder / CONFIG).write_text(content)
+
+
+@contextlib.contextmanager
+def _staged(repository: Path, entries: list[str], *, force: bool) -> Iterator[Path]:
+    """Yield a hidden folder of `repository` whose entries move up, in order, when the block ends well."""
+    present = [name for name in entries if (repository / name).exists()]
+    if present and not force:
+        raise OutputError(f"{repository / present[0]} exists; replace it with --force, or choose another repository")
+    try:
+        repository.mkdir(parents=True, exist_ok=True)
+        stage = Path(tempfile.mkdtemp(prefix=".mimexport.", suffix=".partial", dir=repository))
+    except OSError as error:
+        raise OutputError(f"cannot write to {repository}: {error.strerror or error}") from error
+    try:
+        yield stage
+        for name in entries:
+            target = repository / name
+            if target.exists():
+                target.rename(stage / f"{name}.old")
+            (stage / name).rename(target)
+    except OSError as error:
+        raise OutputError(f"cannot write to {repository}: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(stage, ignore_errors=True)

@@ -1,0 +1,51 @@
+"""Triton's python backend: an encoded image file to the pixels the graph takes, as `mimruntime` does it."""
+
+from __future__ import annotations
+
+import json
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from mimruntime.cpus import available_cpus
+from mimruntime.decode import decode
+from mimruntime.errors import ImageError
+from mimruntime.manifest import Preprocess
+from mimruntime.preprocess import to_pixels
+
+_FORMATS = ("JPEG", "PNG", "WebP", "GIF", "BMP")
+"""Those `mimexport serve` lets in."""
+
+
+class TritonPythonModel:
+    """The step `image` BYTES (B, 1) to `pixels` UINT8 (B, size, size, 3)."""
+
+    def initialize(self, args: dict[str, str]) -> None:
+        """Read the preprocessing from the configuration's parameter of that name."""
+        spec = json.loads(args["model_config"])["parameters"]["preprocess"]["string_value"]
+        self._spec = msgspec.json.decode(spec, type=Preprocess)
+        self._pool = ThreadPoolExecutor(min(4, available_cpus()))
+
+    def execute(self, requests: list[Any]) -> list[Any]:
+        """Answer each request; one that holds no image fails alone."""
+        import triton_python_backend_utils as pb  # noqa: PLC0415 - exists inside Triton only
+
+        answers = []
+        for request in requests:
+            files = pb.get_input_tensor_by_name(request, "image").as_numpy().reshape(-1)
+            try:
+                pixels = np.stack(list(self._pool.map(self._prepare, files)))
+            except ImageError as error:
+                answers.append(pb.InferenceResponse(output_tensors=[], error=pb.TritonError(str(error))))
+            else:
+                answers.append(pb.InferenceResponse(output_tensors=[pb.Tensor("pixels", pixels)]))
+        return answers
+
+    def finalize(self) -> None:
+        """Stop the threads."""
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def _prepare(self, file: bytes) -> np.ndarray:
+        return to_pixels(decode(file, formats=_FORMATS), self._spec)

@@ -1,0 +1,94 @@
+"""A narrower precision is typed in the graph, is judged on real images, and says what it needs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+from PIL import Image
+
+from mimexport.build import BuildOptions, build
+from mimexport.conversion import judge, neighbour_overlap
+from mimexport.quantize import Recipe, products
+from mimruntime import manifest, sealed
+from mimruntime.artifact import Artifact
+from mimruntime.engines import open_for
+from mimruntime.errors import EngineError, OptionError
+
+
+@pytest.fixture(scope="module")
+def crops(tmp_path_factory: pytest.TempPathFactory, photos: list[Path]) -> Path:
+    """Sixty crops of photographs."""
+    folder = tmp_path_factory.mktemp("crops")
+    rng = np.random.default_rng(0)
+    for index in range(60):
+        image = Image.open(photos[index % len(photos)]).convert("RGB")
+        left, top = (int(rng.integers(0, edge - 100)) for edge in image.size)
+        image.crop((left, top, left + 100, top + 100)).save(folder / f"{index:02}.png")
+    return folder
+
+
+def build_tiny(out: Path, precision: str, calibrate: Path | None) -> Artifact:
+    return build(BuildOptions(model="mae-tiny", agg="topk", out=out, precision=precision, calibrate=calibrate))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["fp16", "bf16", "int8"])
+def test_a_narrower_precision_is_built_judged_and_run(tmp_path: Path, crops: Path, precision: str) -> None:
+    artifact = build_tiny(tmp_path / "a", precision, crops)
+    conversion = artifact.manifest.conversion
+    assert conversion.images == 48
+    assert conversion.calibration_images == (12 if precision == "int8" else 0)
+    assert conversion.median_cosine > 0.99
+    assert 0.5 < conversion.neighbour_overlap <= 1
+    engine = "openvino" if precision == "bf16" else "onnxruntime"
+    with open_for(artifact, engine) as opened:
+        assert opened.run(np.zeros((2, 64, 64, 3), np.uint8))["embedding"].shape == (2, 192)
+    if precision == "int8":
+        assert artifact.graph.stat().st_size < 12e6
+    if precision == "bf16":
+        with pytest.raises(EngineError) as caught:
+            open_for(artifact, "onnxruntime")
+        assert "\n" not in str(caught.value)
+        assert "bf16" in str(caught.value)
+
+
+@pytest.mark.slow
+def test_products_after_the_last_block_and_of_attention_stay_float32(tmp_path: Path) -> None:
+    artifact = build(BuildOptions(model="mae-tiny", agg="ep", out=tmp_path / "ep"))
+    # Eleven blocks of qkv, projection and two of the MLP; the last has its queries apart from keys and values.
+    assert len(products(artifact.graph, Recipe(skip_first=0, skip_last=0))) == 11 * 4 + 5
+    assert len(products(artifact.graph, Recipe(skip_first=1, skip_last=0))) == 10 * 4 + 5
+    assert len(products(artifact.graph, Recipe(skip_first=0, skip_last=1))) == 11 * 4
+    assert len(products(artifact.graph, Recipe())) == 10 * 4
+
+
+def test_int8_needs_real_images_and_fp32_takes_none(tmp_path: Path, crops: Path) -> None:
+    with pytest.raises(OptionError, match="--precision int8 needs real images to calibrate on: --calibrate FOLDER"):
+        build_tiny(tmp_path / "a", "int8", None)
+    with pytest.raises(OptionError, match="--calibrate judges a narrower precision"):
+        build_tiny(tmp_path / "a", "fp32", crops)
+    assert not (tmp_path / "a").exists()
+
+
+def test_neighbours_kept_are_all_of_them_for_equal_vectors_and_few_for_unrelated_ones() -> None:
+    rng = np.random.default_rng(0)
+    a, b = (rng.standard_normal((200, 8)).astype(np.float32) for _ in range(2))
+    assert neighbour_overlap(a, a) == 1
+    assert neighbour_overlap(a, b) < 0.15
+    unit = a / np.linalg.norm(a, axis=1, keepdims=True)
+    assert judge(unit, unit, 0).worst_cosine == 1
+
+
+def test_an_artifact_of_the_first_schema_opens(toy_copy: Path) -> None:
+
+    path = toy_copy / "manifest.json"
+    document = json.loads(path.read_text())
+    assert "conversion" not in document
+
+    old = msgspec.structs.replace(manifest.decode(path.read_bytes()), schema=1)
+    path.write_bytes(sealed.encode(old))
+    assert Artifact.open(toy_copy).manifest.schema == 1

@@ -1,0 +1,109 @@
+"""The torch reference is the artifact's own model: rebuilt from its manifest, its digests and its vectors checked."""
+
+from __future__ import annotations
+
+import msgspec
+import numpy as np
+import pytest
+import safetensors.torch
+import timm
+import torch
+
+from mimexport.build import BuildOptions, build
+from mimexport.errors import HeadError, WeightsError
+from mimexport.reference import References
+from mimruntime.artifact import Artifact, seal
+from mimruntime.engines import open_engine
+from mimruntime.errors import ArtifactError, EngineError
+
+SMALL = "vit_tiny_patch16_224"
+
+
+@pytest.fixture(scope="module")
+def random_artifact(tmp_path_factory) -> Artifact:
+    out = tmp_path_factory.mktemp("reference") / "random"
+    return build(BuildOptions(model=SMALL, agg="topk", out=out, random_seed=3, size=64, with_selection=True))
+
+
+@pytest.fixture(scope="module")
+def learned_artifact(tmp_path_factory) -> Artifact:
+    out = tmp_path_factory.mktemp("reference") / "learned"
+    return build(BuildOptions(model="mae-tiny", agg="abmilp", out=out, head="abmilp-unlabelled", whiten=128))
+
+
+def copy_with(artifact: Artifact, folder, **changes) -> Artifact:
+    """A copy of `artifact` whose manifest says something else."""
+    folder.mkdir()
+    for name in artifact.manifest.files:
+        (folder / name).write_bytes((artifact.path / name).read_bytes())
+    seal(folder, msgspec.structs.replace(artifact.manifest, **changes))
+    return Artifact.open(folder)
+
+
+@pytest.mark.parametrize("which", ["random_artifact", "learned_artifact"])
+def test_it_gives_what_the_graph_gives(which, request) -> None:
+    artifact = request.getfixturevalue(which)
+    size = artifact.manifest.preprocess.size
+    pixels = np.random.default_rng(0).integers(0, 256, (3, size, size, 3), np.uint8)
+    with References().open([artifact])[0] as reference, open_engine("onnxruntime", artifact.graph) as engine:
+        assert reference.name == "torch"
+        ours, theirs = reference.run(pixels), engine.run(pixels)
+    for name, values in theirs.items():
+        np.testing.assert_allclose(ours[name], values, atol=1e-5)
+
+
+def test_models_of_one_backbone_share_its_pass(learned_artifact, random_artifact) -> None:
+    first, second, other = References().open([learned_artifact, learned_artifact, random_artifact])
+    assert first._trunk is second._trunk
+    assert first._trunk is not other._trunk
+    pixels = np.zeros((2, 64, 64, 3), np.uint8)
+    tokens = first._trunk.tokens(first._model, pixels)
+    assert first._trunk.tokens(second._model, pixels) is tokens
+    assert first._trunk.tokens(second._model, pixels.copy()) is not tokens
+
+
+def test_weights_of_another_digest_are_refused(random_artifact, tmp_path) -> None:
+    backbone = msgspec.structs.replace(random_artifact.manifest.backbone, origin="seed 4")
+    with pytest.raises(WeightsError, match="no reference can be made"):
+        References().open([copy_with(random_artifact, tmp_path / "copy", backbone=backbone)])
+
+
+def test_weights_from_a_file_must_be_given(tmp_path) -> None:
+    file = tmp_path / "weights.safetensors"
+    torch.manual_seed(0)
+    model = timm.create_model(SMALL, num_classes=0, img_size=64)
+    safetensors.torch.save_file(model.state_dict(), file)
+    artifact = build(BuildOptions(model=SMALL, agg="cls", out=tmp_path / "a", weights=file, size=64))
+    with pytest.raises(WeightsError, match="give --weights FILE"):
+        References().open([artifact])
+    assert References(weights=file).open([artifact])[0].run(np.zeros((1, 64, 64, 3), np.uint8))["embedding"].shape
+
+
+def test_a_head_that_is_not_at_hand_is_asked_for(learned_artifact, tmp_path) -> None:
+    aggregator = msgspec.structs.replace(learned_artifact.manifest.aggregator, head_sha256="0" * 64)
+    with pytest.raises(HeadError, match="give --head FILE"):
+        References().open([copy_with(learned_artifact, tmp_path / "copy", aggregator=aggregator)])
+
+
+def test_a_manifest_that_describes_another_model_is_noticed(random_artifact, tmp_path) -> None:
+    aggregator = msgspec.structs.replace(random_artifact.manifest.aggregator, token_norm="final")
+    with pytest.raises(ArtifactError, match="rebuilt from its manifest"):
+        References().open([copy_with(random_artifact, tmp_path / "copy", aggregator=aggregator)])
+
+
+def test_a_baseline_is_built_once_for_the_same_backbone_and_whitening(learned_artifact, tmp_path) -> None:
+    baseline = References().build_baseline(learned_artifact, tmp_path)
+    manifest = baseline.manifest
+    assert manifest.aggregator.name == "cls"
+    assert manifest.embedding.whitening is not None
+    assert manifest.backbone.weights_sha256 == learned_artifact.manifest.backbone.weights_sha256
+    assert References().build_baseline(learned_artifact, tmp_path).manifest.created == manifest.created
+
+
+def test_it_refuses_other_pixels_and_to_run_closed(random_artifact) -> None:
+    reference = References().open([random_artifact])[0]
+    with pytest.raises(EngineError, match="torch takes uint8"):
+        reference.run(np.zeros((1, 64, 64, 3), np.float32))
+    reference.close()
+    with pytest.raises(EngineError, match="closed"):
+        reference.run(np.zeros((1, 64, 64, 3), np.uint8))

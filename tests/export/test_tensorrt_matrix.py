@@ -1,0 +1,98 @@
+"""TensorRT-RTX builds every backbone class with every aggregator, in both precisions, the same plan twice."""
+
+import time
+
+import onnx
+import onnx.utils
+import pytest
+import timm
+import torch
+from small_models import BACKBONES, make_small
+from torch import nn
+
+from mimexport.aggregators import AGGREGATORS, make_aggregator
+from mimexport.backbone import Backbone
+from mimexport.features import Features
+from mimexport.weights import _shake_constants
+from mimruntime.engines.record import BatchProfile
+from mimruntime.engines.trt import builder
+from mimruntime.engines.trt.flavour import TENSORRT_RTX
+from mimruntime.engines.trt.plan import BuildPlan
+
+trt = pytest.importorskip("tensorrt_rtx", reason="pip install 'mimexport[tensorrt-rtx]'")
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
+
+
+LARGEST_DIFFERENCE = 0.01
+"""Share of its size by which a plan may differ from a second build."""
+
+
+class EveryAggregator(nn.Module):
+    """Pixels -> one unit vector per aggregator that the backbone can have: all of them in one graph."""
+
+    def __init__(self, model, precision):
+        super().__init__()
+        backbone = Backbone(model)
+        self.names = [name for name, kind in AGGREGATORS.items() if backbone.shape.has_cls or not kind.needs_cls]
+        self.aggregators = nn.ModuleList([make_aggregator(name, backbone.shape, {}) for name in self.names])
+        for parameter in self.aggregators.parameters():
+            nn.init.normal_(parameter, std=0.1)
+        self.dtype = DTYPES[precision]
+        self.backbone = backbone.to(self.dtype)
+        self.norm = backbone.norm.float() if backbone.norm is not None else None
+
+    def forward(self, pixels):
+        images = (pixels.float().permute(0, 3, 1, 2) - 127.5) / 127.5
+        features = Features(self.backbone, self.backbone(images.to(self.dtype)), self.norm)
+        vectors = [aggregator(features)[0] for aggregator in self.aggregators]
+        return tuple(vector / vector.square().sum(-1, keepdim=True).sqrt().clamp_min(1e-6) for vector in vectors)
+
+
+def export(model, precision, size, folder):
+    """Write one graph per aggregator, each cut out of the one that has them all; return their paths."""
+    every = EveryAggregator(model, precision).eval()
+    outputs = [f"vector of {name}" for name in every.names]  # apart from the names inside the graph
+    torch.onnx.export(
+        every, (torch.zeros(2, size, size, 3, dtype=torch.uint8),), folder / "every.onnx",
+        dynamo=True, opset_version=18, input_names=["pixels"], output_names=outputs,
+        dynamic_shapes=({0: torch.export.Dim("batch")},), optimize=True, verbose=False, external_data=False,
+    )  # fmt: skip
+    extractor = onnx.utils.Extractor(onnx.load(folder / "every.onnx"))
+    for name, output in zip(every.names, outputs, strict=True):
+        onnx.save(extractor.extract_model(["pixels"], [output]), folder / f"{name}.onnx")
+        yield folder / f"{name}.onnx"
+        (folder / f"{name}.onnx").unlink()
+
+
+def build_twice(path, precision):
+    """Return the size of the engine, bytes, and the seconds of the first build."""
+    batch = BatchProfile(least=1, best=8, most=32)
+    plan = BuildPlan(flavour=TENSORRT_RTX, precision=precision, batch=batch)
+    started = time.perf_counter()
+    first = bytes(builder.build(trt, path, plan, lambda *_: None))
+    seconds = time.perf_counter() - started
+    second = bytes(builder.build(trt, path, plan, lambda *_: None))
+    # Most graphs give equal bytes; of some, a few are not the same every time.
+    assert abs(len(first) - len(second)) <= len(first) * LARGEST_DIFFERENCE, f"{path.stem}: two builds differ in size"
+    return len(first), seconds
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_every_aggregator_builds(tmp_path):
+    sizes = [build_twice(path, "fp32")[0] for path in export(make_small("vit"), "fp32", 32, tmp_path)]
+    assert len(sizes) == len(AGGREGATORS)
+    assert min(sizes) > 0
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("precision", DTYPES)
+@pytest.mark.parametrize("name", BACKBONES)
+def test_every_class_builds_with_every_aggregator(name, precision, tmp_path):
+    torch.manual_seed(0)
+    model = timm.create_model(name, pretrained=False, num_classes=0, **BACKBONES[name]).eval()
+    _shake_constants(model)
+    size = timm.models.get_pretrained_cfg(name).input_size[-1]
+    built = {path.stem: build_twice(path, precision) for path in export(model, precision, size, tmp_path)}
+    largest, slowest = (max(part) for part in zip(*built.values(), strict=True))
+    print(f"{name} {precision}: {len(built)} engines, up to {largest / 1e6:.1f} MB, {slowest:.1f} s")  # noqa: T201 - figures for the docs

@@ -1,0 +1,31 @@
+"""ONNX Runtime with a fault planted in it, as an engine of the table of its own."""
+
+from __future__ import annotations
+
+from mimruntime.engines import onnxruntime
+from mimruntime.engines.base import Engine
+
+NAME = "planted"
+
+FAULTS: dict[str, object] = {}
+"""What is wrong now: 'graph' path -> path, 'pixels' and 'embedding' array -> array."""
+
+
+def open_engine(graph, **options):
+    replaced = FAULTS.get("graph", lambda path: path)(graph)
+    return Planted(onnxruntime.open_engine(replaced, **options))
+
+
+class Planted(Engine):
+    def __init__(self, engine):
+        vars(self).update(vars(engine))
+        self.name = NAME
+        self._engine = engine
+
+    def run(self, pixels):
+        outputs = self._engine.run(FAULTS.get("pixels", lambda array: array)(pixels))
+        outputs["embedding"] = FAULTS.get("embedding", lambda array: array)(outputs["embedding"])
+        return outputs
+
+    def close(self):
+        self._engine.close()

@@ -1,0 +1,254 @@
+"""A folder of shards: complete, resumable, never mixed; what cannot be read is a row with its error."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from pathlib import Path
+
+import fsspec
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from collection_helpers import START, mimexport, read_shards
+
+from mimruntime import Embedder
+from mimruntime.collection.store import open_folder
+
+
+@pytest.fixture
+def broken(gallery: Path, tmp_path: Path) -> Path:
+    """Six photographs, a corrupt image, an empty file; and a list that names a file that is not there."""
+    folder = tmp_path / "broken"
+    folder.mkdir()
+    for path in sorted(gallery.iterdir())[:6]:
+        shutil.copy(path, folder)
+    (folder / "000b.jpg").write_bytes((folder / "000.jpg").read_bytes()[:900])
+    (folder / "001b.jpg").touch()
+    (tmp_path / "list.txt").write_text(
+        "".join(f"{path}\n" for path in [*sorted(folder.iterdir()), folder / "gone.jpg"])
+    )
+    return folder
+
+
+def test_the_shards_hold_what_one_file_holds(
+    toy_artifact: Path, gallery: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert mimexport("embed", toy_artifact, gallery, "--out", tmp_path / "shards", "--shard-size", 25) == 0
+    said = capsys.readouterr().out
+    assert "60 of 60 images embedded" in said
+    assert "3 shards, 60 images, 16 dimensions" in said
+    stored = read_shards(tmp_path / "shards")
+    assert stored.paths == [str(path) for path in sorted(gallery.iterdir())]
+    with Embedder.open(toy_artifact) as embedder:
+        expected = embedder.embed(sorted(gallery.iterdir()))
+        assert np.abs(np.array(stored.vectors, np.float32) - expected).max() < 1e-6
+        assert stored.spaces == {embedder.space}
+    counts = [pq.ParquetFile(path).metadata.num_rows for path in sorted((tmp_path / "shards").glob("part-*"))]
+    assert counts == [25, 25, 10]
+    # Readers of folders pass over what belongs to the job.
+    assert len(pq.read_table(tmp_path / "shards")) == 60
+
+
+def test_what_cannot_be_read_is_a_row_and_the_job_goes_on(
+    toy_artifact: Path, broken: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert mimexport("embed", toy_artifact, f"@{tmp_path}/list.txt", "--out", tmp_path / "o", "--shard-size", 4) == 0
+    assert "3 could not be read (column 'error')" in capsys.readouterr().err
+    stored = read_shards(tmp_path / "o")
+    failed = {Path(path).name: error for path, error in zip(stored.paths, stored.errors, strict=True) if error}
+    assert sorted(failed) == ["000b.jpg", "001b.jpg", "gone.jpg"]
+    assert "truncated" in failed["000b.jpg"]
+    assert failed["001b.jpg"] == f"{broken}/001b.jpg: is empty, 0 bytes"
+    assert failed["gone.jpg"] == f"{broken}/gone.jpg: cannot be read (No such file or directory)"
+    assert [vector is None for vector in stored.vectors] == [error is not None for error in stored.errors]
+
+
+def test_strict_stops_at_the_first_and_keeps_the_shards_before_it(
+    toy_artifact: Path, broken: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    job = ("embed", toy_artifact, broken, "--out", tmp_path / "o", "--shard-size", 1)
+    assert mimexport(*job, "--strict") == 1
+    assert "--strict stops here, finished shards stay in" in capsys.readouterr().err
+    assert [Path(path).name for path in read_shards(tmp_path / "o").paths] == ["000.jpg"]
+    assert mimexport(*job) == 0
+    assert len(read_shards(tmp_path / "o").paths) == 8
+
+
+def test_a_finished_job_does_nothing_and_a_lost_shard_is_made_again(
+    toy_artifact: Path, gallery: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    job = ("embed", toy_artifact, gallery, "--out", tmp_path / "o/", "--shard-size", 25)
+    assert mimexport(*job) == 0
+    first = {path.name: path.read_bytes() for path in (tmp_path / "o").glob("part-*")}
+    lost = sorted(first)[1]
+    (tmp_path / "o" / lost).unlink()
+    before = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "o").glob("part-*")}
+    assert mimexport(*job) == 0
+    assert "2 of 3 shards were there already" in capsys.readouterr().out
+    after = {path.name: path for path in (tmp_path / "o").glob("part-*")}
+    assert {name: path.read_bytes() for name, path in after.items()} == first
+    assert {name: path.stat().st_mtime_ns for name, path in after.items() if name != lost} == before
+    assert mimexport(*job) == 0
+    assert "nothing left to do" in capsys.readouterr().out
+
+
+def test_another_job_in_the_same_folder_is_refused(
+    toy_artifact: Path,
+    toy_without_selection: Path,
+    gallery: Path,
+    broken: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    out = tmp_path / "o"
+    assert mimexport("embed", toy_artifact, gallery, "--out", out) == 0
+    before = sorted(out.rglob("*"))
+    for artifact, images, options, says in [
+        (toy_artifact, broken, (), "begun with another list of images (60 in shards of 1000, now 8 in shards of 1000)"),
+        (toy_artifact, gallery, ("--shard-size", 7), "60 in shards of 7); give the inputs"),
+        (toy_artifact, gallery, ("--image-column", "x"), "begun with another list"),
+        (toy_without_selection, gallery, (), "begun with another graph of the same space"),
+    ]:
+        assert mimexport("embed", artifact, images, "--out", out, *options) == 1
+        said = capsys.readouterr().err
+        assert says in said
+        assert "--out" in said or "artifact" in said
+    assert sorted(out.rglob("*")) == before
+    record = out / "_job" / "record.json"
+    record.write_text(record.read_text().replace('"embedding_space": "', '"embedding_space": "0'))
+    assert mimexport("embed", toy_artifact, gallery, "--out", out) == 1
+    assert "holds vectors of space 0" in capsys.readouterr().err
+    record.write_text("{}")
+    assert mimexport("embed", toy_artifact, gallery, "--out", out) == 1
+    assert "_job/record.json is not readable" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("out", "options", "says"),
+    [
+        ("photos/", (), "holds other files (000.jpg …) and no job of mimexport"),
+        ("photos/000.jpg/", (), "is a file; expected a folder for the shards"),
+        ("/proc/o/", (), "cannot write /proc/o/_job/list.parquet"),
+        ("s3://bucket/v.parquet", (), "one file is written to a local path"),
+        ("v.npz", ("--shard-size", 5), "--shard-size is for a folder of shards, --out v.npz is one file"),
+        ("v.npz", ("--ray", "auto"), "--ray is for a folder of shards"),
+        ("o", ("--workers", 2), "--workers is for --ray"),
+        ("o", ("--expect-space", "feed"), "expected feed"),
+    ],
+)
+def test_each_mistake_is_one_line_and_leaves_nothing(
+    toy_artifact: Path,
+    gallery: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    out: str,
+    options: tuple,
+    says: str,
+) -> None:
+    shutil.copytree(gallery, tmp_path / "photos")
+    before = sorted(tmp_path.rglob("*"))
+    monkeypatch.chdir(tmp_path)
+    assert mimexport("embed", toy_artifact, "photos", "--out", out, *options) == 1
+    said = capsys.readouterr().err
+    assert says in said
+    assert len(said.splitlines()) == 1
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_relative_names_mean_another_list_in_another_folder(
+    toy_artifact: Path, gallery: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for side in ("a", "b"):
+        shutil.copytree(gallery, tmp_path / side / "photos")
+    monkeypatch.chdir(tmp_path / "a")
+    assert mimexport("embed", toy_artifact, "photos", "--out", tmp_path / "o") == 0
+    assert read_shards(tmp_path / "o").paths[0] == "photos/000.jpg"
+    monkeypatch.chdir(tmp_path / "b")
+    assert mimexport("embed", toy_artifact, "photos", "--out", tmp_path / "o") == 1
+
+
+def test_names_that_are_not_utf8_are_found_again(toy_artifact: Path, photo: Path, tmp_path: Path) -> None:
+    source = tmp_path / "in"
+    source.mkdir()
+    (source / os.fsdecode(b"caf\xe9.jpg")).write_bytes(photo.read_bytes())
+    assert mimexport("embed", toy_artifact, source, "--out", tmp_path / "o") == 0
+    stored = read_shards(tmp_path / "o")
+    assert stored.errors == [None]
+    assert stored.paths[0].endswith("caf\\xe9.jpg")
+
+
+@pytest.mark.parametrize("scheme", ["memory", "local"])
+def test_an_object_store_and_another_file_system_hold_the_same_shards(
+    toy_artifact: Path, gallery: Path, tmp_path: Path, scheme: str
+) -> None:
+    assert mimexport("embed", toy_artifact, gallery, "--out", tmp_path / "o", "--shard-size", 25) == 0
+    place = f"memory://{uuid.uuid4().hex}" if scheme == "memory" else f"local://{tmp_path}/remote"
+    job = ("embed", toy_artifact, gallery, "--out", f"{place}/vectors", "--shard-size", 25)
+    assert mimexport(*job) == 0
+    remote = open_folder(f"{place}/vectors")
+    local = {path.name: path.read_bytes() for path in (tmp_path / "o").glob("part-*")}
+    assert {name: remote.read(name) for name in remote.names() if name.startswith("part-")} == local
+    lost = sorted(local)[0]
+    fsspec.filesystem(scheme).rm(f"{place}/vectors/{lost}".split("://")[1])
+    assert mimexport(*job) == 0
+    assert remote.read(lost) == local[lost]
+
+
+def test_parquet_rows_and_image_files_share_a_job(toy_artifact: Path, gallery: Path, tmp_path: Path) -> None:
+    import pyarrow as pa
+
+    files = sorted(gallery.iterdir())
+    table = pa.table({"image": [path.read_bytes() for path in files], "path": [f"row {path.name}" for path in files]})
+    pq.write_table(table, tmp_path / "t.parquet", row_group_size=16)
+    inputs = (files[0], tmp_path / "t.parquet", files[1])
+    assert mimexport("embed", toy_artifact, *inputs, "--out", tmp_path / "o", "--shard-size", 9) == 0
+    stored = read_shards(tmp_path / "o")
+    assert stored.paths == [str(files[0]), *(f"row {path.name}" for path in files), str(files[1])]
+    assert stored.vectors[0] == stored.vectors[1]
+    assert stored.vectors[-1] == stored.vectors[2]
+    assert mimexport("embed", toy_artifact, tmp_path / "t.parquet", "--out", tmp_path / "v.npz") == 0
+
+
+def test_a_partial_file_of_a_killed_writer_is_swept_at_the_end(
+    toy_artifact: Path, gallery: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "o").mkdir()
+    (tmp_path / "o" / ".part-0000000-x.parquet.abc.partial").write_bytes(b"half")
+    assert mimexport("embed", toy_artifact, gallery, "--out", tmp_path / "o") == 0
+    assert sorted(path.name[:5] for path in (tmp_path / "o").iterdir()) == ["_job", "part-"]
+
+
+@pytest.mark.slow
+def test_killed_five_times_at_random_the_job_ends_with_every_image_once(
+    toy_artifact: Path, gallery: Path, tmp_path: Path
+) -> None:
+    """Real processes, SIGKILL; each run is killed after a random part of the shards that are left."""
+    inputs = [gallery] * 40
+    out = tmp_path / "o"
+    job = [sys.executable, "-c", START, "embed", toy_artifact, *inputs, "--out", out, "--shard-size", "40"]
+    chance = np.random.default_rng(0)
+    kills = 0
+    for kill in range(5):
+        process = subprocess.Popen(job, stdout=subprocess.DEVNULL)
+        wanted = int(chance.integers(2, 11)) + 11 * kill
+        deadline = time.monotonic() + 60
+        while len(list(out.glob("part-*"))) < wanted and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(chance.random() / 100)
+        process.send_signal(signal.SIGKILL)
+        kills += process.wait() == -signal.SIGKILL
+        assert all(pq.ParquetFile(path).metadata.num_rows == 40 for path in out.glob("part-*"))
+    assert kills == 5
+    assert subprocess.run(job, check=False, stdout=subprocess.DEVNULL).returncode == 0
+    stored = read_shards(out)
+    assert stored.paths == [str(path) for path in sorted(gallery.iterdir())] * 40
+    assert stored.errors == [None] * 2400
+    assert mimexport("embed", toy_artifact, *inputs, "--out", tmp_path / "whole", "--shard-size", 40) == 0
+    assert read_shards(tmp_path / "whole") == stored
+    assert not list(out.rglob("*.partial"))

