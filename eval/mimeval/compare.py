@@ -88,8 +88,8 @@ def compare_artifacts(
     scores: list[Scores] = [{}, {}]
     rows = images.test_rows(deployed=False)
     for found, (train, test) in zip(scores, tables, strict=True):
-        known = None if train is None else train.embedding[images.train_rows()]
-        searched = known if images.searches_train else None
+        known = images.known(train)
+        searched = known.features if known is not None and images.searches_train else None
         for metric in chosen.values():
             found.update(metric(images.task(rows), known, searched, test.embedding[rows]))
     return Comparison(

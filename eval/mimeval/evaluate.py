@@ -14,7 +14,7 @@ from mimeval.deployments import Deployment, Skipped, Wanted, deploy, reference_i
 from mimeval.errors import DataError
 from mimeval.features import CHUNK, FeatureStore, Table
 from mimeval.images import Images, choose_images
-from mimeval.metrics import DECISIVE, Metric, Scores, find_metrics, suited
+from mimeval.metrics import DECISIVE, Known, Metric, Scores, find_metrics, suited
 from mimeval.models import Model, group_models
 from mimeval.report import TORCH, Drifted, Fitted, Gain, Report, Sample, score
 from mimeval.samples import draw_samples
@@ -87,15 +87,17 @@ def evaluate(
     images = choose_images(dataset, options.deployed, seed=options.seed)
     torch = _torch_tables(models, images, open_references, store)
     found = _Found()
+    known = {space: images.known(train) for space, (train, _) in torch.items()}
     for model in models:
-        train, test = torch[model.space]
-        for name, values in _scores(metrics, images, train, test.embedding, test.embedding, deployed=False).items():
+        test = torch[model.space][1].embedding
+        for name, values in _scores(metrics, images, known[model.space], test, test, deployed=False).items():
             found.scores[model.title, TORCH, name, "torch"] = values
     every = [artifact for model in models for artifact in model.artifacts]
     by_space = {model.space: model for model in models}
     for deployment in deploy(every, wanted, found.skipped):
         model = by_space[deployment.artifact.manifest.embedding_space]
-        _measure(deployment, model, torch[model.space], images, store, metrics, found, own=options.own)
+        reference = known[model.space], torch[model.space][1]
+        _measure(deployment, model, reference, images, store, metrics, found, own=options.own)
     return _report(models, dataset, images, found, options)
 
 
@@ -133,7 +135,7 @@ def _torch_tables(
 def _measure(
     deployment: Deployment,
     model: Model,
-    torch: tuple[Table | None, Table],
+    torch: tuple[Known | None, Table],
     images: Images,
     store: FeatureStore,
     metrics: dict[str, Metric],
@@ -145,15 +147,15 @@ def _measure(
     label = f"{model.title}, {deployment.name}"
     jobs = [(deployment.embedder, deployment.identity)]
     table = images.test_tables(store, jobs, label, deployed=True)[0]
-    train, test = torch
+    known, test = torch
     key = (model.title, deployment.name)
-    for name, values in _scores(metrics, images, train, test.embedding, table.embedding, deployed=True).items():
+    for name, values in _scores(metrics, images, known, test.embedding, table.embedding, deployed=True).items():
         found.scores[*key, name, "torch"] = values
-    own_train = images.train_tables(store, jobs, label)[0] if own else None
+    own_known = images.known(images.train_tables(store, jobs, label)[0]) if own else None
     # Images that search each other need no training images.
     free = {name: metric for name, metric in metrics.items() if name == "retrieval" and not images.searches_train}
     kinds = metrics if own else free
-    for name, values in _scores(kinds, images, own_train, table.embedding, table.embedding, deployed=True).items():
+    for name, values in _scores(kinds, images, own_known, table.embedding, table.embedding, deployed=True).items():
         found.scores[*key, name, "own"] = values
     rows = images.test_rows(deployed=True)
     selections = None
@@ -172,7 +174,7 @@ def _measure(
 def _scores(
     metrics: dict[str, Metric],
     images: Images,
-    train: Table | None,
+    known: Known | None,
     gallery: np.ndarray,
     test: np.ndarray,
     *,
@@ -180,12 +182,11 @@ def _scores(
 ) -> Scores:
     """Return every metric's scores of the readable test images."""
     rows = images.test_rows(deployed=deployed)
-    known = None if train is None else train.embedding[images.train_rows()]
     scores: Scores = {}
     for name, metric in metrics.items():
         # A ranking depends on what is ranked, so torch, too, searches the images that engines see.
         asked = images.test_rows(deployed=True) if name == "retrieval" else rows
-        searched = known if images.searches_train else gallery[asked]
+        searched = known.features if known is not None and images.searches_train else gallery[asked]
         scores |= metric(images.task(asked), known, searched, test[asked])
     return scores
 

@@ -11,7 +11,7 @@ from mimeval.datasets.dataset import digest_of
 from mimeval.datasets.subset import balanced_order
 from mimeval.errors import DataError
 from mimeval.features import FeatureStore, Table
-from mimeval.metrics import Task, by_label
+from mimeval.metrics import Known, Task, by_label
 from mimeval.retrieval import guessed_precision
 from mimruntime.embedder import Embedder
 
@@ -70,12 +70,17 @@ class Images:
 
     def task(self, rows: np.ndarray) -> Task:
         """Return what is asked of the test images in `rows` of a test table."""
-        train = self.dataset.train
         return Task(
-            train_labels=None if train is None else train.labels[self.train_rows()],
             test_labels=self.dataset.test.labels[self.order[rows]],
             relevance={name: self._readable(relevance) for name, relevance in self.dataset.relevance.items()},
         )
+
+    def known(self, train: Table | None) -> Known | None:
+        """Return what is learned from, by a table of the training images."""
+        if train is None or self.dataset.train is None:
+            return None
+        rows = self.train_rows()
+        return Known(train.embedding[rows], self.dataset.train.labels[rows])
 
     def chance(self, metric: str) -> float:
         """Return the mean score of guessing by `metric`, "k-NN" or a mean average precision."""

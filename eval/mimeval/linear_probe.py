@@ -7,6 +7,7 @@ chosen on a split of the training images; the images that are reported are never
 from __future__ import annotations
 
 import warnings
+from dataclasses import dataclass
 
 import numpy as np
 from sklearn.exceptions import ConvergenceWarning
@@ -24,27 +25,61 @@ _STEPS = 40
 _SMALLEST_STD = 1e-6
 
 
-def predict(train: np.ndarray, labels: np.ndarray, queries: np.ndarray, *, seed: int = 0) -> np.ndarray:
-    """Return the label (m,) the probe gives each query.
+@dataclass(frozen=True, slots=True, eq=False)
+class Probe:
+    """A fitted probe.
+
+    Attributes:
+        mean: float (D,), subtracted from features.
+        std: float (D,), what they are divided by.
+        model: the regression on what is left.
+
+    """
+
+    mean: np.ndarray
+    std: np.ndarray
+    model: LogisticRegression
+
+    def predict(self, queries: np.ndarray) -> np.ndarray:
+        """Return the label (m,) of each query (m, D)."""
+        return np.asarray(self.model.predict(_standardise(queries, self.mean, self.std)))
+
+
+def fit(train: np.ndarray, labels: np.ndarray, *, seed: int = 0) -> Probe:
+    """Return the probe of training features.
 
     Args:
         train: (n, D).
         labels: (n,) integers of two or more classes.
-        queries: (m, D).
         seed: of the split.
 
     Raises:
         FeaturesError: features or labels that do not belong together, NaN or infinity, or only one class.
 
     """
-    check_features(train, queries, labels)
+    check_features(train, train, labels)
     if len(np.unique(labels)) < 2:
         raise FeaturesError("a linear probe needs two classes or more, the training labels hold one")
     mean, std = train.mean(axis=0), np.maximum(train.std(axis=0), _SMALLEST_STD)
-    table = ((train - mean) / std).astype(np.float32)
+    table = _standardise(train, mean, std)
     model, penalty = _choose(table, labels, seed)
     _fit(model, penalty, table, labels)
-    return np.asarray(model.predict(((queries - mean) / std).astype(np.float32)))
+    return Probe(mean, std, model)
+
+
+def predict(train: np.ndarray, labels: np.ndarray, queries: np.ndarray, *, seed: int = 0) -> np.ndarray:
+    """Return the label (m,) that the probe of `train` and `labels` gives each query (m, D); see `fit`.
+
+    Raises:
+        FeaturesError: as `fit`, or queries that do not belong to `train`.
+
+    """
+    check_features(train, queries, labels)
+    return fit(train, labels, seed=seed).predict(queries)
+
+
+def _standardise(table: np.ndarray, mean: np.ndarray, std: np.ndarray) -> np.ndarray:
+    return np.asarray((table - mean) / std, np.float32)
 
 
 def _choose(table: np.ndarray, labels: np.ndarray, seed: int) -> tuple[LogisticRegression, float]:

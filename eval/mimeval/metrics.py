@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
 from mimeval import few_shot, knn, linear_probe, retrieval
+from mimeval.checks import check_features
 from mimeval.datasets import Dataset, Relevance
 from mimruntime.errors import OptionError, UnknownNameError
 
@@ -19,41 +21,59 @@ class Task:
     """What is to be found out about test images.
 
     Attributes:
-        train_labels: int64 (n,) of the images that are learned from; None where there are none.
         test_labels: int64 (m,).
         relevance: by protocol, what queries ought to find; where it is empty, images find the others of their class.
 
     """
 
-    train_labels: np.ndarray | None
     test_labels: np.ndarray
     relevance: Mapping[str, Relevance]
 
 
-Metric = Callable[[Task, np.ndarray | None, np.ndarray | None, np.ndarray], Scores]
-"""(task, training features or None, features that are searched, test features) -> scores by name."""
+@dataclass(frozen=True, eq=False)
+class Known:
+    """Training images; a probe is fitted once, however many engines are judged by it.
+
+    Attributes:
+        features: float32 (n, D).
+        labels: int64 (n,).
+
+    """
+
+    features: np.ndarray
+    labels: np.ndarray
+
+    @cached_property
+    def probe(self) -> linear_probe.Probe:
+        """The linear probe of these images."""
+        return linear_probe.fit(self.features, self.labels)
 
 
-def _knn(task: Task, train: np.ndarray | None, _: np.ndarray | None, test: np.ndarray) -> Scores:
-    known, labels = _labelled(task, train, "k-NN")
+Metric = Callable[[Task, Known | None, np.ndarray | None, np.ndarray], Scores]
+"""(task, what is learned from or None, features that are searched, test features) -> scores by name."""
+
+
+def _knn(task: Task, known: Known | None, _: np.ndarray | None, test: np.ndarray) -> Scores:
+    train = _labelled(known, "k-NN")
     return {
-        "k-NN": knn.predict(known, labels, test) == task.test_labels,
-        "1-NN": knn.predict(known, labels, test, k=1) == task.test_labels,
+        "k-NN": knn.predict(train.features, train.labels, test) == task.test_labels,
+        "1-NN": knn.predict(train.features, train.labels, test, k=1) == task.test_labels,
     }
 
 
-def _linear(task: Task, train: np.ndarray | None, _: np.ndarray | None, test: np.ndarray) -> Scores:
-    known, labels = _labelled(task, train, "linear probe")
-    return {"linear probe": linear_probe.predict(known, labels, test) == task.test_labels}
+def _linear(task: Task, known: Known | None, _: np.ndarray | None, test: np.ndarray) -> Scores:
+    train = _labelled(known, "linear probe")
+    check_features(train.features, test)
+    return {"linear probe": train.probe.predict(test) == task.test_labels}
 
 
-def _few_shot(task: Task, train: np.ndarray | None, _: np.ndarray | None, test: np.ndarray) -> Scores:
-    known, labels = _labelled(task, train, "few-shot")
-    predicted = few_shot.predict(known, labels, test)
+def _few_shot(task: Task, known: Known | None, _: np.ndarray | None, test: np.ndarray) -> Scores:
+    train = _labelled(known, "few-shot")
+    predicted = few_shot.predict(train.features, train.labels, test)
     return {f"{few_shot.SHOTS}-shot": (predicted == task.test_labels).mean(axis=0)}
 
 
-def _retrieval(task: Task, _: np.ndarray | None, gallery: np.ndarray | None, test: np.ndarray) -> Scores:
+def _retrieval(task: Task, _: Known | None, gallery: np.ndarray | None, test: np.ndarray) -> Scores:
     searched = test if gallery is None else gallery
     scores: Scores = {}
     for protocol, relevance in (task.relevance or {"": by_label(task)}).items():
@@ -97,10 +117,10 @@ def find_metrics(names: tuple[str, ...]) -> dict[str, Metric]:
     return {name: METRICS[name] for name in names}
 
 
-def _labelled(task: Task, train: np.ndarray | None, metric: str) -> tuple[np.ndarray, np.ndarray]:
-    if train is None or task.train_labels is None or not len(task.train_labels):
+def _labelled(known: Known | None, metric: str) -> Known:
+    if known is None or not len(known.labels):
         raise OptionError(f"{metric} learns from training images, and this data set has none; use --metric retrieval")
-    return train, task.train_labels
+    return known
 
 
 def by_label(task: Task) -> Relevance:

@@ -130,14 +130,14 @@ class TestMetrics:
         assert "few-shot" not in suited(dataset_of(labels, labels[:-4]))
 
     def test_classifiers_without_training_images_are_refused(self) -> None:
-        task = Task(None, np.zeros(3, int), {})
+        task = Task(np.zeros(3, int), {})
         with pytest.raises(OptionError, match="use --metric retrieval"):
             find_metrics(("knn",))["knn"](task, None, None, np.eye(3))
         with pytest.raises(UnknownNameError):
             find_metrics(("nn",))
 
     def test_images_that_are_all_alone_in_their_class_ask_nothing(self) -> None:
-        task = Task(None, np.arange(3), {})
+        task = Task(np.arange(3), {})
         assert find_metrics(("retrieval",))["retrieval"](task, None, None, np.eye(3)) == {}
 
     @pytest.mark.parametrize(("matches", "gallery"), [(1, 10), (5, 100), (40, 50)])
