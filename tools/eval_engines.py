@@ -47,6 +47,7 @@ MARGIN = 0.01
 @click.option(
     "--own/--no-own", default=False, help="Also fit on every engine's own training features: many times as long."
 )
+@click.option("--engine", "engines", multiple=True, default=("all",), show_default=True, help="NAME or NAME:PRECISION.")
 @click.option("--metric", "metrics", multiple=True, default=("knn", "retrieval"), show_default=True)
 @click.option("--only", multiple=True, help="Artifacts by name, besides the baseline.  [default: all]")
 @click.option("--cache", type=click.Path(path_type=Path), default=Path("~/.cache/mimexport"), show_default=True)
@@ -57,7 +58,7 @@ MARGIN = 0.01
 @click.option("--write-baseline", "rewrite", is_flag=True, help="Make what is found the baseline.")
 @click.option("--table", type=click.Path(path_type=Path), help="Also write the table into this page, below its marker.")
 def main(
-    data: str | None, images: int, deployed: int, training: int, own: bool, metrics: tuple[str, ...],
+    data: str | None, images: int, deployed: int, training: int, own: bool, engines: tuple[str, ...], metrics: tuple[str, ...],
     only: tuple[str, ...], cache: Path, folder: Path, out: Path, rewrite: bool, table: Path | None,
 ) -> None:  # fmt: skip
     """Run the gate."""
@@ -71,7 +72,7 @@ def main(
             built,
             baselines,
             dataset,
-            parse_engines(["all"]),
+            parse_engines(engines),
             open_references=References().open,
             store=FeatureStore(cache.expanduser() / "features", shown.say, shown.progress),
             options=EvalOptions(metrics=metrics, deployed=deployed or None, own=own, margin=MARGIN),

@@ -17,6 +17,8 @@ from mimruntime.engines.base import Engine
 from mimruntime.errors import EngineError, MissingExtraError, OptionError, UnknownNameError
 
 BATCH_SIZE = 8
+NARROWING = ("fp32", "fp16", "bf16", "int8")
+"""Precisions, each with less left of a number than the one before."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +69,11 @@ class Deployment:
     artifact: Artifact
     embedder: Embedder
     name: str
+
+    @property
+    def precision(self) -> str:
+        """The narrower of the precisions of the graph's numbers and of the engine's products: what vectors may lose by."""
+        return max(self.artifact.manifest.graph.precision, self.embedder.describe().precision, key=NARROWING.index)
 
     @property
     def identity(self) -> str:
@@ -145,6 +152,11 @@ def deploy(artifacts: Sequence[Artifact], wanted: Sequence[Wanted], skipped: lis
                 skipped.append(Skipped(artifact.manifest.name, name, str(error), kind))
                 continue
             with embedder:
-                about = embedder.describe()
-                name = f"{ask.engine} {about.precision}"
-                yield Deployment(artifact, embedder, name if about.provider == "cpu" else f"{name} on {about.provider}")
+                yield Deployment(artifact, embedder, _running_name(name, artifact, embedder))
+
+
+def _running_name(name: str, artifact: Artifact, embedder: Embedder) -> str:
+    """Return `name` and what sets this run apart: another precision than the graph's, hardware other than the CPU."""
+    about = embedder.describe()
+    computed = "" if about.precision == artifact.manifest.graph.precision else f" in {about.precision}"
+    return f"{name}{computed}" if about.provider == "cpu" else f"{name}{computed} on {about.provider}"

@@ -162,8 +162,7 @@ def _measure(
     if table.selection is not None and test.selection is not None:
         selections = test.selection[rows], table.selection[rows]
     measured = drifting.measure(test.embedding[rows], table.embedding[rows], selections)
-    precision = deployment.embedder.describe().precision
-    problem = drifting.too_far(measured, precision)
+    problem = drifting.too_far(measured, deployment.precision)
     found.drifts.append(
         Drifted(model=model.title, deployment=deployment.name, drift=measured, problem=problem, rate=table.rate)
     )
