@@ -27,6 +27,8 @@ from mimruntime.serve.metrics import MULTIPROCESS
 from mimruntime.serve.settings import Settings
 
 _LOG = logging.getLogger("mimexport")
+_KEEP_ALIVE_S = 75
+"""Longer than load balancers keep an idle connection (60 s), which would else send into one that is just being closed."""
 
 
 class PatientProtocol(H11Protocol):
@@ -124,6 +126,7 @@ def _config(settings: Settings, app: Any) -> uvicorn.Config:
         ws="none",
         lifespan="on",
         limit_concurrency=settings.max_connections,
+        timeout_keep_alive=_KEEP_ALIVE_S,
         timeout_graceful_shutdown=settings.grace_s,
         server_header=False,
         access_log=False,

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import http.client
 import io
 import json
 import struct
 import subprocess
 import sys
+import time
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -50,6 +52,15 @@ def test_metrics_do_not_grow_with_what_strangers_ask_for(toy: Service) -> None:
     text = toy.call("/metrics").body.decode()
     assert "/x1" not in text
     assert "models/a" not in text
+
+
+def test_a_connection_may_be_idle_for_longer_than_uvicorn_would_keep_it(toy: Service) -> None:
+    connection = http.client.HTTPConnection("127.0.0.1", toy.port, timeout=20)
+    for pause_s in (6, 0):
+        connection.request("GET", "/live")
+        assert connection.getresponse().read()
+        time.sleep(pause_s)
+    connection.close()
 
 
 def test_no_torch_in_the_process(toy: Service) -> None:

@@ -1,0 +1,128 @@
+"""Measure, in turn, what each part of the graph's speed is worth: the reduced last block, each optimisation of ONNX Runtime.
+
+    python tools/bench_graph.py --model mae-b16 photos/
+
+Ratios are images/s as it is deployed to images/s without the part, the median of pairs run A B A B; above 1 it wins.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from unittest import mock
+
+import click
+import numpy as np
+import onnx
+import onnxruntime as ort
+
+from mimexport.build import BuildOptions, build
+from mimruntime.artifact import Artifact
+from mimruntime.bench.measure import in_turn
+from mimruntime.cpus import available_cpus, describe_cpu
+from mimruntime.decode import decode
+from mimruntime.engines import open_engine
+from mimruntime.errors import ImageError
+from mimruntime.images import find_images
+from mimruntime.preprocess import to_pixels
+
+BATCH = 4
+OPTIMIZERS = (
+    "AttentionFusion", "BiasGeluFusion", "BiasSkipLayerNormFusion", "CommonSubexpressionElimination", "ConstantFolding",
+    "FastGeluFusion", "GeluFusionL1", "GeluFusionL2", "LayerNormFusionL1", "LayerNormFusionL2", "MatMulAddFusion",
+    "MatMulScaleFusion", "MatmulTransposeFusion", "NchwcTransformer", "QuickGeluFusion", "SkipLayerNormFusion",
+    "TransposeOptimizer", "TransposeOptimizer_CPUExecutionProvider",
+)  # fmt: skip
+"""What ONNX Runtime may do to a vision transformer, by its own names."""
+
+
+class Session:
+    """A session that leaves some of the optimisations out."""
+
+    def __init__(self, graph: Path, without: tuple[str, ...] = (), level: str = "ORT_ENABLE_ALL") -> None:
+        options = ort.SessionOptions()
+        options.log_severity_level = 3
+        options.intra_op_num_threads = available_cpus()
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        options.graph_optimization_level = getattr(ort.GraphOptimizationLevel, level)
+        with tempfile.TemporaryDirectory() as folder:
+            options.optimized_model_filepath = str(Path(folder) / "optimised.onnx")
+            self._session = ort.InferenceSession(
+                str(graph), options, providers=["CPUExecutionProvider"], disabled_optimizers=list(without)
+            )
+            nodes = onnx.load(options.optimized_model_filepath, load_external_data=False).graph.node
+        self.operators = Counter(node.op_type for node in nodes)
+
+    def run(self, pixels: np.ndarray) -> dict[str, np.ndarray]:
+        """Return the outputs of one batch."""
+        return {"embedding": self._session.run(["embedding"], {"pixels": pixels})[0]}
+
+    def close(self) -> None:
+        """Let go of the session."""
+        del self._session
+
+
+@click.command()
+@click.argument("folders", nargs=-1, required=True)
+@click.option("--model", default="mae-b16", show_default=True)
+@click.option("--pairs", default=9, show_default=True)
+def main(folders: tuple[str, ...], model: str, pairs: int) -> None:
+    """Build the artifact twice, and print a table."""
+    seed = None if model == "mae-tiny" else 0
+    with tempfile.TemporaryDirectory() as name:
+        options = BuildOptions(model=model, agg="topk", out=Path(name) / "reduced", random_seed=seed)
+        reduced = build(options)
+        with mock.patch("mimexport.backbone.can_reduce", return_value=False):
+            full = build(BuildOptions(model=model, agg="topk", out=Path(name) / "full", random_seed=seed))
+        pixels = photographs(folders, reduced)
+        click.echo(f"{describe_cpu()}; {model}, topk, fp32, batch {BATCH}, ONNX Runtime {ort.__version__}\n")
+        click.echo("| part | ratio | middle half |\n|---|---|---|")
+        for engine in ("onnxruntime", "openvino"):
+            with open_engine(engine, reduced.graph) as ours, open_engine(engine, full.graph) as theirs:
+                show(f"reduced last block, {engine}", ours, theirs, pixels, pairs)
+        for title, ours, make in variants(reduced.graph):
+            theirs = make()
+            show(title, ours, theirs, pixels, pairs)
+            theirs.close()
+
+
+def variants(graph: Path) -> Iterator[tuple[str, Session, Callable[[], Session]]]:
+    """Yield every optimisation that changes this graph: what it makes of it, the session with it, and one without."""
+    whole = Session(graph)
+    for level in ("ORT_DISABLE_ALL", "ORT_ENABLE_BASIC", "ORT_ENABLE_EXTENDED"):
+        yield f"all optimisations, against {level}", whole, lambda level=level: Session(graph, level=level)
+    for name in OPTIMIZERS:
+        without = Session(graph, (name,))
+        if without.operators != whole.operators:
+            made, lost = whole.operators - without.operators, without.operators - whole.operators
+            title = f"`{name}`: {_listed(made)} in place of {_listed(lost)}"
+            yield title, whole, lambda without=without: without
+
+
+def show(title: str, ours: object, theirs: object, pixels: np.ndarray, pairs: int) -> None:
+    """Print a row."""
+    for one in (ours, theirs):
+        one.run(pixels)  # to warm up
+    (found,) = in_turn(("", ours, BATCH), [("", theirs, BATCH)], pixels, pairs)
+    click.echo(f"| {title} | {found.ratio:.3f} | {found.low:.3f} to {found.high:.3f} |")
+
+
+def photographs(folders: tuple[str, ...], artifact: Artifact) -> np.ndarray:
+    """Return a batch of real images, uint8 (BATCH, H, W, 3)."""
+    found = []
+    for path in find_images(folders):
+        try:
+            found.append(to_pixels(decode(path), artifact.manifest.preprocess))
+        except ImageError:  # folders of photographs hold other things too
+            continue
+    return np.stack(found[:BATCH])
+
+
+def _listed(counts: Counter[str]) -> str:
+    return ", ".join(f"{count} {name}" for name, count in counts.most_common()) or "nothing"
+
+
+if __name__ == "__main__":
+    main()
