@@ -155,7 +155,7 @@ def shaken(name, shape, options=None):
 def test_it_equals_a_reimplementation_in_numpy(name, parts):
     features, *plain = parts
     with torch.no_grad():
-        aggregator = shaken(name, features.shape)
+        aggregator = shaken(name, features.shape, {"heads": 3} if name == "aim" else None)
         vector = aggregator(features).vector.numpy()
     state = {key: value.numpy().astype(np.float64) for key, value in aggregator.state_dict().items()}
     np.testing.assert_allclose(vector, PLAIN[name](*plain, state), rtol=1e-4, atol=1e-5)
@@ -309,3 +309,14 @@ def test_a_learned_score_picks_its_best_patches(parts):
 def test_options_that_do_not_fit_the_width_are_refused(name, options, message, parts):
     with pytest.raises(OptionError, match=message):
         make_aggregator(name, parts[0].shape, options)
+
+
+@pytest.mark.parametrize("name", AGGREGATORS)
+@pytest.mark.parametrize("dim", [192, 384, 432, 768, 1024, 1280, 1408])
+def test_its_defaults_fit_every_width_that_vision_transformers_have(name, dim):
+    make_aggregator(name, Shape(dim=dim, grid=(14, 14), prefix=1, has_cls=True), {})
+
+
+@pytest.mark.parametrize(("dim", "heads"), [(48, 1), (192, 3), (432, 6), (1024, 16), (1280, 20)])
+def test_aim_has_heads_of_about_64_dimensions(dim, heads):
+    assert make_aggregator("aim", Shape(dim=dim, grid=(2, 2), prefix=0, has_cls=False), {}).params == {"heads": heads}

@@ -134,7 +134,7 @@ def test_a_head_is_built_into_the_graph(tmp_path, loaded, whiten):
 
 
 @pytest.mark.parametrize(
-    ("agg", "params"), [("abmilp", {"depth": 2, "prior": "center"}), ("ep", {}), ("simpool", {}), ("aim", {})]
+    ("agg", "params"), [("abmilp", {"depth": 2, "prior": "center"}), ("ep", {}), ("simpool", {}), ("aim", {"heads": 3})]
 )
 def test_every_learned_aggregator_is_the_same_in_the_graph(tmp_path, loaded, agg, params):
     torch.manual_seed(1)

@@ -9,6 +9,8 @@ from mimexport.backbone import Shape
 from mimexport.features import Features
 from mimruntime.errors import OptionError
 
+_HEAD_DIM = 64
+
 
 class AimPooling(Aggregator):
     """The attentive probe of AIM (El-Nouby et al., arXiv 2401.08541).
@@ -18,15 +20,16 @@ class AimPooling(Aggregator):
 
     Args:
         shape: of the backbone.
-        heads: divides D.
+        heads: divides D; None takes heads of about 64 dimensions, as vision transformers have.
     """
 
     formula = "concat_h Σ_i a_hi (W_v x̂_i)_h, a_h = softmax_i(q_h·(W_k x̂_i)_h / √d), x̂ = x / σ"
     needs_head = True
     std: Tensor
 
-    def __init__(self, shape: Shape, *, heads: int = 3) -> None:
+    def __init__(self, shape: Shape, *, heads: int | None = None) -> None:
         super().__init__(shape)
+        heads = _heads_of(shape.dim) if heads is None else heads
         if heads < 1 or shape.dim % heads:
             raise OptionError(f"aim: {heads} heads do not divide tokens {shape.dim} wide")
         self.heads = heads
@@ -56,3 +59,8 @@ class AimPooling(Aggregator):
         """See base class."""
         vector, attention = self.pool(features.patches)
         return Pooled(vector, attention.mean(1))
+
+
+def _heads_of(dim: int) -> int:
+    """Return the most heads of at least 64 dimensions that divide `dim`."""
+    return next(heads for heads in range(max(1, dim // _HEAD_DIM), 0, -1) if dim % heads == 0)
