@@ -17,6 +17,7 @@ import click
 import mimexport
 from mimeval.cli import Shown, write_reports
 from mimeval.datasets import open_dataset
+from mimeval.datasets.crops import open_crops
 from mimeval.deployments import Skipped, parse_engines
 from mimeval.evaluate import EvalOptions, evaluate
 from mimeval.features import FeatureStore
@@ -28,7 +29,7 @@ from mimexport.build import BuildOptions, build
 from mimexport.heads import embedded_heads, load_head
 from mimexport.reference import References
 from mimruntime.artifact import MANIFEST, Artifact
-from mimruntime.errors import MimError
+from mimruntime.errors import MimError, MissingExtraError, UnknownNameError
 from mimruntime.manifest import Precision
 
 MODEL = "mae-tiny"
@@ -91,29 +92,44 @@ def main(
 def build_all(folder: Path, only: tuple[str, ...], shown: Shown) -> tuple[list[Artifact], list[Skipped]]:
     """Build, or reuse if the code that built them is the same, every artifact in every precision."""
     home = folder / _code()
-    wanted = [
-        options
-        for options in _wanted(home)
-        if not only or options.out.name.split(".")[0] in {*only, "cls", "cls-whitened"}
-    ]
+    photos = calibration_images(home / "calibration")
+    wanted = list(_wanted(home, photos))
+    if only:
+        known = {options.out.name for options in wanted if options.precision == "fp32"}
+        for name in only:
+            if name not in known:
+                raise UnknownNameError("artifact of the gate", name, known)
+        kept = {*only, "cls", *(["cls-whitened"] if any(name.endswith("-whitened") for name in only) else [])}
+        wanted = [options for options in wanted if options.out.name.split(".")[0] in kept]
     built, skipped = [], []
     for done, options in enumerate(wanted):
         shown.progress("building", done, len(wanted))
         try:
             built.append(Artifact.open(options.out) if (options.out / MANIFEST).is_file() else build(options))
-        except MimError as error:
-            if options.precision in {"fp32", "fp16"}:
-                raise
-            skipped.append(Skipped(options.out.name, options.precision, f"not built: {error}", "refused"))
+        except MissingExtraError as error:
+            skipped.append(Skipped(options.out.name, options.precision, f"not built: {error}", "missing"))
     shown.progress("building", len(wanted), len(wanted))
     return built, skipped
 
 
-def _wanted(home: Path) -> Iterator[BuildOptions]:
+def calibration_images(folder: Path) -> Path:
+    """Return `folder` with photographs for int8: crops of those that packages ship, whatever is evaluated."""
+    if not folder.is_dir():
+        images = open_crops().test
+        stage = folder.with_name(f".{folder.name}.partial")
+        stage.mkdir(parents=True, exist_ok=True)
+        for row in range(len(images)):
+            (stage / f"{row:04}.png").write_bytes(images.load(row))
+        stage.rename(folder)
+    return folder
+
+
+def _wanted(home: Path, photos: Path) -> Iterator[BuildOptions]:
     """Yield the plain aggregators, and every embedded head: as a head where it was learned, else as a whitening."""
     for precision in get_args(Precision):
         suffix = "" if precision == "fp32" else f".{precision}"
-        common = BuildOptions(model=MODEL, agg="cls", out=home, precision=precision)
+        calibrate = photos if precision == "int8" else None
+        common = BuildOptions(model=MODEL, agg="cls", out=home, precision=precision, calibrate=calibrate)
         for agg in PLAIN:
             yield _selected(replace(common, agg=agg, out=home / f"{agg}{suffix}"))
         for name, path in embedded_heads(MODEL).items():

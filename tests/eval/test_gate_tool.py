@@ -1,0 +1,47 @@
+"""The command behind `make eval-engines` builds every precision and judges each of them."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+TOOL = Path(__file__).parents[2] / "tools" / "eval_engines.py"
+
+
+def gate(tmp_path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    folders = ["--cache", str(tmp_path / "cache"), "--artifacts", str(tmp_path / "built"), "--out", str(tmp_path / "r")]
+    command = [
+        sys.executable,
+        str(TOOL),
+        "--data",
+        "crops",
+        "--images",
+        "60",
+        "--deployed",
+        "0",
+        "--metric",
+        "retrieval",
+    ]
+    return subprocess.run([*command, *folders, *arguments], capture_output=True, text=True, check=False)
+
+
+@pytest.mark.slow
+def test_every_precision_is_built_and_judged(tmp_path: Path) -> None:
+    pytest.importorskip("openvino", reason="pip install 'mimexport[openvino]'")
+    done = gate(tmp_path, "--only", "topk")
+    assert done.returncode in {0, 3}, done.stdout + done.stderr  # few images: undecided
+    report = json.loads((tmp_path / "r.json").read_text())
+    ran = {drift["deployment"].split(" in ")[0] for drift in report["drifts"] if drift["model"] == "topk"}
+    precisions = {f"onnxruntime {precision}" for precision in ("fp32", "fp16", "int8")}
+    assert ran == precisions | {f"openvino {precision}" for precision in ("fp32", "fp16", "bf16", "int8")}
+    assert not [drift for drift in report["drifts"] if drift["problem"]]
+
+
+def test_a_name_that_the_gate_does_not_build_is_refused_with_the_nearest(tmp_path: Path) -> None:
+    done = gate(tmp_path, "--only", "topkk")
+    assert done.returncode == 1
+    assert "unknown artifact of the gate 'topkk'; did you mean topk" in done.stderr
