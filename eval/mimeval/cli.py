@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -62,6 +62,10 @@ class Shown:
         self._open = terminal
         if terminal and done == total:
             self._finish()
+
+    def reading(self, name: str) -> Callable[[int, int | None], None]:
+        """Return what shows how far a data set is fetched or read; its size may not be known."""
+        return lambda here, total: self.progress(f"reading {name}", here, here if total is None else total)
 
     def _finish(self) -> None:
         if self._open:
@@ -225,9 +229,11 @@ def evaluate(
     wanted = parse_engines(engines)
     workshop = open_workshop(weights, heads)
     opened = [Artifact.open(path) for path in artifacts]
-    dataset = open_dataset(data, cache=cache.expanduser(), limit=limit, train_limit=train_limit, seed=seed)
     shown = Shown()
-    baselines, lacking = find_baselines([*opened, *(Artifact.open(path) for path in given)])
+    dataset = open_dataset(
+        data, cache=cache.expanduser(), limit=limit, train_limit=train_limit, seed=seed, progress=shown.reading(data)
+    )
+    baselines, lacking = find_baselines(opened, [Artifact.open(path) for path in given])
     for artifact in lacking:
         shown.say(f"  the baseline of {artifact.manifest.name} ({artifact.manifest.graph.precision}) is built …")
         baselines.append(workshop.build_baseline(artifact, cache.expanduser() / "baselines"))
@@ -270,8 +276,10 @@ def compare(
         from mimeval.datasets import open_dataset
     from mimruntime.artifact import Artifact
 
-    dataset = open_dataset(data, cache=cache.expanduser(), limit=limit, train_limit=train_limit, seed=seed)
     shown = Shown()
+    dataset = open_dataset(
+        data, cache=cache.expanduser(), limit=limit, train_limit=train_limit, seed=seed, progress=shown.reading(data)
+    )
     found = compare_artifacts(
         Artifact.open(first), Artifact.open(second), dataset,
         engine=engine, metrics=metrics, store=_store(cache, shown), seed=seed,

@@ -10,7 +10,7 @@ from mimeval.datasets import Dataset
 from mimeval.deployments import BATCH_SIZE, Deployment
 from mimeval.features import FeatureStore, Table
 from mimeval.images import choose_images
-from mimeval.metrics import Scores, find_metrics, suited
+from mimeval.metrics import Scores, find_metrics
 from mimeval.statistics import Interval, McNemar, mcnemar, mean_interval, paired_difference
 from mimruntime.artifact import Artifact
 from mimruntime.embedder import Embedder
@@ -72,7 +72,7 @@ def compare_artifacts(
         MimError: of any kind.
 
     """
-    chosen = find_metrics(metrics or suited(dataset))
+    chosen = find_metrics(metrics, dataset)
     images = choose_images(dataset, None, seed=seed)
     tables: list[tuple[Table | None, Table]] = []
     engines = []
@@ -85,11 +85,12 @@ def compare_artifacts(
             tables.append((train, images.test_tables(store, jobs, artifact.manifest.name)[0]))
     for train, test in tables:
         images.drop_unreadable(test, train)
+    images.drop_unsuited(chosen, metrics)
     scores: list[Scores] = [{}, {}]
     rows = images.test_rows(deployed=False)
     for found, (train, test) in zip(scores, tables, strict=True):
         known = images.known(train)
-        searched = known.features if known is not None and images.searches_train else None
+        searched = known.features if images.searches_train else None
         for metric in chosen.values():
             found.update(metric(images.task(rows), known, searched, test.embedding[rows]))
     return Comparison(

@@ -14,7 +14,7 @@ from mimeval.deployments import Deployment, Skipped, Wanted, deploy, reference_i
 from mimeval.errors import DataError
 from mimeval.features import CHUNK, FeatureStore, Table
 from mimeval.images import Images, choose_images
-from mimeval.metrics import DECISIVE, Known, Metric, Scores, find_metrics, suited
+from mimeval.metrics import DECISIVE, Known, Metric, Scores, find_metrics
 from mimeval.models import Model, group_models
 from mimeval.report import TORCH, Drifted, Fitted, Gain, Report, Sample, score
 from mimeval.samples import draw_samples
@@ -82,10 +82,11 @@ def evaluate(
         MimError: of any kind, each with one line; features that were computed are kept.
 
     """
-    metrics = find_metrics(options.metrics or suited(dataset))
+    metrics = find_metrics(options.metrics, dataset)
     models = group_models(artifacts, baselines)
     images = choose_images(dataset, options.deployed, seed=options.seed)
     torch = _torch_tables(models, images, open_references, store)
+    images.drop_unsuited(metrics, options.metrics)
     found = _Found()
     known = {space: images.known(train) for space, (train, _) in torch.items()}
     for model in models:
@@ -135,7 +136,7 @@ def _torch_tables(
 def _measure(
     deployment: Deployment,
     model: Model,
-    torch: tuple[Known | None, Table],
+    torch: tuple[Known, Table],
     images: Images,
     store: FeatureStore,
     metrics: dict[str, Metric],
@@ -151,7 +152,7 @@ def _measure(
     key = (model.title, deployment.name)
     for name, values in _scores(metrics, images, known, test.embedding, table.embedding, deployed=True).items():
         found.scores[*key, name, "torch"] = values
-    own_known = images.known(images.train_tables(store, jobs, label)[0]) if own else None
+    own_known = images.known(images.train_tables(store, jobs, label)[0] if own else None)
     # Images that search each other need no training images.
     free = {name: metric for name, metric in metrics.items() if name == "retrieval" and not images.searches_train}
     kinds = metrics if own else free
@@ -173,7 +174,7 @@ def _measure(
 def _scores(
     metrics: dict[str, Metric],
     images: Images,
-    known: Known | None,
+    known: Known,
     gallery: np.ndarray,
     test: np.ndarray,
     *,
@@ -185,13 +186,17 @@ def _scores(
     for name, metric in metrics.items():
         # A ranking depends on what is ranked, so torch, too, searches the images that engines see.
         asked = images.test_rows(deployed=True) if name == "retrieval" else rows
-        searched = known.features if known is not None and images.searches_train else gallery[asked]
+        searched = known.features if images.searches_train else gallery[asked]
         scores |= metric(images.task(asked), known, searched, test[asked])
     return scores
 
 
 def _report(models: Sequence[Model], dataset: Dataset, images: Images, found: _Found, options: EvalOptions) -> Report:
     measured = {metric for _, _, metric, _ in found.scores}
+    if not measured:
+        raise DataError(
+            f"{dataset.name}: nothing could be measured, no image has another one to find; take more images"
+        )
     decisive = next((name for name in DECISIVE if name in measured), None) or min(measured)
     gains = list(_gains(models, found, decisive, options))
     classes = len(dataset.classes)
@@ -228,6 +233,7 @@ def _report(models: Sequence[Model], dataset: Dataset, images: Images, found: _F
 
 def _gains(models: Sequence[Model], found: _Found, decisive: str, options: EvalOptions) -> list[Gain]:
     titles = {model.title: model.baseline for model in models}
+    deciding = [key for key in found.scores if key[1] != TORCH and key[2] == decisive and titles[key[0]] is not None]
     gains = []
     for (title, deployment, metric, fitted), values in found.scores.items():
         baseline = titles[title]
@@ -250,6 +256,7 @@ def _gains(models: Sequence[Model], found: _Found, decisive: str, options: EvalO
             margin=options.margin,
             seed=options.seed,
             established_on=(reference, reference_baseline),
+            rows=len(deciding) if metric == decisive else 1,
         )
         gains.append(
             Gain(

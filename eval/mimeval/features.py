@@ -104,7 +104,14 @@ class FeatureStore:
         """
         try:
             with contextlib.ExitStack() as stack:
-                files = [stack.enter_context(self._open(embedder, identity)) for embedder, identity in models]
+                # Locked in one order, whatever that of the models: two runs would else wait for each other for ever.
+                opened = {
+                    text: stack.enter_context(self._open(embedder, text))
+                    for text, embedder in sorted(
+                        {text: embedder for embedder, text in models}.items(), key=lambda pair: pair[0]
+                    )
+                }
+                files = [opened[text] for _, text in models]
                 self._fill(files, images, rows, name)
                 return [file.table(len(rows)) for file in files]
         except OSError as error:

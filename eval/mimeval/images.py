@@ -11,7 +11,7 @@ from mimeval.datasets.dataset import digest_of
 from mimeval.datasets.subset import balanced_order
 from mimeval.errors import DataError
 from mimeval.features import FeatureStore, Table
-from mimeval.metrics import Known, Task, by_label
+from mimeval.metrics import Known, Metric, Task, by_label, has_shots
 from mimeval.retrieval import guessed_precision
 from mimruntime.embedder import Embedder
 
@@ -75,18 +75,19 @@ class Images:
             relevance={name: self._readable(relevance) for name, relevance in self.dataset.relevance.items()},
         )
 
-    def known(self, train: Table | None) -> Known | None:
+    def known(self, train: Table | None) -> Known:
         """Return what is learned from, by a table of the training images."""
         if train is None or self.dataset.train is None:
-            return None
+            return Known(np.empty((0, 0), np.float32), np.empty(0, np.int64))
         rows = self.train_rows()
         return Known(train.embedding[rows], self.dataset.train.labels[rows])
 
     def chance(self, metric: str) -> float:
-        """Return the mean score of guessing by `metric`, "k-NN" or a mean average precision."""
-        if metric == "k-NN":
-            return 1 / len(self.dataset.classes)
+        """Return the mean score of guessing by `metric`: of the largest class, or of a random ranking."""
         rows = self.test_rows(deployed=True)
+        if not metric.startswith("mAP"):
+            labels = self.dataset.test.labels[self.order[rows]]
+            return float(np.bincount(labels).max() / len(labels))
         task = self.task(rows)
         relevance = next(iter(task.relevance.values()), None) or by_label(task)
         gallery = self.training if self.searches_train else len(rows)
@@ -111,6 +112,17 @@ class Images:
             return [None] * len(jobs)
         named = [(embedder, f"{text} {train.digest}") for embedder, text in jobs]
         return list(store.tables(named, train, np.arange(len(train)), f"{label}, training"))
+
+    def drop_unsuited(self, metrics: dict[str, Metric], asked: tuple[str, ...]) -> None:
+        """Leave out of `metrics` what unreadable images have taken the ground from, unless it was asked for; note it."""
+        train = self.dataset.train
+        if train is None or asked or "few-shot" not in metrics:
+            return
+        labels = train.labels[self.train_rows()]
+        if not has_shots(labels):
+            fewest = min(np.unique(labels), key=lambda label: int((labels == label).sum()))
+            del metrics["few-shot"]
+            self.notes.append(f"few-shot is left out: too few images of '{self.dataset.classes[fewest]}' could be read")
 
     def drop_unreadable(self, test: Table, train: Table | None) -> None:
         """Leave out what the tables could not read, and note it.

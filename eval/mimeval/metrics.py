@@ -32,7 +32,7 @@ class Task:
 
 @dataclass(frozen=True, eq=False)
 class Known:
-    """Training images; a probe is fitted once, however many engines are judged by it.
+    """Training images, none where a data set has none; a probe is fitted once, however many engines are judged by it.
 
     Attributes:
         features: float32 (n, D).
@@ -49,31 +49,28 @@ class Known:
         return linear_probe.fit(self.features, self.labels)
 
 
-Metric = Callable[[Task, Known | None, np.ndarray | None, np.ndarray], Scores]
-"""(task, what is learned from or None, features that are searched, test features) -> scores by name."""
+Metric = Callable[[Task, Known, np.ndarray | None, np.ndarray], Scores]
+"""(task, what is learned from, features that are searched, test features) -> scores by name."""
 
 
-def _knn(task: Task, known: Known | None, _: np.ndarray | None, test: np.ndarray) -> Scores:
-    train = _labelled(known, "k-NN")
+def _knn(task: Task, known: Known, _: np.ndarray | None, test: np.ndarray) -> Scores:
     return {
-        "k-NN": knn.predict(train.features, train.labels, test) == task.test_labels,
-        "1-NN": knn.predict(train.features, train.labels, test, k=1) == task.test_labels,
+        "k-NN": knn.predict(known.features, known.labels, test) == task.test_labels,
+        "1-NN": knn.predict(known.features, known.labels, test, k=1) == task.test_labels,
     }
 
 
-def _linear(task: Task, known: Known | None, _: np.ndarray | None, test: np.ndarray) -> Scores:
-    train = _labelled(known, "linear probe")
-    check_features(train.features, test)
-    return {"linear probe": train.probe.predict(test) == task.test_labels}
+def _linear(task: Task, known: Known, _: np.ndarray | None, test: np.ndarray) -> Scores:
+    check_features(known.features, test)
+    return {"linear probe": known.probe.predict(test) == task.test_labels}
 
 
-def _few_shot(task: Task, known: Known | None, _: np.ndarray | None, test: np.ndarray) -> Scores:
-    train = _labelled(known, "few-shot")
-    predicted = few_shot.predict(train.features, train.labels, test)
+def _few_shot(task: Task, known: Known, _: np.ndarray | None, test: np.ndarray) -> Scores:
+    predicted = few_shot.predict(known.features, known.labels, test)
     return {f"{few_shot.SHOTS}-shot": (predicted == task.test_labels).mean(axis=0)}
 
 
-def _retrieval(task: Task, _: Known | None, gallery: np.ndarray | None, test: np.ndarray) -> Scores:
+def _retrieval(task: Task, _: Known, gallery: np.ndarray | None, test: np.ndarray) -> Scores:
     searched = test if gallery is None else gallery
     scores: Scores = {}
     for protocol, relevance in (task.relevance or {"": by_label(task)}).items():
@@ -91,7 +88,7 @@ def _retrieval(task: Task, _: Known | None, gallery: np.ndarray | None, test: np
 METRICS: dict[str, Metric] = {"knn": _knn, "linear": _linear, "few-shot": _few_shot, "retrieval": _retrieval}
 """Name on the command line to the metric."""
 
-DECISIVE = ("k-NN", "mAP")
+DECISIVE = ("k-NN", "mAP", "mAP medium")
 """The verdict rests on the first of these that is measured; the others are shown."""
 
 
@@ -99,28 +96,33 @@ def suited(dataset: Dataset) -> tuple[str, ...]:
     """Return the names of all metrics that `dataset` has what they need for."""
     if dataset.relevance or dataset.train is None:
         return ("retrieval",)
-    fewest = np.bincount(dataset.train.labels, minlength=1)
-    few = fewest[fewest > 0].min() < few_shot.SHOTS
+    few = not has_shots(dataset.train.labels)
     return tuple(name for name in METRICS if not (few and name == "few-shot"))
 
 
-def find_metrics(names: tuple[str, ...]) -> dict[str, Metric]:
-    """Return the metrics called `names`.
+def has_shots(labels: np.ndarray) -> bool:
+    """Return whether every class among `labels` has enough images for few-shot classification."""
+    counts = np.bincount(labels)
+    return bool(counts[counts > 0].min() >= few_shot.SHOTS)
+
+
+def find_metrics(names: tuple[str, ...], dataset: Dataset) -> dict[str, Metric]:
+    """Return the metrics called `names`, or all that `dataset` has what they need for.
 
     Raises:
         UnknownNameError: no such metric.
+        OptionError: one that learns from training images, and there are none.
 
     """
+    names = names or suited(dataset)
     for name in names:
         if name not in METRICS:
             raise UnknownNameError("metric", name, METRICS)
+        if name != "retrieval" and dataset.train is None:
+            raise OptionError(
+                f"{name} learns from training images, and {dataset.name} has none; use --metric retrieval"
+            )
     return {name: METRICS[name] for name in names}
-
-
-def _labelled(known: Known | None, metric: str) -> Known:
-    if known is None or not len(known.labels):
-        raise OptionError(f"{metric} learns from training images, and this data set has none; use --metric retrieval")
-    return known
 
 
 def by_label(task: Task) -> Relevance:

@@ -59,19 +59,30 @@ def group_models(artifacts: Sequence[Artifact], baselines: Sequence[Artifact]) -
     return sorted(models, key=lambda model: model.baseline is not None)
 
 
-def find_baselines(artifacts: Sequence[Artifact]) -> tuple[list[Artifact], list[Artifact]]:
+def find_baselines(
+    artifacts: Sequence[Artifact], given: Sequence[Artifact] = ()
+) -> tuple[list[Artifact], list[Artifact]]:
     """Return the artifacts that others can be compared with, and those that lack one of their family and precision.
 
-    A backbone's baseline is [cls]; the mean, where it has none.
+    A backbone's baseline is what was given for it, whatever it aggregates; else [cls]; the mean, where it has none.
+
+    Raises:
+        OptionError: a baseline was given, but not in the precision of an artifact.
+
     """
-    found, lacking = [], []
+    found, lacking = list(given), []
+    chosen = {_family(artifact.manifest) for artifact in given}
     for artifact in artifacts:
+        if _family(artifact.manifest) in chosen:
+            continue
         manifest = artifact.manifest
         if manifest.aggregator.name == (BASELINES[0] if manifest.backbone.prefix_tokens else BASELINES[1]):
             found.append(artifact)
     have = {(_family(artifact.manifest), artifact.manifest.graph.precision) for artifact in found}
     for artifact in artifacts:
         key = (_family(artifact.manifest), artifact.manifest.graph.precision)
+        if key not in have and key[0] in chosen:
+            raise OptionError(f"{artifact.path} is {key[1]}, and no --baseline is; give one in that precision too")
         if key not in have:
             have.add(key)
             lacking.append(artifact)

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
 
 from mimeval.errors import DataError
-from mimeval.report import Fitted, Report, Score
-from mimeval.statistics import Verdict, paired_difference
+from mimeval.report import Drifted, Fitted, Report, Score
+from mimeval.statistics import Verdict, is_lower, paired_difference
 from mimeval.verdict import worst
 from mimruntime.errors import OutputError
+
+_GROWTH = 2
+"""Times as far from torch as in the baseline; the same graph on another CPU differs by less."""
+_NO_DRIFT = 1e-5
+"""1 - cosine that is rounding, whatever the baseline had."""
 
 
 class Entry(msgspec.Struct, frozen=True, kw_only=True):
@@ -23,6 +29,7 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
         training: how many images were learned from.
         metric: what is compared.
         scores: of every model and deployment, torch among them.
+        drifts: how far the vectors of every deployment were from torch's.
 
     """
 
@@ -31,6 +38,7 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
     training: int
     metric: str
     scores: list[Score]
+    drifts: list[Drifted] = []
 
 
 def read_baseline(path: Path) -> list[Entry]:
@@ -63,6 +71,7 @@ def write_baseline(report: Report, path: Path) -> None:
         training=report.images["training"],
         metric=report.metric,
         scores=scores,
+        drifts=report.drifts,
     )
     entries = [old for old in read_baseline(path) if _key(old) != _key(entry)] + [entry]
     stage = path.with_name(f".{path.name}.partial")
@@ -79,7 +88,8 @@ def write_baseline(report: Report, path: Path) -> None:
 def compare(report: Report, entries: list[Entry]) -> Report:
     """Return `report` with what the baseline says added to its verdict.
 
-    A score fails when its loss against the baseline, image by image, is shown and may exceed the margin. So does a
+    A score fails when its loss against the baseline, image by image, is shown and may exceed the margin; vectors fail
+    that are twice as far from torch's as they were: what costs little accuracy may still be broken. So does a
     deployment the baseline has and whose engine, though installed, would not run; where the engine is not installed it
     is noted.
     """
@@ -93,15 +103,17 @@ def compare(report: Report, entries: list[Entry]) -> Report:
     refused = {(skip.artifact, skip.deployment) for skip in report.skipped if skip.kind == "refused"}
     reasons: list[tuple[Verdict, str]] = []
     notes = []
+    compared = sum(_row(old) in now for old in entry.scores)
     for old in entry.scores:
         score = now.get(_row(old))
         if score is not None:
-            if text := _regression(score, old, report):
+            if text := _regression(score, old, report, rows=compared):
                 reasons.append(("fail", text))
         elif any(name.split(".")[0] == old.model and where == old.deployment for name, where in refused):
             reasons.append(("fail", f"{old.model} on {old.deployment} ran for the baseline and does not now"))
         else:
             notes.append(f"{old.model} on {old.deployment}")
+    reasons += [("fail", text) for old in entry.drifts for text in _drifted(old, report)]
     if notes:
         many = sorted(set(notes))
         reports = [*report.notes, f"{len(many)} rows of the baseline did not run here: {', '.join(many[:4])} …"]
@@ -110,15 +122,27 @@ def compare(report: Report, entries: list[Entry]) -> Report:
     return msgspec.structs.replace(report, verdict=verdict, reasons=texts)
 
 
-def _regression(score: Score, old: Score, report: Report) -> str | None:
+def _regression(score: Score, old: Score, report: Report, *, rows: int) -> str | None:
     count = min(score.images, old.images)
-    change = paired_difference(score.scores()[:count], old.scores()[:count], seed=report.seed)
-    if change.high < 0 and change.low < -report.margin:
+    pair = score.scores()[:count], old.scores()[:count]
+    change = paired_difference(*pair, seed=report.seed)
+    if change.low < -report.margin and is_lower(*pair, seed=report.seed, rows=rows):
         return (
             f"{score.model} on {score.deployment}, {score.metric} fitted on {score.fitted}: {100 * change.value:+.1f}"
             f" [{100 * change.low:+.1f}, {100 * change.high:+.1f}] points against the baseline"
         )
     return None
+
+
+def _drifted(old: Drifted, report: Report) -> Iterator[str]:
+    """Yield a sentence for what of `report` is further from torch than `old`."""
+    for row in report.drifts:
+        tolerated = max(_GROWTH * (1 - old.drift.cosine_p1), _NO_DRIFT)
+        if (row.model, row.deployment) == (old.model, old.deployment) and not 1 - row.drift.cosine_p1 <= tolerated:
+            yield (
+                f"{row.model} on {row.deployment}: the 1st percentile of the cosine to torch is {row.drift.cosine_p1:.5f},"
+                f" it was {old.drift.cosine_p1:.5f} in the baseline"
+            )
 
 
 def _row(score: Score) -> tuple[str, str, str, Fitted]:

@@ -70,13 +70,6 @@ def retrieve(
     return Retrieval(precisions, found)
 
 
-def matches_by_label(labels: np.ndarray) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """Return matches and ignored rows for a table that is its own gallery: same label, and never the image itself."""
-    members = {label: np.flatnonzero(labels == label) for label in np.unique(labels)}
-    matches = [rows[rows != row] for row, rows in ((row, members[label]) for row, label in enumerate(labels))]
-    return matches, [np.array([row]) for row in range(len(labels))]
-
-
 def guessed_precision(matches: int, gallery: int) -> float:
     """Return the expected average precision of a random ranking (Bestgen, 'Exact expected average precision', 2015).
 

@@ -116,7 +116,7 @@ def _counted(rng: np.random.Generator, images: int, resamples: int) -> np.ndarra
     """Return how often each image is drawn, (resamples, images)."""
     counts = np.empty((resamples, images))
     for row in counts:
-        row[:] = np.bincount(rng.integers(0, images, images, np.uint32), minlength=images)
+        row[:] = np.bincount(rng.integers(0, images, images), minlength=images)
     return counts
 
 
@@ -130,6 +130,13 @@ def interval(value: float, draws: np.ndarray) -> Interval:
 def mean_interval(scores: np.ndarray, *, seed: int = 0) -> Interval:
     """Return the mean of scores (n,) with its bootstrap interval."""
     return interval(scores.mean(), bootstrap_means(scores[:, None], seed=seed)[:, 0])
+
+
+def is_lower(scores: np.ndarray, baseline: np.ndarray, *, seed: int = 0, rows: int = 1) -> bool:
+    """Return whether scores (n,) are shown to be lower than those of the same images before, when `rows` are asked."""
+    change = np.asarray(scores, np.float64) - np.asarray(baseline, np.float64)
+    draws = bootstrap_means(change[:, None], seed=seed)[:, 0]
+    return bool(np.quantile(draws, 1 - (1 - CONFIDENCE) / 2 / rows) < 0)
 
 
 def paired_difference(scores: np.ndarray, baseline: np.ndarray, *, seed: int = 0) -> Interval:
@@ -161,6 +168,7 @@ def judge_gain(
     margin: float = MARGIN,
     seed: int = 0,
     established_on: tuple[np.ndarray, np.ndarray] | None = None,
+    rows: int = 1,
 ) -> GainVerdict:
     """Judge whether the gain of `reference` over its baseline carried over to the engine.
 
@@ -177,6 +185,8 @@ def judge_gain(
         seed: of the bootstrap; one resample serves the four.
         established_on: scores of the aggregator and its baseline in torch on more images, which then say whether there
             is a gain at all; the change is still that of the n images.
+        rows: how many gains are judged together, any of which fails them all. A loss must then be shown at that fraction
+            of the error (Bonferroni); to pass, every row must pass, which needs no correction.
 
     """
     scores = np.stack([reference, reference_baseline, engine, engine_baseline], axis=1).astype(np.float64)
@@ -184,11 +194,13 @@ def judge_gain(
     values = contrasts @ scores.mean(axis=0)
     draws = bootstrap_means(scores, seed=seed) @ contrasts.T
     gained, gain, change = (interval(value, draw) for value, draw in zip(values, draws.T, strict=True))
-    change = _with_unseen(change, len(scores))
+    highest = float(np.quantile(draws[:, 2], 1 - (1 - CONFIDENCE) / 2 / rows))
+    seen, change = change, _with_unseen(change, len(scores))
+    lost = max(highest, change.high) < 0
     if established_on is not None:
         gained = paired_difference(*established_on, seed=seed)
-    verdict, reason = _verdict(gained, change, margin)
-    needed = len(scores) if verdict != "undecided" else _images_needed(gained, change, margin, len(scores))
+    verdict, reason = _verdict(gained, change, margin, lost=lost)
+    needed = len(scores) if verdict != "undecided" else _images_needed(gained, seen, margin, len(scores))
     return GainVerdict(verdict, reason, gained, gain, change, margin, len(scores), needed)
 
 
@@ -202,10 +214,10 @@ def _with_unseen(change: Interval, images: int) -> Interval:
     return Interval(change.value, min(change.low, change.value - unseen), max(change.high, change.value + unseen))
 
 
-def _verdict(reference: Interval, change: Interval, margin: float) -> tuple[Verdict, str]:
+def _verdict(reference: Interval, change: Interval, margin: float, *, lost: bool) -> tuple[Verdict, str]:
     if reference.high < 0:
         return "fail", "loses to the baseline in torch already"
-    if change.low < -margin and change.high < 0:
+    if change.low < -margin and lost:
         return "fail", "the gain shrank, and by more than the margin for all that can be shown"
     if reference.low <= 0:
         return "undecided", "no gain is established in torch, so there is nothing to carry over"
@@ -215,11 +227,15 @@ def _verdict(reference: Interval, change: Interval, margin: float) -> tuple[Verd
 
 
 def _images_needed(reference: Interval, change: Interval, margin: float, images: int) -> int | None:
-    """Estimate the images that decide, from intervals that narrow with the square root of their number."""
+    """Estimate the images that decide, from intervals that narrow with the square root of their number.
+
+    What is not seen among n images narrows with n itself.
+    """
     by_gain = _growth(reference.value - reference.low, reference.value)
-    by_change = _growth(change.value - change.low, change.value + margin)
+    room = change.value + margin
+    by_change = _growth(change.value - change.low, room)
     growth = max(by_gain, by_change, 1.0)
-    return math.ceil(images * growth) if math.isfinite(growth) else None
+    return math.ceil(max(images * growth, 3 / room)) if math.isfinite(growth) else None
 
 
 def _growth(half_width: float, distance: float) -> float:

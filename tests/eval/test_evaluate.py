@@ -13,7 +13,7 @@ from mimeval.datasets.subset import balanced_order
 from mimeval.errors import DataError
 from mimeval.features import Table
 from mimeval.images import choose_images
-from mimeval.metrics import Task, find_metrics, suited
+from mimeval.metrics import METRICS, Task, find_metrics, suited
 from mimeval.models import find_baselines, group_models
 from mimeval.retrieval import guessed_precision, retrieve
 from mimeval.statistics import judge_gain
@@ -78,6 +78,15 @@ class TestModels:
         with pytest.raises(OptionError, match="give the artifact of"):
             group_models([half], [])
 
+    def test_a_given_baseline_is_what_gains_are_counted_from(self, toy_artifact) -> None:
+        cls, mean, topk = (artifact_like(toy_artifact, name, name) for name in ("cls", "mean", "topk"))
+        found, lacking = find_baselines([cls, topk], [mean])
+        assert (found, lacking) == ([mean], [])
+        titles = {model.title: model.baseline for model in group_models([cls, topk], found)}
+        assert titles == {"mean": None, "cls": "mean", "topk": "mean"}
+        with pytest.raises(OptionError, match="give one in that precision too"):
+            find_baselines([artifact_like(toy_artifact, "t.h", "topk", precision="fp16")], [mean])
+
 
 class TestImages:
     def test_every_beginning_of_the_order_has_its_classes_in_balance(self) -> None:
@@ -98,6 +107,19 @@ class TestImages:
         assert images.training == 11
         assert len(images.task(images.test_rows(deployed=True)).test_labels) == 5
         assert "2 of 12 test images could not be read" in images.notes[0]
+
+    def test_few_shot_is_left_out_where_unreadable_images_leave_too_few(self) -> None:
+        labels = np.repeat(np.arange(2), 5)
+        images = choose_images(dataset_of(labels, labels), None, seed=0)
+        images.drop_unreadable(table_of(10), table_of(10, 7))
+        metrics = find_metrics((), images.dataset)
+        images.drop_unsuited(metrics, ())
+        assert set(metrics) == {"knn", "linear", "retrieval"}
+        assert "few-shot is left out: too few images of '1'" in images.notes[-1]
+
+    def test_guessing_is_as_good_as_the_largest_class(self) -> None:
+        labels = np.array([0] * 9 + [1])
+        assert choose_images(dataset_of(labels, labels), None, seed=0).chance("linear probe") == pytest.approx(0.9)
 
     def test_none_readable_is_an_error(self) -> None:
         images = choose_images(dataset_of(np.arange(2), np.arange(2)), None, seed=0)
@@ -130,15 +152,14 @@ class TestMetrics:
         assert "few-shot" not in suited(dataset_of(labels, labels[:-4]))
 
     def test_classifiers_without_training_images_are_refused(self) -> None:
-        task = Task(np.zeros(3, int), {})
         with pytest.raises(OptionError, match="use --metric retrieval"):
-            find_metrics(("knn",))["knn"](task, None, None, np.eye(3))
+            find_metrics(("knn",), dataset_of(np.arange(3)))
         with pytest.raises(UnknownNameError):
-            find_metrics(("nn",))
+            find_metrics(("nn",), dataset_of(np.arange(3)))
 
     def test_images_that_are_all_alone_in_their_class_ask_nothing(self) -> None:
         task = Task(np.arange(3), {})
-        assert find_metrics(("retrieval",))["retrieval"](task, None, None, np.eye(3)) == {}
+        assert METRICS["retrieval"](task, None, None, np.eye(3)) == {}
 
     @pytest.mark.parametrize(("matches", "gallery"), [(1, 10), (5, 100), (40, 50)])
     def test_guessing_has_the_precision_of_random_rankings(self, matches, gallery) -> None:

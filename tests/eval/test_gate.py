@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import uuid
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,8 +18,10 @@ from mimeval.deployments import parse_engines
 from mimeval.evaluate import EvalOptions, evaluate
 from mimeval.features import FeatureStore
 from mimeval.models import find_baselines
+from mimeval.regression import compare, read_baseline, write_baseline
 from mimeval.report import Report
 from mimexport.build import BuildOptions, build
+from mimexport.quantize import quantize_graph
 from mimexport.reference import References
 from mimruntime.artifact import Artifact
 from mimruntime.engines import ENGINES
@@ -55,6 +58,20 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
         for agg in ("cls", "topk")
     ]
     return Bench(built, folder)
+
+
+@pytest.fixture(scope="session")
+def int8_bench(bench: Bench, tmp_path_factory: pytest.TempPathFactory) -> Bench:
+    """The same two artifacts in int8, calibrated on other crops than those that are judged."""
+    folder = tmp_path_factory.mktemp("int8")
+    photos = folder / "photos"
+    photos.mkdir()
+    seen = open_dataset("crops", cache=folder, limit=100, seed=1).test
+    for row in range(len(seen)):
+        (photos / f"{row:03}.png").write_bytes(seen.load(row))
+    common = {"model": "mae-tiny", "precision": "int8", "calibrate": photos}
+    built = [build(BuildOptions(agg=agg, out=folder / agg, **common)) for agg in ("cls", "topk")]
+    return Bench(built, bench.folder)
 
 
 @pytest.fixture(scope="session")
@@ -163,9 +180,19 @@ class TestPlanted:
         plant(graph=lambda graph: other / graph.name if graph.parent.name == "topk" else graph)
         assert bench.run(crops).verdict == "fail"
 
-    def test_int8_calibrated_on_a_constant_image(self, bench, crops, plant) -> None:
-        plant(graph=lambda graph: int8_of(graph, bench.folder))
-        assert bench.run(crops).verdict == "fail"
+    def test_int8_calibrated_on_a_constant_image(self, bench, int8_bench, crops, plant, tmp_path) -> None:
+        plant()
+        healthy = int8_bench.run(crops)
+        assert healthy.verdict == "pass", healthy.reasons
+        write_baseline(healthy, tmp_path / "baseline.json")
+        assert compare(healthy, read_baseline(tmp_path / "baseline.json")).verdict == "pass"
+        grey = bench.folder / "grey.onnx"
+        shutil.copy(bench.artifacts[1].graph, grey)
+        quantize_graph(grey, np.full((8, 64, 64, 3), 128, np.uint8))
+        plant(graph=lambda graph: grey if graph.parent.name == "topk" else graph)
+        report = compare(int8_bench.run(crops), read_baseline(tmp_path / "baseline.json"))
+        assert report.verdict == "fail"
+        assert any("the 1st percentile of the cosine to torch" in reason for reason in report.reasons)
 
     def test_rows_of_a_batch_swapped(self, bench, crops, plant) -> None:
         plant(embedding=lambda rows: rows[::-1].copy())
@@ -183,22 +210,3 @@ class TestPlanted:
         report = bench.run(replace(crops, relevance={"": shuffled}))
         assert report.verdict == "fail"
         assert "the labels do not belong to the images" in report.reasons[0]
-
-
-def int8_of(graph: Path, folder: Path) -> Path:
-    """Return `graph` quantised to int8 with ranges seen on one grey image."""
-    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
-
-    class Grey(CalibrationDataReader):
-        def __init__(self) -> None:
-            self.left = [{"pixels": np.full((1, 64, 64, 3), 128, np.uint8)}]
-
-        def get_next(self):
-            return self.left.pop() if self.left else None
-
-    out = folder / f"{uuid.uuid4()}.onnx"
-    quantize_static(
-        graph, out, Grey(), quant_format=QuantFormat.QDQ, activation_type=QuantType.QInt8, weight_type=QuantType.QInt8,
-        op_types_to_quantize=["MatMul", "Gemm"],
-    )  # fmt: skip
-    return out

@@ -12,6 +12,7 @@ from scipy.stats import binom
 
 from mimeval.statistics import (
     bootstrap_means,
+    is_lower,
     judge_gain,
     mcnemar,
     mean_interval,
@@ -107,7 +108,16 @@ class TestVerdict:
         assert judged.reference.low > 0
         assert judged.verdict == "undecided"
         assert judged.images_needed is not None
-        assert judged.images_needed >= 600  # 3 / n below half a point
+        assert 600 <= judged.images_needed <= 620  # 3 / n below half a point
+
+    def test_a_loss_must_be_clearer_the_more_rows_are_judged_together(self) -> None:
+        head, cls = draw(np.random.default_rng(9), 2000, 0.6, 0.2)
+        worse = head.copy()
+        worse[np.flatnonzero(head)[:6]] = False
+        assert judge_gain(head, cls, worse, cls, margin=0.0).verdict == "fail"
+        assert judge_gain(head, cls, worse, cls, margin=0.0, rows=1000).verdict == "undecided"
+        assert is_lower(worse, head)
+        assert not is_lower(worse, head, rows=1000)
 
     def test_the_images_it_asks_for_suffice(self) -> None:
         rng = np.random.default_rng(4)

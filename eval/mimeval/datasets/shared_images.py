@@ -4,24 +4,25 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from mimeval.datasets.dataset import Dataset, Split
+from mimeval.datasets.fetch import Progress
 from mimruntime.cpus import available_cpus
-from mimruntime.errors import OutputError
+from mimruntime.errors import MimError, OutputError
 
 _CHUNK = 1024
 
 
-def note_shared(dataset: Dataset, cache: Path) -> Dataset:
+def note_shared(dataset: Dataset, cache: Path, progress: Progress = lambda here, total: None) -> Dataset:
     """Return `dataset` with a note on the test images of which train holds the very bytes.
 
-    Every image is read once; what was found is kept in `cache` under the digest of the data set.
+    Every image is read once; what was found is kept in `cache` under the digest of the data set. One that cannot be read
+    is passed over: who uses it will say so.
 
     Raises:
-        ImageError: an image cannot be read.
         OutputError: the cache cannot be written.
 
     """
@@ -31,16 +32,21 @@ def note_shared(dataset: Dataset, cache: Path) -> Dataset:
     if file.is_file():
         note = file.read_text(encoding="utf-8")
     else:
-        note = _compare(dataset.test, dataset.train)
+        note = _compare(dataset.test, dataset.train, progress)
         _keep(note, file)
     return dataset.with_notes(note) if note else dataset
 
 
-def _compare(test: Split, train: Split) -> str:
+def _compare(test: Split, train: Split, progress: Progress) -> str:
     tested: dict[bytes, list[str]] = defaultdict(list)
-    for name, digest in _digests(test):
+    total = len(test) + len(train)
+    for name, digest in _digests(test, lambda here: progress(here, total)):
         tested[digest].append(name)
-    found = {digest: name for name, digest in _digests(train) if digest in tested}
+    found = {
+        digest: name
+        for name, digest in _digests(train, lambda here: progress(len(test) + here, total))
+        if digest in tested
+    }
     if not found:
         return ""
     digest, name = next(iter(found.items()))
@@ -50,12 +56,20 @@ def _compare(test: Split, train: Split) -> str:
     )
 
 
-def _digests(split: Split) -> Iterator[tuple[str, bytes]]:
+def _digests(split: Split, progress: Callable[[int], None]) -> Iterator[tuple[str, bytes]]:
+    def digest(row: int) -> bytes | None:
+        try:
+            return hashlib.sha256(split.load(row)).digest()
+        except (OSError, MimError):
+            return None
+
     with ThreadPoolExecutor(available_cpus()) as pool:
         for start in range(0, len(split), _CHUNK):
             rows = range(start, min(start + _CHUNK, len(split)))
-            found = pool.map(lambda row: hashlib.sha256(split.load(row)).digest(), rows)
-            yield from zip(split.names[rows.start : rows.stop], found, strict=True)
+            for row, found in zip(rows, pool.map(digest, rows), strict=True):
+                if found is not None:
+                    yield split.names[row], found
+            progress(rows.stop)
 
 
 def _keep(note: str, file: Path) -> None:

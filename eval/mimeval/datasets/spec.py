@@ -110,9 +110,9 @@ def open_dataset(
         spec: `NAME`, `NAME:PATH` (`FAMILIES`), or the path of a folder or zip.
         cache: folder for what is downloaded and unpacked.
         limit: judge at most this many images, drawn from `seed` in balance of classes.
-        train_limit: likewise for the images to learn from.  [default: `limit`]
+        train_limit: likewise for the images to learn from.
         seed: of every draw.
-        progress: of downloads, called with bytes here and in all.
+        progress: of downloads, called with bytes here and in all, and of reading, with images.
 
     Raises:
         UnknownNameError: no data set and no path of that name.
@@ -125,7 +125,7 @@ def open_dataset(
     family = FAMILIES[name]
     whole = family.open(_Asked(path, cache / "datasets", seed, progress))
     dataset = limited(whole, limit, train_limit, seed)
-    return note_shared(dataset, cache) if family.foreign else dataset
+    return note_shared(dataset, cache, progress) if family.foreign else dataset
 
 
 def parse(spec: str) -> tuple[str, Path | None]:

@@ -11,7 +11,7 @@ from mimeval.errors import DataError
 
 
 def limited(dataset: Dataset, limit: int | None, train_limit: int | None, seed: int) -> Dataset:
-    """Return at most `limit` images to judge and `train_limit` to learn from (`limit` as well where it is None).
+    """Return at most `limit` images to judge and `train_limit` to learn from; None is all.
 
     Where the images to judge are queries, `limit` draws queries and the gallery stays whole: average precision in a
     smaller gallery is another measure. Where they search each other, whole classes are drawn until `limit` is reached.
@@ -24,7 +24,6 @@ def limited(dataset: Dataset, limit: int | None, train_limit: int | None, seed: 
         return dataset
     if dataset.relevance:
         return _limited_queries(dataset, limit, seed)
-    train_limit = limit if train_limit is None else train_limit
     train = None if dataset.train is None else _at_most(dataset.train, train_limit, seed)
     return replace(dataset, test=_at_most(dataset.test, limit, seed), train=train)
 

@@ -45,7 +45,7 @@ def test_taken_images_keep_their_name_label_and_content():
 
 def test_limits_of_both_parts():
     dataset = Dataset("x", ("a", "b"), split([0, 1] * 20), split([0, 1] * 30, "train"))
-    assert [len(limited(dataset, 6, None, 0).test), len(limited(dataset, 6, None, 0).train)] == [6, 6]
+    assert [len(limited(dataset, 6, None, 0).test), len(limited(dataset, 6, None, 0).train)] == [6, 60]
     assert [len(limited(dataset, 6, 10, 0).test), len(limited(dataset, 6, 10, 0).train)] == [6, 10]
     assert [len(limited(dataset, None, 10, 0).test), len(limited(dataset, None, 10, 0).train)] == [40, 10]
     assert limited(dataset, 1000, None, 0).digest == dataset.digest
