@@ -19,7 +19,7 @@ import mimruntime.serve.cli
 import mimruntime.triton.cli
 from mimexport.aliases import ALIASES
 from mimruntime.bench.cli import bench_command
-from mimruntime.engines.cli import COMPILE_OPTIONS, compile_options, run_compile
+from mimruntime.engines.cli import COMPILE_OPTIONS, compile_options, make_options, run_compile
 from mimruntime.errors import MissingExtraError, OptionError
 
 if TYPE_CHECKING:
@@ -90,6 +90,8 @@ def build(**given: Any) -> None:
         raise click.UsageError("options of a compilation need --engine")
     if given["weights"] and given["random_weights"]:
         raise click.UsageError("--weights and --random-weights exclude each other")
+    # Wrong options are said before minutes of building.
+    compilation = None if given["engine"] is None else make_options(given["engine"], compiling)
     with _export_extra():
         from mimexport.build import BuildOptions
         from mimexport.build import build as build_artifact
@@ -128,8 +130,8 @@ def build(**given: Any) -> None:
             f" {m.conversion.worst_cosine:.5f}, median {m.conversion.median_cosine:.5f},"
             f" {100 * m.conversion.neighbour_overlap:.1f} % of the {m.conversion.neighbours} nearest kept"
         )
-    if given["engine"] is not None:
-        run_compile(artifact.path, given["engine"], compiling)
+    if compilation is not None:
+        run_compile(artifact.path, compilation)
 
 
 @click.command()

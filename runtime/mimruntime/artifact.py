@@ -120,15 +120,22 @@ def staged_folder(target: Path, *, replace: bool = False) -> Iterator[Path]:
     try:
         stage.chmod(0o755)
         yield stage
-        _replace_folder(stage, target)
+        replace_folder(stage, target)
     except OSError as error:
         raise OutputError(f"cannot write {target}: {error.strerror or error}") from error
     finally:
         shutil.rmtree(stage, ignore_errors=True)
 
 
-def _replace_folder(stage: Path, target: Path) -> None:
-    """Rename `stage` to `target`; a rename cannot replace a full folder, so the old one steps aside first."""
+def replace_folder(stage: Path, target: Path) -> None:
+    """Rename `stage` to `target`; a rename cannot replace a full folder, so the old one steps aside first.
+
+    Whatever interrupts it, the old folder comes back.
+
+    Raises:
+        OSError: it cannot be renamed.
+
+    """
     if not target.exists():
         stage.rename(target)
         return
@@ -136,7 +143,7 @@ def _replace_folder(stage: Path, target: Path) -> None:
     target.rename(aside)
     try:
         stage.rename(target)
-    except OSError:
+    except BaseException:
         aside.rename(target)
         raise
     shutil.rmtree(aside, ignore_errors=True)

@@ -9,7 +9,7 @@ import msgspec
 from mimruntime import parity
 from mimruntime.artifact import Artifact
 from mimruntime.engines import engine_module, open_engine
-from mimruntime.engines.base import Progress
+from mimruntime.engines.base import EngineModule, Progress
 from mimruntime.engines.compiled import Compiled, publish, staged_engine
 from mimruntime.engines.options import CompileOptions
 from mimruntime.errors import OptionError
@@ -32,18 +32,31 @@ def compile_artifact(path: str | Path, options: CompileOptions, progress: Progre
         OutputError: the folder cannot be written.
 
     """
-    module = engine_module(options.engine)
-    for name in options.given():
-        if name not in module.OPTIONS:
-            raise OptionError(
-                f"--{name} is not an option of the engine '{options.engine}'; it takes {_dashed(module.OPTIONS)}"
-            )
+    module = check_options(options)
     artifact = Artifact.open(path)
     with staged_engine(artifact) as stage:
         record = module.compile_engine(artifact, stage, options, progress)
         if module.other_hardware(record) is None:  # else it was compiled ahead, for a machine that is not this one
             _check_vectors(artifact, Compiled(stage, record))
         return publish(artifact, stage, msgspec.structs.replace(record, options=options.given()))
+
+
+def check_options(options: CompileOptions) -> EngineModule:
+    """Return the module of the engine that `options` name, if it takes them all and its library is installed.
+
+    Raises:
+        OptionError: an option that this engine does not take.
+        UnknownNameError, MissingExtraError: no such engine, or not installed.
+
+    """
+    module = engine_module(options.engine)
+    for name in options.given():
+        if name not in module.OPTIONS:
+            raise OptionError(
+                f"--{name} is not an option of the engine '{options.engine}'; it takes {_dashed(module.OPTIONS)}"
+            )
+    module.library_version()
+    return module
 
 
 def _check_vectors(artifact: Artifact, compiled: Compiled) -> None:
@@ -55,7 +68,10 @@ def _check_vectors(artifact: Artifact, compiled: Compiled) -> None:
     """
     images, embeddings = load_reference(artifact)
     with open_engine(compiled.record.engine, artifact.graph, compiled=compiled) as engine:
-        figures = parity.measure(lambda pixels: engine.run(pixels)["embedding"], images, embeddings, engine=engine.name)
+        figures = parity.measure(
+            lambda pixels: engine.run(pixels)["embedding"], images, embeddings,
+            engine=engine.name, largest=engine.largest_batch,
+        )  # fmt: skip
         parity.check(figures, parity.widest(artifact.manifest.graph.precision, engine.precision))
 
 

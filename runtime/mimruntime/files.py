@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import lzma
 import threading
 import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -61,7 +63,7 @@ class ZipMember:
         try:
             with self.lock:
                 return self.archive.read(self.name)
-        except (zipfile.BadZipFile, OSError, EOFError, RuntimeError, ValueError) as error:
+        except (zipfile.BadZipFile, OSError, EOFError, RuntimeError, ValueError, zlib.error, lzma.LZMAError) as error:
             raise ImageError(f"{self.archive.filename}: {self.name} cannot be read: {error}") from error
 
 

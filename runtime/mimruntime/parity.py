@@ -18,7 +18,7 @@ Run = Callable[[np.ndarray], np.ndarray]
 """Pixels, uint8 (B, H, W, 3), to embeddings, float32 (B, D)."""
 
 
-def measure(run: Run, images: np.ndarray, reference: np.ndarray, *, engine: str) -> Parity:
+def measure(run: Run, images: np.ndarray, reference: np.ndarray, *, engine: str, largest: int | None = None) -> Parity:
     """Embed `images` at every size of `BATCHES` and compare with `reference`.
 
     Where there are fewer images than a batch holds, they repeat, so that each size is run in full.
@@ -28,14 +28,16 @@ def measure(run: Run, images: np.ndarray, reference: np.ndarray, *, engine: str)
         images: uint8 (n, H, W, 3), n ≥ 1.
         reference: float32 (n, D).
         engine: name that is recorded.
+        largest: the most images of one run, where the engine has a limit; larger batches are that large.
 
     Raises:
         ParityError: an output of another shape or type, or one that holds NaN or infinity.
 
     """
+    batches = tuple(dict.fromkeys(min(batch, largest or batch) for batch in BATCHES))
     alone, _ = _embed(run, images, 1, reference.shape[1])
     cosines, differences, variations = [], [], []
-    for batch in BATCHES:
+    for batch in batches:
         embeddings, order = _embed(run, images, batch, reference.shape[1])
         cosines.append(_cosines(embeddings, reference[order]))
         differences.append(np.abs(embeddings - reference[order]).max())
@@ -43,12 +45,12 @@ def measure(run: Run, images: np.ndarray, reference: np.ndarray, *, engine: str)
     return Parity(
         engine=engine,
         images=len(images),
-        batches=BATCHES,
+        batches=batches,
         worst_cosine=float(np.concatenate(cosines).min()),
         median_cosine=float(np.median(np.concatenate(cosines))),
         worst_abs_diff=float(max(differences)),
         batch_invariance=float(max(variations)),
-        deterministic=_is_deterministic(run, images),
+        deterministic=_is_deterministic(run, images, max(batches)),
     )
 
 
@@ -107,6 +109,6 @@ def _cosines(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return np.asarray(np.minimum((a * b).sum(axis=1) / norms, 1.0))
 
 
-def _is_deterministic(run: Run, images: np.ndarray) -> bool:
-    batch = images[np.resize(np.arange(len(images)), max(BATCHES))]
+def _is_deterministic(run: Run, images: np.ndarray, size: int) -> bool:
+    batch = images[np.resize(np.arange(len(images)), size)]
     return run(batch).tobytes() == run(batch).tobytes()

@@ -46,7 +46,11 @@ def verify(
     images, embeddings = load_reference(artifact)
     with open_for(artifact, engine, provider=provider, threads=threads) as opened:
         measured = parity.measure(
-            lambda pixels: opened.run(pixels)["embedding"], images, embeddings, engine=opened.name
+            lambda pixels: opened.run(pixels)["embedding"],
+            images,
+            embeddings,
+            engine=opened.name,
+            largest=opened.largest_batch,
         )
         parity.check(measured, parity.widest(artifact.manifest.graph.precision, opened.precision))
         return Verification(artifact, opened.provider, measured)

@@ -11,7 +11,7 @@ import pytest
 from mimruntime.bench.bench import bench
 from mimruntime.bench.measure import Figures, Peer, flop_per_image, in_turn
 from mimruntime.bench.report import as_text, write_json, write_plot
-from mimruntime.errors import MissingExtraError
+from mimruntime.errors import EngineError, MissingExtraError
 
 
 class Counting:
@@ -60,8 +60,18 @@ def test_an_engine_that_is_not_there_is_left_out_of_all_and_an_error_alone(
     monkeypatch.setitem(__import__("sys").modules, "openvino", None)
     with pytest.raises(MissingExtraError, match="openvino"):
         bench(toy_artifact, ["openvino"], batches=(1,), seconds=0)
+    with pytest.raises(EngineError, match=r"openvino.*; .*tensorrt"):
+        bench(toy_artifact, ["openvino", "tensorrt"], batches=(1,), seconds=0)
     report = bench(toy_artifact, ["onnxruntime", "openvino"], batches=(1,), seconds=0, pairs=1)
     assert "pip install" in report.left_out["openvino"]
+
+
+def test_a_peer_that_does_not_open_is_left_out(toy_artifact: Path) -> None:
+    def fail() -> Counting:
+        raise EngineError("no such thing")
+
+    report = bench(toy_artifact, ["onnxruntime"], peers=[Peer("broken", fail)], batches=(1,), seconds=0, pairs=1)
+    assert report.left_out == {"broken": "no such thing"}
 
 
 def test_pairs_alternate_at_each_sides_own_batch() -> None:

@@ -14,12 +14,12 @@ from mimruntime import tuning
 from mimruntime.artifact import Artifact
 from mimruntime.compile import compile_artifact
 from mimruntime.embedder import Embedder
-from mimruntime.engines import base, open_engine, open_for, record
+from mimruntime.engines import auto, base, open_engine, open_for, record
 from mimruntime.engines import onnxruntime as ort_module
 from mimruntime.engines import openvino as ov_module
 from mimruntime.engines.compiled import list_compiled
 from mimruntime.engines.options import CompileOptions, parse_batch
-from mimruntime.errors import EngineError, MissingExtraError, OptionError, ParityError
+from mimruntime.errors import EngineError, MissingExtraError, OptionError, OutputError, ParityError
 from mimruntime.reference import load_reference
 
 ENGINES = ("onnxruntime", "openvino")
@@ -144,6 +144,39 @@ def test_auto_takes_what_was_measured_fastest_here(toy_copy: Path) -> None:
             rewrite(one.folder, tuned=msgspec.structs.replace(one.record.tuned, images_per_second=rate))
         with open_for(Artifact.open(toy_copy), "auto") as opened:
             assert opened.name == fastest
+
+
+def test_an_engine_that_cannot_be_put_in_place_leaves_the_old_one(
+    toy_copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = compiled_with(toy_copy, "onnxruntime")
+    rename = Path.rename
+
+    def fail(self: Path, target: Path) -> Path:
+        if self.name.endswith(".partial"):
+            raise OSError(28, "No space left on device")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", fail)
+    with pytest.raises(OutputError, match="No space left"):
+        compiled_with(toy_copy, "onnxruntime")
+    monkeypatch.undo()
+    assert [one.folder for one in list_compiled(Artifact.open(toy_copy))] == [folder]
+
+
+def test_auto_takes_an_engine_that_has_the_provider_asked_for(toy_copy: Path) -> None:
+    compiled_with(toy_copy, "openvino")
+    with pytest.raises(EngineError, match="provider 'cuda' is not part of onnxruntime"):
+        open_for(Artifact.open(toy_copy), "auto", provider="cuda")
+
+
+def test_auto_is_openvino_where_nothing_is_compiled_and_the_cpu_multiplies_bf16(
+    toy_copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(auto, "cpu_instructions", lambda: ("amx_bf16", "avx2"))
+    assert auto.choose_engine(Artifact.open(toy_copy)) == "openvino"
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    assert auto.choose_engine(Artifact.open(toy_copy)) == "onnxruntime"
 
 
 def test_an_option_of_another_engine_is_refused(toy_copy: Path) -> None:

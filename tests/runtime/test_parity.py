@@ -111,3 +111,15 @@ def test_the_limits_of_cosine_are_those_of_the_precision(precision: str, cosine:
     else:
         with pytest.raises(ParityError):
             parity.check(result, precision)
+
+
+def test_an_engine_for_few_images_is_measured_at_what_it_runs() -> None:
+    images = np.random.default_rng(0).integers(0, 256, (5, 2, 2, 3), np.uint8)
+
+    def run(pixels: np.ndarray) -> np.ndarray:
+        assert len(pixels) <= 4
+        return pixels.reshape(len(pixels), -1).astype(np.float32)
+
+    found = parity.measure(run, images, images.reshape(5, -1).astype(np.float32), engine="small", largest=4)
+    assert found.batches == (1, 3, 4)
+    assert found.deterministic

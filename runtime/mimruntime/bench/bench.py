@@ -91,10 +91,17 @@ def bench(
             precision = engine.precision or artifact.manifest.graph.precision
             runners.append(Figures(name, f"{precision}, {engine.version} on {engine.provider}, {tuned}"))
             opened[name] = engine
+        if not runners:
+            raise EngineError("; ".join(left_out.values()))
+        ours = len(runners)
         for peer in peers:
             report(f"{peer.name}: opening")
+            try:
+                opened[peer.name] = peer.open()
+            except (EngineError, MissingExtraError) as error:
+                left_out[peer.name] = str(error)
+                continue
             runners.append(Figures(peer.name, "peer"))
-            opened[peer.name] = peer.open()
             stack.callback(opened[peer.name].close)
         pixels = _pixels(artifact, sources)
         rate = matrix_rate()
@@ -102,8 +109,8 @@ def bench(
             report(f"{figures.name}: batches of {', '.join(map(str, batches))}")
             measure(figures, opened[figures.name], pixels, batches, seconds)
             figures.share = round(max(figures.images_per_second.values()) * _flop(artifact) / rate, 3)
-        ratios = _ratios(runners, opened, pixels, pairs, len(runners) - len(peers), report)
-    for figures in runners[: len(runners) - len(peers)]:
+        ratios = _ratios(runners, opened, pixels, pairs, ours, report)
+    for figures in runners[:ours]:
         report(f"{figures.name}: decoding, cold start")
         figures.with_decoding = _with_decoding(artifact.path, figures, sources)
         seconds_cold, peak = cold_start(artifact.path, figures.name, figures.best_batch)

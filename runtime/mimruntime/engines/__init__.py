@@ -76,7 +76,7 @@ def open_for(artifact: Artifact, name: str, *, provider: str | None = None, thre
     from mimruntime.engines.auto import choose_engine  # noqa: PLC0415 - they import this table
     from mimruntime.engines.compiled import check_files, choose_compiled  # noqa: PLC0415
 
-    chosen = choose_engine(artifact) if name == "auto" else name
+    chosen = choose_engine(artifact, provider, threads) if name == "auto" else name
     compiled = choose_compiled(artifact, engine_module(chosen), provider)
     if compiled is not None:
         check_files(artifact, compiled)

@@ -5,9 +5,12 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+
+if TYPE_CHECKING:
+    from mimruntime.engines.options import CompileOptions
 
 _Command = TypeVar("_Command", bound=Callable[..., object])
 
@@ -48,12 +51,12 @@ def compile_options(command: _Command) -> _Command:
 @compile_options
 def compile_command(artifact: Path, engine: str, **given: Any) -> None:
     """Compile an artifact's graph for an engine, and measure the best batch and threads, into ARTIFACT/engines/."""
-    run_compile(artifact, engine, given)
+    run_compile(artifact, make_options(engine, given))
 
 
-def run_compile(artifact: Path, engine: str, given: dict[str, Any]) -> None:
-    """Compile as the options of `compile_options` say, and print what came of it."""
-    from mimruntime.compile import compile_artifact
+def make_options(engine: str, given: dict[str, Any]) -> CompileOptions:
+    """Return what the options of `compile_options` say, checked as far as they can be without an artifact."""
+    from mimruntime.compile import check_options
     from mimruntime.engines.options import CompileOptions, parse_batch
 
     arch, batch = given.pop("arch"), given.pop("batch")
@@ -63,6 +66,14 @@ def run_compile(artifact: Path, engine: str, given: dict[str, Any]) -> None:
         batch=parse_batch(batch) if batch else None,
         **given,
     )
+    check_options(options)
+    return options
+
+
+def run_compile(artifact: Path, options: CompileOptions) -> None:
+    """Compile, and print what came of it."""
+    from mimruntime.compile import compile_artifact
+
     compiled = compile_artifact(artifact, options, _show_progress())
     record = compiled.record
     click.echo(f"{compiled.folder}: {record.engine} {record.version}, {record.precision} on {record.provider}")

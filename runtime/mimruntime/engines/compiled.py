@@ -14,7 +14,7 @@ from pathlib import Path
 
 import msgspec
 
-from mimruntime.artifact import Artifact, file_sha256
+from mimruntime.artifact import Artifact, file_sha256, replace_folder
 from mimruntime.engines import record as records
 from mimruntime.engines.base import EngineModule
 from mimruntime.engines.record import EngineRecord, FileSeal
@@ -85,8 +85,8 @@ def standing(artifact: Artifact, module: EngineModule, record: EngineRecord) -> 
     """Return in words whether `record` would be used on this machine."""
     try:
         return stale(artifact, module, record) or module.other_hardware(record) or "fits this machine"
-    except MissingExtraError as error:
-        return str(error)
+    except (EngineError, MissingExtraError) as error:
+        return f"needs more: {error}"
 
 
 def compile_line(artifact: Artifact, record: EngineRecord) -> str:
@@ -150,13 +150,7 @@ def publish(artifact: Artifact, stage: Path, record: EngineRecord) -> Compiled:
     whole = msgspec.structs.replace(record, files=files, created=now)
     (stage / records.FILE).write_bytes(records.encode(whole))
     target = artifact.engines / whole.key
-    if target.exists():
-        aside = stage.with_suffix(".old")
-        target.rename(aside)
-        stage.rename(target)
-        shutil.rmtree(aside, ignore_errors=True)
-    else:
-        stage.rename(target)
+    replace_folder(stage, target)
     return Compiled(target, records.decode(records.encode(whole)))
 
 
