@@ -20,17 +20,33 @@ ROWS = 10_000
 
 def batches(folder: str) -> Iterator[tuple[list[str], np.ndarray]]:
     """Yield paths and vectors, float32 (n, D), of the images that could be read, some thousand at a time."""
-    good = ds.dataset(folder).scanner(["path", "vector"], filter=ds.field("error").is_null(), batch_size=ROWS)
+    whole = ds.dataset(shards(folder), format="parquet")
+    good = whole.scanner(["path", "vector"], filter=ds.field("error").is_null(), batch_size=ROWS)
     for batch in good.to_batches():
         if len(batch):
             vectors = batch.column("vector").flatten().to_numpy(zero_copy_only=False).reshape(len(batch), -1)
             yield batch.column("path").to_pylist(), vectors
 
 
+def shards(folder: str) -> list[str]:
+    """Return the files of a finished job, in order; an index of an unfinished one would lack images in silence."""
+    job = record(folder)
+    files = [Path(folder) / f"part-{index:07d}-{job['digest'][:12]}.parquet" for index in range(job["shards"])]
+    missing = sum(not file.exists() for file in files)
+    if missing:
+        raise SystemExit(f"{folder} lacks {missing} of {job['shards']} shards; run its `mimexport embed` again first")
+    return [str(file) for file in files]
+
+
 def about(folder: str) -> tuple[str, int]:
     """Return the embedding space and the length of a vector; an index never mixes two spaces."""
-    record = json.loads((Path(folder) / "_job" / "record.json").read_text())
-    return record["embedding_space"], record["dim"]
+    job = record(folder)
+    return job["embedding_space"], job["dim"]
+
+
+def record(folder: str) -> dict[str, Any]:
+    """Return what the job wrote of itself."""
+    return json.loads((Path(folder) / "_job" / "record.json").read_text())
 
 
 def into_faiss(folder: str, file: str) -> None:

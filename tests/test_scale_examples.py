@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 import types
 from collections.abc import Iterator
@@ -59,6 +60,19 @@ def test_qdrant(shards: tuple) -> None:
     assert client.count(collection).count == 8
     nearest = [client.query_points(collection, vector.tolist(), limit=1).points[0].payload for vector in vectors]
     assert [payload["path"] for payload in nearest] == paths
+
+
+def test_an_unfinished_job_is_refused_and_what_another_left_is_not_loaded(shards: tuple, tmp_path: Path) -> None:
+    from load_shards import batches
+
+    folder, paths, _ = shards
+    copy = Path(shutil.copytree(folder, tmp_path / "vectors"))
+    parts = sorted(copy.glob("part-*"))
+    shutil.copy(parts[0], copy / "part-0000000-another.parquet")
+    assert [path for part, _ in batches(str(copy)) for path in part] == paths
+    parts[1].unlink()
+    with pytest.raises(SystemExit, match=r"vectors lacks 1 of 3 shards; run its `mimexport embed` again first"):
+        list(batches(str(copy)))
 
 
 def test_an_unknown_store_is_named() -> None:

@@ -74,7 +74,8 @@ class BatchEmbedder:
 
         Returns:
             `vector` float32 (n, D), NaN where there is an error; `error` texts, "" where there is none;
-            `embedding_space` texts. A column of paths is kept, one of bytes or pixels is left out.
+            `embedding_space` texts. A column of paths is kept, whichever of them are None; one of bytes or pixels is
+            left out.
 
         Raises:
             OptionError: no such column.
@@ -90,7 +91,7 @@ class BatchEmbedder:
         for place, row in zip(vectors, rows, strict=True):
             if row.vector is not None:
                 place[:] = row.vector
-        paths = all(isinstance(image, str) for image in images)
+        paths = all(image is None or isinstance(image, str) for image in images)
         return {
             **{name: column for name, column in batch.items() if paths or name != self.column},
             "vector": vectors,

@@ -18,7 +18,8 @@ def find_images(paths: Iterable[str | Path]) -> list[Path]:
 
     A file is taken whatever it is called. A folder is walked to the bottom for names with one of `EXTENSIONS`; hidden
     files and folders are skipped, links are followed, and no folder is entered twice. A name that does not exist and
-    holds `*`, `?` or `[` is a pattern (`**` goes through folders), and what it matches is taken as if it were named.
+    holds `*`, `?` or `[` is a pattern (`**` goes through folders), and what it matches is taken as if it were named, an
+    image of a folder that it matches too only once.
 
     Raises:
         ImageError: a path that does not exist, a pattern without match, an unreadable folder, or no image at all.
@@ -46,18 +47,21 @@ def as_text(path: str | Path) -> str:
 
 def _expand(name: str) -> Iterator[Path]:
     if os.path.lexists(name):
-        yield from _expand_existing(Path(name))
+        yield from _expand_existing(Path(name), set())
         return
     matches = sorted(glob.glob(name, recursive=True)) if glob.has_magic(name) else []  # noqa: PTH207 - takes absolute patterns
     if not matches:
         raise ImageError(f"{name}: no such file or folder")
-    for match in matches:
-        yield from _expand_existing(Path(match))
+    walked: set[str] = set()
+    for match in map(Path, matches):
+        # A pattern like `photos/**` names a folder and then what is in it.
+        if match.is_dir() or not (_is_image(match) and os.path.realpath(match.parent) in walked):
+            yield from _expand_existing(match, walked)
 
 
-def _expand_existing(path: Path) -> Iterator[Path]:
+def _expand_existing(path: Path, walked: set[str]) -> Iterator[Path]:
     if path.is_dir():
-        yield from _walk(path, set())
+        yield from _walk(path, walked)
     else:
         yield path
 
@@ -71,7 +75,7 @@ def _walk(folder: Path, seen: set[str]) -> Iterator[Path]:
         path = folder / name
         if path.is_dir():
             yield from _walk(path, seen)
-        elif path.suffix.lower() in EXTENSIONS and not _is_special(path):
+        elif _is_image(path) and not _is_special(path):
             yield path
 
 
@@ -81,6 +85,10 @@ def _names(folder: Path) -> list[str]:
             return [entry.name for entry in entries if not entry.name.startswith(".")]
     except OSError as error:
         raise ImageError(f"{error.filename}: folder cannot be read ({error.strerror})") from error
+
+
+def _is_image(path: Path) -> bool:
+    return path.suffix.lower() in EXTENSIONS
 
 
 def _is_special(path: Path) -> bool:

@@ -33,6 +33,13 @@ def test_columns_in_columns_out(batch_embedder: BatchEmbedder, toy_artifact: Pat
     assert list(out["label"]) == [1, 2, 3]
 
 
+def test_a_column_of_paths_stays_whatever_is_missing_in_a_batch(batch_embedder: BatchEmbedder, photo: Path) -> None:
+    batches = [np.array([str(photo), missing], dtype=object) for missing in (str(photo), None)]
+    outs = [batch_embedder({"image": batch}) for batch in batches]
+    assert [sorted(out) for out in outs] == [["embedding_space", "error", "image", "vector"]] * 2
+    assert outs[1]["error"][1] != ""
+
+
 def test_bytes_and_pixels_are_images_too_and_are_left_out_of_the_answer(
     batch_embedder: BatchEmbedder, photos: list[Path]
 ) -> None:

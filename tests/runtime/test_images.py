@@ -43,6 +43,14 @@ def test_a_pattern_is_expanded_in_order(tree: Path) -> None:
     assert names(find_images([str(tree / "**/*.tiff")]), tree) == ["sub/deep/d.tiff"]
 
 
+@pytest.mark.parametrize("pattern", ["**", "**/*", "[!.]*"])
+def test_an_image_is_taken_once_where_its_folder_is_named_too(tree: Path, pattern: str) -> None:
+    found = names(find_images([str(tree / pattern)]), tree)
+    assert [name for name in found if name != "notes.txt"] == [
+        "a.PNG", "b.jpg", "sub/c.webp", "sub/deep/d.tiff", "z.gif",
+    ]  # fmt: skip
+
+
 def test_a_file_with_brackets_in_its_name_is_no_pattern(tree: Path) -> None:
     (tree / "x[1].jpg").touch()
     assert names(find_images([tree / "x[1].jpg"]), tree) == ["x[1].jpg"]

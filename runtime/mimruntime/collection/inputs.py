@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from mimruntime.collection.store import arrow, is_url, locate
+from mimruntime.collection.urls import arrow, is_url, locate
 from mimruntime.errors import ImageError, OptionError
 from mimruntime.images import EXTENSIONS, iter_images
 
@@ -18,6 +18,8 @@ TABLE = ".parquet"
 _MAGIC = re.compile(r"[*?\[]")
 _IMAGE_COLUMNS = ("image", "bytes", "path")
 _PATH_COLUMN = "path"
+_BUFFER_BYTES = 1 << 20
+"""Of a column of a Parquet file; without it pyarrow holds the whole column of a row group."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +85,8 @@ class Columns:
 def find_entries(names: Iterable[str], columns: Columns) -> Iterator[Entry]:
     """Yield what `names` stand for, in the order given, each folder's in order of name.
 
-    A local path, folder or pattern is read as `mimruntime.images.find_images` says; a URL likewise in its file system.
+    A local path, folder or pattern is read as `mimruntime.images.find_images` says; a URL likewise in its file system,
+    but that a pattern's images come in order of name.
     `@FILE` is a list, one path or URL a line, taken as it stands: what is missing is found out when it is read. What
     ends in `.parquet` stands for its rows.
 
@@ -104,10 +107,12 @@ def open_table(source: str) -> Any:
 
     """
     try:
-        if not is_url(source):
-            return arrow().parquet.ParquetFile(source, memory_map=False)
-        filesystem, path = locate(source)
-        return arrow().parquet.ParquetFile(filesystem.open_input_file(path), pre_buffer=True)
+        if is_url(source):
+            filesystem, path = locate(source)
+            file = filesystem.open_input_file(path)
+        else:
+            file = arrow().OSFile(os.fsencode(source))
+        return arrow().parquet.ParquetFile(file, buffer_size=_BUFFER_BYTES, pre_buffer=False)
     except (OSError, ValueError) as error:
         raise ImageError(f"{source}: cannot be read as Parquet ({_reason(error)})") from error
 
@@ -157,30 +162,50 @@ def _expand_url(url: str) -> Iterator[str]:
     """Yield the URLs of an object, of a folder's images, or of what a pattern matches, by name."""
     try:
         filesystem, path = locate(url)
-        scheme = url.partition("://")[0]
-        magic = _MAGIC.search(path)
-        folder = path[: magic.start()].rpartition("/")[0] if magic else path.rstrip("/")
-        info = filesystem.get_file_info(folder)
-        if info.is_file and not magic:
+        info = filesystem.get_file_info(path.rstrip("/") or "/")
+        if info.is_file:
             yield url
             return
-        inside = filesystem.get_file_info(arrow().fs.FileSelector(folder, recursive=True))
+        folder, pattern = (url.rstrip("/"), None) if info.type == arrow().fs.FileType.Directory else _cut_pattern(url)
+        inside = _files_below(folder)
     except OSError as error:
         raise ImageError(f"{url}: cannot be listed ({_reason(error)})") from error
-    slash = "" if path.startswith("/") else "/"  # some of fsspec's file systems put one in front
-    files = sorted(info.path.removeprefix(slash).split("/") for info in inside if info.is_file)
-    for parts in files:
-        if _matches(parts, path.split("/")) if magic else _is_image(parts[folder.count("/") + 1 :]):
-            yield f"{scheme}://{'/'.join(parts)}"
+    for parts in inside:
+        if _is_image(parts) if pattern is None else _is_named(parts, pattern):
+            yield f"{folder}/{'/'.join(parts)}"
+
+
+def _cut_pattern(url: str) -> tuple[str, list[str] | None]:
+    """Return the folder that is listed, and the parts of the pattern below it; None where there is none."""
+    scheme, _, rest = url.partition("://")
+    parts = rest.rstrip("/").split("/")
+    first = next((index for index, part in enumerate(parts) if _MAGIC.search(part)), len(parts))
+    return f"{scheme}://{'/'.join(parts[:first])}", parts[first:] or None
+
+
+def _files_below(folder: str) -> list[list[str]]:
+    """List a folder to the bottom; return the parts of each file's path in it, sorted."""
+    filesystem, path = locate(folder)
+    inside = filesystem.get_file_info(arrow().fs.FileSelector(path, recursive=True))
+    above = path.strip("/")  # some file systems put a slash in front of what they list, and some do not
+    return sorted(info.path.strip("/").removeprefix(above).strip("/").split("/") for info in inside if info.is_file)
+
+
+def _is_named(parts: list[str], pattern: list[str]) -> bool:
+    """Tell whether the pattern names a file, or a folder that holds it as an image."""
+    if _matches(parts, pattern):
+        return True
+    return any(_matches(parts[:end], pattern) and _is_image(parts[end:]) for end in range(len(parts)))
 
 
 def _matches(parts: list[str], pattern: list[str]) -> bool:
-    """Match part by part, so that `*` stays inside a folder and `**` does not."""
+    """Match part by part, so that `*` stays inside a folder and `**` does not; neither takes what is hidden."""
     if not pattern or not parts:
         return not parts and set(pattern) <= {"**"}
+    hidden = parts[0].startswith(".") and not pattern[0].startswith(".")
     if pattern[0] == "**":
-        return _matches(parts, pattern[1:]) or _matches(parts[1:], pattern)
-    return fnmatch.fnmatchcase(parts[0], pattern[0]) and _matches(parts[1:], pattern[1:])
+        return _matches(parts, pattern[1:]) or (not hidden and _matches(parts[1:], pattern))
+    return not hidden and fnmatch.fnmatchcase(parts[0], pattern[0]) and _matches(parts[1:], pattern[1:])
 
 
 def _is_image(parts: list[str]) -> bool:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-import io
 import os
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -15,13 +15,17 @@ import msgspec
 
 from mimruntime.artifact import Artifact
 from mimruntime.collection.inputs import Columns, Entry, find_entries
-from mimruntime.collection.store import arrow, is_url, open_folder
+from mimruntime.collection.store import open_folder
+from mimruntime.collection.urls import arrow, is_url
 from mimruntime.errors import ImageError, OutputError, SpaceError
 
 FORMAT = "mimexport-shards"
 SCHEMA = 1
-RECORD, LIST = "_job/record.json", "_job/list.parquet"
-"""Underscored, so that readers of a folder of Parquet files pass over them."""
+RECORD = "_job/record.json"
+"""Underscored, so that readers of a folder of Parquet files pass over it."""
+_BASE = b"base"
+"""Metadata of the list: the folder that relative names start from, in it and in Parquet files."""
+_BUFFER_BYTES = 1 << 20
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -39,6 +43,11 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     digest: str
     """sha256 of the work list: every name in order, the columns, the shard size."""
 
+    @property
+    def list_name(self) -> str:
+        """Where the work list lies; two jobs that begin in one folder do not share it."""
+        return f"_job/list-{self.digest[:12]}.parquet"
+
     def shard_name(self, index: int) -> str:
         """Return the file name of one shard: its place in the list, and the list it belongs to."""
         return f"part-{index:07d}-{self.digest[:12]}.parquet"
@@ -50,14 +59,12 @@ class Job:
 
     Attributes:
         out: the output folder, absolute path or URL.
-        base: absolute folder that relative names of images start from.
         columns: of Parquet inputs.
         record: what is written.
 
     """
 
     out: str
-    base: str
     columns: Columns
     record: Record
 
@@ -70,8 +77,9 @@ class Job:
 def plan(inputs: Iterable[str], out: str, artifact: Artifact, *, columns: Columns, shard_size: int) -> Job:
     """List the inputs, and begin a job in the folder `out` or take up the one that is there.
 
-    The list goes to a file as it is found, so memory does not grow with it (one folder's names, or one listing of an
-    object store, are held at once).
+    The list goes to a file as it is found; what is held of it is an entry of its index per shard, and one folder's
+    names, or one listing of an object store, at a time. Relative names go on meaning what they meant where the job
+    was begun.
 
     Raises:
         ImageError: an input that is not there, or no images at all.
@@ -80,12 +88,11 @@ def plan(inputs: Iterable[str], out: str, artifact: Artifact, *, columns: Column
         SpaceError: the folder holds vectors of another embedding space.
 
     """
-    base = os.getcwd()  # noqa: PTH109 - a text
     where = out if is_url(out) else str(Path(out).absolute())
     folder = open_folder(where)
     found = _read_record(where)
-    with tempfile.TemporaryFile() as stream:
-        images, shards, digest = _write_list(stream, find_entries(inputs, columns), columns, shard_size, base)
+    with tempfile.NamedTemporaryFile() as stream:
+        images, shards, digest = _write_list(stream, find_entries(inputs, columns), columns, shard_size)
         manifest = artifact.manifest
         record = Record(
             model=manifest.name,
@@ -98,24 +105,56 @@ def plan(inputs: Iterable[str], out: str, artifact: Artifact, *, columns: Column
             digest=digest,
         )
         if found is None:
-            stream.seek(0)
-            folder.write(LIST, stream.read())
+            stream.flush()
+            folder.upload(record.list_name, Path(stream.name))
             folder.write(RECORD, msgspec.json.format(msgspec.json.encode(record), indent=2) + b"\n")
-        else:
-            _check_same(where, found, record)
-    return Job(out=where, base=base, columns=columns, record=record)
+            found = _read_record(where) or record  # another job may have begun here meanwhile
+        _check_same(where, found, record)
+    return Job(out=where, columns=columns, record=record)
 
 
-def read_list(job: Job) -> Any:
-    """Open the work list; row group i is what shard i holds."""
-    return arrow().parquet.ParquetFile(io.BytesIO(open_folder(job.out).read(LIST)))
+class WorkList:
+    """The work list of a job, opened; it is read in parts.
 
+    Args:
+        job: begun by `plan`.
 
-def read_entries(work_list: Any, index: int) -> list[Entry]:
-    """Return the entries of one shard."""
-    columns = work_list.read_row_group(index).to_pydict()
-    rows = zip(columns["source"], columns["start"], columns["stop"], strict=True)
-    return [Entry(os.fsdecode(source), start, stop) for source, start, stop in rows]
+    Attributes:
+        base: absolute folder that relative names of images start from.
+
+    Raises:
+        OutputError: missing, as where the output folder is not shared between machines, or damaged.
+
+    """
+
+    def __init__(self, job: Job) -> None:
+        self._job = job
+        with self._said():
+            file = open_folder(job.out).open(job.record.list_name)
+            self._file = arrow().parquet.ParquetFile(file, buffer_size=_BUFFER_BYTES, pre_buffer=False)
+            self.base = os.fsdecode(self._file.schema_arrow.metadata[_BASE])
+
+    def entries(self, index: int) -> list[Entry]:
+        """Return the entries of one shard; raises as the class."""
+        with self._said():
+            columns = self._file.read_row_group(index).to_pydict()  # row group i is what shard i holds
+        rows = zip(columns["source"], columns["start"], columns["stop"], strict=True)
+        return [Entry(os.fsdecode(source), start, stop) for source, start, stop in rows]
+
+    @contextlib.contextmanager
+    def _said(self) -> Iterator[None]:
+        place = f"{self._job.out}/{self._job.record.list_name}"
+        try:
+            yield
+        except FileNotFoundError as error:
+            raise OutputError(
+                f"{place} is not there; every machine must see --out: give a URL or a folder on a shared disk"
+            ) from error
+        except (OSError, ValueError) as error:
+            reason = str(error).partition("\n")[0]
+            raise OutputError(
+                f"{place} cannot be read ({reason}); where it is damaged, choose another --out"
+            ) from error
 
 
 def cut(entries: Iterable[Entry], size: int) -> Iterator[list[Entry]]:
@@ -137,12 +176,12 @@ def cut(entries: Iterable[Entry], size: int) -> Iterator[list[Entry]]:
         yield group
 
 
-def _write_list(
-    stream: Any, entries: Iterator[Entry], columns: Columns, shard_size: int, base: str
-) -> tuple[int, int, str]:
+def _write_list(stream: Any, entries: Iterator[Entry], columns: Columns, shard_size: int) -> tuple[int, int, str]:
     """Write the list, a row group per shard; return images, shards, digest."""
     pa = arrow()
-    schema = pa.schema([("source", pa.binary()), ("start", pa.int64()), ("stop", pa.int64())])
+    base = os.getcwd()  # noqa: PTH109 - a text
+    fields = [("source", pa.binary()), ("start", pa.int64()), ("stop", pa.int64())]
+    schema = pa.schema(fields, metadata={_BASE: os.fsencode(base)})
     digest = hashlib.sha256(msgspec.json.encode((shard_size, columns.image, columns.path)))
     images = shards = 0
     with pa.parquet.ParquetWriter(stream, schema, compression="zstd") as writer:
@@ -159,11 +198,21 @@ def _write_list(
     return images, shards, digest.hexdigest()
 
 
+class _Kind(msgspec.Struct):
+    """What every record says of itself, whoever wrote it."""
+
+    format: str
+    schema: int
+
+
 def _read_record(out: str) -> Record | None:
     """Return the record of the job in `out`; None where the folder is empty or not there."""
     folder = open_folder(out)
     try:
-        return msgspec.json.decode(folder.read(RECORD), type=Record)
+        raw = folder.read(RECORD)
+        kind = msgspec.json.decode(raw, type=_Kind)
+        if (kind.format, kind.schema) == (FORMAT, SCHEMA):
+            return msgspec.json.decode(raw, type=Record)
     except (FileNotFoundError, NotADirectoryError):
         others = [name for name in folder.names() if not name.startswith(("_", "."))]
         if others:
@@ -173,6 +222,10 @@ def _read_record(out: str) -> Record | None:
         return None
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise OutputError(f"{out}/{RECORD} is not readable ({error}); choose another --out") from error
+    raise OutputError(
+        f"{out}/{RECORD} is of the kind {kind.format} {kind.schema}, this program reads {FORMAT} {SCHEMA};"
+        " choose another --out"
+    )
 
 
 def _check_same(out: str, found: Record, wanted: Record) -> None:

@@ -34,8 +34,8 @@ class Pool:
     gpus: int = 0
 
 
-def connect(address: str) -> dict[str, float]:
-    """Join the cluster at `address` and return its resources by name (CPU, GPU).
+def connect(address: str) -> list[dict[str, float]]:
+    """Join the cluster at `address` and return the resources of each of its nodes by name (CPU, GPU).
 
     Args:
         address: "auto" is the cluster that RAY_ADDRESS names or that runs on this machine, else one started here for as
@@ -56,34 +56,42 @@ def connect(address: str) -> dict[str, float]:
         if not ray.is_initialized():
             ray.init(None if address == "auto" else address, include_dashboard=False)
     except (ConnectionError, RuntimeError, ValueError) as error:
+        reason = str(error).partition("\n")[0] or type(error).__name__
         raise EngineError(
-            f"no Ray cluster at {address} ({str(error).splitlines()[0]}); is it running, and are RAY_AUTH_MODE and"
+            f"no Ray cluster at {address} ({reason}); is it running, and are RAY_AUTH_MODE and"
             " RAY_AUTH_TOKEN its own? --ray auto starts one here"
         ) from error
-    resources: dict[str, float] = ray.cluster_resources()
-    return resources
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
-def pool(resources: Mapping[str, float], *, actors: int | None, threads: int | None, gpu: bool) -> Pool:
-    """Divide a cluster so that its CPUs are used once: actors times threads is at most what it has.
+def pool(nodes: Sequence[Mapping[str, float]], *, actors: int | None, threads: int | None, gpu: bool) -> Pool:
+    """Divide a cluster so that its CPUs are used once; an actor has all its threads on one node.
 
     Raises:
         OptionError: what was asked for is more than the cluster has, and would wait for ever.
 
     """
-    cpus, gpus = int(resources.get("CPU", 0)), int(resources.get("GPU", 0))
-    if gpu and gpus < (actors or 1):
-        raise OptionError(f"{actors or 1} workers with a GPU each were asked for, the cluster has {gpus} GPUs")
-    if actors is None:
-        actors = gpus if gpu else max(1, cpus // (threads or min(_MOST_THREADS, max(1, cpus // 2))))
-    if threads is None:
-        threads = max(1, cpus // actors)
-        if gpu:
-            threads = min(threads, 2 * _MOST_THREADS)  # they only decode
-    if actors * threads > cpus:
+    cpus = [int(node.get("CPU", 0)) for node in nodes]
+    gpus = [int(node.get("GPU", 0)) for node in nodes]
+    if gpu and sum(gpus) < (actors or 1):
+        raise OptionError(f"{actors or 1} workers with a GPU each were asked for, the cluster has {sum(gpus)} GPUs")
+
+    def room(each: int) -> int:
+        """Return how many actors of so many threads fit."""
+        return sum(min(cpu // each, has) if gpu else cpu // each for cpu, has in zip(cpus, gpus, strict=True))
+
+    choice = range(1, max(cpus, default=0) + 1)
+    if threads is None and actors is None and not gpu:
+        few = choice[: min(_MOST_THREADS, max(1, sum(cpus) // 2))]
+        threads = max(few, key=lambda each: (each * room(each), each), default=1)
+    elif threads is None:
+        choice = choice[: 2 * _MOST_THREADS] if gpu else choice  # beside a GPU they only decode
+        threads = max((each for each in choice if room(each) >= (actors or room(1))), default=1)
+    actors = actors or max(1, room(threads))
+    if room(threads) < actors:
         raise OptionError(
-            f"{actors} workers of {threads} threads need {actors * threads} CPUs, the cluster has {cpus};"
-            " lower --workers or --threads"
+            f"{actors} workers of {threads} threads do not fit: the cluster has {sum(cpus)} CPUs, its largest node"
+            f" {max(cpus, default=0)}; lower --workers or --threads"
         )
     return Pool(actors, threads, int(gpu))
 

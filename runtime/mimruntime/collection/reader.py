@@ -9,7 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 from mimruntime.collection.inputs import Columns, Entry, open_table
-from mimruntime.collection.store import is_url, locate
+from mimruntime.collection.urls import is_url, locate
 from mimruntime.decode import Source
 from mimruntime.errors import ImageError, OptionError
 from mimruntime.images import as_text
@@ -45,6 +45,8 @@ def _named(entry: Entry, columns: Columns, base: str) -> Iterator[Named]:
         for named in _rows(entry, columns, base):
             yield named
             row += 1
+        if row < entry.stop:
+            raise ImageError(f"the file ends at row {row}; it held more when the list was made")
     except (ImageError, OptionError, OSError, ValueError) as error:
         # The file was changed or lost after the list was made: each row that is left says so.
         for left in range(row, entry.stop):
@@ -88,7 +90,7 @@ def _cell(place: str, value: object, name: object) -> Named:
         value = value.get("bytes") or path
     if isinstance(value, str):
         path = path or value
-    called = as_text(str(name or path or place))
+    called = as_text(next(str(one) for one in (name, path, place) if one is not None and one != ""))
     if isinstance(value, bytes | str):
         return called, value
     return called, ImageError(f"holds {'nothing' if value is None else type(value).__name__}; expected bytes or a path")

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mimruntime.artifact import Artifact
 from mimruntime.batch import BatchEmbedder
 from mimruntime.collection import here, on_ray
 from mimruntime.collection.inputs import Columns
@@ -15,10 +16,13 @@ from mimruntime.collection.job import Job, Record, plan
 from mimruntime.collection.store import open_folder
 from mimruntime.collection.worker import Done, ShardWorker
 from mimruntime.embedder import open_artifact
-from mimruntime.errors import OptionError
+from mimruntime.engines import engine_module
+from mimruntime.engines.auto import choose_engine
+from mimruntime.engines.compiled import choose_compiled
+from mimruntime.errors import ImageError, OptionError
 
 SHARD_SIZE = 1000
-"""Images of one shard: what a killed worker loses at most."""
+"""Images of one shard."""
 
 Progress = Callable[[Iterable[Done], int], Iterator[Done]]
 """Passes shards through and shows them; the number is how many will come."""
@@ -71,7 +75,7 @@ def embed_collection(
         columns: of Parquet inputs.
         path: of the artifact, as every worker sees it.
         shard_size: images of one shard.
-        ray: address of a cluster, or "auto"; None runs here.
+        ray: address of a cluster, or "auto"; None runs here. The engine "auto" is chosen where this runs.
         workers: embedders on Ray.
         threads: CPUs of one embedder.
         strict: stop at the first image that cannot be read.
@@ -80,6 +84,7 @@ def embed_collection(
         settings: of `Embedder.open`: engine, provider, batch_size.
 
     Raises:
+        ImageError: a whole job without one image that can be read; its shards hold the errors.
         MimError: each with what to do; finished shards stay, and the same call goes on from them.
 
     """
@@ -97,13 +102,15 @@ def embed_collection(
         written, where = _run_here(job, pending, path, threads=threads, strict=strict, **settings)
         written = progress(written, len(pending))
     else:
-        written, where = _run_on_ray(job, pending, path, ray, workers, threads, strict=strict, **settings)
+        written, where = _run_on_ray(job, pending, artifact, ray, workers, threads, strict=strict, **settings)
     images = errors = 0
     first = ""
     for done in written:
         images, errors, first = images + done.images, errors + done.errors, first or done.first_error
     open_folder(job.out).sweep()
     found = job.record.shards - len(pending)
+    if images and not found and errors == images:
+        raise ImageError(f"none of {images} images could be read, {job.out} holds only errors; first: {first}")
     return Report(job.record, found, images, errors, first, time.perf_counter() - started, where)
 
 
@@ -117,20 +124,36 @@ def _run_here(job: Job, pending: list[int], path: Path, *, strict: bool, **setti
 def _run_on_ray(
     job: Job,
     pending: list[int],
-    path: Path,
+    artifact: Artifact,
     address: str,
     actors: int | None,
     threads: int | None,
     *,
     strict: bool,
-    provider: str | None,
+    engine: str = "auto",
+    provider: str | None = None,
     **settings: Any,
 ) -> tuple[Iterator[Done], str]:
-    resources = on_ray.connect(address)
-    gpu = provider not in {None, "cpu"}
-    using = on_ray.pool(resources, actors=actors, threads=threads, gpu=gpu)
+    nodes = on_ray.connect(address)
+    chosen = choose_engine(artifact, provider, threads) if engine == "auto" else engine
+    takes_threads, gpu = _needs(artifact, chosen, provider)
+    using = on_ray.pool(nodes, actors=actors, threads=threads, gpu=gpu)
     embedder = BatchEmbedder(
-        path.absolute(), provider=provider, threads=using.threads, workers=using.threads, **settings
+        artifact.path.absolute(),
+        engine=chosen,
+        provider=provider,
+        threads=using.threads if takes_threads else None,
+        workers=using.threads,
+        **settings,
     )
     where = f"Ray, {using.actors} workers of {using.threads} threads{' and a GPU' if gpu else ''}"
     return on_ray.run(ShardWorker(embedder, job, strict=strict), pending, using), where
+
+
+def _needs(artifact: Artifact, engine: str, provider: str | None) -> tuple[bool, bool]:
+    """Return whether an engine takes `threads`, and whether it runs on a GPU; those that take none do."""
+    module = engine_module(engine)
+    takes_threads = "threads" in module.OPTIONS
+    compiled = choose_compiled(artifact, module, provider) if takes_threads and provider is None else None
+    runs_on = compiled.record.provider if compiled else provider
+    return takes_threads, not takes_threads or runs_on not in {None, "cpu"}

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import os
-import tempfile
+import shutil
+import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
-from typing import Any, Protocol
+from typing import Any, BinaryIO, Protocol
 
-from mimruntime.errors import MissingExtraError, OutputError
+from mimruntime.collection.urls import arrow, is_url, locate
+from mimruntime.errors import OutputError
 
-_ARROW_SCHEMES = frozenset({"abfs", "abfss", "file", "gcs", "gs", "hdfs", "s3", "viewfs"})
-"""Those pyarrow opens by itself; the others go through fsspec."""
 _OBJECT_STORES = frozenset({"abfs", "abfss", "az", "gcs", "gs", "memory", "oss", "r2", "s3", "s3a"})
 _PARTIAL = ".partial"
+_STALE_S = 3600
+"""A partial file that has not grown for so long belongs to nobody; a younger one may be another writer's."""
+_PIECE = 1 << 20
 
 
 class Folder(Protocol):
@@ -29,71 +30,33 @@ class Folder(Protocol):
     def read(self, name: str) -> bytes:
         """Return a file's content; FileNotFoundError where it is not there."""
 
+    def open(self, name: str) -> Any:
+        """Open a file for pyarrow, which reads the parts it wants; FileNotFoundError where it is not there."""
+
     def write(self, name: str, content: memoryview | bytes) -> None:
         """Write a file, whole or not at all; OutputError where that cannot be done."""
 
+    def upload(self, name: str, source: Path) -> None:
+        """Write what the local file `source` holds, likewise, in pieces where the storage takes them."""
+
     def sweep(self) -> None:
-        """Remove what killed writers left behind."""
-
-
-def is_url(name: str) -> bool:
-    """Tell `s3://bucket/key` from a path."""
-    return "://" in name
+        """Remove what killed writers left behind an hour ago or longer."""
 
 
 def open_folder(name: str) -> Folder:
-    """Return the output folder called `name`, a path or a URL."""
+    """Return the output folder called `name`, a path or a URL.
+
+    Raises:
+        OutputError: a URL of no known storage, or of one that cannot be reached.
+
+    """
     if is_url(name):
-        filesystem, path = locate(name)
+        with _said(name):
+            filesystem, path = locate(name)
         if filesystem.type_name != "local":
             return RemoteFolder(name.rstrip("/"), filesystem, path.rstrip("/"))
         name = path
     return LocalFolder(Path(name))
-
-
-def locate(url: str) -> tuple[Any, str]:
-    """Return the file system of pyarrow behind `url`, opened once per process and bucket, and the path in it.
-
-    Raises:
-        MissingExtraError: it needs a package that is not installed.
-        OSError: it cannot be reached, or the scheme is unknown.
-
-    """
-    scheme, _, rest = url.partition("://")
-    return _filesystem(scheme, rest.partition("/")[0]), rest
-
-
-@functools.cache
-def _filesystem(scheme: str, bucket: str) -> Any:
-    fs = arrow().fs
-    if scheme in _ARROW_SCHEMES:
-        # The bucket alone: an image's name may hold characters that a URI must not.
-        return fs.FileSystem.from_uri("file:///" if scheme == "file" else f"{scheme}://{bucket}")[0]
-    try:
-        import fsspec  # noqa: PLC0415 - optional
-
-        return fs.PyFileSystem(fs.FSSpecHandler(fsspec.filesystem(scheme)))
-    except ImportError as error:
-        raise MissingExtraError(f"{scheme}:// (fsspec and its package for it)", extra="ray") from error
-    except ValueError as error:
-        raise OSError(f"{scheme}:// is no storage that pyarrow or fsspec knows") from error
-
-
-def arrow() -> ModuleType:
-    """Return pyarrow with its parquet, dataset-free parts loaded.
-
-    Raises:
-        MissingExtraError: it is not installed.
-
-    """
-    try:
-        import pyarrow as pa  # noqa: PLC0415 - optional
-        import pyarrow.fs  # noqa: PLC0415
-        import pyarrow.parquet  # noqa: PLC0415
-    except ImportError as error:
-        raise MissingExtraError("a folder of shards", extra="parquet") from error
-    module: ModuleType = pa
-    return module
 
 
 class LocalFolder:
@@ -113,27 +76,43 @@ class LocalFolder:
         """Return a file's content."""
         return (self._path / name).read_bytes()
 
+    def open(self, name: str) -> Any:
+        """Open a file for pyarrow."""
+        return arrow().OSFile(os.fsencode(self._path / name))
+
     def write(self, name: str, content: memoryview | bytes) -> None:
-        """Write beside the place, flush to disk, rename."""
-        target = self._path / name
-        with _said(target):
-            target.parent.mkdir(parents=True, exist_ok=True)
-            handle, stage = tempfile.mkstemp(prefix=f".{target.name}.", suffix=_PARTIAL, dir=target.parent)
-            try:
-                with os.fdopen(handle, "wb") as stream:
-                    stream.write(content)
-                    stream.flush()
-                    os.fsync(handle)
-                Path(stage).chmod(0o644)
-                Path(stage).replace(target)
-            except BaseException:
-                Path(stage).unlink(missing_ok=True)
-                raise
+        """Write a file; see `Folder`."""
+        with self._staged(name) as stream:
+            stream.write(content)
+
+    def upload(self, name: str, source: Path) -> None:
+        """Copy a file in; see `Folder`."""
+        with self._staged(name) as stream, source.open("rb") as pieces:
+            shutil.copyfileobj(pieces, stream, _PIECE)
 
     def sweep(self) -> None:
         """Remove hidden partial files."""
         for path in self._path.rglob(f".*{_PARTIAL}"):
-            path.unlink(missing_ok=True)
+            with contextlib.suppress(FileNotFoundError):
+                if time.time() - path.stat().st_mtime > _STALE_S:
+                    path.unlink()
+
+    @contextlib.contextmanager
+    def _staged(self, name: str) -> Iterator[BinaryIO]:
+        """Write beside the place, flush to disk, rename."""
+        target = self._path / name
+        stage = target.with_name(f".{target.name}.{uuid.uuid4().hex}{_PARTIAL}")
+        with _said(target):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                with stage.open("xb") as stream:
+                    yield stream
+                    stream.flush()
+                    os.fsync(stream.fileno())
+                stage.replace(target)
+            except BaseException:
+                stage.unlink(missing_ok=True)
+                raise
 
 
 class RemoteFolder:
@@ -142,6 +121,7 @@ class RemoteFolder:
     def __init__(self, url: str, filesystem: Any, path: str) -> None:
         self._url, self._filesystem, self._path = url, filesystem, path
         self._is_object_store = url.partition("://")[0] in _OBJECT_STORES
+        self._fsspec = filesystem.handler.fs if isinstance(filesystem, arrow().fs.PyFileSystem) else None
 
     def names(self, below: str = "") -> list[str]:
         """Return file names; see `Folder`."""
@@ -156,18 +136,27 @@ class RemoteFolder:
             content: bytes = stream.read()
         return content
 
+    def open(self, name: str) -> Any:
+        """Open an object for pyarrow."""
+        return self._filesystem.open_input_file(f"{self._path}/{name}")
+
     def write(self, name: str, content: memoryview | bytes) -> None:
-        """Put one object; where there are files instead, write beside the place and rename."""
-        place = f"{self._path}/{name}"
-        folder, _, base = place.rpartition("/")
-        stage = place if self._is_object_store else f"{folder}/.{base}.{uuid.uuid4().hex}{_PARTIAL}"
-        with _said(f"{self._url}/{name}"):
-            if stage != place:
-                self._filesystem.create_dir(folder, recursive=True)
-            with self._filesystem.open_output_stream(stage) as stream:
+        """Put one object; see `Folder`."""
+        with self._staged(name) as place:
+            if self._fsspec is not None:
+                self._fsspec.pipe_file(place, bytes(content))  # closing a stream of fsspec would keep half of it
+                return
+            with self._filesystem.open_output_stream(place) as stream:
                 stream.write(content)
-            if stage != place:
-                self._filesystem.move(stage, place)
+
+    def upload(self, name: str, source: Path) -> None:
+        """Put a file; see `Folder`."""
+        with self._staged(name) as place:
+            if self._fsspec is not None:
+                self._fsspec.put_file(str(source), place)
+                return
+            with self._filesystem.open_output_stream(place) as stream, source.open("rb") as pieces:
+                shutil.copyfileobj(pieces, stream, _PIECE)
 
     def sweep(self) -> None:
         """Remove hidden partial files, of which an object store has none."""
@@ -175,13 +164,33 @@ class RemoteFolder:
             return
         with _said(self._url):
             for info in self._filesystem.get_file_info(arrow().fs.FileSelector(self._path, recursive=True)):
-                if info.base_name.startswith(".") and info.base_name.endswith(_PARTIAL):
+                partial = info.base_name.startswith(".") and info.base_name.endswith(_PARTIAL)
+                if partial and info.mtime and time.time() - info.mtime.timestamp() > _STALE_S:
                     self._filesystem.delete_file(info.path)
+
+    @contextlib.contextmanager
+    def _staged(self, name: str) -> Iterator[str]:
+        """Yield where to put an object; where there are files instead, that is beside the place, and is renamed."""
+        place = f"{self._path}/{name}"
+        folder, _, base = place.rpartition("/")
+        stage = place if self._is_object_store else f"{folder}/.{base}.{uuid.uuid4().hex}{_PARTIAL}"
+        with _said(f"{self._url}/{name}"):
+            try:
+                if stage != place:
+                    self._filesystem.create_dir(folder, recursive=True)
+                yield stage
+                if stage != place:
+                    self._filesystem.move(stage, place)
+            except BaseException:
+                with contextlib.suppress(Exception):
+                    self._filesystem.delete_file(stage)
+                raise
 
 
 @contextlib.contextmanager
 def _said(target: object) -> Iterator[None]:
     try:
         yield
-    except OSError as error:
-        raise OutputError(f"cannot write {target}: {error.strerror or error}") from error
+    except (OSError, NotImplementedError) as error:
+        reason = (isinstance(error, OSError) and error.strerror) or str(error) or type(error).__name__
+        raise OutputError(f"cannot write {target}: {reason}") from error

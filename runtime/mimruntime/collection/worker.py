@@ -5,14 +5,14 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from mimruntime.batch import BatchEmbedder, Row, embed_rows
-from mimruntime.collection.job import Job, Record, read_entries, read_list
+from mimruntime.collection.job import Job, Record, WorkList
 from mimruntime.collection.reader import read_images
-from mimruntime.collection.store import arrow, open_folder
+from mimruntime.collection.store import open_folder
+from mimruntime.collection.urls import arrow
 from mimruntime.errors import ImageError
 
 
@@ -44,19 +44,19 @@ class ShardWorker:
 
     def __init__(self, embedder: BatchEmbedder, job: Job, *, strict: bool = False) -> None:
         self.embedder, self.job, self.strict = embedder, job, strict
-        self._list: Any = None
+        self._list: WorkList | None = None
 
     def __call__(self, index: int) -> Done:
         """Embed and write shard `index`.
 
         Raises:
             ImageError: an image that cannot be read, if `strict`.
-            MimError: the artifact does not open here, or the shard cannot be written.
+            MimError: the artifact or the list does not open here, or the shard cannot be written.
 
         """
         if self._list is None:
-            self._list = read_list(self.job)
-        images = read_images(read_entries(self._list, index), self.job.columns, self.job.base)
+            self._list = WorkList(self.job)
+        images = read_images(self._list.entries(index), self.job.columns, self._list.base)
         rows, errors = [], []
         for row in embed_rows(self.embedder.embedder, images):
             if row.error is not None:

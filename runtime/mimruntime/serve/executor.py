@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import chain, repeat
 
 import numpy as np
@@ -46,7 +46,8 @@ class Executor(threading.Thread):
         self._metrics = metrics
         self._patience_s = patience_s
         self._watchdog_s = watchdog_s
-        self._edge = embedder.artifact.manifest.preprocess.size
+        edge = embedder.artifact.manifest.preprocess.size
+        self._probe = np.random.default_rng(0).integers(0, 256, (edge, edge, 3), np.uint8)
         self._probe_vector: np.ndarray | None = None
         self._running_since: float | None = None
         self._ready = False
@@ -54,12 +55,14 @@ class Executor(threading.Thread):
 
     @property
     def ready(self) -> bool:
-        """Whether the engine is warm, whole and not stuck."""
-        return self._ready and not self.stuck
+        """Whether the engine is warm, whole and not stuck, and this thread alive to run it."""
+        return self._ready and self.is_alive() and not self.stuck
 
     @property
     def stuck(self) -> bool:
-        """Whether a run has not come back for longer than the watchdog waits; only a new process helps."""
+        """Whether a run has not come back for longer than the watchdog waits, or this thread died: restart the process."""
+        if self.ident is not None and not self.is_alive() and not self._stopping.is_set():
+            return True
         since = self._running_since
         return since is not None and time.monotonic() - since > self._watchdog_s
 
@@ -112,7 +115,7 @@ class Executor(threading.Thread):
         """Answer `items` by one run of the engine, or return why it failed."""
         started = time.monotonic()
         try:
-            rows = self._run(np.stack([item.pixels for item in items if item.pixels is not None]))
+            rows = self._run([item.pixels for item in items if item.pixels is not None])
         except EngineError as error:
             return error
         seconds = time.monotonic() - started
@@ -124,12 +127,13 @@ class Executor(threading.Thread):
                 item.future.set_exception(ImageError("has no vector: what the model computes for it is not finite"))
         return None
 
-    def _run(self, pixels: np.ndarray) -> np.ndarray:
-        """Run `pixels`, uint8 (B, size, size, 3), filled up to the next of the sizes; return float32 (≥ B, D)."""
-        size = min(size for size in self._sizes if size >= len(pixels))
-        padded = np.concatenate([pixels, np.zeros((size - len(pixels), *pixels.shape[1:]), np.uint8)])
+    def _run(self, images: Sequence[np.ndarray]) -> np.ndarray:
+        """Run B images, uint8 (size, size, 3), filled up to the next of the sizes; return float32 (≥ B, D)."""
+        size = min(size for size in self._sizes if size >= len(images))
         self._running_since = time.monotonic()
         try:
+            padded = np.zeros((size, *images[0].shape), np.uint8)
+            padded[: len(images)] = images
             return self._embedder.run(padded)
         except EngineError:
             raise
@@ -150,21 +154,18 @@ class Executor(threading.Thread):
     def _warm_up(self) -> None:
         """Run every size once, so that no request pays for a first time."""
         for size in self._sizes:
-            rows = self._run(self._probe(size))
+            rows = self._run([self._probe] * size)
         self._probe_vector = rows[0]
         self._set_ready(True)
 
     def _watch(self) -> None:
         """Run a real inference on an idle engine and compare it with the one at the start."""
         try:
-            cosine = float(self._run(self._probe(1))[0] @ self._probe_vector)
+            cosine = float(self._run([self._probe])[0] @ self._probe_vector)
             if not cosine > _SAME:
                 raise EngineError(f"the watchdog's vector changed: cosine {cosine:.4f} to that at the start")
         except EngineError as error:
             self._rebuild(error)
-
-    def _probe(self, size: int) -> np.ndarray:
-        return np.random.default_rng(0).integers(0, 256, (size, self._edge, self._edge, 3), np.uint8)
 
     def _rebuild(self, cause: EngineError) -> None:
         """Close the engine and open it anew, until it works or the service ends."""

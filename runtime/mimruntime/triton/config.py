@@ -54,7 +54,7 @@ def graph_config(manifest: Manifest, file: GraphFile, options: Options) -> dict[
         "output": [_port(port) for port in manifest.graph.outputs],
         "dynamic_batching": _batching(options.max_batch),
         "instance_group": _instances(options.instances, options.gpus),
-        "model_warmup": [_warmup(manifest.graph.inputs[0], size) for size in sorted({1, options.max_batch})],
+        "model_warmup": [_warmup(manifest.graph.inputs[0], size) for size in sorted({file.least, options.max_batch})],
     }
 
 

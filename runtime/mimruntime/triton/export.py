@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from mimruntime.artifact import Artifact
+from mimruntime.artifact import Artifact, replace_folder
 from mimruntime.errors import OptionError, OutputError
 from mimruntime.triton import model as preprocessing
 from mimruntime.triton.config import Options, ensemble_config, graph_config, names, preprocess_config
-from mimruntime.triton.graph import graph_file
+from mimruntime.triton.graph import GraphFile, graph_file
 from mimruntime.triton.kserve import manifest_yaml
 from mimruntime.triton.pbtxt import text
 
@@ -32,7 +33,8 @@ def export(
 ) -> list[Path]:
     """Write the models of `artifact` into `repository` and return their folders and the manifest for KServe.
 
-    Other models in the repository are left alone. A crash leaves hidden folders at most, which Triton passes over.
+    Other models in the repository are left alone. A crash leaves a hidden folder beside the repository at most: in it,
+    Triton would take it for a model that does not load.
 
     Args:
         artifact: opened, so its digests are checked.
@@ -44,15 +46,14 @@ def export(
         force: replace models of the same name.
 
     Raises:
-        OptionError: a batch the plan does not run.
-        OutputError: a model is there already, or the folder cannot be written.
+        OptionError: a batch the plan does not run, or a precision the backend does not.
+        OutputError: a model is there already, one that would not fit is, or the folder cannot be written.
         ArtifactError, UnknownNameError: see `graph_file`.
 
     """
-    file = graph_file(artifact, engine)
-    if file.most is not None and options.max_batch > file.most:
-        raise OptionError(f"--max-batch {options.max_batch}: the plan was compiled for batches up to {file.most}")
     manifest, called = artifact.manifest, names(artifact.manifest)
+    file = graph_file(artifact, engine)
+    _check_runs(file, manifest.graph.precision, options)
 
     def graph(folder: Path) -> None:
         _write_config(folder, text(graph_config(manifest, file, options)))
@@ -73,12 +74,30 @@ def export(
     if ensemble:
         writers |= {called["preprocess"]: preprocess, called["ensemble"]: both}
     yaml = repository / f"{manifest.name}.inferenceservice.yaml"
+    if not ensemble:
+        _refuse_left_over(repository, called)
     uri = storage_uri or f"pvc://models/{repository.absolute().name}"
     with _staged(repository, [*writers, yaml.name], force=force) as stage:
         for name, write in writers.items():
             write(stage / name)
         (stage / yaml.name).write_text(manifest_yaml(manifest, options, uri))
     return [*(repository / name for name in writers), yaml]
+
+
+def _check_runs(file: GraphFile, precision: str, options: Options) -> None:
+    if options.max_batch < file.least or (file.most is not None and options.max_batch > file.most):
+        raise OptionError(
+            f"--max-batch {options.max_batch}: the plan was compiled for batches from {file.least} to {file.most}"
+        )
+    if precision == "bf16" and file.backend == "onnxruntime" and not options.gpus:
+        raise OptionError("onnxruntime has no bf16 kernels on a CPU; add --gpu 0, or build with --precision fp32")
+
+
+def _refuse_left_over(repository: Path, called: dict[str, str]) -> None:
+    """Refuse to put a graph under an ensemble that was made for another."""
+    for name in (called["ensemble"], called["preprocess"]):
+        if (repository / name).exists():
+            raise OutputError(f"{repository / name} was made for the model it calls; add --ensemble, or remove it")
 
 
 def _write_config(folder: Path, content: str) -> None:
@@ -88,23 +107,28 @@ def _write_config(folder: Path, content: str) -> None:
 
 @contextlib.contextmanager
 def _staged(repository: Path, entries: list[str], *, force: bool) -> Iterator[Path]:
-    """Yield a hidden folder of `repository` whose entries move up, in order, when the block ends well."""
+    """Yield a hidden folder beside `repository` whose entries move into it, in order, when the block ends well."""
     present = [name for name in entries if (repository / name).exists()]
     if present and not force:
         raise OutputError(f"{repository / present[0]} exists; replace it with --force, or choose another repository")
     try:
         repository.mkdir(parents=True, exist_ok=True)
-        stage = Path(tempfile.mkdtemp(prefix=".mimexport.", suffix=".partial", dir=repository))
+        beside = _on_its_disk(repository.absolute())
+        stage = Path(tempfile.mkdtemp(prefix=".mimexport.", suffix=".partial", dir=beside))
     except OSError as error:
         raise OutputError(f"cannot write to {repository}: {error.strerror or error}") from error
     try:
         yield stage
         for name in entries:
-            target = repository / name
-            if target.exists():
-                target.rename(stage / f"{name}.old")
-            (stage / name).rename(target)
+            replace_folder(stage / name, repository / name)
     except OSError as error:
         raise OutputError(f"cannot write to {repository}: {error.strerror or error}") from error
     finally:
         shutil.rmtree(stage, ignore_errors=True)
+
+
+def _on_its_disk(repository: Path) -> Path:
+    """Return the folder that holds `repository`, or, where a rename from there is impossible, itself."""
+    parent = repository.parent
+    same_disk = parent.stat().st_dev == repository.stat().st_dev
+    return parent if same_disk and os.access(parent, os.W_OK) else repository

@@ -22,6 +22,7 @@ class GraphFile:
         backend: of Triton.
         name: the file that is loaded.
         sources: files to copy, by their new name.
+        least: smallest batch it runs.
         most: largest batch it runs; None is any.
 
     """
@@ -29,10 +30,12 @@ class GraphFile:
     backend: str
     name: str
     sources: dict[str, Path]
+    least: int = 1
     most: int | None = None
 
 
 class _Profile(msgspec.Struct):
+    least: int
     most: int
 
 
@@ -87,5 +90,7 @@ def _plan(artifact: Artifact) -> GraphFile:
     name = next((name for name in compiled.files if name.endswith(_PLAN_SUFFIXES)), None)
     if name is None or file_sha256(folder / name) != compiled.files[name].sha256:
         raise ArtifactError(f"{folder} holds no plan as it was compiled; run: {compile_line}")
-    most = compiled.batch.most if compiled.batch else None
-    return GraphFile("tensorrt", "model.plan", {"model.plan": folder / name}, most)
+    sources = {"model.plan": folder / name}
+    if compiled.batch is None:
+        return GraphFile("tensorrt", "model.plan", sources)
+    return GraphFile("tensorrt", "model.plan", sources, compiled.batch.least, compiled.batch.most)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -13,12 +14,20 @@ from pathlib import Path
 
 import fsspec
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from collection_helpers import START, mimexport, read_shards
+from fsspec.implementations.memory import MemoryFile
 
 from mimruntime import Embedder
-from mimruntime.collection.store import open_folder
+from mimruntime.artifact import Artifact
+from mimruntime.batch import BatchEmbedder
+from mimruntime.collection.inputs import Columns
+from mimruntime.collection.job import plan
+from mimruntime.collection.store import LocalFolder, open_folder
+from mimruntime.collection.worker import ShardWorker
+from mimruntime.errors import OutputError
 
 
 @pytest.fixture
@@ -124,6 +133,9 @@ def test_another_job_in_the_same_folder_is_refused(
     record.write_text(record.read_text().replace('"embedding_space": "', '"embedding_space": "0'))
     assert mimexport("embed", toy_artifact, gallery, "--out", out) == 1
     assert "holds vectors of space 0" in capsys.readouterr().err
+    record.write_text(record.read_text().replace('"schema": 1', '"schema": 2, "more": 1'))
+    assert mimexport("embed", toy_artifact, gallery, "--out", out) == 1
+    assert "is of the kind mimexport-shards 2, this program reads mimexport-shards 1" in capsys.readouterr().err
     record.write_text("{}")
     assert mimexport("embed", toy_artifact, gallery, "--out", out) == 1
     assert "_job/record.json is not readable" in capsys.readouterr().err
@@ -134,7 +146,10 @@ def test_another_job_in_the_same_folder_is_refused(
     [
         ("photos/", (), "holds other files (000.jpg …) and no job of mimexport"),
         ("photos/000.jpg/", (), "is a file; expected a folder for the shards"),
-        ("/proc/o/", (), "cannot write /proc/o/_job/list.parquet"),
+        ("/proc/o/", (), "cannot write /proc/o/_job/list-"),
+        ("what://x/y", (), "cannot write what://x/y: what:// is no storage that pyarrow or fsspec knows"),
+        ("az://x/y", (), "cannot write az://x/y: az:// needs another package: "),
+        ("s3://key:secret@bucket/y", (), "s3://key:secret@bucket is refused; expected a bucket alone"),
         ("s3://bucket/v.parquet", (), "one file is written to a local path"),
         ("v.npz", ("--shard-size", 5), "--shard-size is for a folder of shards, --out v.npz is one file"),
         ("v.npz", ("--ray", "auto"), "--ray is for a folder of shards"),
@@ -174,6 +189,108 @@ def test_relative_names_mean_another_list_in_another_folder(
     assert mimexport("embed", toy_artifact, "photos", "--out", tmp_path / "o") == 1
 
 
+@pytest.mark.parametrize("kind", ["files", "rows"])
+def test_a_job_taken_up_from_another_folder_finds_the_images_it_was_begun_with(
+    toy_artifact: Path, gallery: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    folder = tmp_path / os.fsdecode(b"caf\xe9")
+    shutil.copytree(gallery, folder / "photos")
+    table = tmp_path / "t.parquet"
+    pq.write_table(pa.table({"path": [f"photos/{path.name}" for path in gallery.iterdir()]}), table)
+    monkeypatch.chdir(folder)
+    named = {"files": ("photos", folder / "photos"), "rows": (table, table)}[kind]
+    job = ("--out", tmp_path / "o", "--shard-size", 25)
+    assert mimexport("embed", toy_artifact, named[0], *job) == 0
+    whole = read_shards(tmp_path / "o")
+    assert whole.errors == [None] * 60
+    for path in list((tmp_path / "o").glob("part-*"))[:2]:
+        path.unlink()
+    monkeypatch.chdir(tmp_path)
+    assert mimexport("embed", toy_artifact, named[1], *job) == 0
+    assert read_shards(tmp_path / "o") == whole
+
+
+def test_of_two_jobs_that_begin_in_one_folder_at_once_one_is_refused_and_the_other_whole(
+    toy_artifact: Path,
+    gallery: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    first, second = gallery / "001.jpg", gallery / "002.jpg"
+    assert mimexport("embed", toy_artifact, second, "--out", tmp_path / "second") == 0
+    write = LocalFolder.write
+
+    def write_just_before_the_second(folder: LocalFolder, name: str, content: bytes) -> None:
+        write(folder, name, content)
+        shutil.copytree(tmp_path / "second" / "_job", tmp_path / "o" / "_job", dirs_exist_ok=True)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(LocalFolder, "write", write_just_before_the_second)
+        assert mimexport("embed", toy_artifact, first, "--out", tmp_path / "o") == 1
+    assert "was begun with another list of images" in capsys.readouterr().err
+    assert mimexport("embed", toy_artifact, second, "--out", tmp_path / "o") == 0
+    assert read_shards(tmp_path / "o") == read_shards(tmp_path / "second")
+
+
+def test_a_job_without_one_readable_image_fails_and_keeps_its_errors(
+    toy_artifact: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "list.txt").write_text("gone.jpg\nlost.jpg\n")
+    job = ("embed", toy_artifact, f"@{tmp_path}/list.txt", "--out", tmp_path / "o")
+    assert mimexport(*job) == 1
+    said = capsys.readouterr().err
+    assert "none of 2 images could be read" in said
+    assert "first: gone.jpg: cannot be read" in said
+    assert len(read_shards(tmp_path / "o").errors) == 2
+
+
+@pytest.mark.parametrize("damage", ["lost", "damaged"])
+def test_a_worker_that_does_not_see_the_list_says_so(
+    toy_artifact: Path, gallery: Path, tmp_path: Path, damage: str
+) -> None:
+    job = plan([str(gallery)], str(tmp_path / "o"), Artifact.open(toy_artifact), columns=Columns(), shard_size=9)
+    (file,) = (tmp_path / "o" / "_job").glob("list-*")
+    if damage == "lost":
+        file.unlink()
+    else:
+        file.write_bytes(b"x" * 100)
+    says = {"lost": "is not there; every machine must see --out", "damaged": "cannot be read .*; where it is damaged"}
+    with pytest.raises(OutputError, match=says[damage]) as error:
+        ShardWorker(BatchEmbedder(toy_artifact), job)(0)
+    assert "\n" not in str(error.value)
+
+
+def test_a_write_to_an_object_store_that_breaks_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    memory = type(fsspec.filesystem("memory"))
+    put = memory.pipe_file
+
+    def half(self: object, path: str, content: bytes, **_: object) -> None:
+        put(self, path, content[:10])
+        raise OSError("connection reset")
+
+    folder = open_folder(f"memory://{uuid.uuid4().hex}/v")
+    with monkeypatch.context() as patched:
+        patched.setattr(memory, "pipe_file", half)
+        # What was written through streams before, and closed by `with`.
+        patched.setattr(MemoryFile, "write", lambda self, content: half(self.fs, self.path, content))
+        with pytest.raises(OutputError, match=r"cannot write memory://.*/v/x.parquet: connection reset"):
+            folder.write("x.parquet", b"z" * 1000)
+    assert folder.names() == []
+    folder.write("x.parquet", b"z" * 1000)
+    assert folder.read("x.parquet") == b"z" * 1000
+
+
+def test_a_shard_has_the_mode_that_the_user_gives_files(toy_artifact: Path, photo: Path, tmp_path: Path) -> None:
+    before = os.umask(0o077)
+    try:
+        assert mimexport("embed", toy_artifact, photo, "--out", tmp_path / "o") == 0
+    finally:
+        os.umask(before)
+    (file,) = (tmp_path / "o").glob("part-*")
+    assert stat.filemode(file.stat().st_mode) == "-rw-------"
+
+
 def test_names_that_are_not_utf8_are_found_again(toy_artifact: Path, photo: Path, tmp_path: Path) -> None:
     source = tmp_path / "in"
     source.mkdir()
@@ -202,8 +319,6 @@ def test_an_object_store_and_another_file_system_hold_the_same_shards(
 
 
 def test_parquet_rows_and_image_files_share_a_job(toy_artifact: Path, gallery: Path, tmp_path: Path) -> None:
-    import pyarrow as pa
-
     files = sorted(gallery.iterdir())
     table = pa.table({"image": [path.read_bytes() for path in files], "path": [f"row {path.name}" for path in files]})
     pq.write_table(table, tmp_path / "t.parquet", row_group_size=16)
@@ -216,13 +331,17 @@ def test_parquet_rows_and_image_files_share_a_job(toy_artifact: Path, gallery: P
     assert mimexport("embed", toy_artifact, tmp_path / "t.parquet", "--out", tmp_path / "v.npz") == 0
 
 
-def test_a_partial_file_of_a_killed_writer_is_swept_at_the_end(
+def test_a_partial_file_of_a_killed_writer_is_swept_when_it_is_old(
     toy_artifact: Path, gallery: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "o").mkdir()
-    (tmp_path / "o" / ".part-0000000-x.parquet.abc.partial").write_bytes(b"half")
+    for name, age_s in (("old", 4000), ("new", 60)):
+        partial = tmp_path / "o" / f".{name}-x.parquet.abc.partial"
+        partial.write_bytes(b"half")
+        os.utime(partial, (time.time() - age_s,) * 2)
     assert mimexport("embed", toy_artifact, gallery, "--out", tmp_path / "o") == 0
-    assert sorted(path.name[:5] for path in (tmp_path / "o").iterdir()) == ["_job", "part-"]
+    # What was written a minute ago may be another writer's.
+    assert sorted(path.name[:5] for path in (tmp_path / "o").iterdir()) == [".new-", "_job", "part-"]
 
 
 @pytest.mark.slow

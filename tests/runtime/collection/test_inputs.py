@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import http.server
 import shutil
+import threading
 import uuid
+from functools import partial
 from pathlib import Path
 
 import fsspec
@@ -16,6 +19,7 @@ from hypothesis import strategies as st
 from mimruntime.collection.inputs import Columns, Entry, find_entries
 from mimruntime.collection.job import cut
 from mimruntime.collection.reader import read_images
+from mimruntime.collection.urls import locate
 from mimruntime.errors import ImageError, OptionError
 
 
@@ -61,6 +65,63 @@ def test_patterns_stay_inside_a_folder_and_two_stars_do_not(folder: Path, bucket
     assert entries(f"{bucket}/notes.txt") == [Entry(f"{bucket}/notes.txt")]
 
 
+@pytest.mark.parametrize("pattern", ["*", "**", "[ab]*", "**/*", "a*", "?", "**/.h*"])
+def test_a_pattern_means_by_url_what_it_means_locally(folder: Path, bucket: str, pattern: str) -> None:
+    local = [entry.source.removeprefix(str(folder)) for entry in entries(f"{folder}/{pattern}")]
+    assert [entry.source.removeprefix(bucket) for entry in entries(f"{bucket}/{pattern}")] == local
+    assert len(local) == len(set(local)) > 0
+
+
+def test_an_object_with_brackets_in_its_name_is_no_pattern(bucket: str) -> None:
+    memory = fsspec.filesystem("memory")
+    names = [f"{bucket}/x[1].jpg", f"{bucket}/y[1]/z.jpg"]
+    for name in names:
+        memory.pipe(name, b"x")
+    assert entries(names[0], f"{bucket}/y[1]") == [Entry(name) for name in names]
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "s3://b?endpoint_override=127.0.0.1:1&scheme=http/k.jpg",
+        "s3://key:secret@b/k.jpg",
+        "gs://b?endpoint_override=127.0.0.1:1/k.jpg",
+        "abfs://c@evil.example/k.jpg",
+        "abfs://c@a.dfs.core.windows.net?enable_tls=false/k.jpg",
+        "hdfs://host:1?user=root/k.jpg",
+        "file://host/k.jpg",
+        "simplecache::memory://b/k.jpg",
+    ],
+)
+def test_a_list_cannot_say_where_keys_are_sent(tmp_path: Path, url: str) -> None:
+    (tmp_path / "list.txt").write_text(f"{url}\n")
+    ((name, image),) = images(f"@{tmp_path}/list.txt")
+    assert name == url
+    assert "refused; expected" in str(image) or "chained by :: are not opened" in str(image)
+
+
+def test_an_account_is_the_file_system_and_its_container_the_path() -> None:
+    filesystem, path = locate("abfss://cont@acct.dfs.core.windows.net/a b/x?[1].jpg")
+    assert filesystem.type_name == "abfs"
+    assert path == "cont/a b/x?[1].jpg"
+
+
+def test_images_come_by_http(folder: Path) -> None:
+    pytest.importorskip("aiohttp", reason="aiohttp is not installed: make test-scale")
+    handler = partial(QuietHandler, directory=str(folder))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_address[1]}"
+        read = images(f"{url}/a.jpg", f"{url}/b.jpg?x=1")
+        server.shutdown()
+    assert read == [(f"{url}/{name}", (folder / "a.jpg").read_bytes()) for name in ("a.jpg", "b.jpg?x=1")]
+
+
+class QuietHandler(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *_: object) -> None:
+        pass
+
+
 def test_a_list_is_taken_as_it_stands(folder: Path, bucket: str, tmp_path: Path) -> None:
     text = f"{folder}/b.jpg\r\n\n{bucket}/a.jpg\n{folder}/gone.jpg\n{bucket}/gone.jpg\n"
     (tmp_path / "list.txt").write_text(text)
@@ -104,6 +165,30 @@ def test_a_table_that_goes_away_gives_each_of_its_rows_an_error(tmp_path: Path) 
     read = list(read_images([Entry(str(tmp_path / "t.parquet"), 3, 5)], Columns()))
     assert [name for name, _ in read] == [f"{tmp_path}/t.parquet#3", f"{tmp_path}/t.parquet#4"]
     assert all("No such file" in str(error) for _, error in read)
+
+
+def test_a_table_that_has_lost_rows_says_so_for_each(folder: Path, tmp_path: Path) -> None:
+    file = table(tmp_path / "t.parquet", {"path": [str(folder / "a.jpg")] * 2})
+    read = list(read_images([Entry(str(file), 0, 4)], Columns()))
+    assert [name for name, _ in read] == [str(folder / "a.jpg")] * 2 + [f"{file}#2", f"{file}#3"]
+    assert all("the file ends at row 2" in str(error) for _, error in read[2:])
+
+
+def test_a_row_whose_name_is_the_number_0_is_called_0(tmp_path: Path) -> None:
+    file = table(tmp_path / "t.parquet", {"image": [b"x", b"y", b"z"], "id": [0, 1, None]})
+    assert [name for name, _ in images(file, columns=Columns(path="id"))] == ["0", "1", f"{file}#2"]
+
+
+def test_a_row_group_is_read_in_pieces(tmp_path: Path) -> None:
+    rows = [row.to_bytes(2, "big") * 10_000 for row in range(2000)]
+    file = tmp_path / "t.parquet"
+    # Pages, the least that can be read, of ten rows; one row group.
+    pq.write_table(pa.table({"image": rows}), file, use_dictionary=False, compression="none", write_batch_size=10)
+    for source in (str(file), f"file://{file}", f"local://{file}"):
+        before = pa.total_allocated_bytes()
+        reading = read_images([Entry(source, 0, 2000)], Columns())
+        assert next(reading)[1] == rows[0]
+        assert pa.total_allocated_bytes() - before < file.stat().st_size / 4
 
 
 @pytest.mark.parametrize(

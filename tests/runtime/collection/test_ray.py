@@ -8,15 +8,20 @@ import signal
 import subprocess
 import sys
 import time
+import types
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pytest
 from collection_helpers import START, mimexport, read_shards
 
+from mimruntime.collection import on_ray
+from mimruntime.collection.inputs import Columns
 from mimruntime.collection.on_ray import Pool, pool
-from mimruntime.errors import OptionError
+from mimruntime.collection.run import embed_collection
+from mimruntime.errors import EngineError, OptionError
 
 RAY = pytest.mark.slow
 CLUSTER = """
@@ -28,32 +33,89 @@ sys.stdin.read()
 
 
 @pytest.mark.parametrize(
-    ("cluster", "asked", "made"),
+    ("nodes", "asked", "made"),
     [
-        ({"CPU": 2}, {}, Pool(2, 1)),
-        ({"CPU": 1}, {}, Pool(1, 1)),
-        ({"CPU": 64}, {}, Pool(16, 4)),
-        ({"CPU": 64}, {"actors": 8}, Pool(8, 8)),
-        ({"CPU": 64}, {"threads": 1}, Pool(64, 1)),
-        ({"CPU": 64, "GPU": 4}, {"gpu": True}, Pool(4, 8, 1)),
-        ({"CPU": 8, "GPU": 4}, {"gpu": True, "actors": 2}, Pool(2, 4, 1)),
+        ([{"CPU": 2}], {}, Pool(2, 1)),
+        ([{"CPU": 1}], {}, Pool(1, 1)),
+        ([{"CPU": 64}], {}, Pool(16, 4)),
+        ([{"CPU": 64}], {"actors": 8}, Pool(8, 8)),
+        ([{"CPU": 64}], {"threads": 1}, Pool(64, 1)),
+        ([{"CPU": 64, "GPU": 4}], {"gpu": True}, Pool(4, 8, 1)),
+        ([{"CPU": 8, "GPU": 4}], {"gpu": True, "actors": 2}, Pool(2, 4, 1)),
+        # An actor has its CPUs and its GPU on one node.
+        ([{"CPU": 2}] * 16, {}, Pool(16, 2)),
+        ([{"CPU": 6}] * 2, {}, Pool(4, 3)),
+        ([{"CPU": 6}] * 2, {"threads": 5}, Pool(2, 5)),
+        ([{"CPU": 6}] * 2, {"actors": 3}, Pool(3, 3)),
+        ([{"CPU": 6}] * 2, {"actors": 1}, Pool(1, 6)),
+        ([{"CPU": 4, "GPU": 1}, {"CPU": 64}], {"gpu": True}, Pool(1, 4, 1)),
     ],
 )
-def test_actors_and_threads_use_each_cpu_once(cluster: dict, asked: dict, made: Pool) -> None:
-    assert pool(cluster, **{"actors": None, "threads": None, "gpu": False, **asked}) == made
+def test_actors_and_threads_use_each_cpu_once(nodes: list, asked: dict, made: Pool) -> None:
+    assert pool(nodes, **{"actors": None, "threads": None, "gpu": False, **asked}) == made
 
 
 @pytest.mark.parametrize(
-    ("cluster", "asked", "says"),
+    ("nodes", "asked", "says"),
     [
-        ({"CPU": 2}, {"actors": 3}, "3 workers of 1 threads need 3 CPUs, the cluster has 2; lower --workers"),
-        ({"CPU": 2}, {"threads": 4}, "1 workers of 4 threads need 4 CPUs"),
-        ({"CPU": 2}, {"gpu": True}, "1 workers with a GPU each were asked for, the cluster has 0 GPUs"),
+        ([{"CPU": 2}], {"actors": 3}, "3 workers of 1 threads do not fit: the cluster has 2 CPUs, its largest node 2"),
+        (
+            [{"CPU": 2}] * 4,
+            {"threads": 4},
+            "1 workers of 4 threads do not fit: the cluster has 8 CPUs, its largest node 2",
+        ),
+        ([{"CPU": 6}] * 2, {"threads": 4, "actors": 3}, "3 workers of 4 threads do not fit"),
+        ([{"CPU": 2}], {"gpu": True}, "1 workers with a GPU each were asked for, the cluster has 0 GPUs"),
+        ([{"GPU": 1}, {"CPU": 8}], {"gpu": True}, "lower --workers or --threads"),
+        ([], {}, "the cluster has 0 CPUs"),
     ],
 )
-def test_what_would_wait_for_ever_is_refused(cluster: dict, asked: dict, says: str) -> None:
+def test_what_would_wait_for_ever_is_refused(nodes: list, asked: dict, says: str) -> None:
     with pytest.raises(OptionError, match=says):
-        pool(cluster, **{"actors": None, "threads": None, "gpu": False, **asked})
+        pool(nodes, **{"actors": None, "threads": None, "gpu": False, **asked})
+
+
+@pytest.mark.parametrize(
+    ("options", "threads", "gpus"),
+    [
+        ({"engine": "tensorrt"}, None, 1),
+        ({"engine": "onnxruntime", "provider": "cuda"}, 4, 1),
+        ({"engine": "onnxruntime"}, 4, 0),
+        ({"engine": "openvino", "provider": "cpu"}, 4, 0),
+    ],
+)
+def test_an_engine_gets_the_threads_it_takes_and_the_gpu_it_runs_on(
+    toy_artifact: Path,
+    photo: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    options: dict,
+    threads: int | None,
+    gpus: int,
+) -> None:
+    seen = []
+    monkeypatch.setattr(on_ray, "connect", lambda _: [{"CPU": 4, "GPU": 1}])
+    monkeypatch.setattr(
+        on_ray, "run", lambda worker, shards, using: seen.append((worker.embedder.settings, using)) or ()
+    )
+    asked = {"ray": "auto", "workers": 1, "path": toy_artifact, **options}
+    embed_collection([str(photo)], str(tmp_path / "o"), Columns(), **asked)
+    ((settings, using),) = seen
+    assert (settings["engine"], settings["threads"], settings["workers"]) == (options["engine"], threads, 4)
+    assert using == Pool(1, 4, gpus)
+
+
+def test_a_cluster_that_says_nothing_is_still_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def silent(*_: object, **__: object) -> None:
+        raise ConnectionError
+
+    fake = types.ModuleType("ray")
+    fake.is_initialized, fake.init, fake.data = lambda: False, silent, types.ModuleType("ray.data")
+    monkeypatch.setitem(sys.modules, "ray", fake)
+    monkeypatch.setitem(sys.modules, "ray.data", fake.data)
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    with pytest.raises(EngineError, match=r"no Ray cluster at ray://x:1 \(ConnectionError\)"):
+        on_ray.connect("ray://x:1")
 
 
 def test_without_ray_the_line_to_install_it_is_given(
@@ -68,9 +130,16 @@ def test_without_ray_the_line_to_install_it_is_given(
     assert "pip install 'mimexport[ray]'" in capsys.readouterr().err
 
 
+class Cluster(NamedTuple):
+    """A cluster of two CPUs that outlives the jobs that use it."""
+
+    address: str
+    pid: int
+    """Of the process that started it."""
+
+
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[str]:
-    """A cluster of two CPUs that outlives the jobs that use it; yields its address."""
+def cluster() -> Iterator[Cluster]:
     pytest.importorskip("ray", reason="Ray is not installed: make test-scale")
     # A token of its own, as Ray documents it: authentication stays on (Ray listens on the
     # machine's own address, whatever it is asked), and no token kept on this machine is used.
@@ -86,7 +155,7 @@ def cluster() -> Iterator[str]:
     )
     assert holder.stdin is not None
     assert holder.stdout is not None
-    yield holder.stdout.readline().strip()
+    yield Cluster(holder.stdout.readline().strip(), holder.pid)
     holder.stdin.close()
     holder.wait(60)
     holder.stdout.close()
@@ -97,32 +166,38 @@ def cluster() -> Iterator[str]:
             os.environ[name] = value
 
 
-def job(artifact: Path, images: list[Path], out: Path, cluster: str, size: int, *options: str) -> list[str]:
+def job(artifact: Path, images: list[Path], out: Path, cluster: Cluster, size: int, *options: str) -> list[str]:
     command = [sys.executable, "-c", START, "embed", artifact, *images, "--out", out, "--shard-size", size]
-    return [str(part) for part in (*command, "--ray", cluster, "--workers", 2, *options)]
+    return [str(part) for part in (*command, "--ray", cluster.address, "--workers", 2, *options)]
 
 
 def run(command: list[str]) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
-def actors() -> list[int]:
-    """The processes of the embedders, by the name Ray gives them."""
+def actors(cluster: Cluster) -> list[int]:
+    """The processes of the cluster's embedders, by the name Ray gives them; other clusters are let alone."""
     found = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             try:
                 name = (entry / "cmdline").read_bytes()
+                if name.startswith(b"ray::") and b"ShardActor" in name and cluster.pid in ancestors(int(entry.name)):
+                    found.append(int(entry.name))
             except OSError:
                 continue
-            if name.startswith(b"ray::") and b"ShardActor" in name:
-                found.append(int(entry.name))
     return found
+
+
+def ancestors(pid: int) -> Iterator[int]:
+    while pid > 1:
+        pid = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+        yield pid
 
 
 @RAY
 def test_the_shards_are_those_of_the_local_command(
-    cluster: str, toy_artifact: Path, gallery: Path, tmp_path: Path
+    cluster: Cluster, toy_artifact: Path, gallery: Path, tmp_path: Path
 ) -> None:
     done = run(job(toy_artifact, [gallery], tmp_path / "ray", cluster, 7))
     assert done.returncode == 0, done.stderr
@@ -145,7 +220,7 @@ def test_the_shards_are_those_of_the_local_command(
 
 @RAY
 def test_what_cannot_be_read_is_a_row_and_strict_stops(
-    cluster: str, toy_artifact: Path, gallery: Path, tmp_path: Path
+    cluster: Cluster, toy_artifact: Path, gallery: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "empty.jpg").touch()
     (tmp_path / "list.txt").write_text(f"{gallery}/000.jpg\n{tmp_path}/empty.jpg\n{tmp_path}/gone.jpg\n")
@@ -164,7 +239,7 @@ def test_what_cannot_be_read_is_a_row_and_strict_stops(
 
 @RAY
 def test_an_embedder_killed_five_times_is_replaced(
-    cluster: str, toy_artifact: Path, gallery: Path, tmp_path: Path
+    cluster: Cluster, toy_artifact: Path, gallery: Path, tmp_path: Path
 ) -> None:
     images, out = [gallery] * 60, tmp_path / "o"
     process = subprocess.Popen(
@@ -176,7 +251,7 @@ def test_an_embedder_killed_five_times_is_replaced(
     while killed < 5 and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.05)
         written = len(list(out.glob("part-*")))
-        running = actors()
+        running = actors(cluster)
         if written >= 10 + 20 * killed and running:
             os.kill(running[int(chance.integers(len(running)))], signal.SIGKILL)
             killed += 1
@@ -190,7 +265,7 @@ def test_an_embedder_killed_five_times_is_replaced(
 
 
 @RAY
-def test_a_job_killed_five_times_goes_on(cluster: str, toy_artifact: Path, gallery: Path, tmp_path: Path) -> None:
+def test_a_job_killed_five_times_goes_on(cluster: Cluster, toy_artifact: Path, gallery: Path, tmp_path: Path) -> None:
     images, out = [gallery] * 60, tmp_path / "o"
     command = job(toy_artifact, images, out, cluster, 20)
     chance = np.random.default_rng(2)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import sys
 import types
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import onnxruntime
 import pytest
@@ -168,6 +170,49 @@ def test_a_model_that_is_there_is_replaced_by_force_only_and_others_stay(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["other", "toy", "toy.inferenceservice.yaml"]
 
 
+def test_the_old_model_comes_back_when_the_new_one_is_stopped_half_way(
+    toy_artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    artifact, repository = Artifact.open(toy_artifact), tmp_path / "repo"
+    export(artifact, repository, Options(1, 2))
+    rename = Path.rename
+
+    def stopped(path: Path, target: Path) -> Path:
+        if target == repository / "toy" and not path.name.endswith(".old"):
+            raise SystemExit(143)
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", stopped)
+    with pytest.raises(SystemExit):
+        export(artifact, repository, Options(1, 16), force=True)
+    assert parsed(repository / "toy").max_batch_size == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["repo"]
+
+
+def test_nothing_half_made_lies_in_the_repository(
+    toy_artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copyfile, seen = shutil.copyfile, []
+
+    def watching(source: Path, target: Path) -> None:
+        seen.extend((tmp_path / "repo").iterdir())
+        copyfile(source, target)
+
+    monkeypatch.setattr("mimruntime.triton.export.shutil.copyfile", watching)
+    export(Artifact.open(toy_artifact), tmp_path / "repo", Options(1, 2), ensemble=True)
+    assert seen == []
+
+
+def test_an_ensemble_is_not_left_on_top_of_another_graph(toy_artifact: Path, tmp_path: Path) -> None:
+    artifact = Artifact.open(toy_artifact)
+    export(artifact, tmp_path, Options(1, 2), ensemble=True)
+    with pytest.raises(OutputError, match="toy-images was made for the model it calls; add --ensemble, or remove it"):
+        export(artifact, tmp_path, Options(1, 16), force=True)
+    assert parsed(tmp_path / "toy").max_batch_size == 2
+    export(artifact, tmp_path, Options(1, 16), ensemble=True, force=True)
+    assert [parsed(tmp_path / name).max_batch_size for name in ("toy", "toy-images")] == [16, 16]
+
+
 def planted_plan(artifact: Path, key: str = "tensorrt-1", **changes: object) -> None:
     folder = artifact / "engines" / key
     folder.mkdir(parents=True)
@@ -190,11 +235,34 @@ def test_a_tensorrt_plan_is_served_where_there_is_one(toy_copy: Path, tmp_path: 
     assert (tmp_path / "repo" / "toy" / "1" / "model.plan").read_bytes() == b"plan"
 
 
+def test_a_plan_is_warmed_up_with_batches_it_runs(toy_copy: Path, tmp_path: Path) -> None:
+    planted_plan(toy_copy, batch={"least": 4, "best": 8, "most": 16})
+    exported(toy_copy, tmp_path / "repo", "--engine", "tensorrt", "--max-batch", "16", "--gpu", "0")
+    assert [sample.batch_size for sample in parsed(tmp_path / "repo" / "toy").model_warmup] == [4, 16]
+
+
+def test_bf16_on_a_cpu_is_refused_and_on_a_gpu_is_not(toy_artifact: Path, tmp_path: Path) -> None:
+    artifact = Artifact.open(toy_artifact)
+    graph = msgspec.structs.replace(artifact.manifest.graph, precision="bf16")
+    bf16 = Artifact(artifact.path, msgspec.structs.replace(artifact.manifest, graph=graph))
+    with pytest.raises(OptionError, match="onnxruntime has no bf16 kernels on a CPU; add --gpu"):
+        export(bf16, tmp_path / "repo", Options(1, 4))
+    assert not (tmp_path / "repo").exists()
+    export(bf16, tmp_path / "repo", Options(1, 4, gpus=(0,)))
+
+
 @pytest.mark.parametrize(
     ("engine", "plans", "max_batch", "kind", "says"),
     [
         ("tensorrt", [], 8, OptionError, "holds no TensorRT plan; run: mimexport compile"),
-        ("tensorrt", [{}], 32, OptionError, "compiled for batches up to 16"),
+        ("tensorrt", [{}], 32, OptionError, "compiled for batches from 1 to 16"),
+        (
+            "tensorrt",
+            [{"batch": {"least": 4, "best": 8, "most": 16}}],
+            2,
+            OptionError,
+            "compiled for batches from 4 to",
+        ),
         ("tensorrt", [{"graph_sha256": "0"}], 8, ArtifactError, "from another graph"),
         ("tensorrt", [{"files": {"model.plan": {"sha256": "0"}}}], 8, ArtifactError, "no plan as it was compiled"),
         ("tensorrt", [{}, {"hardware": "sm90"}], 8, OptionError, r"several TensorRT plans: .*sm90"),

@@ -1,0 +1,80 @@
+"""The one thread that runs an engine: what ends it is seen from outside."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mimruntime import Embedder
+from mimruntime.errors import EngineError
+from mimruntime.serve import executor as module
+from mimruntime.serve.executor import Executor
+from mimruntime.serve.line import Item, Line
+from mimruntime.serve.metrics import Metrics
+
+
+@pytest.fixture
+def line() -> Line:
+    return Line(64, 30)
+
+
+@pytest.fixture
+def executor(toy_artifact: Path, line: Line) -> Iterator[Executor]:
+    def opened() -> Embedder:
+        return Embedder.open(toy_artifact, workers=1)
+
+    made = Executor(opened(), opened, line, Metrics("1"), patience_s=0.001, watchdog_s=30)
+    made.start()
+    wait_for(lambda: made.ready)
+    yield made
+    made.stop()
+    made.join(30)
+
+
+def wait_for(true: object) -> None:
+    deadline = time.monotonic() + 20
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+def sent(line: Line) -> Item:
+    (item,) = line.admit(1)
+    item.pixels = np.full((64, 64, 3), 7, np.uint8)
+    line.put(item)
+    return item
+
+
+def test_no_memory_for_a_batch_is_the_engine_s_failure_and_passes(
+    executor: Executor, line: Line, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise MemoryError
+
+    with monkeypatch.context() as patched:
+        for name in ("zeros", "stack", "concatenate"):
+            patched.setattr(module.np, name, full)
+        item = sent(line)
+        wait_for(item.future.done)
+    with pytest.raises(EngineError, match="MemoryError"):
+        item.future.result()
+    wait_for(lambda: executor.ready)
+    assert sent(line).future.result(20).vector.shape == (16,)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_thread_that_died_is_neither_ready_nor_alive(
+    executor: Executor, line: Line, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(threading, "excepthook", lambda _: None)
+    monkeypatch.setattr(executor, "_record", None)
+    assert not executor.stuck
+    sent(line)
+    wait_for(lambda: not executor.is_alive())
+    assert not executor.ready
+    assert executor.stuck
