@@ -42,7 +42,7 @@ def engine_options(command: _Command) -> _Command:
             default="auto",
             show_default=True,
             help="What runs the graph: onnxruntime, openvino, tensorrt, tensorrt-rtx; auto: what was compiled and"
-            " measured fastest, else onnxruntime.",
+            " measured fastest, else openvino where the CPU multiplies bf16, else onnxruntime.",
         ),
     ):
         command = option(command)

@@ -87,8 +87,8 @@ class Embedder:
     """An opened artifact; open it with `with`, use it from any number of threads.
 
     Decoding runs in threads of its own, beside inference. One batch runs at a time, since the engine already uses every
-    CPU, so memory is that of one batch. Batches have few sizes: the powers of two up to `batch_size`; n images are run
-    as the binary digits of n (13 = 8 + 4 + 1), so nothing is padded.
+    CPU, so memory is that of one batch. Batches have few sizes: `batch_size` and the powers of two below it; the rest
+    of n images is run as its binary digits (13 = 8 + 4 + 1), so nothing is padded.
     """
 
     def __init__(
@@ -124,8 +124,8 @@ class Embedder:
 
         Args:
             path: the artifact's folder.
-            engine: a name of `mimruntime.engines.ENGINES`, or "auto".
-            provider: the hardware, by the engine's own name; None is the CPU.
+            engine: a name of `mimruntime.engines.ENGINES`, or "auto"; see `mimruntime.engines.auto`.
+            provider: the hardware, by the engine's own name; None is what was compiled for, or else the CPU.
             threads: CPU threads of one run; None is what was tuned, or else every CPU this process may use.
             batch_size: images of one run at most; None is what was tuned, or else 8.
             expect_space: refuse an artifact of another embedding space.
@@ -327,8 +327,8 @@ def open_artifact(path: str | Path, expect_space: str | None) -> Artifact:
 
 
 def batch_sizes(largest: int) -> tuple[int, ...]:
-    """Return the powers of two up to `largest`, largest first."""
-    return tuple(1 << power for power in reversed(range(largest.bit_length())))
+    """Return `largest` and the powers of two below it, largest first."""
+    return (largest, *(1 << power for power in reversed(range((largest - 1).bit_length()))))
 
 
 def split(count: int, sizes: tuple[int, ...]) -> list[int]:
@@ -340,7 +340,7 @@ def split(count: int, sizes: tuple[int, ...]) -> list[int]:
 
     """
     full, rest = divmod(count, sizes[0])
-    return [sizes[0]] * full + [size for size in sizes if size & rest]
+    return [sizes[0]] * full + [size for size in sizes[1:] if size & rest]
 
 
 def _pixels_or_error(future: Future[np.ndarray]) -> np.ndarray | ImageError:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import product
 
 import numpy as np
 
@@ -14,7 +13,7 @@ from mimruntime.engines.base import Engine, Progress
 from mimruntime.engines.record import Trial
 
 BATCHES = (1, 2, 4, 8, 16)
-"""Batches that are tried; more brings nothing on a CPU and takes memory."""
+"""Batches that are tried beside one and two images a stream; more brings nothing on a CPU and takes memory."""
 _ROUNDS = 2
 """Every setting is measured so often, in turn, so that a neighbour's load does not fall on one of them."""
 _LEAST_RUNS, _LEAST_SECONDS = 2, 0.3
@@ -30,28 +29,35 @@ class Setting:
     streams: int = 1
 
 
+def stream_settings(cpus: int) -> list[Setting]:
+    """Return what is worth trying with `cpus` CPUs: few streams and many, and one thread for every two CPUs of a core."""
+    settings = [Setting(cpus, streams) for streams in sorted({1, 2, 4, cpus // 2, cpus}) if 0 < streams <= cpus]
+    half = cpus // 2
+    return [*settings, Setting(half), Setting(half, half)] if half > 1 else settings
+
+
 def tune(
     open_with: Callable[[Setting], Engine],
     settings: Sequence[Setting],
     pixels: np.ndarray,
     progress: Progress,
     *,
-    batches: Iterable[int] = BATCHES,
+    batches: Sequence[int] = (),
 ) -> tuple[Trial, tuple[Trial, ...]]:
     """Return the setting of most images per second, and all that were measured.
 
     Args:
         open_with: opens the engine anew.
-        settings: what to try, each with every batch that its streams divide.
+        settings: what to try, each with every batch that its streams divide; one has a single stream.
         pixels: uint8 (n, H, W, 3), real images; repeated where a batch is larger.
         progress: told after every measurement.
-        batches: sizes to try.
+        batches: sizes to try; without any, `BATCHES`, and one and two images for every stream.
 
     """
-    tried = [(setting, batch) for setting, batch in product(settings, batches) if batch % setting.streams == 0]
+    tried = [(setting, batch) for setting in settings for batch in _batches_of(setting, batches)]
     rates: dict[tuple[Setting, int], list[float]] = {one: [] for one in tried}
     for turn in range(_ROUNDS):
-        for setting in settings:
+        for setting in dict.fromkeys(setting for setting, _ in tried):
             with open_with(setting) as engine:
                 for batch in (batch for one, batch in tried if one == setting):
                     rates[setting, batch].append(rate(engine, pixels, batch))
@@ -68,6 +74,11 @@ def tune(
         for (setting, batch), measured in rates.items()
     )
     return best_of(trials), trials
+
+
+def _batches_of(setting: Setting, given: Sequence[int]) -> list[int]:
+    batches = sorted(set(given) or {*BATCHES, setting.streams, 2 * setting.streams})
+    return [batch for batch in batches if batch % setting.streams == 0]
 
 
 def best_of(trials: Sequence[Trial]) -> Trial:

@@ -17,7 +17,7 @@ from mimruntime.embedder import Embedder
 from mimruntime.engines import auto, base, open_engine, open_for, record
 from mimruntime.engines import onnxruntime as ort_module
 from mimruntime.engines import openvino as ov_module
-from mimruntime.engines.compiled import list_compiled
+from mimruntime.engines.compiled import list_compiled, standing
 from mimruntime.engines.options import CompileOptions, parse_batch
 from mimruntime.errors import EngineError, MissingExtraError, OptionError, OutputError, ParityError
 from mimruntime.reference import load_reference
@@ -62,6 +62,32 @@ def test_compiling_does_not_break_the_seal_and_leaves_nothing_beside(toy_copy: P
     compiled_with(toy_copy, "openvino")
     assert len(list_compiled(Artifact.open(toy_copy))) == 1
     assert len(list((toy_copy / "engines").iterdir())) == 1
+
+
+def test_what_is_compiled_again_takes_the_place_of_another_version_but_not_of_other_options(toy_copy: Path) -> None:
+    kept = compiled_with(toy_copy, "onnxruntime", threads=1)
+    rewrite(compiled_with(toy_copy, "onnxruntime"), version="1.0")
+    fresh = compiled_with(toy_copy, "onnxruntime")
+    assert {one.folder for one in list_compiled(Artifact.open(toy_copy))} == {kept, fresh}
+
+
+def test_a_record_for_a_gpu_fits_that_gpu_alone(toy_copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ort_module, "gpu_name", lambda: "NVIDIA L4")
+    cuda = {"provider": "cuda", "hardware": ort_module._hardware("cuda")}
+    rewrite(compiled_with(toy_copy, "onnxruntime"), **cuda)
+    record_of_gpu = list_compiled(Artifact.open(toy_copy))[0].record
+    assert ort_module.other_hardware(record_of_gpu) is None
+    monkeypatch.setattr(ort_module, "gpu_name", lambda: "no GPU")
+    assert "NVIDIA L4; this machine has" in (ort_module.other_hardware(record_of_gpu) or "")
+
+
+def test_a_library_that_does_not_load_is_said_where_engines_are_listed(
+    toy_copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiled_with(toy_copy, "openvino")
+    monkeypatch.setattr(ov_module, "library_version", lambda: (_ for _ in ()).throw(EngineError("does not load")))
+    artifact = Artifact.open(toy_copy)
+    assert "does not load" in standing(artifact, ov_module, list_compiled(artifact)[0].record)
 
 
 def test_a_failed_compilation_leaves_nothing(toy_copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -247,6 +273,28 @@ class TestOpenVino:
 def test_the_smallest_batch_close_to_the_best_is_taken() -> None:
     trials = [record.Trial(batch=b, threads=2, streams=1, images_per_second=r) for b, r in ((1, 90), (4, 99), (8, 100))]
     assert tuning.best_of(trials).batch == 4
+
+
+def test_few_streams_and_many_are_tried_and_one_thread_for_every_two_cpus() -> None:
+    assert [(one.threads, one.streams) for one in tuning.stream_settings(2)] == [(2, 1), (2, 2)]
+    assert [(one.threads, one.streams) for one in tuning.stream_settings(16)] == [
+        (16, 1), (16, 2), (16, 4), (16, 8), (16, 16), (8, 1), (8, 8),
+    ]  # fmt: skip
+
+
+def test_many_streams_are_measured_with_one_and_two_images_each(toy_artifact: Path) -> None:
+    opened: list[tuning.Setting] = []
+
+    def open_with(setting: tuning.Setting) -> base.Engine:
+        opened.append(setting)
+        return open_engine("onnxruntime", toy_artifact / "model.onnx", threads=1)
+
+    images, _ = load_reference(Artifact.open(toy_artifact))
+    _, trials = tuning.tune(open_with, [tuning.Setting(24, 24)], images, lambda *_: None)
+    assert [trial.batch for trial in trials] == [24, 48]
+    _, trials = tuning.tune(open_with, tuning.stream_settings(2), images, lambda *_: None, batches=[3])
+    assert [(trial.streams, trial.batch) for trial in trials] == [(1, 3)]
+    assert tuning.Setting(2, 2) not in opened
 
 
 def test_every_engine_module_has_the_same_names() -> None:

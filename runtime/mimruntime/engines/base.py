@@ -34,6 +34,8 @@ class Engine(ABC):
         version: the library's version.
         outputs: the arrays `run` returns: "embedding", and "selection" where the graph has it.
         precision: of the matrix products, asked of the library; None: what the graph says.
+        threads: CPU threads of one run; None: it does not run on the CPU.
+        streams: parts of a batch that run side by side.
         best_batch: the batch that was measured to be best; None: nothing was measured.
         largest_batch: the most images of one run; None: no limit.
         compiled: name of the folder it was opened from; None: nothing was compiled for this machine.
@@ -45,6 +47,8 @@ class Engine(ABC):
     version: str
     outputs: tuple[str, ...]
     precision: str | None = None
+    threads: int | None = None
+    streams: int = 1
     best_batch: int | None = None
     largest_batch: int | None = None
     compiled: str | None = None

@@ -36,7 +36,9 @@ def compile_options(command: _Command) -> _Command:
         click.option("--threads", type=click.IntRange(min=1), help="CPU threads.  [default: measured]"),
         click.option("--hint", type=click.Choice(["throughput", "latency"]), help="openvino: what to tune for."),
         click.option(
-            "--batch", metavar="MIN,BEST,MAX", help="Images of one run.  [default: measured on a CPU, 1,8,32 else]"
+            "--batch",
+            metavar="MIN,BEST,MAX",
+            help="Images of one run; on a CPU only BEST counts.  [default: measured on a CPU, 1,8,32 else]",
         ),
         click.option("--provider", help="Hardware, by the engine's own name."),
     ):

@@ -140,7 +140,7 @@ def staged_engine(artifact: Artifact) -> Iterator[Path]:
 
 
 def publish(artifact: Artifact, stage: Path, record: EngineRecord) -> Compiled:
-    """Seal what lies in `stage` and rename it to its key, in place of what was there."""
+    """Seal what lies in `stage` and rename it to its key, in place of what was compiled with these options before."""
     files = {
         path.relative_to(stage).as_posix(): FileSeal(sha256=file_sha256(path), size=path.stat().st_size)
         for path in sorted(stage.rglob("*"))
@@ -151,7 +151,19 @@ def publish(artifact: Artifact, stage: Path, record: EngineRecord) -> Compiled:
     (stage / records.FILE).write_bytes(records.encode(whole))
     target = artifact.engines / whole.key
     replace_folder(stage, target)
+    for old in _superseded(artifact, whole):
+        shutil.rmtree(old, ignore_errors=True)
     return Compiled(target, records.decode(records.encode(whole)))
+
+
+def _superseded(artifact: Artifact, record: EngineRecord) -> Iterator[Path]:
+    """Yield the folders of another graph or version that `record` takes the place of; what cannot be read is left."""
+    for folder in artifact.engines.glob(f"{record.engine}-*"):
+        with contextlib.suppress(EngineError):
+            there = _read(artifact, folder).record
+            same = (there.provider, there.hardware, there.options) == (record.provider, record.hardware, record.options)
+            if same and there.key != record.key:
+                yield folder
 
 
 def _read(artifact: Artifact, folder: Path) -> Compiled:

@@ -11,8 +11,9 @@ from mimruntime.artifact import Artifact
 from mimruntime.cpus import available_cpus, describe_cpu
 from mimruntime.engines.base import EMBEDDING, Engine, Progress
 from mimruntime.engines.compiled import Compiled
+from mimruntime.engines.gpu_name import gpu_name
 from mimruntime.engines.options import CompileOptions
-from mimruntime.engines.record import EngineRecord
+from mimruntime.engines.record import EngineRecord, Trial
 from mimruntime.errors import EngineError, MissingExtraError, UnknownNameError
 from mimruntime.reference import load_reference
 from mimruntime.tuning import BATCHES, Setting, tune
@@ -37,7 +38,7 @@ def library_version() -> str:
 
 def other_hardware(record: EngineRecord) -> str | None:
     """Return why a record was tuned for another machine, or None."""
-    here = describe_cpu()
+    here = _hardware(record.provider)
     return None if record.hardware == here else f"is for {record.hardware}; this machine has {here}"
 
 
@@ -49,36 +50,52 @@ def open_engine(graph: Path, *, provider: str | None, threads: int | None, compi
     ort = _library()
     _check_available(ort, asked)
     tuned = compiled.record.tuned if compiled else None
-    session = _session(ort, graph, asked, threads or (tuned.threads if tuned else available_cpus()))
+    threads = threads or (tuned.threads if tuned else available_cpus())
+    session = _session(ort, graph, asked, threads)
     actual = _short_name(session.get_providers()[0])
     if actual != asked:
         raise EngineError(
             f"asked for provider '{asked}', onnxruntime {ort.__version__} fell back to '{actual}'; {_REMEDIES[asked]}"
         )
     engine = OnnxRuntimeEngine(session, provider=actual, version=ort.__version__, graph=graph)
+    engine.threads = threads
     engine.compiled = compiled.folder.name if compiled else None
     engine.best_batch = tuned.batch if tuned else None
     return engine
 
 
-def compile_engine(artifact: Artifact, folder: Path, options: CompileOptions, progress: Progress) -> EngineRecord:  # noqa: ARG001 - every engine has it
-    """Choose batch and threads by measurement; nothing is written to `folder`, the graph itself is what runs."""
+def open_setting(graph: Path, setting: Setting, options: CompileOptions) -> Engine:
+    """Open `graph` as `tune_graph` measures it; sessions have one stream."""
+    return open_engine(graph, provider=options.provider, threads=setting.threads)
+
+
+def tune_graph(
+    graph: Path, images: np.ndarray, options: CompileOptions, progress: Progress
+) -> tuple[Trial, tuple[Trial, ...]]:
+    """Return the best batch and threads by measurement on images, uint8 (n, H, W, 3), and all that was measured."""
     most = available_cpus()
     threads = [options.threads] if options.threads else sorted({most, (most + 1) // 2}, reverse=True)
-    best, trials = tune(
-        lambda setting: open_engine(artifact.graph, provider=options.provider, threads=setting.threads),
+    batches = [options.batch.best] if options.batch else BATCHES
+    return tune(
+        lambda setting: open_setting(graph, setting, options),
         [Setting(count) for count in threads],
-        load_reference(artifact)[0],
+        images,
         progress,
-        batches=[options.batch.best] if options.batch else BATCHES,
+        batches=batches,
     )
+
+
+def compile_engine(artifact: Artifact, folder: Path, options: CompileOptions, progress: Progress) -> EngineRecord:  # noqa: ARG001 - every engine has it
+    """Choose batch and threads by measurement; nothing is written to `folder`, the graph itself is what runs."""
+    best, trials = tune_graph(artifact.graph, load_reference(artifact)[0], options, progress)
+    provider = options.provider or "cpu"
     return EngineRecord(
         engine=NAME,
         version=library_version(),
         precision=artifact.manifest.graph.precision,
         graph_sha256=artifact.graph_sha256,
-        provider=options.provider or "cpu",
-        hardware=describe_cpu(),
+        provider=provider,
+        hardware=_hardware(provider),
         tuned=best,
         trials=trials,
     )
@@ -114,6 +131,10 @@ class OnnxRuntimeEngine(Engine):
     def close(self) -> None:
         """Let go of the session."""
         self._session = None
+
+
+def _hardware(provider: str) -> str:
+    return describe_cpu() if provider == "cpu" else f"{describe_cpu()}, {gpu_name()}"
 
 
 def _library() -> Any:

@@ -13,10 +13,10 @@ from mimruntime.cpus import available_cpus, describe_cpu
 from mimruntime.engines.base import EMBEDDING, SELECTION, Engine, Progress
 from mimruntime.engines.compiled import Compiled
 from mimruntime.engines.options import CompileOptions
-from mimruntime.engines.record import EngineRecord
+from mimruntime.engines.record import EngineRecord, Trial
 from mimruntime.errors import EngineError, MissingExtraError, UnknownNameError
 from mimruntime.reference import load_reference
-from mimruntime.tuning import BATCHES, Setting, tune
+from mimruntime.tuning import Setting, stream_settings, tune
 
 NAME = "openvino"
 OPTIONS = frozenset({"provider", "precision", "hint", "batch", "threads"})
@@ -62,23 +62,29 @@ def open_engine(graph: Path, *, provider: str | None, threads: int | None, compi
     return engine
 
 
+def open_setting(graph: Path, setting: Setting, options: CompileOptions) -> OpenVinoEngine:
+    """Open `graph` as `tune_graph` measures it."""
+    return _open_graph(graph, setting, options.precision)
+
+
+def tune_graph(
+    graph: Path, images: np.ndarray, options: CompileOptions, progress: Progress
+) -> tuple[Trial, tuple[Trial, ...]]:
+    """Return the best batch, threads and streams by measurement on images, uint8 (n, H, W, 3), and all measurements."""
+    batches = [options.batch.best] if options.batch else []
+    settings = stream_settings(available_cpus())
+    if options.hint == "latency":
+        settings, batches = [Setting(options.threads or available_cpus())], [1]
+    elif options.threads:
+        settings = [one for one in stream_settings(options.threads) if one.threads == options.threads]
+    return tune(lambda setting: open_setting(graph, setting, options), settings, images, progress, batches=batches)
+
+
 def compile_engine(artifact: Artifact, folder: Path, options: CompileOptions, progress: Progress) -> EngineRecord:
     """Choose batch, threads and streams by measurement, and write the model as OpenVINO has compiled it."""
-    most = options.threads or available_cpus()
-    batches = [options.batch.best] if options.batch else BATCHES
-    if options.hint == "latency":
-        settings, batches = [Setting(most)], [1]
-    else:
-        settings = [Setting(most, streams) for streams in sorted({1, most})]
-    best, trials = tune(
-        lambda setting: _open_graph(artifact.graph, setting, options.precision),
-        settings,
-        load_reference(artifact)[0],
-        progress,
-        batches=batches,
-    )
+    best, trials = tune_graph(artifact.graph, load_reference(artifact)[0], options, progress)
     progress("writing", 0, 1)
-    with _open_graph(artifact.graph, Setting(best.threads, best.streams), options.precision) as engine:
+    with open_setting(artifact.graph, Setting(best.threads, best.streams), options) as engine:
         engine.export(folder / _BLOB)
         precision = engine.precision
     progress("writing", 1, 1)
@@ -107,6 +113,7 @@ class OpenVinoEngine(Engine):
         self.outputs = tuple(name for name in names if name in {EMBEDDING, SELECTION})
         self.precision = _running_precision(model)
         self._pixel_shape = tuple(int(str(edge)) for edge in list(model.inputs[0].get_partial_shape())[1:])
+        self.threads, self.streams = setting.threads, setting.streams
         self._memory = memory  # what the model's weights lie in; to be freed after it
         self._model = model
         self._requests = [model.create_infer_request() for _ in range(setting.streams)]
