@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import subprocess
 import sys
 import types
+import weakref
 
 import numpy as np
 import onnx
@@ -241,6 +243,22 @@ def test_a_file_that_is_no_graph_is_refused(tmp_path, content, cause):
         path.write_bytes(content)
     with pytest.raises(EngineError, match=f"cannot parse {path}: .*{cause}"):
         build(path)
+
+
+def test_no_garbage_is_collected_while_the_library_may_hold_its_lock(graph, monkeypatch):
+    """An old builder that is freed inside the library's log callback waits for ever."""
+
+    class Cycle:
+        def __init__(self):
+            self.me = self
+
+    seen = []
+    left_over = weakref.ref(Cycle())
+    real = trt.Builder
+    monkeypatch.setattr(trt, "Builder", lambda logger: seen.append((gc.isenabled(), left_over())) or real(logger))
+    assert build(graph)
+    assert seen == [(False, None)]
+    assert gc.isenabled()
 
 
 def test_what_pybind_raises_is_the_same_exception(graph, monkeypatch):

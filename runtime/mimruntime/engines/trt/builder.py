@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mimruntime.engines.base import Progress
-from mimruntime.engines.trt.messages import Messages, contained_stderr, make_logger
+from mimruntime.engines.trt.messages import Messages, contained_stderr, make_logger, uncollected
 from mimruntime.engines.trt.plan import BuildPlan
 from mimruntime.errors import EngineError, OutputError
 
@@ -36,7 +36,7 @@ def build(trt: Any, graph: Path, plan: BuildPlan, progress: Progress) -> Any:
     """
     messages = Messages()
     try:
-        with contained_stderr():
+        with contained_stderr(), uncollected():
             return _build(trt, graph, plan, progress, messages)
     except (RuntimeError, TypeError, ValueError) as error:  # what pybind11 turns C++ exceptions into
         raise messages.failure(f"{plan.flavour.name} cannot build {graph}", hint=str(error)) from error

@@ -15,7 +15,7 @@ from mimruntime.engines.record import BatchProfile, EngineRecord
 from mimruntime.engines.trt import builder, cuda
 from mimruntime.engines.trt.executor import Executor
 from mimruntime.engines.trt.flavour import Flavour
-from mimruntime.engines.trt.messages import Messages, contained_stderr, make_logger
+from mimruntime.engines.trt.messages import Messages, contained_stderr, make_logger, uncollected
 from mimruntime.engines.trt.plan import BuildPlan, misfit
 from mimruntime.errors import EngineError, OptionError, UnknownNameError
 
@@ -76,7 +76,7 @@ def open_engine(
         raise _no_plan(flavour, graph, gpu)
     messages = Messages()
     logger = make_logger(trt, messages)
-    with contained_stderr():
+    with contained_stderr(), uncollected():
         runtime = trt.Runtime(logger)
         engine = runtime.deserialize_cuda_engine((compiled.folder / PLAN).read_bytes())
     if engine is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import io
 import os
 import re
@@ -83,6 +84,23 @@ def contained_stderr() -> Iterator[None]:
         os.dup2(saved, 2)
         sys.stderr = previous
         os.close(saved)
+
+
+@contextlib.contextmanager
+def uncollected() -> Iterator[None]:
+    """Collect garbage before the block, and none inside.
+
+    The library calls its logger, which is Python, while it holds a lock; a builder of an earlier, failed build that is
+    found to be garbage there waits for the same lock for ever.
+    """
+    gc.collect()
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def _own_stderr(saved: int) -> io.TextIOWrapper | None:
