@@ -12,6 +12,8 @@ from mimeval.checks import check_features
 from mimeval.neighbours import nearest
 
 K, TEMPERATURE = 20, 0.07
+_VOTES_AT_ONCE = 1024
+"""Queries; each has a vote for every class."""
 
 
 def predict(
@@ -19,7 +21,7 @@ def predict(
 ) -> np.ndarray:
     """Return the label (m,) each query gets; of two with equal votes, the smaller.
 
-    Memory is that of the features and a table of 128 MiB, however many images there are.
+    Memory is that of the features, the neighbours and a table of 128 MiB, however many images and classes there are.
 
     Args:
         train: (n, D), of any length; it is normalised here.
@@ -32,11 +34,32 @@ def predict(
         FeaturesError: features or labels that do not belong together, NaN or infinity.
 
     """
+    return vote(*find(train, labels, queries, k=k), temperature=temperature)
+
+
+def find(train: np.ndarray, labels: np.ndarray, queries: np.ndarray, *, k: int = K) -> tuple[np.ndarray, np.ndarray]:
+    """Return the labels (m, k) of each query's most similar training images and their cosines (m, k), nearest first.
+
+    Raises:
+        FeaturesError: as `predict`.
+
+    """
     check_features(train, queries, labels)
-    names, classes = np.unique(labels, return_inverse=True)
     indices, cosines = nearest(queries, train, k)
+    return labels[indices], cosines
+
+
+def vote(labels: np.ndarray, cosines: np.ndarray, *, temperature: float = TEMPERATURE) -> np.ndarray:
+    """Return the label (m,) with the most votes among the neighbours that `find` gives."""
+    names, classes = np.unique(labels, return_inverse=True)
+    classes = classes.reshape(labels.shape)
     # Relative to the nearest, or exp would overflow at small temperatures.
     weights = np.exp((cosines - cosines[:, :1]) / np.float32(temperature))
-    cells = np.arange(len(queries))[:, None] * len(names) + classes[indices]
-    votes = np.bincount(cells.ravel(), weights.ravel(), minlength=len(queries) * len(names))
-    return np.asarray(names[votes.reshape(len(queries), len(names)).argmax(axis=1)])
+    chosen = np.empty(len(labels), np.int64)
+    for start in range(0, len(labels), _VOTES_AT_ONCE):
+        part = slice(start, min(start + _VOTES_AT_ONCE, len(labels)))
+        shape = part.stop - start, len(names)
+        cells = np.arange(shape[0])[:, None] * len(names) + classes[part]
+        votes = np.bincount(cells.ravel(), weights[part].ravel(), minlength=shape[0] * shape[1])
+        chosen[part] = votes.reshape(shape).argmax(axis=1)
+    return np.asarray(names[chosen])

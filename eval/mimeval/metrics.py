@@ -54,10 +54,8 @@ Metric = Callable[[Task, Known, np.ndarray | None, np.ndarray], Scores]
 
 
 def _knn(task: Task, known: Known, _: np.ndarray | None, test: np.ndarray) -> Scores:
-    return {
-        "k-NN": knn.predict(known.features, known.labels, test) == task.test_labels,
-        "1-NN": knn.predict(known.features, known.labels, test, k=1) == task.test_labels,
-    }
+    labels, cosines = knn.find(known.features, known.labels, test)
+    return {"k-NN": knn.vote(labels, cosines) == task.test_labels, "1-NN": labels[:, 0] == task.test_labels}
 
 
 def _linear(task: Task, known: Known, _: np.ndarray | None, test: np.ndarray) -> Scores:

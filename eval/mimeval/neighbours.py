@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
-_CHUNK_FLOATS = 1 << 25
-"""Similarities held at once: 128 MiB."""
+_CHUNK_FLOATS, _CHUNK_QUERIES = 1 << 25, 1024
+"""Similarities held at once: 128 MiB; in a small gallery fewer, since what is sorted beside them takes as much again."""
 _BLOCK = 64
 """Columns that are first represented by their largest similarity."""
 
@@ -22,16 +22,24 @@ def unit(vectors: np.ndarray) -> np.ndarray:
 def similarities(queries: np.ndarray, gallery: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
     """Yield the cosines of a few queries at a time to the whole gallery, float32 (chunk, n), and which they are.
 
+    The next chunk overwrites the last one. A gallery in float32 is not copied.
+
     Args:
         queries: (m, D).
         gallery: (n, D).
 
     """
-    queries, columns = unit(queries), unit(gallery).T
-    step = max(1, _CHUNK_FLOATS // max(1, columns.shape[1]))
+    queries, gallery = unit(queries), np.asarray(gallery, np.float32)
+    lengths = np.sqrt(np.einsum("nd,nd->n", gallery, gallery))  # in one pass, where `norm` squares a copy
+    lengths[lengths == 0] = 1
+    step = max(1, min(_CHUNK_QUERIES, _CHUNK_FLOATS // max(1, len(gallery)), len(queries)))
+    chunk = np.empty((step, len(gallery)), np.float32)
     for start in range(0, len(queries), step):
         part = slice(start, min(start + step, len(queries)))
-        yield part, queries[part] @ columns
+        cosines = chunk[: part.stop - start]
+        np.matmul(queries[part], gallery.T, out=cosines)
+        cosines /= lengths
+        yield part, cosines
 
 
 def nearest(
@@ -63,16 +71,17 @@ def _top(table: np.ndarray, k: int) -> np.ndarray:
     """Return the columns of the k largest values of every row, largest first, equal values by column.
 
     The k largest lie in the k blocks whose maxima are largest, so that only these blocks are searched; a maximum costs
-    a tenth of a partition.
+    a tenth of a partition. A block is every n-th column, since the largest of each column of a
+    matrix is found faster than of each row.
     """
     rows, columns = table.shape
     blocks = columns // _BLOCK
     if blocks <= 2 * k:
         candidates = np.broadcast_to(np.arange(columns), table.shape)
     else:
-        whole = table[:, : blocks * _BLOCK].reshape(rows, blocks, _BLOCK)
-        best = np.argpartition(-whole.max(axis=2), k - 1, axis=1)[:, :k]
-        inside = (best[:, :, None] * _BLOCK + np.arange(_BLOCK)).reshape(rows, -1)
+        whole = table[:, : blocks * _BLOCK].reshape(rows, _BLOCK, blocks)
+        best = np.argpartition(-whole.max(axis=1), k - 1, axis=1)[:, :k]
+        inside = (best[:, :, None] + blocks * np.arange(_BLOCK)).reshape(rows, -1)
         rest = np.broadcast_to(np.arange(blocks * _BLOCK, columns), (rows, columns - blocks * _BLOCK))
         candidates = np.concatenate([inside, rest], axis=1)
     values = np.take_along_axis(table, candidates, axis=1)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -12,7 +14,8 @@ from sklearn.neighbors import KNeighborsClassifier
 from mimeval import few_shot, knn, linear_probe
 from mimeval.datasets.crops import others_of_class
 from mimeval.errors import FeaturesError
-from mimeval.neighbours import nearest, unit
+from mimeval.metrics import METRICS, Known, Task
+from mimeval.neighbours import nearest, similarities, unit
 from mimeval.retrieval import retrieve
 
 CLASSIFIERS = {"knn": knn.predict, "linear probe": linear_probe.predict, "few-shot": few_shot.predict}
@@ -50,8 +53,46 @@ class TestNearest:
         exact = np.argsort(-(unit(queries) @ unit(gallery).T), axis=1, kind="stable")[:, :20]
         assert (indices == exact).all()
 
+    def test_chunks_of_queries_share_one_table_and_the_gallery_is_not_copied(self, monkeypatch) -> None:
+        monkeypatch.setattr("mimeval.neighbours._CHUNK_FLOATS", 1 << 16)
+        gallery = np.random.default_rng(1).standard_normal((5000, 256), np.float32)
+        expected = unit(gallery[:40]) @ unit(gallery).T
+        tracemalloc.start()
+        found = [(part, table.copy()) for part, table in similarities(gallery[:40], gallery)]
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert peak < 2 * expected.nbytes < gallery.nbytes
+        assert len(found) == 4
+        np.testing.assert_allclose(np.concatenate([table for _, table in found]), expected, atol=1e-6)
+
+    def test_rows_of_zeros_are_similar_to_nothing(self) -> None:
+        table = np.zeros((3, 4), np.float32)
+        _, cosines = nearest(table, table, 2)
+        assert (cosines == 0).all()
+
 
 class TestKnn:
+    def test_both_votes_come_from_one_search(self, monkeypatch) -> None:
+        train, labels, queries, truth = blobs()
+        searches = []
+        monkeypatch.setattr(knn, "nearest", lambda *args: searches.append(args) or nearest(*args))
+        scores = METRICS["knn"](Task(truth, {}), Known(train, labels), None, queries)
+        assert len(searches) == 1
+        assert (scores["k-NN"] == (knn.predict(train, labels, queries) == truth)).all()
+        assert (scores["1-NN"] == (knn.predict(train, labels, queries, k=1) == truth)).all()
+
+    def test_a_thousand_classes_take_no_vote_for_every_query_at_once(self) -> None:
+        rng = np.random.default_rng(0)
+        labels, cosines = rng.integers(0, 1000, (20_000, 5)), -np.sort(-rng.random((20_000, 5), np.float32), axis=1)
+        tracemalloc.start()
+        chosen = knn.vote(labels, cosines)
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert peak < 40 << 20  # all at once: 160 MB
+        for row in range(0, 20_000, 997):
+            votes = np.bincount(labels[row], np.exp(cosines[row] / 0.07))
+            assert chosen[row] == votes.argmax()
+
     def test_it_is_scikit_learns_with_softmax_weights(self) -> None:
         train, labels, queries, _ = blobs()
         peer = KNeighborsClassifier(20, weights=lambda d: np.exp((1 - d) / 0.07), metric="cosine").fit(train, labels)
