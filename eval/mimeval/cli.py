@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -76,6 +77,8 @@ class Shown:
 def write_reports(report: Report, stem: Path, table: Path | None = None) -> None:
     """Print the table of `report`, and write STEM.json, STEM.md and STEM.html.
 
+    What is there is replaced when all of it is written, so that a full disk leaves the old files.
+
     Args:
         report: an evaluation.
         stem: path without its suffix.
@@ -91,18 +94,24 @@ def write_reports(report: Report, stem: Path, table: Path | None = None) -> None
     from mimruntime.errors import OutputError
 
     text = as_markdown(report)
-    files = {".json": encode(report), ".md": text.encode(), ".html": as_page(report).encode()}
+    parts = {".json": encode(report), ".md": text.encode(), ".html": as_page(report).encode()}
+    files = {stem.with_name(stem.name + suffix): raw for suffix, raw in parts.items()}
+    stages = {path: path.with_name(f".{path.name}.partial") for path in (*files, *([table] if table else []))}
     try:
-        stem.parent.mkdir(parents=True, exist_ok=True)
-        for suffix, raw in files.items():
-            stage = stem.with_name(f".{stem.name}{suffix}.partial")
-            stage.write_bytes(raw)
-            stage.replace(stem.with_name(stem.name + suffix))
         if table is not None:
             prose = table.read_text(encoding="utf-8").split(_TABLE_MARKER)[0] if table.exists() else ""
-            table.write_text(f"{prose}{_TABLE_MARKER}\n\n{text}", encoding="utf-8")
+            files[table] = f"{prose}{_TABLE_MARKER}\n\n{text}".encode()
+        stem.parent.mkdir(parents=True, exist_ok=True)
+        for path, raw in files.items():
+            stages[path].write_bytes(raw)
+        for path, stage in stages.items():
+            stage.replace(path)
     except OSError as error:
         raise OutputError(f"cannot write the report {stem}: {error.strerror or error}") from error
+    finally:
+        for stage in stages.values():
+            with contextlib.suppress(OSError):
+                stage.unlink()
     click.echo(text)
     click.echo(f"{stem}.json, .md, .html")
 

@@ -7,13 +7,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from mimeval.datasets import Dataset
-from mimeval.deployments import BATCH_SIZE, Deployment
+from mimeval.deployments import Deployment, open_embedder
 from mimeval.features import FeatureStore, Table
 from mimeval.images import choose_images
 from mimeval.metrics import Scores, find_metrics
 from mimeval.statistics import Interval, McNemar, mcnemar, mean_interval, paired_difference
 from mimruntime.artifact import Artifact
-from mimruntime.embedder import Embedder
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +76,7 @@ def compare_artifacts(
     tables: list[tuple[Table | None, Table]] = []
     engines = []
     for artifact in (first, second):
-        with Embedder.open(artifact.path, engine=engine, batch_size=BATCH_SIZE) as embedder:
+        with open_embedder(artifact, engine) as embedder:
             about = embedder.describe()
             engines.append(f"{about.engine} {about.precision} on {about.provider}")
             jobs = [(embedder, Deployment(artifact, embedder, about.engine).identity)]

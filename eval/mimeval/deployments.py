@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Literal
 
 import mimruntime
-from mimruntime.artifact import REFERENCE, Artifact
+from mimruntime.artifact import REFERENCE, Artifact, file_sha256
+from mimruntime.cpus import describe_cpu
 from mimruntime.embedder import Embedder
 from mimruntime.engines import ENGINES
+from mimruntime.engines import record as records
 from mimruntime.engines.base import Engine
 from mimruntime.errors import EngineError, MissingExtraError, OptionError, UnknownNameError
 
@@ -77,12 +79,19 @@ class Deployment:
 
     @property
     def identity(self) -> str:
-        """Text that changes whenever the vectors might: files of the graph, preprocessing, engine, version, provider."""
+        """Text that changes whenever the vectors might: files of the graph, preprocessing, engine, version, provider.
+
+        What was compiled counts too, with the CPU it runs on.
+        """
         files = self.artifact.manifest.files
         graph = sorted((name, digest) for name, digest in files.items() if name.startswith("model."))
         about = self.embedder.describe()
         running = (about.engine, about.provider, about.precision, about.batch_sizes)
-        return f"{graph} {self.artifact.manifest.preprocess} {running} {code_digest()}"
+        compiled = ""
+        if about.compiled is not None:
+            record = self.artifact.engines / about.compiled / records.FILE
+            compiled = f" {about.compiled} {file_sha256(record)} on {describe_cpu()}"
+        return f"{graph} {self.artifact.manifest.preprocess} {running} {code_digest()}{compiled}"
 
 
 def reference_identity(artifact: Artifact, engine: Engine) -> str:
@@ -131,7 +140,7 @@ def deploy(artifacts: Sequence[Artifact], wanted: Sequence[Wanted], skipped: lis
 
     Raises:
         EngineError, MissingExtraError: an engine that was asked for by name does not run.
-        OptionError: no artifact has the precision that was asked for by name.
+        OptionError: likewise, or no artifact has the precision that was asked for by name.
 
     """
     for ask in wanted:
@@ -144,8 +153,8 @@ def deploy(artifacts: Sequence[Artifact], wanted: Sequence[Wanted], skipped: lis
         for artifact in fitting:
             name = f"{ask.engine} {artifact.manifest.graph.precision}"
             try:
-                embedder = Embedder.open(artifact.path, engine=ask.engine, batch_size=BATCH_SIZE)
-            except (EngineError, MissingExtraError) as error:
+                embedder = open_embedder(artifact, ask.engine)
+            except (EngineError, MissingExtraError, OptionError) as error:
                 if ask.required:
                     raise
                 kind: Literal["missing", "refused"] = "missing" if isinstance(error, MissingExtraError) else "refused"
@@ -153,6 +162,19 @@ def deploy(artifacts: Sequence[Artifact], wanted: Sequence[Wanted], skipped: lis
                 continue
             with embedder:
                 yield Deployment(artifact, embedder, _running_name(name, artifact, embedder))
+
+
+def open_embedder(artifact: Artifact, engine: str) -> Embedder:
+    """Return `artifact` opened in `engine`, with batches of `BATCH_SIZE` where what was compiled runs as many images.
+
+    Raises:
+        MimError: as `Embedder.open`.
+
+    """
+    try:
+        return Embedder.open(artifact.path, engine=engine, batch_size=BATCH_SIZE)
+    except OptionError:
+        return Embedder.open(artifact.path, engine=engine)
 
 
 def _running_name(name: str, artifact: Artifact, embedder: Embedder) -> str:

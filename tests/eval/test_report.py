@@ -86,6 +86,21 @@ class Elements(HTMLParser):
         return sum(name == tag for name, _ in self.tags)
 
 
+DRAWN = {
+    "gains": ("<svg", "gain over the baseline, points", "topk, ort fp32, on torch"),
+    "frontier": ("<svg", "images per second, the engine alone", "k-NN, %"),
+    "selections": ("<svg", "<image", "<figcaption>topk, ort fp32: b.jpg"),
+}
+"""What each part of a page draws."""
+
+
+def section(page: str, name: str) -> str:
+    """Return a page from the element called `name` to the next heading."""
+    found = re.search(rf"<div [^>]*id=[\"']{name}[\"'].*?(<h2>|</body>)", page, re.DOTALL)
+    assert found, name
+    return found[0]
+
+
 class TestJson:
     def test_it_reads_back_with_the_score_of_every_image(self, report) -> None:
         again = decode(encode(report))
@@ -121,6 +136,8 @@ class TestPage:
         assert found.count("script") == 0
         assert found.count("figure") == 1
         assert found.count("rect") >= 4
+        for name, marks in DRAWN.items():
+            assert all(mark in section(page, name) for mark in marks)
         assert "drawn & quartered" in found.text
         assert "mean, ort fp32, on torch" in found.text
 
@@ -141,7 +158,8 @@ class TestPage:
         dumped = subprocess.run(
             [browser, *flags, "--dump-dom", page.as_uri()], check=True, capture_output=True, text=True, timeout=120
         )
-        assert 'id="verdict"' in dumped.stdout
+        for name, marks in DRAWN.items():
+            assert all(mark in section(dumped.stdout, name) for mark in marks)
 
     def test_the_frontier_keeps_what_nothing_beats_in_both(self) -> None:
         assert frontier([(1, 5), (2, 4), (3, 4.5), (4, 1), (2.5, 4.4)]) == [(4, 1), (3, 4.5), (1, 5)]
@@ -157,6 +175,15 @@ class TestFiles:
         assert text.startswith("# Prose")
         assert "old" not in text
         assert "**FAIL**" in text
+
+    def test_a_report_that_cannot_be_written_whole_leaves_the_old_one(self, report, tmp_path) -> None:
+        (tmp_path / "r.json").write_text("old")
+        (tmp_path / "table.md").write_text("old")
+        (tmp_path / ".r.html.partial").mkdir()
+        with pytest.raises(OutputError, match="cannot write the report"):
+            write_reports(report, tmp_path / "r", tmp_path / "table.md")
+        assert {path.name for path in tmp_path.iterdir()} == {"r.json", "table.md", ".r.html.partial"}
+        assert (tmp_path / "r.json").read_text() == (tmp_path / "table.md").read_text() == "old"
 
     def test_a_place_that_cannot_be_written_is_an_error(self, report, tmp_path) -> None:
         (tmp_path / "file").touch()

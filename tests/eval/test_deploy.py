@@ -1,0 +1,58 @@
+"""What runs here is opened, what does not is listed, and features of another compiled engine are other features."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from mimeval.deployments import Deployment, Skipped, deploy, parse_engines
+from mimruntime.artifact import Artifact
+from mimruntime.embedder import Embedder
+from mimruntime.engines import ENGINES, onnxruntime
+
+
+@pytest.fixture
+def small_plan(monkeypatch):
+    """Make ONNX Runtime run so many images at most, as a plan that was compiled for few does."""
+    monkeypatch.setattr("mimeval.deployments.ENGINES", {"onnxruntime": ENGINES["onnxruntime"]})
+    original = onnxruntime.open_engine
+
+    def small_plan(largest: int, best: int | None) -> None:
+        def limited(graph: Path, **options):
+            engine = original(graph, **options)
+            engine.largest_batch, engine.best_batch = largest, best
+            return engine
+
+        monkeypatch.setattr(onnxruntime, "open_engine", limited)
+
+    return small_plan
+
+
+def test_a_plan_of_few_images_is_run_with_its_own_batches(toy_artifact, small_plan) -> None:
+    small_plan(4, 4)
+    artifact = Artifact.open(toy_artifact)
+    sizes = [opened.embedder.describe().batch_sizes for opened in deploy([artifact], parse_engines(["all"]), [])]
+    assert sizes == [(4, 2, 1)]
+
+
+def test_a_plan_that_names_no_batch_it_can_run_is_listed(toy_artifact, small_plan) -> None:
+    small_plan(4, None)
+    skipped: list[Skipped] = []
+    assert not list(deploy([Artifact.open(toy_artifact)], parse_engines(["all"]), skipped))
+    assert [skip.kind for skip in skipped] == ["refused"]
+    assert "runs 4 images at most" in skipped[0].reason
+
+
+def test_another_compiled_engine_has_another_identity(toy_copy) -> None:
+    record = toy_copy / "engines" / "onnxruntime-0123" / "engine.json"
+    record.parent.mkdir(parents=True)
+    artifact = Artifact.open(toy_copy)
+    with Embedder.open(toy_copy, engine="onnxruntime") as embedder:
+        deployment = Deployment(artifact, embedder, "onnxruntime fp32")
+        found = [deployment.identity]
+        embedder._engine.compiled = record.parent.name
+        for content in ("one", "other"):
+            record.write_text(content)
+            found.append(deployment.identity)
+    assert len(set(found)) == 3
