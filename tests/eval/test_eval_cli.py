@@ -141,6 +141,13 @@ def test_a_missing_reference_is_one_clear_line_before_anything_is_computed(run, 
     assert not list((tmp_path / "cache").glob("features/*"))
 
 
+def test_images_that_are_all_alone_in_their_class_are_one_clear_line(run, artifacts, folder) -> None:
+    code, _, error = run("eval", artifacts["cls"], artifacts["topk"], "--data", folder, "--limit", "3", "--metric",
+                         "retrieval", "--engine", "onnxruntime", "--no-own")  # fmt: skip
+    assert code == 1
+    assert "nothing could be measured" in error
+
+
 def test_compare_says_which_is_better(run, artifacts, folder) -> None:
     code, out, _ = run("compare", artifacts["cls"], artifacts["topk"], "--data", folder, "--metric", "knn")
     assert code == 0

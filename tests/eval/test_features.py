@@ -104,6 +104,21 @@ class TestStore:
         np.testing.assert_allclose(a.embedding, b.embedding, atol=1e-6)
         np.testing.assert_array_equal(b.embedding[:30], alone)
 
+    def test_tables_are_locked_in_one_order_whatever_that_of_the_models(
+        self, store, embedder, images, monkeypatch
+    ) -> None:
+        locked = []
+        original = FeatureStore._open
+
+        def noted(self, embedder, identity):
+            locked.append(identity)
+            return original(self, embedder, identity)
+
+        monkeypatch.setattr(FeatureStore, "_open", noted)
+        for models in ("ab", "ba"):  # else two runs would wait for each other for ever
+            store.tables([(embedder, text) for text in models], images, ROWS[:1], "toy")
+        assert locked == ["a", "b", "a", "b"]
+
     def test_an_unreadable_image_is_a_row_of_zeros_with_its_reason(self, store, embedder, photos) -> None:
         broken = split_of(photos, broken=(3, CHUNK + 1))
         for _ in range(2):  # computed, then read

@@ -86,11 +86,6 @@ class Dataset:
         """Of both splits."""
         return digest_of(self.test.digest, self.train.digest if self.train else "")
 
-    @property
-    def gallery(self) -> Split:
-        """The images that are searched in."""
-        return self.train or self.test
-
     def with_notes(self, *notes: str) -> Dataset:
         """Return the same with `notes` added."""
         return replace(self, notes=self.notes + notes)

@@ -29,14 +29,12 @@ class Family:
         open: what was asked for -> the whole of it.
         path: "needed", "optional" or "none".
         foreign: somebody else divided it, so that train and test may share images.
-        what: one phrase for `--help`.
 
     """
 
     open: Callable[[_Asked], Dataset]
     path: str
     foreign: bool
-    what: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,43 +54,20 @@ class _Asked:
 
 
 FAMILIES: dict[str, Family] = {
-    "folder": Family(
-        lambda asked: open_folder(asked.given, seed=asked.seed), "needed", True,
-        "train/CLASS/image and val/CLASS/image, or CLASS/image, of which a fifth is judged",
-    ),
-    "zip": Family(lambda asked: open_folder(asked.given, seed=asked.seed), "needed", True, "the same in a zip"),
-    "imagenet": Family(lambda asked: open_imagenet(asked.given), "needed", True, "train/WNID/image, val/WNID/image"),
-    "imagenette": Family(
-        lambda asked: open_imagenette(asked.path, asked.cache, asked.progress), "optional", True,
-        "10 easy classes of ImageNet, 99 MB to fetch",
-    ),
-    "cifar10": Family(
-        lambda asked: open_cifar10(asked.path, asked.cache, asked.progress), "optional", True, "32×32 px, 170 MB to fetch"
-    ),
+    "folder": Family(lambda asked: open_folder(asked.given, seed=asked.seed), "needed", True),
+    "zip": Family(lambda asked: open_folder(asked.given, seed=asked.seed), "needed", True),
+    "imagenet": Family(lambda asked: open_imagenet(asked.given), "needed", True),
+    "imagenette": Family(lambda asked: open_imagenette(asked.path, asked.cache, asked.progress), "optional", True),
+    "cifar10": Family(lambda asked: open_cifar10(asked.path, asked.cache, asked.progress), "optional", True),
     "tiny-imagenet": Family(
-        lambda asked: open_tiny_imagenet(asked.path, asked.cache, asked.progress), "optional", True,
-        "200 classes, 64×64 px, 248 MB to fetch",
+        lambda asked: open_tiny_imagenet(asked.path, asked.cache, asked.progress), "optional", True
     ),
-    "stl10": Family(
-        lambda asked: open_stl10(asked.path, asked.cache, asked.progress), "optional", True,
-        "96×96 px, 2.6 GB to fetch",
-    ),
-    "roxford5k": Family(
-        lambda asked: open_revisited("roxford5k", asked.given), "needed", False,
-        "landmark retrieval: gnd_roxford5k.pkl and jpg/",
-    ),
-    "rparis6k": Family(
-        lambda asked: open_revisited("rparis6k", asked.given), "needed", False,
-        "landmark retrieval: gnd_rparis6k.pkl and jpg/",
-    ),
-    "drawn": Family(
-        lambda asked: open_drawn(seed=asked.seed), "none", False, "an object in a cluttered scene, drawn from the seed"
-    ),
-    "crops": Family(
-        lambda asked: open_crops(seed=asked.seed), "none", False,
-        "find the other crops of the same place in photographs that installed packages ship",
-    ),
-}  # fmt: skip
+    "stl10": Family(lambda asked: open_stl10(asked.path, asked.cache, asked.progress), "optional", True),
+    "roxford5k": Family(lambda asked: open_revisited("roxford5k", asked.given), "needed", False),
+    "rparis6k": Family(lambda asked: open_revisited("rparis6k", asked.given), "needed", False),
+    "drawn": Family(lambda asked: open_drawn(seed=asked.seed), "none", False),
+    "crops": Family(lambda asked: open_crops(seed=asked.seed), "none", False),
+}
 
 
 def open_dataset(
