@@ -36,7 +36,10 @@ def engine_options(command: _Command) -> _Command:
     """Add the options that choose what runs the graph."""
     for option in (
         click.option("--threads", type=click.IntRange(min=1), help="CPU threads of one run.  [default: tuned, or all]"),
-        click.option("--provider", help="Hardware, by the engine's own name: cpu, cuda …  [default: cpu]"),
+        click.option(
+            "--provider",
+            help="Hardware, by the engine's own name: cpu, cuda …  [default: of what was compiled, else cpu]",
+        ),
         click.option(
             "--engine",
             default="auto",
@@ -66,7 +69,7 @@ def embed(inputs: tuple[str, ...], out: str, image_column: str | None, path_colu
     """Turn images into a file of vectors, or into a folder of shards.
 
     INPUT is an image, a folder (walked to the bottom), a quoted pattern, a Parquet file, a URL of one of these
-    (s3://, gs://, abfs://, file:// …), or @LIST, a file with a path or URL a line.
+    (s3://, gs://, file:// …), or @LIST, a file with a path or URL a line.
 
     The output has one row per image, in order: its path, and its vector or the reason there is none. A file appears
     when it is complete. A folder, or a URL, is filled shard by shard, and the same command goes on where it was stopped.

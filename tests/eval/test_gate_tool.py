@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import subprocess
 import sys
@@ -10,6 +11,17 @@ from pathlib import Path
 import pytest
 
 TOOL = Path(__file__).parents[2] / "tools" / "eval_engines.py"
+
+
+def test_what_the_build_refuses_is_not_asked_for(tmp_path: Path) -> None:
+    spec = importlib.util.spec_from_file_location("eval_engines", TOOL)
+    assert spec is not None
+    assert spec.loader is not None
+    tool = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tool)
+    names = [options.out.name for options in tool._wanted(tmp_path, tmp_path)]
+    assert {"cls-whitened", "cls-whitened.fp16", "cls.int8", "ep.int8"} <= set(names)
+    assert not [name for name in names if "whitened" in name and name.endswith(".int8")]
 
 
 def gate(tmp_path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:

@@ -1,4 +1,4 @@
-"""TensorRT-RTX builds every backbone class with every aggregator, in both precisions, the same plan twice."""
+"""TensorRT-RTX builds every backbone class with every aggregator, in both precisions, twice alike in size."""
 
 import time
 

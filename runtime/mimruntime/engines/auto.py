@@ -38,9 +38,13 @@ def choose_engine(artifact: Artifact, provider: str | None = None, threads: int 
     """
     names = [name for name in ENGINES if threads is None or name not in _GPU]
     compiled = {name: one for name in names if (one := _compiled(artifact, name, provider)) is not None}
-    chosen = next((name for name in _GPU if name in compiled), None) or max(
-        compiled, key=lambda name: _rate(compiled[name]), default=_default(artifact, provider)
-    )
+    on_gpu = [name for name in _GPU if name in compiled]
+    if on_gpu:
+        chosen = on_gpu[0]
+    elif compiled:
+        chosen = max(compiled, key=lambda name: _rate(compiled[name]))
+    else:
+        chosen = _default(artifact, provider)
     if provider is None and threads is None:
         for one in list_compiled(artifact):
             if one.record.engine not in compiled:
