@@ -19,7 +19,7 @@ from mimexport.model import EmbeddingModel
 from mimexport.weights import LoadedModel, load_model
 from mimruntime.artifact import MANIFEST, Artifact
 from mimruntime.engines.base import EMBEDDING, SELECTION, Engine
-from mimruntime.errors import ArtifactError, EngineError
+from mimruntime.errors import ArtifactError, EngineError, OptionError
 from mimruntime.manifest import Manifest
 from mimruntime.reference import load_reference
 
@@ -74,17 +74,24 @@ class References:
             folder: where it is built, or lies from a run before.
 
         Raises:
+            OptionError: int8, which nothing here calibrates.
             MimError: it cannot be built.
 
         """
         manifest = artifact.manifest
         whitened = manifest.embedding.whitening is not None
         agg = "cls" if manifest.backbone.prefix_tokens else "mean"
+        if manifest.graph.precision == "int8":
+            raise OptionError(
+                f"{artifact.path} is int8, and a baseline in int8 needs images to calibrate on; build it and name it with"
+                f" --baseline: mimexport build --model {manifest.backbone.model} --agg {agg} --precision int8"
+                " --calibrate FOLDER"
+            )
+        head = self._whitening_head(manifest, agg) if whitened else None
         name = f"{agg}-{manifest.graph.precision}-{manifest.backbone.weights_sha256[:12]}-{manifest.preprocess.size}"
-        out = folder / (f"{name}-whitened" if whitened else name)
+        out = folder / (name if head is None else f"{name}-whitened-{load_head(head).sha256(whitened=True)[:12]}")
         if (out / MANIFEST).is_file():
             return Artifact.open(out)
-        head = next((str(path) for path in self.heads if load_head(path).agg == agg), None)
         return build(
             BuildOptions(
                 model=manifest.backbone.model,
@@ -94,10 +101,16 @@ class References:
                 random_seed=_seed(manifest),
                 size=manifest.preprocess.size,
                 precision=manifest.graph.precision,
-                head=head,
+                head=None if head is None else str(head),
                 whiten=0 if whitened else None,
             )
         )
+
+    def _whitening_head(self, manifest: Manifest, agg: str) -> Path | None:
+        """Return the head that whitens `agg`, which learns nothing else: one that was given, or the shipped one."""
+        own = (path for path in self.heads if path.suffix == ".safetensors")
+        shipped = embedded_heads(manifest.backbone.model) if manifest.backbone.source == "embedded" else {}
+        return next((path for path in own if load_head(path).agg == agg), shipped.get(agg))
 
 
 class TorchReference(Engine):

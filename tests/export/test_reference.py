@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import msgspec
 import numpy as np
 import pytest
@@ -9,12 +11,14 @@ import safetensors.torch
 import timm
 import torch
 
+from mimexport import reference as reference_module
 from mimexport.build import BuildOptions, build
 from mimexport.errors import HeadError, WeightsError
+from mimexport.heads import embedded_heads, load_head, save_head
 from mimexport.reference import References
 from mimruntime.artifact import Artifact, seal
 from mimruntime.engines import open_engine
-from mimruntime.errors import ArtifactError, EngineError
+from mimruntime.errors import ArtifactError, EngineError, OptionError
 
 SMALL = "vit_tiny_patch16_224"
 
@@ -98,6 +102,23 @@ def test_a_baseline_is_built_once_for_the_same_backbone_and_whitening(learned_ar
     assert manifest.embedding.whitening is not None
     assert manifest.backbone.weights_sha256 == learned_artifact.manifest.backbone.weights_sha256
     assert References().build_baseline(learned_artifact, tmp_path).manifest.created == manifest.created
+
+
+def test_a_baseline_whitened_by_another_head_lies_elsewhere(learned_artifact, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(reference_module, "build", lambda options: options)
+    head = load_head(embedded_heads("mae-tiny")["cls"])
+    mean, matrix = head.whitening
+    save_head(replace(head, whitening=(mean + 1, matrix)), tmp_path / "other.safetensors")
+    shipped = References().build_baseline(learned_artifact, tmp_path)
+    given = References(heads=(tmp_path / "other.safetensors",)).build_baseline(learned_artifact, tmp_path)
+    assert given.head == str(tmp_path / "other.safetensors")
+    assert given.out != shipped.out
+
+
+def test_a_baseline_in_int8_is_asked_for_since_nothing_here_calibrates_it(random_artifact, tmp_path) -> None:
+    graph = msgspec.structs.replace(random_artifact.manifest.graph, precision="int8")
+    with pytest.raises(OptionError, match=r"name it with --baseline: mimexport build --model .* --agg cls --precision"):
+        References().build_baseline(copy_with(random_artifact, tmp_path / "copy", graph=graph), tmp_path)
 
 
 def test_it_refuses_other_pixels_and_to_run_closed(random_artifact) -> None:
