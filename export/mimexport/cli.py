@@ -90,8 +90,11 @@ def build(**given: Any) -> None:
         raise click.UsageError("options of a compilation need --engine")
     if given["weights"] and given["random_weights"]:
         raise click.UsageError("--weights and --random-weights exclude each other")
-    # Wrong options are said before minutes of building.
     compilation = None if given["engine"] is None else make_options(given["engine"], compiling)
+    if compilation is not None:
+        from mimruntime.compile import check_options
+
+        check_options(compilation, given["precision"])  # here too: what follows takes minutes
     with _export_extra():
         from mimexport.build import BuildOptions
         from mimexport.build import build as build_artifact

@@ -32,8 +32,8 @@ def compile_artifact(path: str | Path, options: CompileOptions, progress: Progre
         OutputError: the folder cannot be written.
 
     """
-    module = check_options(options)
     artifact = Artifact.open(path)
+    module = check_options(options, artifact.manifest.graph.precision)
     with staged_engine(artifact) as stage:
         record = module.compile_engine(artifact, stage, options, progress)
         if module.other_hardware(record) is None:  # else it was compiled ahead, for a machine that is not this one
@@ -41,12 +41,17 @@ def compile_artifact(path: str | Path, options: CompileOptions, progress: Progre
         return publish(artifact, stage, msgspec.structs.replace(record, options=options.given()))
 
 
-def check_options(options: CompileOptions) -> EngineModule:
-    """Return the module of the engine that `options` name, if it takes them all and its library is installed.
+def check_options(options: CompileOptions, precision: str) -> EngineModule:
+    """Return the module of the engine that `options` name, if it can compile so here, as far as can be said beforehand.
+
+    Args:
+        options: what a person asked for.
+        precision: of the graph.
 
     Raises:
-        OptionError: an option that this engine does not take.
-        UnknownNameError, MissingExtraError: no such engine, or not installed.
+        OptionError: an option that this engine does not take, or a value of one.
+        UnknownNameError, MissingExtraError: no such engine, provider or architecture, or not installed.
+        EngineError: a provider, precision or GPU that is not here.
 
     """
     module = engine_module(options.engine)
@@ -56,6 +61,7 @@ def check_options(options: CompileOptions) -> EngineModule:
                 f"--{name} is not an option of the engine '{options.engine}'; it takes {_dashed(module.OPTIONS)}"
             )
     module.library_version()
+    module.check_options(options, precision)
     return module
 
 

@@ -8,8 +8,10 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from PIL import Image
 
+from mimexport import cli
 from mimexport.build import BuildOptions, build
 from mimexport.conversion import judge, neighbour_overlap
 from mimexport.quantize import Recipe, products
@@ -72,6 +74,25 @@ def test_int8_needs_real_images_and_fp32_takes_none(tmp_path: Path, crops: Path)
     with pytest.raises(OptionError, match="--calibrate judges a narrower precision"):
         build_tiny(tmp_path / "a", "fp32", crops)
     assert not (tmp_path / "a").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--engine", "openvin"], "did you mean openvino"),
+        (["--engine", "openvino", "--tf32"], "--tf32 is not an option of the engine 'openvino'"),
+        (["--engine", "openvino", "--batch", "8"], "--batch 8: expected MIN,BEST,MAX"),
+        (["--engine", "openvino", "--provider", "cuda"], "unknown provider of the engine 'openvino'"),
+        (["--engine", "onnxruntime", "--precision", "bf16"], "has no bf16 kernels on a CPU"),
+        (["--engine", "tensorrt-rtx", "--arch", "sm90"], "--arch sm90: tensorrt-rtx has no kernels for it"),
+        (["--engine", "tensorrt-rtx", "--arch", "sm75"], "Turing has no fp32 matrix product"),
+    ],
+)
+def test_what_cannot_be_compiled_is_said_before_anything_is_built(
+    monkeypatch: pytest.MonkeyPatch, options: list[str], message: str
+) -> None:
+    monkeypatch.setattr("mimexport.build.build", lambda *_, **__: pytest.fail("built"))
+    assert message in str(CliRunner().invoke(cli.build, ["--model", "mae-tiny", *options]).exception)
 
 
 def test_neighbours_kept_are_all_of_them_for_equal_vectors_and_few_for_unrelated_ones() -> None:

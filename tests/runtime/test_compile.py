@@ -299,7 +299,15 @@ def test_many_streams_are_measured_with_one_and_two_images_each(toy_artifact: Pa
 
 def test_every_engine_module_has_the_same_names() -> None:
     for module in (ort_module, ov_module):
-        for name in ("NAME", "OPTIONS", "library_version", "other_hardware", "open_engine", "compile_engine"):
+        for name in (
+            "NAME",
+            "OPTIONS",
+            "library_version",
+            "other_hardware",
+            "open_engine",
+            "check_options",
+            "compile_engine",
+        ):
             assert hasattr(module, name)
 
 

@@ -100,6 +100,9 @@ class EngineModule(Protocol):
     ) -> Engine:
         """Open `graph`; see `mimruntime.engines.open_engine`."""
 
+    def check_options(self, options: CompileOptions, precision: str) -> None:
+        """Refuse values that `compile_engine` could do nothing with here, for a graph of this precision."""
+
     def compile_engine(
         self, artifact: Artifact, folder: Path, options: CompileOptions, progress: Progress
     ) -> EngineRecord:

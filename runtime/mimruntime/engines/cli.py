@@ -57,19 +57,16 @@ def compile_command(artifact: Path, engine: str, **given: Any) -> None:
 
 
 def make_options(engine: str, given: dict[str, Any]) -> CompileOptions:
-    """Return what the options of `compile_options` say, checked as far as they can be without an artifact."""
-    from mimruntime.compile import check_options
+    """Return what the options of `compile_options` say."""
     from mimruntime.engines.options import CompileOptions, parse_batch
 
     arch, batch = given.pop("arch"), given.pop("batch")
-    options = CompileOptions(
+    return CompileOptions(
         engine=engine,
         arch=tuple(part.strip() for part in arch.split(",")) if arch else (),
         batch=parse_batch(batch) if batch else None,
         **given,
     )
-    check_options(options)
-    return options
 
 
 def run_compile(artifact: Path, options: CompileOptions) -> None:

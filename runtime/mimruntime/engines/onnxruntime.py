@@ -25,6 +25,7 @@ PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "te
 # TF32 is off because fp32 was asked for; the arena grows by what is needed, not by doubling.
 _CUDA_OPTIONS = {"use_tf32": "0", "arena_extend_strategy": "kSameAsRequested"}
 _LOG_ERRORS = 3
+_NO_BF16 = "has no bf16 kernels on a CPU: run a bf16 artifact with --engine openvino"
 _REMEDIES = {
     "cuda": "check the NVIDIA driver, and that CUDA and cuDNN are found: pip install 'onnxruntime-gpu[cuda,cudnn]'",
     "tensorrt": "ONNX Runtime links TensorRT 10, version 11 does not load: pip install 'tensorrt-cu12<11'",
@@ -45,8 +46,6 @@ def other_hardware(record: EngineRecord) -> str | None:
 def open_engine(graph: Path, *, provider: str | None, threads: int | None, compiled: Compiled | None = None) -> Engine:
     """Open `graph` on `provider`, by default "cpu"; see `mimruntime.engines.open_engine`."""
     asked = provider or (compiled.record.provider if compiled else "cpu")
-    if asked not in PROVIDERS:
-        raise UnknownNameError(f"provider of the engine '{NAME}'", asked, PROVIDERS)
     ort = _library()
     _check_available(ort, asked)
     tuned = compiled.record.tuned if compiled else None
@@ -83,6 +82,14 @@ def tune_graph(
         progress,
         batches=batches,
     )
+
+
+def check_options(options: CompileOptions, precision: str) -> None:
+    """Refuse a provider or precision that is not here; see `mimruntime.engines.base.EngineModule`."""
+    provider = options.provider or "cpu"
+    _check_available(_library(), provider)
+    if (provider, precision) == ("cpu", "bf16"):
+        raise EngineError(f"onnxruntime {_NO_BF16}")
 
 
 def compile_engine(artifact: Artifact, folder: Path, options: CompileOptions, progress: Progress) -> EngineRecord:  # noqa: ARG001 - every engine has it
@@ -147,7 +154,9 @@ def _library() -> Any:
 
 
 def _check_available(ort: Any, asked: str) -> None:
-    """Refuse a provider that was not compiled in; being compiled in does not yet mean that it works."""
+    """Refuse a provider that is unknown or was not compiled in; being compiled in does not yet mean that it works."""
+    if asked not in PROVIDERS:
+        raise UnknownNameError(f"provider of the engine '{NAME}'", asked, PROVIDERS)
     available = [name for name, full in PROVIDERS.items() if full in ort.get_available_providers()]
     if asked in available:
         return
@@ -175,7 +184,7 @@ def _session(ort: Any, graph: Path, asked: str, threads: int) -> Any:
     except Exception as error:  # one type per status code, none of them public
         hint = ""
         if "bfloat16" in str(error) or "NOT_IMPLEMENTED" in str(error):
-            hint = "; it has no bf16 kernels on a CPU: run a bf16 artifact with --engine openvino"
+            hint = f"; it {_NO_BF16}"
         raise EngineError(f"onnxruntime {ort.__version__} cannot load {graph}: {_first_line(error)}{hint}") from error
 
 

@@ -45,8 +45,7 @@ def open_engine(graph: Path, *, provider: str | None, threads: int | None, compi
 
     Without a compilation one stream runs on all threads, in bf16 where the CPU multiplies it, else in fp32.
     """
-    if provider not in {None, *PROVIDERS}:
-        raise UnknownNameError(f"provider of the engine '{NAME}'", str(provider), PROVIDERS)
+    _check_provider(provider)
     tuned = compiled.record.tuned if compiled else None
     if compiled is None or tuned is None or threads not in {None, tuned.threads}:
         precision = compiled.record.options.get("precision") if compiled else None
@@ -78,6 +77,12 @@ def tune_graph(
     elif options.threads:
         settings = [one for one in stream_settings(options.threads) if one.threads == options.threads]
     return tune(lambda setting: open_setting(graph, setting, options), settings, images, progress, batches=batches)
+
+
+def check_options(options: CompileOptions, precision: str) -> None:  # noqa: ARG001 - every engine has it
+    """Refuse a provider or precision that is not here; see `mimruntime.engines.base.EngineModule`."""
+    _check_provider(options.provider)
+    _check_precision(_library().Core(), options.precision or "fp32")
 
 
 def compile_engine(artifact: Artifact, folder: Path, options: CompileOptions, progress: Progress) -> EngineRecord:
@@ -209,6 +214,11 @@ def _best_precision(core: Any, model: Any) -> str:
 
 def _capabilities(core: Any) -> set[str]:
     return {name.lower() for name in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")}
+
+
+def _check_provider(provider: str | None) -> None:
+    if provider not in {None, *PROVIDERS}:
+        raise UnknownNameError(f"provider of the engine '{NAME}'", str(provider), PROVIDERS)
 
 
 def _check_precision(core: Any, wanted: str) -> None:

@@ -10,6 +10,7 @@ from mimruntime.engines.trt.flavour import TENSORRT_RTX as FLAVOUR
 NAME = FLAVOUR.name
 OPTIONS = frozenset({"arch", "batch", "tf32", "workspace"})
 
+check_options = partial(engine.check_options, FLAVOUR)
 compile_engine = partial(engine.compile_engine, FLAVOUR)
 open_engine = partial(engine.open_engine, FLAVOUR)
 other_hardware = partial(engine.other_hardware, FLAVOUR)

@@ -24,21 +24,18 @@ PLAN = "model.plan"
 _BATCH = BatchProfile(least=1, best=8, most=32)
 
 
+def check_options(flavour: Flavour, options: CompileOptions, precision: str) -> None:
+    """Refuse what cannot be built here; see `mimruntime.engines.base.EngineModule`."""
+    _plan(flavour, options, precision).check()
+    if not flavour.architectures:
+        probe(flavour)
+
+
 def compile_engine(
     flavour: Flavour, artifact: Artifact, folder: Path, options: CompileOptions, progress: Progress
 ) -> EngineRecord:
     """Build the plan of an artifact's graph into `folder`; see `mimruntime.engines.base.EngineModule`."""
-    plan = BuildPlan(
-        flavour=flavour,
-        precision=artifact.manifest.graph.precision,
-        batch=options.batch or _BATCH,
-        architectures=options.arch,
-        hardware_compatibility=options.hardware_compat or "none",
-        tf32=options.tf32,
-        workspace_gib=options.workspace,
-        timing_cache=options.timing_cache,
-    )
-    plan.check()
+    plan = _plan(flavour, options, artifact.manifest.graph.precision)
     trt = flavour.load()
     gpu = None if flavour.architectures else probe(flavour)
     (folder / PLAN).write_bytes(builder.build(trt, artifact.graph, plan, progress))
@@ -122,6 +119,19 @@ class TensorRtEngine(Engine):
     def close(self) -> None:
         """Give all memory of the GPU back."""
         self._executor.close()
+
+
+def _plan(flavour: Flavour, options: CompileOptions, precision: str) -> BuildPlan:
+    return BuildPlan(
+        flavour=flavour,
+        precision=precision,
+        batch=options.batch or _BATCH,
+        architectures=options.arch,
+        hardware_compatibility=options.hardware_compat or "none",
+        tf32=options.tf32,
+        workspace_gib=options.workspace,
+        timing_cache=options.timing_cache,
+    )
 
 
 def _purpose(flavour: Flavour) -> str:
