@@ -30,11 +30,14 @@ bench-serve: $(STAMP)  ## the service: throughput, p50 and p99 against load, as 
 	test -d $(ARTIFACT) || $(BIN)/mimexport build --model mae-tiny --agg topk --out $(ARTIFACT)
 	$(BIN)/python examples/bench_service.py $(ARTIFACT) reports/serve $(IMAGES)
 
+BENCH_ARTIFACTS = artifacts/bench-b16 artifacts/mae-tiny-topk
 bench: $(STAMP)  ## engines against torch and timm's plain export: ViT-B/16 (random weights) and mae-tiny, as table, JSON and plot
 	test -d artifacts/bench-b16 || $(BIN)/mimexport build --model mae-b16 --agg topk --random-weights --out artifacts/bench-b16
 	test -d artifacts/mae-tiny-topk || $(BIN)/mimexport build --model mae-tiny --agg topk
-	$(BIN)/mimexport bench artifacts/bench-b16 --peers --json reports/bench/b16.json --plot reports/bench/b16.png
-	$(BIN)/mimexport bench artifacts/mae-tiny-topk --peers --json reports/bench/tiny.json --plot reports/bench/tiny.png
+	for artifact in $(BENCH_ARTIFACTS); do for engine in onnxruntime openvino; do \
+	    $(BIN)/mimexport compile $$artifact --engine $$engine || exit 1; done; done
+	for artifact in $(BENCH_ARTIFACTS); do $(BIN)/mimexport bench $$artifact --peers $(IMAGES:%=--images %) \
+	    --json reports/bench/$$(basename $$artifact).json --plot reports/bench/$$(basename $$artifact).png || exit 1; done
 
 # Tiny ImageNet where it lies beside the checkout, else images drawn from a seed; DATA=SPEC for your own.
 # A thread of torch that waits must not spin: engines and decoding want its core.

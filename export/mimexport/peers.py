@@ -6,7 +6,7 @@ import contextlib
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -17,9 +17,26 @@ from mimexport.weights import load_model
 from mimruntime.artifact import Artifact
 from mimruntime.bench.measure import Peer
 from mimruntime.cpus import available_cpus
-from mimruntime.engines import open_engine
-from mimruntime.engines.base import EMBEDDING, Engine
+from mimruntime.engines import onnxruntime, openvino
+from mimruntime.engines.base import EMBEDDING, Engine, Progress
+from mimruntime.engines.options import CompileOptions
+from mimruntime.engines.record import Trial
 from mimruntime.errors import OptionError
+from mimruntime.tuning import Setting
+
+
+class _Tunable(Protocol):
+    """The names that the modules of engines on a CPU have."""
+
+    NAME: str
+
+    def tune_graph(
+        self, graph: Path, images: np.ndarray, options: CompileOptions, progress: Progress
+    ) -> tuple[Trial, tuple[Trial, ...]]:
+        """Return the best setting, and all that were measured."""
+
+    def open_setting(self, graph: Path, setting: Setting, options: CompileOptions) -> Engine:
+        """Open a graph in a setting."""
 
 
 def open_peers(artifact: Artifact, weights: Path | None = None) -> Sequence[Peer]:
@@ -38,10 +55,10 @@ def open_peers(artifact: Artifact, weights: Path | None = None) -> Sequence[Peer
         )
     model = PlainModel(loaded.model, loaded.config).eval()
     return (
-        Peer("torch eager fp32", lambda: TorchRunner(model)),
-        Peer("torch autocast bf16", lambda: TorchRunner(model, torch.bfloat16)),
-        Peer("timm export, onnxruntime", lambda: _exported(model, size, "onnxruntime")),
-        Peer("timm export, openvino", lambda: _exported(model, size, "openvino")),
+        Peer("torch eager fp32", lambda _: TorchEngine(model)),
+        Peer("torch autocast bf16", lambda _: TorchEngine(model, torch.bfloat16)),
+        Peer("timm export, onnxruntime", lambda pixels: _exported(model, pixels, onnxruntime)),
+        Peer("timm export, openvino", lambda pixels: _exported(model, pixels, openvino)),
     )
 
 
@@ -64,13 +81,17 @@ class PlainModel(nn.Module):
         return torch.nn.functional.normalize(model.forward_head(tokens, pre_logits=True).float(), dim=-1)
 
 
-class TorchRunner:
-    """A model in torch, every CPU this process may use, optionally under autocast."""
+class TorchEngine(Engine):
+    """A model in torch, every CPU this process may use, optionally under autocast to bf16."""
 
     def __init__(self, model: nn.Module, autocast: torch.dtype | None = None) -> None:
+        self.name, self.provider, self.version = "torch", "cpu", torch.__version__
+        self.outputs = (EMBEDDING,)
+        self.precision = "fp32" if autocast is None else "bf16"
+        self.threads = available_cpus()
         self._model = model
         self._autocast = autocast
-        torch.set_num_threads(available_cpus())
+        torch.set_num_threads(self.threads)
 
     def run(self, pixels: np.ndarray) -> dict[str, np.ndarray]:
         """Return the embeddings of one batch."""
@@ -82,13 +103,14 @@ class TorchRunner:
         """Nothing to let go of: the model is shared."""
 
 
-def _exported(model: nn.Module, size: int, engine: str) -> Engine:
-    """Export and open; the file may go once it is open."""
+def _exported(model: nn.Module, pixels: np.ndarray, module: _Tunable) -> Engine:
+    """Export, tune as `mimexport compile` does, and open; the file may go once it is open."""
+    options = CompileOptions(engine=module.NAME)
     with tempfile.TemporaryDirectory(prefix="mimexport-peer-") as folder, torch.no_grad(), quiet_exporter():
         path = Path(folder) / "plain.onnx"
         torch.onnx.export(
             model,
-            (torch.zeros(2, size, size, 3, dtype=torch.uint8),),
+            (torch.zeros(2, *pixels.shape[1:], dtype=torch.uint8),),
             path,
             dynamo=True,
             input_names=["pixels"],
@@ -96,4 +118,7 @@ def _exported(model: nn.Module, size: int, engine: str) -> Engine:
             dynamic_shapes=({0: torch.export.Dim("batch")},),
             verbose=False,
         )
-        return open_engine(engine, path)
+        best, _ = module.tune_graph(path, pixels, options, lambda *_: None)
+        engine = module.open_setting(path, Setting(best.threads, best.streams), options)
+        engine.precision, engine.best_batch = engine.precision or "fp32", best.batch
+        return engine

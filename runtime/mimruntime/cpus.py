@@ -11,6 +11,8 @@ _QUOTA = Path("/sys/fs/cgroup/cpu.max")
 _INFO = Path("/proc/cpuinfo")
 _INSTRUCTIONS = ("amx_bf16", "amx_int8", "avx512_bf16", "avx512_vnni", "avx_vnni", "avx512f", "avx2", "bf16", "i8mm")
 """What changes the speed of matrix products, by the kernel's names."""
+MULTIPLY_BF16 = {"amx_bf16", "avx512_bf16"}
+"""Any of these makes products in bf16 faster than in float32."""
 
 
 def available_cpus(quota_file: Path = _QUOTA) -> int:

@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from mimruntime.bench.bench import bench
-from mimruntime.bench.measure import Figures, Peer, flop_per_image, in_turn
+from mimruntime.bench import matrix
+from mimruntime.bench.bench import Report, _readable, bench
+from mimruntime.bench.measure import Figures, Peer, flop_per_image, in_turn, measure
 from mimruntime.bench.report import as_text, write_json, write_plot
-from mimruntime.errors import EngineError, MissingExtraError
+from mimruntime.engines.base import Engine
+from mimruntime.errors import EngineError, ImageError, MissingExtraError
 
 
-class Counting:
-    """A runner that counts its runs."""
+class Counting(Engine):
+    """Counts its runs."""
 
-    def __init__(self) -> None:
+    name, provider, version, outputs = "counting", "cpu", "1", ("embedding",)
+
+    def __init__(self, *, largest_batch: int | None = None, best_batch: int | None = None) -> None:
+        self.largest_batch, self.best_batch = largest_batch, best_batch
         self.batches: list[int] = []
         self.closed = False
 
@@ -34,7 +40,7 @@ def test_every_figure_is_there_and_peers_are_closed(toy_artifact: Path, photos: 
     report = bench(
         toy_artifact,
         ["onnxruntime", "openvino"],
-        peers=[Peer("idle", lambda: runner)],
+        peers=[Peer("idle", lambda _: runner)],
         images=photos,
         batches=(1, 2),
         seconds=0,
@@ -44,7 +50,7 @@ def test_every_figure_is_there_and_peers_are_closed(toy_artifact: Path, photos: 
     for one in report.runners[:2]:
         assert set(one.images_per_second) == {1, 2}
         assert set(one.latency_ms) == {"p50", "p95", "p99"}
-        assert None not in {one.with_decoding, one.cold_start_s, one.peak_mib, one.share}
+        assert None not in {one.with_decoding, one.cold_start_s, one.peak_mib}
     assert runner.closed
     assert len(report.ratios) == 2
     write_json(report, tmp_path / "deep" / "b.json")
@@ -67,11 +73,61 @@ def test_an_engine_that_is_not_there_is_left_out_of_all_and_an_error_alone(
 
 
 def test_a_peer_that_does_not_open_is_left_out(toy_artifact: Path) -> None:
-    def fail() -> Counting:
+    def fail(pixels: np.ndarray) -> Counting:
         raise EngineError("no such thing")
 
     report = bench(toy_artifact, ["onnxruntime"], peers=[Peer("broken", fail)], batches=(1,), seconds=0, pairs=1)
     assert report.left_out == {"broken": "no such thing"}
+
+
+def test_what_runs_is_said_with_precision_threads_and_streams(toy_artifact: Path) -> None:
+    report = bench(toy_artifact, ["openvino"], batches=(1,), seconds=0, pairs=1)
+    assert re.search(r"^\w+, [\d.]+ on cpu, \d+ threads, 1 streams, not compiled$", report.runners[0].what)
+    assert report.matrix_gflops["fp32"] > 0
+
+
+def test_a_batch_over_what_an_engine_runs_is_cut_and_the_tuned_one_is_measured_too() -> None:
+    for engine, sizes in ((Counting(largest_batch=4), {2, 4}), (Counting(best_batch=12), {2, 12, 16})):
+        figures = Figures("a", "")
+        measure(figures, engine, np.zeros((3, 2, 2, 3), np.uint8), (2, 16), 0)
+        assert set(figures.images_per_second) == sizes
+
+
+def test_latency_is_that_of_one_image_whatever_the_batches() -> None:
+    figures, engine = Figures("a", ""), Counting()
+    measure(figures, engine, np.zeros((3, 2, 2, 3), np.uint8), (8,), 0)
+    assert (set(figures.images_per_second), set(engine.batches)) == ({8}, {1, 8})
+    assert set(figures.latency_ms) == {"p50", "p95", "p99"}
+
+
+def test_runners_of_different_batches_share_a_table() -> None:
+    runners = [Figures(name, "", images_per_second={batch: 1.0}) for name, batch in (("a", 1), ("b", 8))]
+    lines = list(as_text(Report("x", "cpu", {"fp32": 1.0}, runners, {}, [])))
+    assert sum(line.startswith("| ") for line in lines) == 3
+
+
+def test_photographs_that_cannot_be_read_are_left_out_and_of_many_only_some_are_read(photo: Path) -> None:
+    said: list[str] = []
+    gone = Path("gone.jpg")
+    assert len(_readable([gone, *[photo] * 70, gone], said.append)) == 64
+    assert len(said) == 1
+    assert "left out: gone.jpg" in said[0]
+    with pytest.raises(ImageError, match=r"none of 1 images can be read; first: gone\.jpg"):
+        _readable([gone], said.append)
+
+
+def test_a_rate_in_bf16_is_measured_where_the_cpu_multiplies_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(matrix, "_rate", lambda multiply: 1.0)
+    monkeypatch.setattr(matrix, "_openvino_product", lambda precision: None)
+    for instructions, expected in ((("avx2",), {"fp32"}), (("amx_bf16",), {"fp32", "bf16"})):
+        monkeypatch.setattr(matrix, "cpu_instructions", lambda found=instructions: found)
+        assert set(matrix.matrix_rates()) == expected
+
+
+def test_the_product_that_openvino_is_asked_for_is_one() -> None:
+    a, b = matrix._factors()
+    (product,) = matrix._openvino_product("f32")().values()
+    assert np.allclose(product[:3], a[:3] @ b, atol=1e-3)
 
 
 def test_pairs_alternate_at_each_sides_own_batch() -> None:

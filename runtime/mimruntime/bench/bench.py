@@ -14,11 +14,15 @@ from PIL import Image
 
 from mimruntime.artifact import Artifact
 from mimruntime.bench.child import cold_start
-from mimruntime.bench.measure import Figures, Peer, Ratio, Runner, flop_per_image, in_turn, matrix_rate, measure
+from mimruntime.bench.matrix import matrix_rates
+from mimruntime.bench.measure import Figures, Peer, Ratio, flop_per_image, in_turn, measure
 from mimruntime.cpus import describe_cpu
+from mimruntime.decode import decode
 from mimruntime.embedder import Embedder
 from mimruntime.engines import ENGINES, open_for
-from mimruntime.errors import EngineError, MissingExtraError
+from mimruntime.engines.base import Engine
+from mimruntime.errors import EngineError, ImageError, MimError, MissingExtraError
+from mimruntime.preprocess import to_pixels
 from mimruntime.reference import load_reference
 
 _DECODED = 64
@@ -30,16 +34,17 @@ class Report:
     """A benchmark.
 
     Attributes:
-        machine: CPU, and what it reaches in float32 matrix products, GFLOP/s.
+        machine: the CPU.
+        matrix_gflops: what it reaches in matrix products, GFLOP/s, by precision.
         runners: engines first, then peers.
-        left_out: engines that do not run here, with the reason.
+        left_out: engines and peers that do not run here, with the reason.
         ratios: of the fastest engine to every other runner.
 
     """
 
     artifact: str
     machine: str
-    matrix_gflops: float
+    matrix_gflops: dict[str, float]
     runners: list[Figures]
     left_out: dict[str, str]
     ratios: list[Ratio]
@@ -62,7 +67,8 @@ def bench(
         path: the artifact.
         engines: names of `mimruntime.engines.ENGINES`.
         peers: other ways to run the same weights.
-        images: real photographs; without any, the artifact's drawn reference images.
+        images: real photographs, of which the first 64 that can be read are used; without any, the artifact's drawn
+            reference images.
         batches: sizes to measure.
         seconds: for every runner and batch.
         pairs: of each ratio.
@@ -73,49 +79,55 @@ def bench(
 
     """
     artifact = Artifact.open(path)
-    sources: list[bytes] = [one.read_bytes() for one in images] or _encoded(load_reference(artifact)[0])
+    sources = _readable(images, report) if images else _encoded(load_reference(artifact)[0])
     runners: list[Figures] = []
     left_out: dict[str, str] = {}
-    opened: dict[str, Runner] = {}
+    opened: dict[str, Engine] = {}
+    pixels = _pixels(artifact, sources)
     with contextlib.ExitStack() as stack:
         for name in engines:
             report(f"{name}: opening")
             try:
-                engine = stack.enter_context(open_for(artifact, name))
+                opened[name] = stack.enter_context(open_for(artifact, name))
             except (EngineError, MissingExtraError) as error:
                 if len(engines) == 1:
                     raise
                 left_out[name] = str(error)
                 continue
-            tuned = "tuned" if engine.compiled else "not compiled"
-            precision = engine.precision or artifact.manifest.graph.precision
-            runners.append(Figures(name, f"{precision}, {engine.version} on {engine.provider}, {tuned}"))
-            opened[name] = engine
+            tuned = "tuned" if opened[name].compiled else "not compiled"
+            runners.append(Figures(name, f"{_describe(opened[name], artifact)}, {tuned}"))
         if not runners:
             raise EngineError("; ".join(left_out.values()))
         ours = len(runners)
         for peer in peers:
             report(f"{peer.name}: opening")
             try:
-                opened[peer.name] = peer.open()
-            except (EngineError, MissingExtraError) as error:
+                opened[peer.name] = stack.enter_context(peer.open(pixels))
+            except MimError as error:
                 left_out[peer.name] = str(error)
                 continue
-            runners.append(Figures(peer.name, "peer"))
-            stack.callback(opened[peer.name].close)
-        pixels = _pixels(artifact, sources)
-        rate = matrix_rate()
+            runners.append(Figures(peer.name, f"peer, {_describe(opened[peer.name], artifact)}"))
+        rates = matrix_rates()
         for figures in runners:
             report(f"{figures.name}: batches of {', '.join(map(str, batches))}")
             measure(figures, opened[figures.name], pixels, batches, seconds)
-            figures.share = round(max(figures.images_per_second.values()) * _flop(artifact) / rate, 3)
+            rate = rates.get(_precision(opened[figures.name], artifact))
+            if rate is not None and artifact.manifest.graph.precision != "int8":  # whose file does not tell the weights
+                figures.share = round(max(figures.images_per_second.values()) * _flop(artifact) / rate, 3)
         ratios = _ratios(runners, opened, pixels, pairs, ours, report)
     for figures in runners[:ours]:
         report(f"{figures.name}: decoding, cold start")
         figures.with_decoding = _with_decoding(artifact.path, figures, sources)
         seconds_cold, peak = cold_start(artifact.path, figures.name, figures.best_batch)
         figures.cold_start_s, figures.peak_mib = round(seconds_cold, 2), round(peak, 1)
-    return Report(str(path), describe_cpu(), round(rate / 1e9, 1), runners, left_out, ratios)
+    return Report(
+        str(path),
+        describe_cpu(),
+        {name: round(rate / 1e9, 1) for name, rate in rates.items()},
+        runners,
+        left_out,
+        ratios,
+    )
 
 
 def all_engines() -> list[str]:
@@ -123,9 +135,18 @@ def all_engines() -> list[str]:
     return list(ENGINES)
 
 
+def _precision(engine: Engine, artifact: Artifact) -> str:
+    return engine.precision or artifact.manifest.graph.precision
+
+
+def _describe(engine: Engine, artifact: Artifact) -> str:
+    threads = "" if engine.threads is None else f", {engine.threads} threads, {engine.streams} streams"
+    return f"{_precision(engine, artifact)}, {engine.version} on {engine.provider}{threads}"
+
+
 def _ratios(
     runners: Sequence[Figures],
-    opened: dict[str, Runner],
+    opened: dict[str, Engine],
     pixels: np.ndarray,
     pairs: int,
     ours: int,
@@ -146,10 +167,23 @@ def _with_decoding(path: Path, figures: Figures, sources: Sequence[bytes]) -> fl
         return round(len(files) / (time.perf_counter() - started), 2)
 
 
-def _pixels(artifact: Artifact, sources: Sequence[bytes]) -> np.ndarray:
-    from mimruntime.decode import decode  # noqa: PLC0415
-    from mimruntime.preprocess import to_pixels  # noqa: PLC0415
+def _readable(images: Sequence[Path], report: Callable[[str], None]) -> list[bytes]:
+    sources: list[bytes] = []
+    for path in images:
+        if len(sources) == _DECODED:
+            break
+        try:
+            decode(path)
+        except ImageError as error:
+            report(f"left out: {error}")
+        else:
+            sources.append(path.read_bytes())
+    if not sources:
+        raise ImageError(f"none of {len(images)} images can be read; first: {images[0]}")
+    return sources
 
+
+def _pixels(artifact: Artifact, sources: Sequence[bytes]) -> np.ndarray:
     return np.stack([to_pixels(decode(source), artifact.manifest.preprocess) for source in sources[:16]])
 
 
@@ -164,8 +198,9 @@ def _encoded(images: np.ndarray) -> list[bytes]:
 
 
 def _flop(artifact: Artifact) -> float:
+    """Return about the operations of one image; the file of the graph is weights but for one part in a hundred."""
     manifest = artifact.manifest
     rows, columns = manifest.backbone.grid
     stored = sum(file.stat().st_size for file in artifact.path.glob(f"{manifest.graph.file}*"))
-    width = {"fp32": 4, "fp16": 2, "bf16": 2, "int8": 1}[manifest.graph.precision]
+    width = {"fp32": 4, "fp16": 2, "bf16": 2}[manifest.graph.precision]
     return flop_per_image(stored / width, rows * columns + manifest.backbone.prefix_tokens, manifest.backbone.dim)

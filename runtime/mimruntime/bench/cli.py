@@ -26,7 +26,12 @@ def bench_command(open_peers: OpenPeers | None = None) -> click.Command:
     @click.option("--engine", "engines", multiple=True, default=["all"], show_default=True, help="May be repeated.")
     @click.option("--peers", is_flag=True, help="Also torch eager and autocast, and timm's plain [cls] export.")
     @click.option("--weights", type=click.Path(path_type=Path), metavar="FILE", help="Of the peers, as for the build.")
-    @click.option("--images", type=click.Path(path_type=Path), help="Folder of photographs.  [default: drawn ones]")
+    @click.option(
+        "--images",
+        multiple=True,
+        type=click.Path(path_type=Path),
+        help="Photographs, or folders of them.  [default: drawn]",
+    )
     @click.option("--batches", default="1,2,4,8,16", show_default=True, help="Sizes to measure.")
     @click.option("--seconds", type=click.FloatRange(min=0), default=2.0, show_default=True, help="For each size.")
     @click.option("--pairs", type=click.IntRange(min=1), default=7, show_default=True, help="For each ratio.")
@@ -37,7 +42,7 @@ def bench_command(open_peers: OpenPeers | None = None) -> click.Command:
         engines: tuple[str, ...],
         peers: bool,
         weights: Path | None,
-        images: Path | None,
+        images: tuple[Path, ...],
         batches: str,
         seconds: float,
         pairs: int,
@@ -59,7 +64,7 @@ def bench_command(open_peers: OpenPeers | None = None) -> click.Command:
             artifact,
             all_engines() if "all" in engines else engines,
             peers=rivals,
-            images=find_images([images]) if images else (),
+            images=find_images(images) if images else (),
             batches=sizes,
             seconds=seconds,
             pairs=pairs,

@@ -6,23 +6,10 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
 
 import numpy as np
 
-_SIDE = 2048
-"""Edge of the square product that stands for what the machine can do."""
-_PRODUCTS = 3
-
-
-class Runner(Protocol):
-    """Whatever turns pixels, uint8 (B, H, W, 3), into named arrays; every `Engine` does."""
-
-    def run(self, pixels: np.ndarray) -> dict[str, np.ndarray]:
-        """Return the outputs of one batch."""
-
-    def close(self) -> None:
-        """Let go of the memory."""
+from mimruntime.engines.base import Engine
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,12 +18,12 @@ class Peer:
 
     Attributes:
         name: as it stands in the table.
-        open: makes it ready to run.
+        open: makes it ready to run; given pixels, uint8 (n, H, W, 3), to tune it on.
 
     """
 
     name: str
-    open: Callable[[], Runner]
+    open: Callable[[np.ndarray], Engine]
 
 
 @dataclass(slots=True)
@@ -45,13 +32,14 @@ class Figures:
 
     Attributes:
         name: of the engine or peer.
-        what: precision, version, provider.
+        what: precision, version, provider, threads and streams.
         latency_ms: of one image, p50, p95 and p99.
         images_per_second: by batch, without decoding.
         with_decoding: images/s at the best batch from encoded files; None where that was not measured.
         cold_start_s: from the start of a process to its first vector.
         peak_mib: of that process after a run of the best batch.
-        share: of the machine's own rate of matrix products, at the best batch, about.
+        share: of the machine's own rate of matrix products in its precision, at the best batch, about; None where that
+            rate is not measured.
 
     """
 
@@ -82,53 +70,47 @@ class Ratio:
     pairs: int
 
 
-def measure(figures: Figures, runner: Runner, pixels: np.ndarray, batches: Sequence[int], seconds: float) -> None:
-    """Fill in latency and throughput; `seconds` go to every batch, after one run to warm up."""
-    for batch in batches:
+def measure(figures: Figures, engine: Engine, pixels: np.ndarray, batches: Sequence[int], seconds: float) -> None:
+    """Fill in latency, of one image, and throughput; `seconds` go to every batch, after one run to warm up.
+
+    The batch that was tuned is measured too; an engine that runs no more than so many images is not asked for more.
+    """
+    most = engine.largest_batch or max(batches)
+    sizes = {min(batch, most) for batch in (*batches, engine.best_batch or batches[0])}
+    for batch in sorted({1, *sizes}):
         images = pixels[np.resize(np.arange(len(pixels)), batch)]
-        runner.run(images)
-        times = _timed(runner, images, seconds)
-        figures.images_per_second[batch] = round(batch / statistics.median(times), 2)
-        if batch == min(batches):
-            cuts = np.percentile(times, (50, 95, 99)) * 1000 / batch
+        engine.run(images)
+        times = _timed(engine, images, seconds)
+        if batch in sizes:
+            figures.images_per_second[batch] = round(batch / statistics.median(times), 2)
+        if batch == 1:
+            cuts = np.percentile(times, (50, 95, 99)) * 1000
             figures.latency_ms = {
                 name: round(float(cut), 2) for name, cut in zip(("p50", "p95", "p99"), cuts, strict=True)
             }
 
 
 def in_turn(
-    ours: tuple[str, Runner, int], theirs: Sequence[tuple[str, Runner, int]], pixels: np.ndarray, pairs: int
+    ours: tuple[str, Engine, int], theirs: Sequence[tuple[str, Engine, int]], pixels: np.ndarray, pairs: int
 ) -> list[Ratio]:
     """Run A B A B … and return the ratios of images per second, ours to each of theirs.
 
     Args:
-        ours: name, runner and batch.
+        ours: name, engine and batch.
         theirs: likewise.
         pixels: uint8 (n, H, W, 3).
         pairs: so many of each.
 
     """
     found = []
-    for name, runner, batch in theirs:
+    for name, engine, batch in theirs:
         ratios = []
         for _ in range(pairs):
-            a, b = (_once(one, pixels, size) for one, size in ((ours[1], ours[2]), (runner, batch)))
+            a, b = (_once(one, pixels, size) for one, size in ((ours[1], ours[2]), (engine, batch)))
             ratios.append(a / b)
         low, middle, high = np.percentile(ratios, (25, 50, 75))
         found.append(Ratio(ours[0], name, round(float(middle), 3), round(float(low), 3), round(float(high), 3), pairs))
     return found
-
-
-def matrix_rate() -> float:
-    """Return what numpy reaches in a product of two float32 matrices of 2048 x 2048, in FLOP/s, the best of three."""
-    a = np.random.default_rng(0).standard_normal((_SIDE, _SIDE), np.float32)
-    a @ a
-    seconds = []
-    for _ in range(_PRODUCTS):
-        started = time.perf_counter()
-        a @ a
-        seconds.append(time.perf_counter() - started)
-    return 2 * _SIDE**3 / min(seconds)
 
 
 def flop_per_image(weights: float, tokens: int, dim: int) -> float:
@@ -144,17 +126,17 @@ def flop_per_image(weights: float, tokens: int, dim: int) -> float:
     return 2 * weights * tokens + 4 * blocks * tokens**2 * dim
 
 
-def _timed(runner: Runner, images: np.ndarray, seconds: float) -> list[float]:
+def _timed(engine: Engine, images: np.ndarray, seconds: float) -> list[float]:
     times: list[float] = []
     while len(times) < 3 or sum(times) < seconds:
         started = time.perf_counter()
-        runner.run(images)
+        engine.run(images)
         times.append(time.perf_counter() - started)
     return times
 
 
-def _once(runner: Runner, pixels: np.ndarray, batch: int) -> float:
+def _once(engine: Engine, pixels: np.ndarray, batch: int) -> float:
     images = pixels[np.resize(np.arange(len(pixels)), batch)]
     started = time.perf_counter()
-    runner.run(images)
+    engine.run(images)
     return batch / (time.perf_counter() - started)

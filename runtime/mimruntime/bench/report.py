@@ -13,14 +13,15 @@ from mimruntime.errors import MissingExtraError, OutputError
 
 def as_text(report: Report) -> Iterator[str]:
     """Yield the lines of a Markdown table of runners, then of the ratios."""
-    yield f"{report.artifact} on {report.machine}; float32 products of 2048²: {report.matrix_gflops:.0f} GFLOP/s"
+    rates = ", ".join(f"{rate:.0f} GFLOP/s in {precision}" for precision, rate in report.matrix_gflops.items())
+    yield f"{report.artifact} on {report.machine}; products of 2048²: {rates}"
     yield ""
     batches = sorted({batch for one in report.runners for batch in one.images_per_second})
     heads = [f"batch {batch}" for batch in batches]
     yield f"| runner | p50 / p95 / p99 ms | {' | '.join(heads)} | decoding too | cold start s | peak MiB | share |"
     yield "|---" * (len(batches) + 6) + "|"
     for one in report.runners:
-        rates = " | ".join(f"{one.images_per_second[batch]:.1f}" for batch in batches)
+        rates = " | ".join(_cell(one.images_per_second.get(batch)) for batch in batches)
         latency = " / ".join(f"{value:.1f}" for value in one.latency_ms.values())
         rest = (one.with_decoding, one.cold_start_s, one.peak_mib, one.share)
         yield f"| {one.name} ({one.what}) | {latency} | {rates} | {' | '.join(map(_cell, rest))} |"

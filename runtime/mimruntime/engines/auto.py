@@ -14,14 +14,13 @@ from __future__ import annotations
 import logging
 
 from mimruntime.artifact import Artifact
-from mimruntime.cpus import cpu_instructions
+from mimruntime.cpus import MULTIPLY_BF16, cpu_instructions
 from mimruntime.engines import ENGINES, engine_module
 from mimruntime.engines.compiled import Compiled, choose_compiled, list_compiled, standing
 from mimruntime.errors import MissingExtraError
 
 _LOG = logging.getLogger("mimexport")
 _GPU = ("tensorrt", "tensorrt-rtx")
-_MULTIPLY_BF16 = {"amx_bf16", "avx512_bf16"}
 
 
 def choose_engine(artifact: Artifact, provider: str | None = None, threads: int | None = None) -> str:
@@ -54,7 +53,7 @@ def choose_engine(artifact: Artifact, provider: str | None = None, threads: int 
 
 
 def _default(artifact: Artifact, provider: str | None) -> str:
-    wants_openvino = artifact.manifest.graph.precision == "bf16" or _MULTIPLY_BF16.intersection(cpu_instructions())
+    wants_openvino = artifact.manifest.graph.precision == "bf16" or MULTIPLY_BF16.intersection(cpu_instructions())
     if provider in {None, "cpu"} and wants_openvino:
         try:
             engine_module("openvino").library_version()

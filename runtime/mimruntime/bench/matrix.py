@@ -1,0 +1,58 @@
+"""What this machine reaches in one large matrix product, in every precision that its CPU multiplies."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable
+
+import numpy as np
+
+from mimruntime.cpus import MULTIPLY_BF16, available_cpus, cpu_instructions
+
+_SIDE = 2048
+"""Edge of the square product that stands for what the machine can do."""
+_PRODUCTS = 5
+
+
+def matrix_rates() -> dict[str, float]:
+    """Return FLOP/s by precision: "fp32" in numpy; "bf16" in OpenVINO where both are there. Others are not measured."""
+    rates = {"fp32": _rate(_numpy_product())}
+    if MULTIPLY_BF16.intersection(cpu_instructions()):
+        with contextlib.suppress(ImportError):
+            rates["bf16"] = _rate(_openvino_product("bf16"))
+    return rates
+
+
+def _rate(multiply: Callable[[], object]) -> float:
+    """Return the best of a few, after one to warm up."""
+    multiply()
+    seconds = []
+    for _ in range(_PRODUCTS):
+        started = time.perf_counter()
+        multiply()
+        seconds.append(time.perf_counter() - started)
+    return 2 * _SIDE**3 / min(seconds)
+
+
+def _factors() -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(0)
+    return rng.standard_normal((_SIDE, _SIDE), np.float32), rng.standard_normal((_SIDE, _SIDE), np.float32)
+
+
+def _numpy_product() -> Callable[[], object]:
+    a, b = _factors()
+    return lambda: a @ b
+
+
+def _openvino_product(precision: str) -> Callable[[], object]:
+    """Return a product by a constant, as those by weights are."""
+    import openvino  # noqa: PLC0415 - an optional extra
+    from openvino import opset13  # noqa: PLC0415
+
+    a, b = _factors()
+    given = opset13.parameter([_SIDE, _SIDE], np.float32)
+    model = openvino.Model([opset13.matmul(given, opset13.constant(b), False, False)], [given])
+    config = {"INFERENCE_PRECISION_HINT": precision, "INFERENCE_NUM_THREADS": available_cpus(), "NUM_STREAMS": 1}
+    request = openvino.Core().compile_model(model, "CPU", config).create_infer_request()
+    return lambda: request.infer({0: a}, share_inputs=True)

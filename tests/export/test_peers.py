@@ -1,0 +1,66 @@
+"""Peers run the very weights of an artifact, tuned as the engines are, and `bench` measures them from the command line."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from mimexport import peers
+from mimexport.build import BuildOptions, build
+from mimexport.cli import _open_peers
+from mimruntime import tuning
+from mimruntime.artifact import Artifact
+from mimruntime.bench.cli import bench_command
+from mimruntime.errors import OptionError
+
+SMALL = "vit_tiny_patch16_224"
+NAMES = ["torch eager fp32", "torch autocast bf16", "timm export, onnxruntime", "timm export, openvino"]
+
+
+@pytest.fixture(scope="module")
+def artifact(tmp_path_factory) -> Artifact:
+    out = tmp_path_factory.mktemp("peers") / "cls"
+    return build(BuildOptions(model=SMALL, agg="cls", token_norm="final", out=out, random_seed=3, size=32))
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch) -> None:
+    monkeypatch.setattr(tuning, "_LEAST_SECONDS", 0.0)
+    monkeypatch.setattr(tuning, "BATCHES", (1, 2))
+
+
+def test_every_peer_gives_the_vectors_of_the_artifact_s_own_weights(artifact) -> None:
+    with np.load(artifact.reference) as arrays:
+        pixels, expected = arrays["images"], arrays["embedding"]
+    found = peers.open_peers(artifact)
+    assert [peer.name for peer in found] == NAMES
+    for peer in found:
+        with peer.open(pixels) as engine:
+            vectors = engine.run(pixels)["embedding"]
+            about = (engine.precision, engine.threads, engine.best_batch)
+        cosines = (vectors * expected).sum(axis=1) / np.linalg.norm(vectors, axis=1)
+        assert cosines.min() > (0.99 if about[0] == "bf16" else 0.99999), peer.name
+        assert None not in about[:2]
+        assert (about[2] is None) == peer.name.startswith("torch")
+
+
+def test_other_weights_are_refused(artifact, monkeypatch) -> None:
+    real = peers.load_model
+    monkeypatch.setattr(peers, "load_model", lambda *given, **options: real(*given, **options | {"random_seed": 4}))
+    with pytest.raises(OptionError, match=f"the weights of {SMALL} are not those of .*; name the file with --weights"):
+        peers.open_peers(artifact)
+
+
+def test_the_command_measures_engines_and_peers_on_photographs(artifact, photo, tmp_path) -> None:
+    arguments = [artifact.path, "--peers", "--images", photo, "--images", photo, "--batches", "1,2", "--seconds", 0]
+    arguments += ["--pairs", 1, "--json", tmp_path / "b.json"]
+    done = CliRunner().invoke(bench_command(_open_peers), list(map(str, arguments)), catch_exceptions=False)
+    report = json.loads((tmp_path / "b.json").read_text())
+    names = [one["name"] for one in report["runners"]]
+    assert names == ["onnxruntime", "openvino", *NAMES]
+    assert {"tensorrt", "tensorrt-rtx"} == set(report["left_out"])
+    assert len(report["ratios"]) == 5
+    assert f"| {NAMES[0]} (peer, fp32," in done.output
