@@ -1,7 +1,7 @@
 """The program `mimexport` with an engine that is slow or fails on request, for tests of the service.
 
 FAULT_SLEEP: seconds a run takes longer per image.
-FAULT_FILE: while this file exists, runs fail; its content is how many more.
+FAULT_FILE: while this file exists, runs fail; its content is how many more, or "all".
 """
 
 from __future__ import annotations
@@ -21,8 +21,9 @@ def faulty_run(self, pixels):
     time.sleep(float(os.environ.get("FAULT_SLEEP", "0")) * len(pixels))
     file = Path(os.environ.get("FAULT_FILE", "/nonexistent"))
     if file.exists():
-        rest = int(file.read_text()) - 1
-        file.write_text(str(rest)) if rest else file.unlink()
+        if (failures := file.read_text()) != "all":
+            rest = int(failures) - 1
+            file.write_text(str(rest)) if rest else file.unlink()
         raise EngineError("injected")
     return _run(self, pixels)
 

@@ -104,12 +104,15 @@ class Executor(threading.Thread):
         _LOG.warning("%s: a batch of %d failed and is tried again in halves: %s", self._name, len(mine), error)
         middle = (len(mine) + 1) // 2
         failures = [(half, self._attempt(half)) for half in (mine[:middle], mine[middle:]) if half]
+        last = next((failure for _, failure in failures if failure), None)
+        if last is None:
+            return
+        # Before the answers: who reads a 503 and asks whether the service is ready must not be told that it is.
+        self._set_ready(False)
         for half, failure in failures:
             for item in half if failure else ():
                 item.future.set_exception(failure)
-        last = next((failure for _, failure in failures if failure), None)
-        if last is not None:
-            self._rebuild(last)
+        self._rebuild(last)
 
     def _attempt(self, items: list[Item]) -> EngineError | None:
         """Answer `items` by one run of the engine, or return why it failed."""

@@ -39,15 +39,16 @@ class TestEngineFailure:
             inject(fault, 1)
             assert post(service, photo.read_bytes()) == 200
             assert service.metric("mimexport_engine_rebuilds_total") == 0
-            inject(fault, 4)
+            inject(fault, "all")
             answer = service.call("/v1/embeddings/image", photo.read_bytes())
             assert (answer.status, answer.json["error"]["code"]) == (503, "engine_failed")
             assert answer.headers["Retry-After"]
             assert service.call("/ready").status == 503
             assert service.call("/live").status == 200
+            fault.unlink()
             service.wait_until_ready(10)
             assert post(service, photo.read_bytes()) == 200
-            assert service.metric("mimexport_engine_rebuilds_total") == 3
+            assert service.metric("mimexport_engine_rebuilds_total") >= 1
         assert "injected" in (tmp_path / "log").read_text()
 
     def test_the_watchdog_finds_a_broken_engine_while_nobody_asks(self, toy_artifact: Path, tmp_path: Path) -> None:
@@ -80,7 +81,7 @@ class TestEngineFailure:
             assert 503 in statuses
 
 
-def inject(fault: Path, failures: int) -> None:
+def inject(fault: Path, failures: int | str) -> None:
     staged = fault.with_suffix(".new")
     staged.write_text(str(failures))
     staged.rename(fault)
