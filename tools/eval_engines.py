@@ -135,8 +135,8 @@ def _wanted(home: Path, photos: Path) -> Iterator[BuildOptions]:
         for name, path in embedded_heads(MODEL).items():
             head = load_head(path)
             learned = bool(head.tensors)
-            if precision == "int8" and not learned:
-                # Whitening magnifies what int8 loses: the build refuses whitened [cls], which the others are compared with.
+            if precision in {"bf16", "int8"} and not learned:
+                # Whitening magnifies what they lose of [cls], which the others are compared with: the build refuses it.
                 continue
             yield _selected(
                 replace(

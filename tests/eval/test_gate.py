@@ -186,10 +186,11 @@ class TestPlanted:
         assert healthy.verdict == "pass", healthy.reasons
         write_baseline(healthy, tmp_path / "baseline.json")
         assert compare(healthy, read_baseline(tmp_path / "baseline.json")).verdict == "pass"
-        grey = bench.folder / "grey.onnx"
-        shutil.copy(bench.artifacts[1].graph, grey)
-        quantize_graph(grey, np.full((8, 64, 64, 3), 128, np.uint8))
-        plant(graph=lambda graph: grey if graph.parent.name == "topk" else graph)
+        grey = {artifact.graph: bench.folder / f"grey-{artifact.path.name}.onnx" for artifact in int8_bench.artifacts}
+        for exported, quantized in zip(bench.artifacts, grey.values(), strict=True):
+            shutil.copy(exported.graph, quantized)
+            quantize_graph(quantized, np.full((8, 64, 64, 3), 128, np.uint8))
+        plant(graph=lambda graph: grey[graph])
         report = compare(int8_bench.run(crops), read_baseline(tmp_path / "baseline.json"))
         assert report.verdict == "fail"
         assert any("the 1st percentile of the cosine to torch" in reason for reason in report.reasons)

@@ -54,25 +54,19 @@ def half(graph, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def quantized(graph, tmp_path_factory):
-    """The toy graph with an int8 matrix product, by static QDQ."""
-    from onnxruntime import quantization
+    """The toy graph, its product one inside a block, as `--precision int8` makes it."""
+    from mimexport.quantize import Recipe, quantize_graph
 
-    class Reader(quantization.CalibrationDataReader):
-        batches = iter([{"pixels": np.random.default_rng(0).integers(0, 256, (4, 64, 64, 3), np.uint8)}])
-
-        def get_next(self):
-            return next(self.batches, None)
-
+    model = onnx.load(graph)
+    inside = "backbone.model.blocks.0.weights"
+    next(tensor for tensor in model.graph.initializer if tensor.name == "weights").name = inside
+    for index, node in enumerate(model.graph.node):
+        node.name = f"node {index}"
+        node.input[:] = [inside if name == "weights" else name for name in node.input]
     path = tmp_path_factory.mktemp("int8") / "model.onnx"
-    quantization.quantize_static(
-        graph,
-        path,
-        Reader(),
-        quant_format=quantization.QuantFormat.QDQ,
-        op_types_to_quantize=["MatMul"],
-        extra_options={"ActivationSymmetric": True, "WeightSymmetric": True},
-        activation_type=quantization.QuantType.QInt8,
-    )
+    onnx.save(model, path)
+    images = np.random.default_rng(0).integers(0, 256, (10, 64, 64, 3), np.uint8)
+    quantize_graph(path, images, Recipe(skip_first=0, skip_last=0))
     return path
 
 
