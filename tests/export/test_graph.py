@@ -73,6 +73,20 @@ def test_layer_norm_stays_one_operator(tmp_path):
     assert not {"If", "Tile", "ScatterND", "Sin", "Cos", "Range"} & set(operators)
 
 
+@pytest.mark.parametrize("name", ["vit", "beit"])
+def test_onnxruntime_fuses_every_gelu_with_its_bias(tmp_path, name):
+    graph.export_graph(small_embedding_model(name), tmp_path, 32)
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
+    onnxruntime.InferenceSession(tmp_path / graph.FILE, options, providers=["CPUExecutionProvider"])
+    exported, optimised = (
+        [node.op_type for node in onnx.load(tmp_path / file, load_external_data=False).graph.node]
+        for file in (graph.FILE, "optimised.onnx")
+    )
+    assert exported.count("Erf") == optimised.count("BiasGelu") > 0
+    assert "Erf" not in optimised
+
+
 def test_unused_weights_are_not_in_the_file(tmp_path):
     graph.export_graph(small_embedding_model(), tmp_path, 32)
     stored = sum(int(np.prod(t.dims)) for t in onnx.load(tmp_path / graph.FILE).graph.initializer)

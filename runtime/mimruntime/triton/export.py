@@ -46,7 +46,7 @@ def export(
         force: replace models of the same name.
 
     Raises:
-        OptionError: a batch the plan does not run, or a precision the backend does not.
+        OptionError: a batch the plan does not run, a precision the backend does not, or a plan without a GPU.
         OutputError: a model is there already, one that would not fit is, or the folder cannot be written.
         ArtifactError, UnknownNameError: see `graph_file`.
 
@@ -85,6 +85,8 @@ def export(
 
 
 def _check_runs(file: GraphFile, precision: str, options: Options) -> None:
+    if file.backend == "tensorrt" and not options.gpus:
+        raise OptionError("a TensorRT plan runs on no CPU; add --gpu 0")
     if options.max_batch < file.least or (file.most is not None and options.max_batch > file.most):
         raise OptionError(
             f"--max-batch {options.max_batch}: the plan was compiled for batches from {file.least} to {file.most}"

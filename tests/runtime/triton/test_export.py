@@ -251,6 +251,13 @@ def test_bf16_on_a_cpu_is_refused_and_on_a_gpu_is_not(toy_artifact: Path, tmp_pa
     export(bf16, tmp_path / "repo", Options(1, 4, gpus=(0,)))
 
 
+def test_a_plan_on_a_cpu_is_refused(toy_copy: Path, tmp_path: Path) -> None:
+    planted_plan(toy_copy)
+    with pytest.raises(OptionError, match="runs on no CPU; add --gpu 0"):
+        export(Artifact.open(toy_copy), tmp_path / "repo", Options(1, 8), engine="tensorrt")
+    assert not (tmp_path / "repo").exists()
+
+
 @pytest.mark.parametrize(
     ("engine", "plans", "max_batch", "kind", "says"),
     [
@@ -275,7 +282,7 @@ def test_what_cannot_be_served_is_said(
     for number, plan in enumerate(plans):
         planted_plan(toy_copy, f"tensorrt-{number}", **plan)
     with pytest.raises(kind, match=says):
-        export(Artifact.open(toy_copy), tmp_path / "repo", Options(1, max_batch), engine=engine)
+        export(Artifact.open(toy_copy), tmp_path / "repo", Options(1, max_batch, gpus=(0,)), engine=engine)
     assert not (tmp_path / "repo").exists()
 
 
