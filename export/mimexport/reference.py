@@ -192,7 +192,9 @@ def _find_head(manifest: Manifest, shape: Shape, given: Sequence[Path]) -> Path 
     for path in (*embedded_heads(manifest.backbone.model).values(), *given):
         own = path.suffix == ".safetensors"
         head = load_head(path) if own else load_foreign_head(path, shape, manifest.aggregator.token_norm)
-        if head.sha256(whitened=whitened) == wanted:
+        # Two heads of one scorer may differ in options only, which are no part of the digest.
+        fits = head.whitening is None or head.params == manifest.aggregator.params
+        if fits and head.sha256(whitened=whitened) == wanted:
             return path
     raise HeadError(
         f"the head of {manifest.name} (sha256 {wanted[:12]}…) is not part of this package"

@@ -35,6 +35,13 @@ def learned_artifact(tmp_path_factory) -> Artifact:
     return build(BuildOptions(model="mae-tiny", agg="abmilp", out=out, head="abmilp-unlabelled", whiten=128))
 
 
+@pytest.fixture(scope="module")
+def twin_artifact(tmp_path_factory) -> Artifact:
+    """Its head has the tensors of `abmilp-center-unlabelled` and other options."""
+    out = tmp_path_factory.mktemp("reference") / "twin"
+    return build(BuildOptions(model="mae-tiny", agg="abmilp", out=out, head="abmilp-unlabelled", with_selection=True))
+
+
 def copy_with(artifact: Artifact, folder, **changes) -> Artifact:
     """A copy of `artifact` whose manifest says something else."""
     folder.mkdir()
@@ -44,7 +51,7 @@ def copy_with(artifact: Artifact, folder, **changes) -> Artifact:
     return Artifact.open(folder)
 
 
-@pytest.mark.parametrize("which", ["random_artifact", "learned_artifact"])
+@pytest.mark.parametrize("which", ["random_artifact", "learned_artifact", "twin_artifact"])
 def test_it_gives_what_the_graph_gives(which, request) -> None:
     artifact = request.getfixturevalue(which)
     size = artifact.manifest.preprocess.size
