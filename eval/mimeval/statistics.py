@@ -185,8 +185,8 @@ def judge_gain(
         seed: of the bootstrap; one resample serves the four.
         established_on: scores of the aggregator and its baseline in torch on more images, which then say whether there
             is a gain at all; the change is still that of the n images.
-        rows: how many gains are judged together, any of which fails them all. A loss must then be shown at that fraction
-            of the error (Bonferroni); to pass, every row must pass, which needs no correction.
+        rows: how many gains are judged together, any of which fails them all. Either loss must then be shown at that
+            fraction of the error (Bonferroni); to pass, every row must pass, which needs no correction.
 
     """
     scores = np.stack([reference, reference_baseline, engine, engine_baseline], axis=1).astype(np.float64)
@@ -199,7 +199,8 @@ def judge_gain(
     lost = max(highest, change.high) < 0
     if established_on is not None:
         gained = paired_difference(*established_on, seed=seed)
-    verdict, reason = _verdict(gained, change, margin, lost=lost)
+    loses = gained.high < 0 and is_lower(*(established_on or (reference, reference_baseline)), seed=seed, rows=rows)
+    verdict, reason = _verdict(gained, change, margin, loses=loses, lost=lost)
     needed = len(scores) if verdict != "undecided" else _images_needed(gained, seen, margin, len(scores))
     return GainVerdict(verdict, reason, gained, gain, change, margin, len(scores), needed)
 
@@ -214,8 +215,8 @@ def _with_unseen(change: Interval, images: int) -> Interval:
     return Interval(change.value, min(change.low, change.value - unseen), max(change.high, change.value + unseen))
 
 
-def _verdict(reference: Interval, change: Interval, margin: float, *, lost: bool) -> tuple[Verdict, str]:
-    if reference.high < 0:
+def _verdict(reference: Interval, change: Interval, margin: float, *, loses: bool, lost: bool) -> tuple[Verdict, str]:
+    if loses:
         return "fail", "loses to the baseline in torch already"
     if change.low < -margin and lost:
         return "fail", "the gain shrank, and by more than the margin for all that can be shown"

@@ -121,6 +121,11 @@ class TestVerdict:
         assert is_lower(worse, head)
         assert not is_lower(worse, head, rows=1000)
 
+    def test_so_must_a_loss_in_torch(self) -> None:
+        cls, head = (np.arange(100) < right for right in (50, 44))
+        assert judge_gain(head, cls, head, cls).verdict == "fail"
+        assert judge_gain(head, cls, head, cls, rows=1000).verdict == "undecided"
+
     def test_the_images_it_asks_for_suffice(self) -> None:
         rng = np.random.default_rng(4)
         head, cls = rng.random(2000) < 0.12, rng.random(2000) < 0.10
