@@ -205,6 +205,17 @@ def test_auto_is_openvino_where_nothing_is_compiled_and_the_cpu_multiplies_bf16(
     assert auto.choose_engine(Artifact.open(toy_copy)) == "onnxruntime"
 
 
+def test_auto_does_not_round_a_whitened_graph_to_bf16(toy_copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(auto, "cpu_instructions", lambda: ("amx_bf16", "avx2"))
+    artifact = Artifact.open(toy_copy)
+    embedding = msgspec.structs.replace(artifact.manifest.embedding, whitening="pca")
+    whitened = Artifact(artifact.path, msgspec.structs.replace(artifact.manifest, embedding=embedding))
+    assert auto.choose_engine(whitened) == "onnxruntime"
+    graph = msgspec.structs.replace(whitened.manifest.graph, precision="bf16")
+    built = Artifact(artifact.path, msgspec.structs.replace(whitened.manifest, graph=graph))
+    assert auto.choose_engine(built) == "openvino"
+
+
 def test_an_option_of_another_engine_is_refused(toy_copy: Path) -> None:
     with pytest.raises(OptionError, match="--arch is not an option of the engine 'openvino'; it takes --batch"):
         compile_artifact(toy_copy, CompileOptions(engine="openvino", arch=("sm86",)))

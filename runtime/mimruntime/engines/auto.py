@@ -3,7 +3,8 @@
 1. Of the engines compiled for this machine: one for a GPU, in the order of the table; else the one that was measured
    to give the most images per second.
 2. Where nothing is compiled: openvino where it is installed and the CPU multiplies bf16, or the graph is bf16, which
-   onnxruntime cannot run on a CPU; else onnxruntime.
+   onnxruntime cannot run on a CPU; else onnxruntime. A whitened graph must be bf16 itself: whitening can magnify the
+   rounding (of [cls], to a cosine of 0.8), and only a build or a compilation compares with torch.
 
 A provider or a number of threads that was asked for leaves out what does not have it. What was compiled for other
 hardware is passed over with a line in the log: a GPU that is gone must not become a slow CPU service unseen.
@@ -53,7 +54,9 @@ def choose_engine(artifact: Artifact, provider: str | None = None, threads: int 
 
 
 def _default(artifact: Artifact, provider: str | None) -> str:
-    wants_openvino = artifact.manifest.graph.precision == "bf16" or MULTIPLY_BF16.intersection(cpu_instructions())
+    manifest = artifact.manifest
+    may_round = manifest.embedding.whitening is None and MULTIPLY_BF16.intersection(cpu_instructions())
+    wants_openvino = manifest.graph.precision == "bf16" or may_round
     if provider in {None, "cpu"} and wants_openvino:
         try:
             engine_module("openvino").library_version()
