@@ -47,7 +47,7 @@ class TestEmbed:
         self, toy_artifact: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], suffix: str
     ) -> None:
         out = tmp_path / f"v{suffix}"
-        assert mimexport("embed", toy_artifact, folder, "--out", out) == 0
+        assert mimexport("embed", toy_artifact, folder, "--out", out, "--engine", "onnxruntime") == 0
         said = capsys.readouterr()
         assert "3 of 5 images embedded" in said.out
         assert "images/s" in said.out
@@ -166,7 +166,7 @@ class TestInspect:
 
 class TestVerify:
     def test_the_figures_are_printed(self, toy_artifact: Path, capsys: pytest.CaptureFixture[str]) -> None:
-        assert mimexport("verify", toy_artifact) == 0
+        assert mimexport("verify", toy_artifact, "--engine", "onnxruntime") == 0
         assert "worst 1.0000000" in capsys.readouterr().out
         assert mimexport("verify", toy_artifact, "--json") == 0
         assert json.loads(capsys.readouterr().out)["deterministic"] is True

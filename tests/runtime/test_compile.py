@@ -241,7 +241,7 @@ class TestOpenVino:
         artifact = Artifact.open(toy_artifact)
         images, _ = load_reference(artifact)
         with open_engine("onnxruntime", artifact.graph) as reference:
-            engine = ov_module._open_graph(artifact.graph, tuning.Setting(2, streams), None)
+            engine = ov_module._open_graph(artifact.graph, tuning.Setting(2, streams), "fp32")
             for batch in (1, 2, 3, 8):
                 ours, theirs = engine.run(images[:batch]), reference.run(images[:batch])
                 for name in (base.EMBEDDING, base.SELECTION):
@@ -347,6 +347,6 @@ def test_a_product_after_a_reduction_is_right_at_every_batch(tmp_path: Path) -> 
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10), tmp_path / "m.onnx")
     pixels = rng.integers(0, 256, (4, 8, 8, 3), np.uint8)
     expected = np.square(pixels.reshape(4, 64, 3).astype(np.float32)).sum(2) * weights
-    with open_engine("openvino", tmp_path / "m.onnx") as engine:
+    with ov_module._open_graph(tmp_path / "m.onnx", tuning.Setting(2), "fp32") as engine:
         for batch in (1, 2, 4):
             assert np.allclose(engine.run(pixels[:batch])["embedding"], expected[:batch], rtol=1e-5)

@@ -77,7 +77,7 @@ def test_the_graph_runs_on_exactly_the_inputs_the_configuration_names(
     config = parsed(repository / "toy")
     session = onnxruntime.InferenceSession(repository / "toy" / "1" / config.default_model_filename)
     assert {port.name for port in session.get_inputs()} == {port.name for port in config.input}
-    with Embedder.open(toy_artifact) as embedder:
+    with Embedder.open(toy_artifact, engine="onnxruntime") as embedder:
         pixels = np.stack([embedder.prepare(photo) for photo in photos[:batch]])
         expected = embedder.embed(photos[:batch])
     (port,) = config.input
