@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+from mimeval.deployments import Skipped
 from mimeval.report import TORCH, Drifted, Gain, Report, Score
 from mimeval.statistics import Interval
+
+_NAMED = 3
+"""Artifacts that are listed by name; of more their number is given."""
 
 
 def as_markdown(report: Report) -> str:
@@ -25,8 +31,21 @@ def as_markdown(report: Report) -> str:
     ]
     if report.skipped:
         lines += ["", "| did not run | on | why |", "|---|---|---|"]
-        lines += [f"| {skip.artifact} | {skip.deployment} | {skip.reason} |" for skip in report.skipped]
+        lines += [f"| {' | '.join(row)} |" for row in skipped_rows(report.skipped)]
     return "\n".join(lines) + "\n"
+
+
+def skipped_rows(skipped: Sequence[Skipped]) -> list[tuple[str, str, str]]:
+    """Return what did not run as artifacts, engine and precisions, reason: one row for an engine and a reason."""
+    groups: dict[tuple[str, str], list[Skipped]] = {}
+    for skip in skipped:
+        groups.setdefault((skip.deployment.split()[0], skip.reason), []).append(skip)
+    rows = []
+    for (_, reason), group in groups.items():
+        names = list(dict.fromkeys(skip.artifact for skip in group))
+        artifacts = ", ".join(names) if len(names) <= _NAMED else f"{len(names)} artifacts"
+        rows.append((artifacts, ", ".join(dict.fromkeys(skip.deployment for skip in group)), reason))
+    return rows
 
 
 def points(interval: Interval) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from html import escape
 
-from mimeval.markdown import points
+from mimeval.markdown import points, skipped_rows
 from mimeval.plots import frontier_plot, gains_plot
 from mimeval.report import Drifted, Gain, Report, Sample
 from mimeval.verdict import explain
@@ -135,5 +135,5 @@ def _sample(sample: Sample) -> str:
 def _skipped(report: Report) -> str:
     if not report.skipped:
         return ""
-    rows = ((escape(skip.artifact), escape(skip.deployment), escape(skip.reason)) for skip in report.skipped)
+    rows = (tuple(map(escape, row)) for row in skipped_rows(report.skipped))
     return f"<h2>What did not run</h2>{_table('skipped', ('artifact', 'on', 'why'), rows)}"

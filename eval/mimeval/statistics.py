@@ -21,6 +21,8 @@ MARGIN = 0.005
 
 Verdict = Literal["pass", "fail", "undecided"]
 
+_MOST_IMAGES = 10**9
+"""An estimate above it says that the loss lies at the margin, and no number of images would decide."""
 _FEW_ROWS = 64
 """Distinct rows up to which a multinomial draw is the cheaper one."""
 _CHUNK_CELLS = 1 << 23
@@ -236,7 +238,8 @@ def _images_needed(reference: Interval, change: Interval, margin: float, images:
     room = change.value + margin
     by_change = _growth(change.value - change.low, room)
     growth = max(by_gain, by_change, 1.0)
-    return math.ceil(max(images * growth, 3 / room)) if math.isfinite(growth) else None
+    needed = max(images * growth, 3 / room) if math.isfinite(growth) else math.inf
+    return math.ceil(needed) if needed <= _MOST_IMAGES else None
 
 
 def _growth(half_width: float, distance: float) -> float:

@@ -120,6 +120,14 @@ class TestMarkdown:
         assert "| **fail** |" in text
         assert "| topk | tensorrt fp16 | no GPU |" in text
 
+    def test_what_did_not_run_for_one_reason_is_one_row(self, report) -> None:
+        several = [
+            Skipped(f"m{n}", f"tensorrt {kind}", "no GPU", "missing") for n in range(4) for kind in ("fp32", "fp16")
+        ]
+        other = Skipped("m0", "onnxruntime bf16", "no kernels", "refused")
+        text = as_markdown(msgspec.structs.replace(report, skipped=[*several, other]))
+        assert "| 4 artifacts | tensorrt fp32, tensorrt fp16 | no GPU |\n| m0 | onnxruntime bf16 | no kernels |" in text
+
     def test_every_row_has_as_many_cells_as_its_head(self, report) -> None:
         for table in re.findall(r"(?:^\|.*\n)+", as_markdown(report), re.MULTILINE):
             assert len({line.count("|") for line in table.splitlines()}) == 1

@@ -135,6 +135,12 @@ class TestVerdict:
         more = -(-2 * judged.images_needed // 2000)
         assert judge_gain(*[np.tile(scores, more) for scores in (head, cls, head, cls)]).verdict == "pass"
 
+    def test_a_loss_of_the_margin_needs_more_images_than_there_are(self) -> None:
+        cls, head = (np.arange(1000) < right for right in (200, 400))
+        engine = head & (np.arange(1000) >= 4)
+        judged = judge_gain(head, cls, engine, cls, margin=0.004 + 1e-12, rows=10)
+        assert (judged.verdict, judged.images_needed) == ("undecided", None)
+
     def test_no_gain_in_torch_is_never_a_pass(self) -> None:
         head, cls = draw(np.random.default_rng(5), 5000, 0.10, 0.10)
         judged = judge_gain(head, cls, head, cls)

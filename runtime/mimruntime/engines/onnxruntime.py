@@ -182,9 +182,9 @@ def _session(ort: Any, graph: Path, asked: str, threads: int) -> Any:
     try:
         return ort.InferenceSession(str(graph), options, providers=_wanted(asked))
     except Exception as error:  # one type per status code, none of them public
-        hint = ""
-        if "bfloat16" in str(error) or "NOT_IMPLEMENTED" in str(error):
-            hint = f"; it {_NO_BF16}"
+        if "bfloat16" in str(error):
+            raise EngineError(f"onnxruntime {ort.__version__} {_NO_BF16}") from error
+        hint = f"; it {_NO_BF16}" if "NOT_IMPLEMENTED" in str(error) else ""
         raise EngineError(f"onnxruntime {ort.__version__} cannot load {graph}: {_first_line(error)}{hint}") from error
 
 
