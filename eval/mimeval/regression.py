@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from pathlib import Path
 
 import msgspec
 
 from mimeval.errors import DataError
-from mimeval.report import Drifted, Fitted, Report, Score
+from mimeval.report import Drifted, Fitted, Gain, Report, Score
 from mimeval.statistics import Verdict, is_lower, paired_difference
 from mimeval.verdict import worst
 from mimruntime.errors import OutputError
@@ -91,7 +91,8 @@ def compare(report: Report, entries: list[Entry]) -> Report:
     A score fails when its loss against the baseline, image by image, is shown and may exceed the margin; vectors fail
     that are twice as far from torch's as they were: what costs little accuracy may still be broken. So does a
     deployment the baseline has and whose engine, though installed, would not run; where the engine is not installed it
-    is noted.
+    is noted. A gain that these images leave undecided passes when the baseline has it and none of that is found: what
+    was accepted then is still so.
     """
     entry = next(
         (e for e in entries if e.digest == report.digest and e.training == report.images["training"]), None
@@ -119,6 +120,11 @@ def compare(report: Report, entries: list[Entry]) -> Report:
         reports = [*report.notes, f"{len(many)} rows of the baseline did not run here: {', '.join(many[:4])} …"]
         report = msgspec.structs.replace(report, notes=reports)
     verdict, texts = worst(report.verdict, report.reasons, reasons)
+    open_gains = [gain for gain in report.gains if gain.decides and gain.found.verdict == "undecided"]
+    known = {_row(old) for old in entry.scores} & now.keys()
+    if verdict == "undecided" and len(texts) == len(open_gains) and all(_has(known, gain) for gain in open_gains):
+        accepted = f"what these images leave undecided is as it was in the baseline ({len(open_gains)} rows)"
+        verdict, texts = "pass", [f"every other gain carried over, and {accepted}"]
     return msgspec.structs.replace(report, verdict=verdict, reasons=texts)
 
 
@@ -143,6 +149,10 @@ def _drifted(old: Drifted, report: Report) -> Iterator[str]:
                 f"{row.model} on {row.deployment}: the 1st percentile of the cosine to torch is {row.drift.cosine_p1:.5f},"
                 f" it was {old.drift.cosine_p1:.5f} in the baseline"
             )
+
+
+def _has(known: Set[tuple[str, str, str, Fitted]], gain: Gain) -> bool:
+    return all((name, gain.deployment, gain.metric, gain.fitted) in known for name in (gain.model, gain.baseline))
 
 
 def _row(score: Score) -> tuple[str, str, str, Fitted]:

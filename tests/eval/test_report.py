@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import msgspec
@@ -233,6 +234,29 @@ class TestBaseline:
         noted = compare(missing, read_baseline(path))
         assert noted.verdict == "pass"
         assert "did not run here" in noted.notes[-1]
+
+    def test_what_the_images_leave_undecided_passes_where_the_baseline_has_it(self, report, tmp_path) -> None:
+        path = tmp_path / "baseline.json"
+        unsure = [
+            msgspec.structs.replace(
+                gain, found=replace(gain.found, verdict="undecided" if gain.model == "topk" else "pass")
+            )
+            for gain in report.gains
+        ]
+        undecided = msgspec.structs.replace(report, verdict="undecided", reasons=["too few images"], gains=unsure)
+        write_baseline(undecided, path)
+        found = compare(undecided, read_baseline(path))
+        assert (found.verdict, len(found.reasons)) == ("pass", 1)
+        assert "what these images leave undecided is as it was in the baseline (1 rows)" in found.reasons[0]
+        more = msgspec.structs.replace(undecided, reasons=["too few images", "chance"])
+        assert compare(more, read_baseline(path)).verdict == "undecided"
+        without = msgspec.structs.replace(report, scores=[row for row in report.scores if row.model != "topk"])
+        write_baseline(without, path)
+        assert compare(undecided, read_baseline(path)).verdict == "undecided"
+        drifted = [msgspec.structs.replace(row, drift=replace(row.drift, cosine_p1=0.5)) for row in report.drifts]
+        write_baseline(undecided, path)
+        worse = msgspec.structs.replace(undecided, drifts=drifted)
+        assert compare(worse, read_baseline(path)).verdict == "fail"
 
     def test_other_images_have_no_baseline_and_that_is_said(self, report, tmp_path) -> None:
         path = tmp_path / "baseline.json"
