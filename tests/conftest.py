@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import shutil
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,9 @@ _PHOTOS = {
     "sklearn": ("datasets/images", ("china.jpg", "flower.jpg")),
 }
 _SIZE, _GRID, _DIM = 64, 8, 16
+
+# A shell that starts the tests in the background has them ignore Ctrl-C, and what they start would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
