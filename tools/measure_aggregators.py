@@ -28,6 +28,7 @@ from mimexport.measured import FILE, Measured
 from mimexport.whitening import Whitening, fit_pca
 
 DOCS = Path(__file__).parents[1] / "docs" / "aggregators.md"
+MARKER = "<!-- written by tools/measure_aggregators.py, below this line -->"
 SHIPPED = Path(__file__).parents[1] / "export" / "mimexport" / "assets" / "heads" / "mae-tiny"
 
 
@@ -83,14 +84,20 @@ ROWS = [
 @click.option("--cache", type=click.Path(path_type=Path), required=True, help="Folder for tokens.")
 @click.option("--ship", is_flag=True, help="Write the heads into the package.")
 @click.option("--probe/--no-probe", default=True, help="Linear probes take most of the time.")
+@click.option("--row", "titles", multiple=True, help="Measure these rows alone, and [cls]; the page keeps the others.")
 @click.option("--results", type=click.Path(path_type=Path), default=Path("reports/aggregators.json"), show_default=True)
-def main(archive: Path, cache: Path, ship: bool, probe: bool, results: Path) -> None:
+def main(archive: Path, cache: Path, ship: bool, probe: bool, titles: tuple[str, ...], results: Path) -> None:
     """Measure every row; rows that `results` already holds are not measured again."""
+    if unknown := set(titles) - {row.title for row in ROWS}:
+        raise click.BadParameter(f"no row {', '.join(sorted(unknown))}; there are: {', '.join(r.title for r in ROWS)}")
+    if titles and ship:
+        raise click.UsageError("--ship needs every row, so it does not go with --row")
+    rows = [row for row in ROWS if not titles or row.title in (ROWS[0].title, *titles)]
     train, train_labels, train_digest = read_part(archive, "train/")
     test, test_labels, test_digest = read_part(archive, "val/")
     results.parent.mkdir(parents=True, exist_ok=True)
     stored: dict[str, dict[str, Any]] = json.loads(results.read_text()) if results.exists() else {}
-    for row in ROWS:
+    for row in rows:
         if row.title in stored and (stored[row.title]["probed"] or not probe):
             continue
         started = time.perf_counter()
@@ -179,31 +186,35 @@ def _right(entry: dict[str, Any], metric: str, images: int) -> np.ndarray:
 
 
 def _write_table(stored: dict[str, dict[str, Any]], images: int, training: int) -> None:
+    """Write the rows of `stored` into the page, which keeps those it has of others."""
     spaces = ("", ", PCA-whitened", ", two-view-whitened")
     columns = [method + space for method in ("knn", "linear") for space in spaces]
-    lines = []
-    baseline = ROWS[0].title
+    prose, _, table = DOCS.read_text(encoding="utf-8").partition(MARKER)
+    lines = {line.split(" | ")[0].removeprefix("| "): line for line in table.splitlines() if line.startswith("| `")}
     for row in ROWS:
-        cells = [row.title]
-        for column in columns:
-            if column not in stored[row.title] or column not in stored[baseline]:
-                cells.append("")
-                continue
-            values = _right(stored[row.title], column, images)
-            difference = paired_difference(values, _right(stored[baseline], column, images))
-            shown = "" if row.title == baseline else f" ({_signed(difference)})"
-            cells.append(f"{100 * values.mean():.1f}{shown}")
-        cells.append(f"{100 * stored[row.title]['recall']:.1f}")
-        lines.append("| " + " | ".join(cells) + " |")
+        if row.title in stored:
+            lines[row.title] = f"| {' | '.join([row.title, *_cells(stored, row.title, columns, images)])} |"
     titles = [column.replace("knn", "k-NN").replace("linear", "linear probe") for column in columns]
     head = f"| aggregator | {' | '.join(titles)} | two-view recall |"
-    table = "\n".join([head, "|---" * (len(columns) + 2) + "|", *lines])
-    DOCS.parent.mkdir(exist_ok=True)
-    marker = "<!-- written by tools/measure_aggregators.py, below this line -->"
-    prose = DOCS.read_text(encoding="utf-8").split(marker)[0] if DOCS.exists() else "# Aggregators, measured\n\n"
+    ordered = [lines[row.title] for row in ROWS if row.title in lines]
+    table = "\n".join([head, "|---" * (len(columns) + 2) + "|", *ordered])
     DOCS.write_text(
-        f"{prose}{marker}\n\n{table}\n\n{images:,} test images, {training:,} training images.\n", encoding="utf-8"
+        f"{prose}{MARKER}\n\n{table}\n\n{images:,} test images, {training:,} training images.\n", encoding="utf-8"
     )
+
+
+def _cells(stored: dict[str, dict[str, Any]], title: str, columns: list[str], images: int) -> list[str]:
+    cells = []
+    baseline = ROWS[0].title
+    for column in columns:
+        if column not in stored[title] or column not in stored[baseline]:
+            cells.append("")
+            continue
+        values = _right(stored[title], column, images)
+        difference = paired_difference(values, _right(stored[baseline], column, images))
+        shown = "" if title == baseline else f" ({_signed(difference)})"
+        cells.append(f"{100 * values.mean():.1f}{shown}")
+    return [*cells, f"{100 * stored[title]['recall']:.1f}"]
 
 
 def _signed(difference: Interval) -> str:

@@ -94,9 +94,8 @@ def compare(report: Report, entries: list[Entry]) -> Report:
     is noted. A gain that these images leave undecided passes when the baseline has it and none of that is found: what
     was accepted then is still so.
     """
-    entry = next(
-        (e for e in entries if e.digest == report.digest and e.training == report.images["training"]), None
-    )  # fmt: skip
+    wanted = report.digest, report.images["training"], report.metric
+    entry = next((entry for entry in entries if _key(entry) == wanted), None)
     if entry is None:
         note = f"no baseline for these {report.images['engines']} images of {report.dataset}; make eval-baseline writes one"
         return msgspec.structs.replace(report, notes=[*report.notes, note])

@@ -264,6 +264,13 @@ class TestBaseline:
         other = compare(msgspec.structs.replace(report, digest="other"), read_baseline(path))
         assert "no baseline for these" in other.notes[-1]
 
+    def test_a_baseline_by_another_metric_is_another_baseline(self, report, tmp_path) -> None:
+        path = tmp_path / "baseline.json"
+        write_baseline(msgspec.structs.replace(report, metric="another"), path)
+        assert "no baseline for these" in compare(report, read_baseline(path)).notes[-1]
+        write_baseline(report, path)
+        assert compare(report, read_baseline(path)).notes == report.notes
+
 
 class TestDrift:
     def test_the_same_vectors_do_not_drift(self) -> None:
