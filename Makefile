@@ -55,8 +55,8 @@ eval-table: $(STAMP)  ## all 10,000 validation images on four engines, an hour o
 	    --out reports/table --table docs/evaluation.md
 
 test: $(STAMP) lint  ## linters, types, import contracts, the whole suite with coverage
-	# Two processes of one torch thread each are faster than one of two.
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --cov
+	# Two processes of one torch thread each are faster than one of two; who is done first takes from the other.
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal --cov
 
 test-slow: $(STAMP)  ## what takes minutes: every backbone class with every aggregator, at full depth once
 	$(BIN)/python -m pytest -m slow
