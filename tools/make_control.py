@@ -41,9 +41,9 @@ KEPT = 28
 @click.argument("data")
 @click.option("--cache", type=click.Path(path_type=Path), required=True, help="Folder for tokens.")
 @click.option("--out", type=click.Path(path_type=Path), default=Path("artifacts/control.safetensors"))
-@click.option("--blocks", type=click.IntRange(1, 11), default=1, show_default=True, help="Last blocks to train.")
-@click.option("--epochs", type=click.IntRange(min=1), default=10, show_default=True)
-@click.option("--train-limit", type=int, default=8_000, show_default=True, help="Training images.")
+@click.option("--blocks", type=click.IntRange(1, 11), default=2, show_default=True, help="Last blocks to train.")
+@click.option("--epochs", type=click.IntRange(min=1), default=8, show_default=True)
+@click.option("--train-limit", type=int, default=30_000, show_default=True, help="Training images.")
 @click.option("--limit", type=int, help="Test images, to try it out; then nothing is written into docs.")
 @click.option("--probe/--no-probe", default=True, help="Linear probes take most of the measurement.")
 def main(
