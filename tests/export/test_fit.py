@@ -1,6 +1,7 @@
 """Heads are learned from stored tokens: the same command gives the same head, and a killed run loses nothing."""
 
 import io
+import subprocess
 
 import numpy as np
 import pytest
@@ -21,7 +22,7 @@ from mimexport.fit.unlabelled import two_view_recall
 from mimexport.fit.views import WHOLE, show
 from mimexport.heads import load_head
 from mimexport.weights import load_model
-from mimruntime.errors import ImageError, OptionError
+from mimruntime.errors import ImageError, OptionError, OutputError
 from mimruntime.manifest import Preprocess
 from mimruntime.scenes import draw_scenes
 
@@ -167,6 +168,49 @@ def test_a_run_that_was_killed_continues_where_it_stopped(tmp_path, pictures, mo
     assert seen == []
 
 
+def full_at(path, size):
+    """Put a disk under `path` that takes `size` bytes; what is written beyond is refused, what is mapped beyond kills."""
+    path.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", path], check=False, capture_output=True
+    )
+    if mounted.returncode:
+        pytest.skip("only root may mount a small disk")
+
+
+def test_a_full_disk_is_one_line_and_what_was_computed_is_kept(tmp_path, pictures, monkeypatch):
+    cache = tmp_path / "small"
+    full_at(cache, 160 * 1024)
+    try:
+        with pytest.raises(OutputError, match=r"need 0 MB more in .*; make room or choose another --cache"):
+            Fitter(options(tmp_path, pictures, cache=cache)).tokens(pictures[0], "d", "training")
+        monkeypatch.setattr(token_module, "_check_room", lambda *_: None)  # something else fills it meanwhile
+        with pytest.raises(OutputError, match="No space left on device; what was computed is kept"):
+            Fitter(options(tmp_path, pictures, cache=cache)).tokens(pictures[0], "d", "training")
+        subprocess.run(["mount", "-o", "remount,size=4m", cache], check=True)
+        seen, right = [], token_module.show
+        monkeypatch.setattr(
+            token_module, "show", lambda source, index, *rest: seen.append(index) or right(source, index, *rest)
+        )
+        again = Fitter(options(tmp_path, pictures, cache=cache)).tokens(pictures[0], "d", "training")
+        assert min(seen) == 64
+        whole = Fitter(options(tmp_path, pictures, cache=tmp_path / "whole")).tokens(pictures[0], "d", "training")
+        np.testing.assert_array_equal(again.patches, whole.patches)
+    finally:
+        subprocess.run(["umount", "--lazy", cache], check=True)
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda folder: (folder / "done").write_text(""), lambda folder: (folder / "energy.bin").unlink()]
+)
+def test_damaged_tokens_are_computed_again(tmp_path, pictures, damage):
+    whole = Fitter(options(tmp_path, pictures)).tokens(pictures[0], "d", "training")
+    expected = np.array(whole.energy)
+    damage(next(tmp_path.glob("**/done")).parent)
+    again = Fitter(options(tmp_path, pictures)).tokens(pictures[0], "d", "training")
+    np.testing.assert_array_equal(again.energy, expected)
+
+
 def test_random_views_repeat_for_a_seed_and_differ_between_views(pictures):
     image = pictures[0][0]
     first, again, other = (show(image, 0, view, 0, PREPROCESS) for view in (0, 0, 1))
@@ -215,8 +259,8 @@ def test_an_image_that_cannot_be_read_is_named(tmp_path, pictures):
 
 def test_nan_in_the_tokens_is_one_line(tmp_path, pictures, monkeypatch):
     fitter = Fitter(options(tmp_path, pictures))
-    stored = fitter.tokens(pictures[0], "d", "training")
-    stored.patches[3, 2, 1] = np.nan
-    stored.patches.flush()
+    fitter.tokens(pictures[0], "d", "training")
+    path = next(path for path in tmp_path.glob("**/patches.bin") if path.stat().st_size)
+    np.memmap(path, "<f2", "r+", shape=(160, 16, 48))[3, 2, 1] = np.nan
     with pytest.raises(FitError, match="NaN or infinite"):
         Fitter(options(tmp_path, pictures)).fit()

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-import json
-from collections.abc import Callable, Iterator, Sequence
+import math
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import overload
+from typing import Any, overload
 
 import numpy as np
 import torch
@@ -26,7 +28,7 @@ from mimruntime.errors import OutputError
 from mimruntime.manifest import Preprocess
 
 _BATCH = 64
-_PROGRESS = "done.json"
+_PROGRESS = "done"
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,41 +130,43 @@ class TokenStore:
 
         Raises:
             ImageError: a source cannot be decoded.
-            OutputError: the cache cannot be written.
+            OutputError: the cache cannot be written, or has no room for them.
         """
         identity = f"{self._identity}{digest}{len(images)}{view}{seed if view >= 0 else ''}"
         folder = self._folder / hashlib.sha256(identity.encode()).hexdigest()[:24]
+        files = self._files(folder, len(images))
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            arrays, done = self._open(folder, len(images))
+            done = _done(folder, files)
+            _check_room(folder, sum(file.row_bytes for file in files.values()) * (len(images) - done), len(images))
             for chunk, part in self._compute(images, done, view, seed):
                 for name, values in part.items():
-                    arrays[name][chunk] = values
-                    arrays[name].flush()
-                (folder / _PROGRESS).write_text(json.dumps(chunk.stop))
-                progress(min(chunk.stop, len(images)), len(images))
+                    files[name].write(chunk.start, values)
+                stage = folder / f"{_PROGRESS}.{os.getpid()}.partial"
+                stage.write_text(str(chunk.stop))
+                stage.replace(folder / _PROGRESS)
+                progress(chunk.stop, len(images))
+            return Tokens(**{name: file.read() for name, file in files.items()})
         except OSError as error:
-            raise OutputError(f"cannot write the token cache {folder}: {error.strerror or error}") from error
-        return Tokens(**arrays)
+            raise OutputError(
+                f"cannot write the token cache {folder}: {error.strerror or error}; what was computed is kept, make room"
+                " or choose another --cache, and run again"
+            ) from error
 
-    def _open(self, folder: Path, count: int) -> tuple[dict[str, np.memmap], int]:
+    def _files(self, folder: Path, count: int) -> dict[str, _File]:
         shape = self._backbone.shape
         block = self._backbone.last_block
         heads = block.heads if shape.has_cls and isinstance(block, ReducedBlock) else 0
-        layout: dict[str, tuple[tuple[int, ...], type]] = {
-            "patches": ((count, shape.patches, shape.dim), np.float16),
-            "cls": ((count, shape.dim if shape.has_cls else 0), np.float16),
-            "energy": ((count, shape.patches), np.float32),
-            "attention": ((count, heads, shape.patches), np.float16),
+        layout: dict[str, tuple[tuple[int, ...], str]] = {
+            "patches": ((shape.patches, shape.dim), "<f2"),
+            "cls": ((shape.dim if shape.has_cls else 0,), "<f2"),
+            "energy": ((shape.patches,), "<f4"),
+            "attention": ((heads, shape.patches), "<f2"),
         }
-        progress = folder / _PROGRESS
-        done = json.loads(progress.read_text()) if progress.exists() else 0
-        mode = "r+" if done else "w+"
-        arrays = {
-            name: np.lib.format.open_memmap(folder / f"{name}.npy", mode, dtype, size)
+        return {
+            name: _File(folder / f"{name}.bin", (count, *size), np.dtype(dtype))
             for name, (size, dtype) in layout.items()
         }
-        return arrays, done
 
     def _compute(
         self, images: Sequence[Source], start: int, view: int, seed: int
@@ -188,6 +192,52 @@ class TokenStore:
             "energy": features.entering_energy.numpy(),
             "attention": attention.half().numpy(),
         }
+
+
+@dataclass(frozen=True, slots=True)
+class _File:
+    """Rows of one array on disk; runs side by side write the same values into the same places."""
+
+    path: Path
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+
+    @property
+    def row_bytes(self) -> int:
+        return self.dtype.itemsize * math.prod(self.shape[1:])
+
+    def holds(self, rows: int) -> bool:
+        return self.path.exists() and self.path.stat().st_size >= rows * self.row_bytes
+
+    def write(self, start: int, values: np.ndarray) -> None:
+        # Written and not mapped: a full disk under a map would kill the process.
+        self.path.touch()
+        with self.path.open("r+b") as stream:
+            stream.seek(start * self.row_bytes)
+            stream.write(values.astype(self.dtype).tobytes())
+
+    def read(self) -> np.ndarray:
+        # Copied on write, since torch takes no array that is read-only; and nothing cannot be mapped.
+        return np.memmap(self.path, self.dtype, "c", shape=self.shape) if self.row_bytes else np.empty(self.shape)
+
+
+def _done(folder: Path, files: Mapping[str, _File]) -> int:
+    """Return how many images are stored whole."""
+    try:
+        done = int((folder / _PROGRESS).read_text())
+    except (FileNotFoundError, ValueError):
+        return 0
+    return done if all(file.holds(done) for file in files.values()) else 0
+
+
+def _check_room(folder: Path, needed: int, count: int) -> None:
+    """Say before hours of computing what would end it."""
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise OutputError(
+            f"the tokens of {count} images need {needed / 1e6:,.0f} MB more in {folder}, where {free / 1e6:,.0f} MB are free;"
+            " make room or choose another --cache"
+        )
 
 
 def pool(aggregator: Aggregator, tokens: Tokens, backbone: Backbone, *, final: bool) -> Tensor:
