@@ -59,7 +59,7 @@ test: $(STAMP) lint  ## linters, types, import contracts, the whole suite with c
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal --cov
 
 test-slow: $(STAMP)  ## what takes minutes: every backbone class with every aggregator, at full depth once
-	$(BIN)/python -m pytest -m slow
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow -n 2 --dist worksteal
 
 gpu-test: $(STAMP)  ## what needs an NVIDIA GPU: plans opened, parity on the card, CUDA graphs, timing cache
 	$(BIN)/python -m pytest -m gpu -rs

@@ -89,7 +89,8 @@ def evaluate(
     images.drop_unsuited(metrics, options.metrics)
     found = _Found()
     known = {space: images.known(train) for space, (train, _) in torch.items()}
-    for model in models:
+    for done, model in enumerate(models):
+        store.progress("scores of torch", done, len(models))  # a linear probe takes minutes
         test = torch[model.space][1].embedding
         for name, values in _scores(metrics, images, known[model.space], test, test, deployed=False).items():
             found.scores[model.title, TORCH, name, "torch"] = values
