@@ -8,11 +8,14 @@ from __future__ import annotations
 import hashlib
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
+from multiprocessing import get_context
 from pathlib import Path
 from typing import get_args
 
 import click
+import torch
 
 import mimexport
 from mimeval.cli import Shown, write_reports
@@ -29,6 +32,7 @@ from mimexport.build import BuildOptions, build
 from mimexport.heads import embedded_heads, load_head
 from mimexport.reference import References
 from mimruntime.artifact import MANIFEST, Artifact
+from mimruntime.cpus import available_cpus
 from mimruntime.errors import MimError, MissingExtraError, UnknownNameError
 from mimruntime.manifest import Precision
 
@@ -102,12 +106,24 @@ def build_all(folder: Path, only: tuple[str, ...], shown: Shown) -> tuple[list[A
         kept = {*only, "cls", *(["cls-whitened"] if any(name.endswith("-whitened") for name in only) else [])}
         wanted = [options for options in wanted if options.out.name.split(".")[0] in kept]
     built, skipped = [], []
-    for done, options in enumerate(wanted):
-        shown.progress("building", done, len(wanted))
+    new = [options for options in wanted if not (options.out / MANIFEST).is_file()]
+    # An export is one thread's work.
+    with ProcessPoolExecutor(
+        available_cpus(), get_context("spawn"), initializer=torch.set_num_threads, initargs=(1,)
+    ) as pool:
+        building = {options.out: pool.submit(build, options) for options in new}
         try:
-            built.append(Artifact.open(options.out) if (options.out / MANIFEST).is_file() else build(options))
-        except MissingExtraError as error:
-            skipped.append(Skipped(options.out.name, options.precision, f"not built: {error}", "missing"))
+            for done, options in enumerate(wanted):
+                shown.progress("building", done, len(wanted))
+                try:
+                    if options.out in building:
+                        building[options.out].result()
+                    built.append(Artifact.open(options.out))
+                except MissingExtraError as error:
+                    skipped.append(Skipped(options.out.name, options.precision, f"not built: {error}", "missing"))
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
     shown.progress("building", len(wanted), len(wanted))
     return built, skipped
 

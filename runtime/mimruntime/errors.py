@@ -17,12 +17,19 @@ MimError                    one line: what, what came, what was expected, what t
 
 from __future__ import annotations
 
+import copyreg
 import difflib
 from collections.abc import Iterable
+from typing import Any
 
 
 class MimError(Exception):
     """Base of all errors this project raises on purpose; its text is one line for a person to act on."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # An error that cannot be unpickled breaks the pool of workers it comes from: `__init__` makes a text of what it
+        # is given, and pickle would give it that text.
+        return copyreg.__newobj__, (type(self), *self.args), self.__dict__  # type: ignore[attr-defined]
 
 
 class UnknownNameError(MimError):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import inspect
 import re
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 
 import pytest
 
@@ -25,3 +27,23 @@ def test_an_unknown_name_is_answered_nearest_first_or_with_all() -> None:
 def test_a_missing_extra_is_an_import_error_with_the_pip_line() -> None:
     with pytest.raises(ImportError, match=r"pip install 'mimexport\[cpu\]'"):
         raise errors.MissingExtraError("x", "cpu")
+
+
+def fail_with(error: errors.MimError) -> None:
+    raise error
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        errors.UnknownNameError("engine", "opnvino", ["openvino"]),
+        errors.MissingExtraError("x", "cpu"),
+        errors.ImageSizeError("too many pixels"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_an_error_comes_back_from_a_worker_as_it_was(error: errors.MimError) -> None:
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        came = pool.submit(fail_with, error).exception(timeout=60)
+    assert type(came) is type(error)
+    assert str(came) == str(error)
