@@ -12,13 +12,16 @@ from click.testing import CliRunner
 from PIL import Image
 
 from mimexport import cli
-from mimexport.build import BuildOptions, build
-from mimexport.conversion import judge, neighbour_overlap
+from mimexport.build import BuildOptions, build, compose, embed_with_torch
+from mimexport.conversion import judge, load_images, neighbour_overlap
 from mimexport.quantize import Recipe, products
+from mimexport.weights import load_model
 from mimruntime import manifest, sealed
 from mimruntime.artifact import Artifact
 from mimruntime.engines import open_for
-from mimruntime.errors import EngineError, OptionError
+from mimruntime.engines import openvino as openvino_engine
+from mimruntime.errors import EngineError, OptionError, ParityError
+from mimruntime.reference import load_reference
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +59,44 @@ def test_a_narrower_precision_is_built_judged_and_run(tmp_path: Path, crops: Pat
             open_for(artifact, "onnxruntime")
         assert "\n" not in str(caught.value)
         assert "bf16" in str(caught.value)
+
+
+@pytest.fixture(scope="module")
+def in_bf16(tmp_path_factory: pytest.TempPathFactory, crops: Path) -> Artifact:
+    pytest.importorskip("openvino", reason="pip install 'mimexport[openvino]'")
+    return build_tiny(tmp_path_factory.mktemp("bf16") / "a", "bf16", crops)
+
+
+def test_the_cost_of_bf16_is_that_of_products_in_bf16_whatever_this_cpu_has(in_bf16: Artifact, crops: Path) -> None:
+    loaded = load_model("mae-tiny")
+    model, _ = compose(loaded, BuildOptions(model="mae-tiny", agg="topk", out=Path()))
+    _, judged = load_images(crops, in_bf16.manifest.preprocess)
+    reference = embed_with_torch(model, judged)
+    model.set_precision("bf16")
+    expected = judge(embed_with_torch(model, judged), reference, 0)
+    found = in_bf16.manifest.conversion
+    assert found.worst_cosine == pytest.approx(expected.worst_cosine, abs=2e-4)
+    assert found.neighbour_overlap == pytest.approx(expected.neighbour_overlap, abs=0.02)
+    # Weights alone, rounded to 8 bits, move a vector by a few parts in a million.
+    assert found.median_cosine < 0.999999
+
+
+def test_openvino_widens_bf16_where_the_cpu_has_no_bf16(in_bf16: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
+    images, reference = load_reference(in_bf16)
+    monkeypatch.setattr(openvino_engine, "_capabilities", lambda core: {"fp32"})
+    with open_for(in_bf16, "openvino") as engine:
+        assert engine.precision == "fp32"
+        # Closer than products in bf16 would be.
+        assert judge(engine.run(images)["embedding"], reference, 0).worst_cosine > 0.999998
+        kinds = {op.get_rt_info()["runtimePrecision"].astype(str) for op in engine._model.get_runtime_model().get_ops()}
+        assert "bf16" not in kinds
+
+
+def test_what_bf16_costs_too_much_is_refused(tmp_path: Path) -> None:
+    options = BuildOptions(model="mae-tiny", agg="cls", out=tmp_path / "a", precision="bf16", whiten=0)
+    with pytest.raises(ParityError, match=r"torch: embeddings in bf16 differ .* at least 0.98 is expected"):
+        build(options)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.slow
