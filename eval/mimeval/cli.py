@@ -26,8 +26,8 @@ _TABLE_MARKER = "<!-- written by `make eval-table`, below this line -->"
 class Workshop(Protocol):
     """What the torch side gives: references, and baselines that were not built yet."""
 
-    def open(self, artifacts: Sequence[Artifact]) -> Sequence[Engine]:
-        """Return the torch model of every artifact."""
+    def open(self, artifacts: Sequence[Artifact], *, narrow: bool = False) -> Sequence[Engine]:
+        """Return the torch model of every artifact; see `mimeval.deployments.OpenReferences`."""
 
     def build_baseline(self, artifact: Artifact, folder: Path) -> Artifact:
         """Return the artifact that `artifact`'s gain is counted from."""
@@ -157,7 +157,7 @@ def _data_help() -> str:
     default=("all",),
     show_default=True,
     metavar="all|NAME[:PRECISION]",
-    help="What runs the artifacts; may be repeated.",
+    help="What runs the artifacts; may be repeated. torch:bf16 and torch:fp16 show what a precision costs on any CPU.",
 )
 @click.option(
     "--baseline",

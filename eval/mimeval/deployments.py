@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol
 
 import mimruntime
 from mimruntime.artifact import REFERENCE, Artifact, file_sha256
@@ -19,8 +19,17 @@ from mimruntime.engines.base import Engine
 from mimruntime.errors import EngineError, MissingExtraError, OptionError, UnknownNameError
 
 BATCH_SIZE = 8
+_TORCH = "torch"
+"""Not an engine one deploys; in a narrower precision it shows what that costs, whatever this machine's engines have."""
 NARROWING = ("fp32", "fp16", "bf16", "int8")
 """Precisions, each with less left of a number than the one before."""
+
+
+class OpenReferences(Protocol):
+    """Gives the torch models of artifacts, one each, as engines."""
+
+    def __call__(self, artifacts: Sequence[Artifact], *, narrow: bool = False) -> Sequence[Engine]:
+        """Open them in float32, or in the precisions of their graphs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +37,7 @@ class Wanted:
     """An engine that was asked for.
 
     Attributes:
-        engine: a name in `mimruntime.engines.ENGINES`.
+        engine: a name in `mimruntime.engines.ENGINES`, or "torch".
         precision: of the graphs it is to run; None is any.
         required: whether it was named, so that its failure is an error and not a line in the report.
 
@@ -119,7 +128,7 @@ def parse_engines(texts: Sequence[str]) -> list[Wanted]:
 
     Raises:
         UnknownNameError: no such engine.
-        OptionError: "all" beside others.
+        OptionError: "all" beside others, or torch in a precision that it is not asked in.
 
     """
     if "all" in texts:
@@ -129,14 +138,27 @@ def parse_engines(texts: Sequence[str]) -> list[Wanted]:
     wanted = []
     for text in texts:
         name, _, precision = text.partition(":")
-        if name not in ENGINES:
-            raise UnknownNameError("engine", name, [*ENGINES, "all"])
+        if name not in {*ENGINES, _TORCH}:
+            raise UnknownNameError("engine", name, [*ENGINES, _TORCH, "all"])
+        if name == _TORCH and precision not in {"fp16", "bf16"}:
+            raise OptionError(
+                f"--engine {text}: torch in fp32 is what all others are held against, and int8 it has not;"
+                " expected torch:bf16 or torch:fp16"
+            )
         wanted.append(Wanted(name, precision or None, required=True))
     return wanted
 
 
-def deploy(artifacts: Sequence[Artifact], wanted: Sequence[Wanted], skipped: list[Skipped]) -> Iterator[Deployment]:
+def deploy(
+    artifacts: Sequence[Artifact], wanted: Sequence[Wanted], skipped: list[Skipped], open_references: OpenReferences
+) -> Iterator[Deployment]:
     """Yield every artifact in every engine, one open at a time; what does not run is added to `skipped`.
+
+    Args:
+        artifacts: what runs.
+        wanted: where.
+        skipped: gets what does not run.
+        open_references: gives their torch models.
 
     Raises:
         EngineError, MissingExtraError: an engine that was asked for by name does not run.
@@ -153,7 +175,11 @@ def deploy(artifacts: Sequence[Artifact], wanted: Sequence[Wanted], skipped: lis
         for artifact in fitting:
             name = f"{ask.engine} {artifact.manifest.graph.precision}"
             try:
-                embedder = open_embedder(artifact, ask.engine)
+                if ask.engine == _TORCH:
+                    (engine,) = open_references([artifact], narrow=True)
+                    embedder = Embedder(artifact, engine, batch_size=BATCH_SIZE)
+                else:
+                    embedder = open_embedder(artifact, ask.engine)
             except (EngineError, MissingExtraError, OptionError) as error:
                 if ask.required:
                     raise

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -10,7 +10,7 @@ import numpy as np
 from mimeval import drift as drifting
 from mimeval import verdict
 from mimeval.datasets import Dataset
-from mimeval.deployments import Deployment, Skipped, Wanted, deploy, reference_identity
+from mimeval.deployments import Deployment, OpenReferences, Skipped, Wanted, deploy, reference_identity
 from mimeval.errors import DataError
 from mimeval.features import CHUNK, FeatureStore, Table
 from mimeval.images import Images, choose_images
@@ -21,10 +21,6 @@ from mimeval.samples import draw_samples
 from mimeval.statistics import MARGIN, judge_gain, mcnemar
 from mimruntime.artifact import Artifact
 from mimruntime.embedder import Embedder
-from mimruntime.engines.base import Engine
-
-OpenReferences = Callable[[Sequence[Artifact]], Sequence[Engine]]
-"""Artifacts -> their torch models in float32, one each, as engines."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,7 +92,7 @@ def evaluate(
             found.scores[model.title, TORCH, name, "torch"] = values
     every = [artifact for model in models for artifact in model.artifacts]
     by_space = {model.space: model for model in models}
-    for deployment in deploy(every, wanted, found.skipped):
+    for deployment in deploy(every, wanted, found.skipped, open_references):
         model = by_space[deployment.artifact.manifest.embedding_space]
         reference = known[model.space], torch[model.space][1]
         _measure(deployment, model, reference, images, store, metrics, found, own=options.own)

@@ -1,4 +1,4 @@
-"""The torch model of an artifact, in float32, behind the interface of an engine: what deployed vectors are held against."""
+"""The torch model of an artifact behind the interface of an engine: in float32 what deployed vectors are held against."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from mimexport.weights import LoadedModel, load_model
 from mimruntime.artifact import MANIFEST, Artifact
 from mimruntime.engines.base import EMBEDDING, SELECTION, Engine
 from mimruntime.errors import ArtifactError, EngineError, OptionError
-from mimruntime.manifest import Manifest
+from mimruntime.manifest import Manifest, Precision
 from mimruntime.reference import load_reference
 
 NAME = "torch"
@@ -41,8 +41,12 @@ class References:
     weights: Path | None = None
     heads: tuple[Path, ...] = ()
 
-    def open(self, artifacts: Sequence[Artifact]) -> list[TorchReference]:
+    def open(self, artifacts: Sequence[Artifact], *, narrow: bool = False) -> list[TorchReference]:
         """Return the torch model of every artifact; those of one backbone share it and its pass over a batch.
+
+        Args:
+            artifacts: of any precision.
+            narrow: compute in the precision of the graph instead of float32; nothing is shared then.
 
         Raises:
             WeightsError: the weights are out of reach, or are not those of the artifact.
@@ -55,7 +59,7 @@ class References:
         for artifact in artifacts:
             manifest = artifact.manifest
             key = (manifest.backbone.weights_sha256, manifest.preprocess)
-            if key not in trunks:
+            if narrow or key not in trunks:
                 loaded = _load(manifest, self.weights)
                 trunks[key] = loaded, _Trunk(Backbone(loaded.model))
             loaded, trunk = trunks[key]
@@ -63,6 +67,8 @@ class References:
             model, _ = compose(loaded, _options(manifest, head), trunk.backbone)
             reference = TorchReference(model, trunk)
             _check(artifact, reference)
+            if narrow:
+                reference.narrow(manifest.graph.precision)
             opened.append(reference)
         return opened
 
@@ -114,11 +120,12 @@ class References:
 
 
 class TorchReference(Engine):
-    """The model of one artifact, run by torch in float32."""
+    """The model of one artifact, run by torch in float32 unless it is narrowed."""
 
     def __init__(self, model: EmbeddingModel, trunk: _Trunk) -> None:
         self.name, self.provider, self.version = NAME, "cpu", torch.__version__
         self.outputs = (EMBEDDING, SELECTION) if model.aggregator.has_weights else (EMBEDDING,)
+        self.precision = "fp32"
         self._model: EmbeddingModel | None = model
         self._trunk = trunk
 
@@ -134,6 +141,12 @@ class TorchReference(Engine):
         if weights is not None:
             outputs[SELECTION] = weights.unflatten(1, self._model.backbone.shape.grid).numpy()
         return outputs
+
+    def narrow(self, precision: Precision) -> None:
+        """Compute in `precision` from now on; on any CPU torch rounds every product to it."""
+        if self._model is not None:
+            self._model.set_precision(precision)
+            self.precision = precision
 
     def close(self) -> None:
         """Let go of the model."""

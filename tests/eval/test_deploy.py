@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from mimeval.deployments import Deployment, Skipped, deploy, parse_engines
 from mimruntime.artifact import Artifact
 from mimruntime.embedder import Embedder
 from mimruntime.engines import ENGINES, onnxruntime
+from mimruntime.errors import OptionError
 
 
 @pytest.fixture
@@ -29,17 +32,50 @@ def small_plan(monkeypatch):
     return small_plan
 
 
+def no_references(artifacts, *, narrow=False):
+    pytest.fail("torch was not asked for")
+
+
+def test_torch_in_the_precision_of_the_graph_is_a_deployment(toy_copy) -> None:
+    artifact = Artifact.open(toy_copy)
+    manifest = msgspec.structs.replace(
+        artifact.manifest, graph=msgspec.structs.replace(artifact.manifest.graph, precision="bf16")
+    )
+    artifact = replace(artifact, manifest=manifest)
+    asked = []
+
+    def references(artifacts, *, narrow=False):
+        asked.append(narrow)
+        engine = onnxruntime.open_engine(artifacts[0].graph, provider=None, threads=None)
+        engine.name, engine.precision = "torch", "bf16"
+        return [engine]
+
+    opened = list(deploy([artifact], parse_engines(["torch:bf16"]), [], references))
+    assert [one.name for one in opened] == ["torch bf16"]
+    assert opened[0].precision == "bf16"
+    assert asked == [True]
+
+
+@pytest.mark.parametrize("text", ["torch", "torch:fp32", "torch:int8"])
+def test_torch_in_another_precision_is_refused_with_what_it_has(text) -> None:
+    with pytest.raises(OptionError, match=f"--engine {text}: .* expected torch:bf16 or torch:fp16"):
+        parse_engines([text])
+
+
 def test_a_plan_of_few_images_is_run_with_its_own_batches(toy_artifact, small_plan) -> None:
     small_plan(4, 4)
     artifact = Artifact.open(toy_artifact)
-    sizes = [opened.embedder.describe().batch_sizes for opened in deploy([artifact], parse_engines(["all"]), [])]
+    sizes = [
+        opened.embedder.describe().batch_sizes
+        for opened in deploy([artifact], parse_engines(["all"]), [], no_references)
+    ]
     assert sizes == [(4, 2, 1)]
 
 
 def test_a_plan_that_names_no_batch_it_can_run_is_listed(toy_artifact, small_plan) -> None:
     small_plan(4, None)
     skipped: list[Skipped] = []
-    assert not list(deploy([Artifact.open(toy_artifact)], parse_engines(["all"]), skipped))
+    assert not list(deploy([Artifact.open(toy_artifact)], parse_engines(["all"]), skipped, no_references))
     assert [skip.kind for skip in skipped] == ["refused"]
     assert "runs 4 images at most" in skipped[0].reason
 

@@ -19,6 +19,7 @@ from mimexport.reference import References
 from mimruntime.artifact import Artifact, seal
 from mimruntime.engines import open_engine
 from mimruntime.errors import ArtifactError, EngineError, OptionError
+from mimruntime.reference import load_reference
 
 SMALL = "vit_tiny_patch16_224"
 
@@ -71,6 +72,19 @@ def test_models_of_one_backbone_share_its_pass(learned_artifact, random_artifact
     tokens = first._trunk.tokens(first._model, pixels)
     assert first._trunk.tokens(second._model, pixels) is tokens
     assert first._trunk.tokens(second._model, pixels.copy()) is not tokens
+
+
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_narrowed_it_computes_in_the_precision_of_the_graph(learned_artifact, tmp_path, precision) -> None:
+    graph = msgspec.structs.replace(learned_artifact.manifest.graph, precision=precision)
+    artifact = copy_with(learned_artifact, tmp_path / "narrow", graph=graph)
+    (narrow,), (wide,) = References().open([artifact], narrow=True), References().open([artifact])
+    assert (narrow.precision, wide.precision) == (precision, "fp32")
+    images, expected = load_reference(artifact)
+    rounding = {"fp16": 2**-11, "bf16": 2**-8}[precision]
+    loss = 1 - (narrow.run(images)["embedding"] * expected).sum(1).min()
+    assert rounding**2 / 10 < loss < 0.02
+    np.testing.assert_allclose(wide.run(images)["embedding"], expected, atol=1e-5)
 
 
 def test_weights_of_another_digest_are_refused(random_artifact, tmp_path) -> None:
