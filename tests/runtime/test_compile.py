@@ -259,7 +259,9 @@ class TestOpenVino:
             pytest.skip("this CPU multiplies bf16")
         monkeypatch.setattr(ov_module, "_capabilities", lambda core: {"fp32", "bf16"})
         # With AVX-512 it is emulated when compiled, and dropped when what was compiled is read.
-        with pytest.raises(EngineError, match=r"was (asked for|compiled in) bf16,?( and)? (it )?(computes|runs) in fp32"):
+        with pytest.raises(
+            EngineError, match=r"was (asked for|compiled in) bf16,?( and)? (it )?(computes|runs) in fp32"
+        ):
             compiled_with(toy_copy, "openvino", precision="bf16")
 
     def test_what_no_graph_is_gets_one_line(self, tmp_path: Path) -> None:
