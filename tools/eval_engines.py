@@ -107,9 +107,9 @@ def build_all(folder: Path, only: tuple[str, ...], shown: Shown) -> tuple[list[A
         wanted = [options for options in wanted if options.out.name.split(".")[0] in kept]
     built, skipped = [], []
     new = [options for options in wanted if not (options.out / MANIFEST).is_file()]
-    # An export is one thread's work.
+    # An export is one thread's work, and about 1 GB.
     with ProcessPoolExecutor(
-        available_cpus(), get_context("spawn"), initializer=torch.set_num_threads, initargs=(1,)
+        min(4, available_cpus()), get_context("spawn"), initializer=torch.set_num_threads, initargs=(1,)
     ) as pool:
         building = {options.out: pool.submit(build, options) for options in new}
         try:

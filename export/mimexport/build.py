@@ -198,7 +198,8 @@ def _check_bf16(vectors: np.ndarray, reference: np.ndarray) -> None:
     worst, least = judge(vectors, reference, 0).worst_cosine, parity.WORST_COSINE["bf16"]
     if not worst >= least:
         raise ParityError(
-            f"torch: embeddings in bf16 differ from the reference: worst cosine {worst:.7f}, at least {least} is expected"
+            f"torch: embeddings in bf16 differ from the reference: worst cosine {worst:.7f}, at least {least} is expected;"
+            " use --precision fp16"
         )
 
 
