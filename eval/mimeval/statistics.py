@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache
 from typing import Literal
 
 import numpy as np
@@ -25,8 +25,10 @@ _MOST_IMAGES = 10**9
 """An estimate above it says that the loss lies at the margin, and no number of images would decide."""
 _FEW_ROWS = 64
 """Distinct rows up to which a multinomial draw is the cheaper one."""
-_CHUNK_CELLS = 1 << 23
-"""Multiplicities drawn at once: 64 MiB."""
+_CHUNK_CELLS = 1 << 22
+"""Multiplicities used at once: 32 MiB as float64, 4 MiB as they are kept."""
+_KEPT_CHUNKS = 8
+"""All resamples of some 3,000 images."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,29 +96,28 @@ def bootstrap_means(scores: np.ndarray, *, resamples: int = RESAMPLES, seed: int
         seed: the same seed gives the same draws.
 
     """
-    rows, counts = np.unique(np.asarray(scores, np.float64), axis=0, return_counts=True)
-    images = int(counts.sum())
-    rng = np.random.default_rng(seed)
-    if len(rows) > _FEW_ROWS:
-        rows, draw = np.asarray(scores, np.float64), _counted
-    else:
-        draw = partial(_multinomial, counts / images)
-    means = np.empty((resamples, rows.shape[1]))
-    step = max(1, _CHUNK_CELLS // len(rows))
-    for start in range(0, resamples, step):
+    scores = np.asarray(scores, np.float64)
+    images = len(scores)
+    rows, counts = np.unique(scores, axis=0, return_counts=True)
+    if len(rows) <= _FEW_ROWS:
+        drawn = np.random.default_rng(seed).multinomial(images, counts / images, size=resamples)
+        return np.asarray(drawn @ rows / images)
+    means = np.empty((resamples, scores.shape[1]))
+    step = max(1, _CHUNK_CELLS // images)
+    for chunk, start in enumerate(range(0, resamples, step)):
         part = means[start : start + step]
-        part[:] = draw(rng, images, len(part)) @ rows / images
+        part[:] = _multiplicities(images, len(part), seed, chunk).astype(np.float64) @ scores / images
     return means
 
 
-def _multinomial(shares: np.ndarray, rng: np.random.Generator, images: int, resamples: int) -> np.ndarray:
-    """Return how often each distinct row is drawn, (resamples, rows)."""
-    return rng.multinomial(images, shares, size=resamples)
+@lru_cache(maxsize=_KEPT_CHUNKS)
+def _multiplicities(images: int, resamples: int, seed: int, chunk: int) -> np.ndarray:
+    """Return how often each image is drawn (resamples, images); kept, because every score of a report asks again.
 
-
-def _counted(rng: np.random.Generator, images: int, resamples: int) -> np.ndarray:
-    """Return how often each image is drawn, (resamples, images)."""
-    counts = np.empty((resamples, images))
+    As uint8: 256 draws of one image are out of the question (multiplicities are Poisson's, of mean 1).
+    """
+    rng = np.random.default_rng((seed, chunk))
+    counts = np.empty((resamples, images), np.uint8)
     for row in counts:
         row[:] = np.bincount(rng.integers(0, images, images), minlength=images)
     return counts

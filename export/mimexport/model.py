@@ -81,14 +81,14 @@ class EmbeddingModel(nn.Module):
         tokens: Tensor = self.backbone(images.to(self.dtype))
         return tokens
 
-    def embed(self, tokens: Tensor) -> tuple[Tensor, Tensor | None]:
+    def embed(self, features: Features) -> tuple[Tensor, Tensor | None]:
         """Return unit vectors (B, D') and the share of every patch (B, N), None where patches have no share.
 
         Args:
-            tokens: (B, S, D), what `enter` gives.
+            features: of the tokens that `enter` gives, with this model's `norm`.
 
         """
-        vector, weights = self.aggregator(Features(self.backbone, tokens, self.norm))
+        vector, weights = self.aggregator(features)
         if self.pool_norm is not None:
             vector = self.pool_norm(vector.unflatten(-1, (-1, self.backbone.shape.dim))).flatten(-2)
         if self.whitening is not None:
@@ -97,7 +97,7 @@ class EmbeddingModel(nn.Module):
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, ...]:
         """Return (embedding,) or (embedding, selection)."""
-        embedding, weights = self.embed(self.enter(pixels))
+        embedding, weights = self.embed(Features(self.backbone, self.enter(pixels), self.norm))
         if not self.with_selection or weights is None:
             return (embedding,)
         return embedding, weights.unflatten(1, self.backbone.shape.grid)

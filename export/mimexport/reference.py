@@ -8,11 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from mimexport.backbone import Backbone, Shape
 from mimexport.build import BuildOptions, build, compose, preprocess_of
 from mimexport.errors import HeadError, WeightsError
+from mimexport.features import Features
 from mimexport.foreign_heads import load_foreign_head
 from mimexport.heads import embedded_heads, load_head
 from mimexport.model import EmbeddingModel
@@ -20,7 +20,7 @@ from mimexport.weights import LoadedModel, load_model
 from mimruntime.artifact import MANIFEST, Artifact
 from mimruntime.engines.base import EMBEDDING, SELECTION, Engine
 from mimruntime.errors import ArtifactError, EngineError, OptionError
-from mimruntime.manifest import Manifest, Precision
+from mimruntime.manifest import Manifest, Precision, TokenNorm
 from mimruntime.reference import load_reference
 
 NAME = "torch"
@@ -136,7 +136,7 @@ class TorchReference(Engine):
         if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[3] != 3:
             raise EngineError(f"pixels are {pixels.dtype} {pixels.shape}; torch takes uint8 (B, H, W, 3)")
         with torch.inference_mode():
-            embedding, weights = self._model.embed(self._trunk.tokens(self._model, pixels))
+            embedding, weights = self._model.embed(self._trunk.features(self._model, pixels))
         outputs = {EMBEDDING: embedding.numpy()}
         if weights is not None:
             outputs[SELECTION] = weights.unflatten(1, self._model.backbone.shape.grid).numpy()
@@ -154,18 +154,21 @@ class TorchReference(Engine):
 
 
 class _Trunk:
-    """A backbone, and the tokens of the batch it saw last: several aggregators are asked for the same one."""
+    """A backbone, and what it made of the batch it saw last: several aggregators are asked for the same one."""
 
     def __init__(self, backbone: Backbone) -> None:
         self.backbone = backbone
         self._pixels: np.ndarray | None = None
         self._tokens = torch.empty(0)
+        self._features: dict[TokenNorm, Features] = {}
 
-    def tokens(self, model: EmbeddingModel, pixels: np.ndarray) -> Tensor:
-        """Return the tokens that enter the last block for uint8 pixels (B, H, W, 3)."""
+    def features(self, model: EmbeddingModel, pixels: np.ndarray) -> Features:
+        """Return what `model`'s aggregator may read of uint8 pixels (B, H, W, 3)."""
         if self._pixels is not pixels:
-            self._tokens, self._pixels = model.enter(torch.from_numpy(pixels)), pixels
-        return self._tokens
+            self._tokens, self._features, self._pixels = model.enter(torch.from_numpy(pixels)), {}, pixels
+        if model.token_norm not in self._features:
+            self._features[model.token_norm] = Features(self.backbone, self._tokens, model.norm)
+        return self._features[model.token_norm]
 
 
 def _load(manifest: Manifest, weights: Path | None) -> LoadedModel:

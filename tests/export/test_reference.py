@@ -69,9 +69,22 @@ def test_models_of_one_backbone_share_its_pass(learned_artifact, random_artifact
     assert first._trunk is second._trunk
     assert first._trunk is not other._trunk
     pixels = np.zeros((2, 64, 64, 3), np.uint8)
-    tokens = first._trunk.tokens(first._model, pixels)
-    assert first._trunk.tokens(second._model, pixels) is tokens
-    assert first._trunk.tokens(second._model, pixels.copy()) is not tokens
+    features = first._trunk.features(first._model, pixels)
+    assert first._trunk.features(second._model, pixels) is features
+    assert first._trunk.features(second._model, pixels.copy()) is not features
+
+
+@pytest.mark.parametrize("norms", [("final", "final"), ("raw", "final"), ("final", "raw")])
+def test_what_they_share_changes_no_vector(tmp_path, norms) -> None:
+    built = [
+        build(BuildOptions(model="mae-tiny", agg=agg, token_norm=norm, out=tmp_path / f"{agg}-{norm}"))
+        for agg, norm in zip(("mean", "gem"), norms, strict=True)
+    ]
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 64, 64, 3), np.uint8)
+    together = [reference.run(pixels)["embedding"] for reference in References().open(built)]
+    for artifact, found in zip(built, together, strict=True):
+        (alone,) = References().open([artifact])
+        np.testing.assert_array_equal(found, alone.run(pixels)["embedding"])
 
 
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])
