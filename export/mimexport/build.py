@@ -15,17 +15,16 @@ from typing import Any
 
 import msgspec
 import numpy as np
-import torch
 
 from mimexport import graph as graph_file
 from mimexport.aggregators import AGGREGATORS, Aggregator, make_aggregator
 from mimexport.backbone import Backbone, Shape
 from mimexport.card import write_card
-from mimexport.conversion import embed, judge, load_images
+from mimexport.conversion import Judge, check_bf16
 from mimexport.errors import HeadError
 from mimexport.foreign_heads import fetch_ep_head, load_foreign_head
 from mimexport.heads import Head, check_fit, embedded_heads, load_head
-from mimexport.model import EmbeddingModel
+from mimexport.model import EmbeddingModel, embed_with_torch
 from mimexport.quantize import quantize_graph
 from mimexport.weights import LoadedModel, load_model
 from mimexport.whitening import Whitening
@@ -33,7 +32,7 @@ from mimruntime import manifest as m
 from mimruntime import parity
 from mimruntime.artifact import REFERENCE, Artifact, seal, staged_folder
 from mimruntime.engines import open_engine
-from mimruntime.errors import OptionError, ParityError, UnknownNameError
+from mimruntime.errors import OptionError, UnknownNameError
 from mimruntime.scenes import draw_scenes
 
 REFERENCE_IMAGES = 8
@@ -101,7 +100,7 @@ def build(options: BuildOptions, report: Callable[[str], None] = lambda _: None)
         model, head = compose(loaded, options)
         images = draw_scenes(REFERENCE_IMAGES, preprocess.size)
         reference = embed_with_torch(model, images)
-        judging = _Judging.prepare(options, model, preprocess, report)
+        judge = Judge.prepare(model, preprocess, options.precision, options.calibrate, report)
         np.savez_compressed(stage / REFERENCE, images=images, embedding=reference)
         report(f"exporting the graph ({options.precision}, opset {graph_file.OPSET})")
         model.set_precision(options.precision)
@@ -109,8 +108,8 @@ def build(options: BuildOptions, report: Callable[[str], None] = lambda _: None)
         conversion: m.Conversion | msgspec.UnsetType = msgspec.UNSET
         if options.precision == "bf16":
             report("computing in bf16 with torch, to compare with fp32")
-            _check_bf16(embed_with_torch(model, images), reference)
-            conversion = judging.conversion(partial(embed_with_torch, model))
+            check_bf16(embed_with_torch(model, images), reference)
+            conversion = judge.conversion(partial(embed_with_torch, model))
         backbone = _backbone_record(loaded, model.backbone, preprocess.size)
         whitened = model.whitening is not None
         aggregator = m.Aggregator(
@@ -123,8 +122,8 @@ def build(options: BuildOptions, report: Callable[[str], None] = lambda _: None)
         del model, loaded
         gc.collect()  # large backbones do not fit beside a second copy in the engine
         if options.precision == "int8":
-            report(f"quantising, calibrated on {len(judging.calibration)} images")
-            quantize_graph(stage / graph_file.FILE, judging.calibration)
+            report(f"quantising, calibrated on {len(judge.calibration)} images")
+            quantize_graph(stage / graph_file.FILE, judge.calibration)
         judge_engine = _JUDGE_ENGINES.get(options.precision, "onnxruntime")
         report(f"comparing the graph in {judge_engine} with torch")
         with open_engine(judge_engine, stage / graph_file.FILE) as engine:
@@ -133,7 +132,7 @@ def build(options: BuildOptions, report: Callable[[str], None] = lambda _: None)
             )
             parity.check(figures, options.precision)
             if options.precision != "bf16":
-                conversion = judging.conversion(lambda pixels: engine.run(pixels)["embedding"])
+                conversion = judge.conversion(lambda pixels: engine.run(pixels)["embedding"])
         embedding = m.Embedding(
             dim=reference.shape[1], whitening=f"{reference.shape[1]} dimensions" if whitened else None
         )
@@ -162,45 +161,6 @@ def build(options: BuildOptions, report: Callable[[str], None] = lambda _: None)
         write_card(stage, manifest)
         seal(stage, manifest)
     return Artifact.open(options.out)
-
-
-@dataclass(frozen=True, slots=True)
-class _Judging:
-    """Real images for a precision other than fp32: to calibrate on, to judge by, and torch's vectors of the latter."""
-
-    calibration: np.ndarray
-    judged: np.ndarray
-    reference: np.ndarray
-
-    @classmethod
-    def prepare(
-        cls, options: BuildOptions, model: EmbeddingModel, preprocess: m.Preprocess, report: Callable[[str], None]
-    ) -> _Judging:
-        none = np.zeros((0, preprocess.size, preprocess.size, 3), np.uint8)
-        if options.calibrate is None:
-            return cls(none, none, np.zeros((0, 0), np.float32))
-        calibration, judged = load_images(options.calibrate, preprocess)
-        report(f"embedding {len(judged)} images with torch to judge {options.precision} by")
-        used = calibration if options.precision == "int8" else none
-        return cls(used, judged, embed_with_torch(model, judged))
-
-    def conversion(self, run: Callable[[np.ndarray], np.ndarray]) -> m.Conversion | msgspec.UnsetType:
-        if not len(self.judged):
-            return msgspec.UNSET
-        return judge(embed(run, self.judged), self.reference, len(self.calibration))
-
-
-def _check_bf16(vectors: np.ndarray, reference: np.ndarray) -> None:
-    """Refuse what bf16 costs too much, on any machine.
-
-    The engine cannot tell where the CPU has no bf16: it computes such a graph in fp32, and only the weights are rounded.
-    """
-    worst, least = judge(vectors, reference, 0).worst_cosine, parity.WORST_COSINE["bf16"]
-    if not worst >= least:
-        raise ParityError(
-            f"torch: embeddings in bf16 differ from the reference: worst cosine {worst:.7f}, at least {least} is expected;"
-            " use --precision fp16"
-        )
 
 
 def _check_calibrate(options: BuildOptions) -> None:
@@ -305,13 +265,6 @@ def _whitening(head: Head | None, options: BuildOptions) -> Whitening | None:
     if options.whiten > matrix.shape[1]:
         raise OptionError(f"--whiten {options.whiten}: the whitening has {matrix.shape[1]} dimensions")
     return Whitening(mean, matrix, options.whiten or None)
-
-
-def embed_with_torch(model: EmbeddingModel, images: np.ndarray) -> np.ndarray:
-    """Return the embeddings (n, D) float32 of uint8 images (n, H, W, 3), two at a time to keep memory low."""
-    with torch.inference_mode():
-        parts = [model(torch.from_numpy(images[i : i + 2]))[0].numpy() for i in range(0, len(images), 2)]
-    return np.concatenate(parts)
 
 
 def preprocess_of(config: Mapping[str, Any]) -> m.Preprocess:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
 import numpy as np
 
+from mimexport.model import EmbeddingModel, embed_with_torch
 from mimruntime.decode import decode
-from mimruntime.errors import OptionError
+from mimruntime.errors import OptionError, ParityError
 from mimruntime.images import find_images
-from mimruntime.manifest import Conversion, Preprocess
+from mimruntime.manifest import Conversion, Precision, Preprocess
+from mimruntime.parity import WORST_COSINE, Run
 from mimruntime.preprocess import to_pixels
 
 NEIGHBOURS = 10
@@ -18,8 +22,65 @@ _MOST_CALIBRATION, _MOST_JUDGED = 128, 256
 _LEAST = 4 * NEIGHBOURS
 _BATCH = 8
 
-Run = Callable[[np.ndarray], np.ndarray]
-"""Pixels uint8 (B, H, W, 3) to unit vectors float32 (B, D)."""
+
+@dataclass(frozen=True, slots=True)
+class Judge:
+    """Real images for a precision other than fp32, and torch's vectors of them.
+
+    Attributes:
+        calibration: uint8 (n, size, size, 3), what int8 is calibrated on; none for other precisions.
+        judged: likewise, others.
+        reference: float32 (n, D), torch's vectors of `judged` in fp32.
+
+    """
+
+    calibration: np.ndarray
+    judged: np.ndarray
+    reference: np.ndarray
+
+    @classmethod
+    def prepare(
+        cls,
+        model: EmbeddingModel,
+        preprocess: Preprocess,
+        precision: Precision,
+        folder: Path | None,
+        report: Callable[[str], None],
+    ) -> Judge:
+        """Load the images of `folder` and embed them with `model`, still in fp32; without a folder nothing is judged."""
+        none = np.zeros((0, preprocess.size, preprocess.size, 3), np.uint8)
+        if folder is None:
+            return cls(none, none, np.zeros((0, 0), np.float32))
+        calibration, judged = load_images(folder, preprocess)
+        report(f"embedding {len(judged)} images with torch to judge {precision} by")
+        return cls(calibration if precision == "int8" else none, judged, embed_with_torch(model, judged))
+
+    def conversion(self, run: Run) -> Conversion | msgspec.UnsetType:
+        """Return what `run` loses, UNSET where there are no images."""
+        if not len(self.judged):
+            return msgspec.UNSET
+        return compare(embed(run, self.judged), self.reference, len(self.calibration))
+
+
+def check_bf16(vectors: np.ndarray, reference: np.ndarray) -> None:
+    """Refuse what bf16 costs too much, on any machine.
+
+    The engine cannot tell where the CPU has no bf16: it computes such a graph in fp32, and only the weights are rounded.
+
+    Args:
+        vectors: (n, D) float32, torch's in bf16.
+        reference: (n, D) float32, torch's in fp32.
+
+    Raises:
+        ParityError: the worst cosine is below what is tolerated.
+
+    """
+    worst, least = compare(vectors, reference, 0).worst_cosine, WORST_COSINE["bf16"]
+    if not worst >= least:
+        raise ParityError(
+            f"torch: embeddings in bf16 differ from the reference: worst cosine {worst:.7f}, at least {least} is expected;"
+            " use --precision fp16"
+        )
 
 
 def load_images(folder: Path, preprocess: Preprocess) -> tuple[np.ndarray, np.ndarray]:
@@ -47,7 +108,7 @@ def embed(run: Run, pixels: np.ndarray) -> np.ndarray:
     return np.concatenate([run(pixels[start : start + _BATCH]) for start in range(0, len(pixels), _BATCH)])
 
 
-def judge(vectors: np.ndarray, reference: np.ndarray, calibration_images: int) -> Conversion:
+def compare(vectors: np.ndarray, reference: np.ndarray, calibration_images: int) -> Conversion:
     """Compare unit vectors (n, D) with those of torch in fp32."""
     cosines = np.minimum((vectors.astype(np.float64) * reference).sum(axis=1), 1.0)
     return Conversion(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -101,3 +102,10 @@ class EmbeddingModel(nn.Module):
         if not self.with_selection or weights is None:
             return (embedding,)
         return embedding, weights.unflatten(1, self.backbone.shape.grid)
+
+
+def embed_with_torch(model: EmbeddingModel, images: np.ndarray) -> np.ndarray:
+    """Return the embeddings (n, D) float32 of uint8 images (n, H, W, 3), two at a time to keep memory low."""
+    with torch.inference_mode():
+        parts = [model(torch.from_numpy(images[i : i + 2]))[0].numpy() for i in range(0, len(images), 2)]
+    return np.concatenate(parts)

@@ -12,8 +12,9 @@ from click.testing import CliRunner
 from PIL import Image
 
 from mimexport import cli
-from mimexport.build import BuildOptions, build, compose, embed_with_torch
-from mimexport.conversion import judge, load_images, neighbour_overlap
+from mimexport.build import BuildOptions, build, compose
+from mimexport.conversion import compare, load_images, neighbour_overlap
+from mimexport.model import embed_with_torch
 from mimexport.quantize import Recipe, products
 from mimexport.weights import load_model
 from mimruntime import manifest, sealed
@@ -73,7 +74,7 @@ def test_the_cost_of_bf16_is_that_of_products_in_bf16_whatever_this_cpu_has(in_b
     _, judged = load_images(crops, in_bf16.manifest.preprocess)
     reference = embed_with_torch(model, judged)
     model.set_precision("bf16")
-    expected = judge(embed_with_torch(model, judged), reference, 0)
+    expected = compare(embed_with_torch(model, judged), reference, 0)
     found = in_bf16.manifest.conversion
     assert found.worst_cosine == pytest.approx(expected.worst_cosine, abs=2e-4)
     assert found.neighbour_overlap == pytest.approx(expected.neighbour_overlap, abs=0.02)
@@ -87,7 +88,7 @@ def test_openvino_widens_bf16_where_the_cpu_has_no_bf16(in_bf16: Artifact, monke
     with open_for(in_bf16, "openvino") as engine:
         assert engine.precision == "fp32"
         # Closer than products in bf16 would be.
-        assert judge(engine.run(images)["embedding"], reference, 0).worst_cosine > 0.999998
+        assert compare(engine.run(images)["embedding"], reference, 0).worst_cosine > 0.999998
         kinds = {op.get_rt_info()["runtimePrecision"].astype(str) for op in engine._model.get_runtime_model().get_ops()}
         assert "bf16" not in kinds
 
@@ -142,7 +143,7 @@ def test_neighbours_kept_are_all_of_them_for_equal_vectors_and_few_for_unrelated
     assert neighbour_overlap(a, a) == 1
     assert neighbour_overlap(a, b) < 0.15
     unit = a / np.linalg.norm(a, axis=1, keepdims=True)
-    assert judge(unit, unit, 0).worst_cosine == 1
+    assert compare(unit, unit, 0).worst_cosine == 1
 
 
 def test_an_artifact_of_the_first_schema_opens(toy_copy: Path) -> None:
