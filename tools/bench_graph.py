@@ -1,4 +1,4 @@
-"""Measure, in turn, what each part of the graph's speed is worth: the reduced last block, each optimisation of ONNX Runtime.
+"""Measure, in turn, what each part of the graph's speed is worth, and one that is left out.
 
     python tools/bench_graph.py --model mae-b16 photos/
 
@@ -9,26 +9,33 @@ from __future__ import annotations
 
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import click
 import numpy as np
 import onnx
+import onnx_ir
 import onnxruntime as ort
+import torch
+from onnxscript.rewriter import pattern, rewrite
 
+from mimexport.blocks import ClosedBlock
 from mimexport.build import BuildOptions, build
+from mimexport.features import Features
 from mimruntime.artifact import Artifact
 from mimruntime.bench.measure import in_turn
 from mimruntime.cpus import available_cpus, describe_cpu
 from mimruntime.decode import decode
-from mimruntime.engines import open_engine
+from mimruntime.engines import onnxruntime, open_engine
 from mimruntime.errors import ImageError
 from mimruntime.images import find_images
 from mimruntime.preprocess import to_pixels
 
 BATCH = 4
+LEFT_OUT = onnxruntime.LEFT_OUT["cpu"]
 OPTIMIZERS = (
     "AttentionFusion", "BiasGeluFusion", "BiasSkipLayerNormFusion", "CommonSubexpressionElimination", "ConstantFolding",
     "FastGeluFusion", "GeluFusionL1", "GeluFusionL2", "LayerNormFusionL1", "LayerNormFusionL2", "MatMulAddFusion",
@@ -41,7 +48,7 @@ OPTIMIZERS = (
 class Session:
     """A session that leaves some of the optimisations out."""
 
-    def __init__(self, graph: Path, without: tuple[str, ...] = (), level: str = "ORT_ENABLE_ALL") -> None:
+    def __init__(self, graph: Path, without: Iterable[str] = LEFT_OUT, level: str = "ORT_ENABLE_ALL") -> None:
         options = ort.SessionOptions()
         options.log_severity_level = 3
         options.intra_op_num_threads = available_cpus()
@@ -50,7 +57,7 @@ class Session:
         with tempfile.TemporaryDirectory() as folder:
             options.optimized_model_filepath = str(Path(folder) / "optimised.onnx")
             self._session = ort.InferenceSession(
-                str(graph), options, providers=["CPUExecutionProvider"], disabled_optimizers=list(without)
+                str(graph), options, providers=["CPUExecutionProvider"], disabled_optimizers=[*without]
             )
             nodes = onnx.load(options.optimized_model_filepath, load_external_data=False).graph.node
         self.operators = Counter(node.op_type for node in nodes)
@@ -66,26 +73,74 @@ class Session:
 
 @click.command()
 @click.argument("folders", nargs=-1, required=True)
-@click.option("--model", default="mae-b16", show_default=True)
+@click.option("--model", default="mae-b16", show_default=True, help="A VisionTransformer.")
 @click.option("--pairs", default=9, show_default=True)
 def main(folders: tuple[str, ...], model: str, pairs: int) -> None:
-    """Build the artifact twice, and print a table."""
+    """Build the artifact in each form, and print a table."""
     seed = None if model == "mae-tiny" else 0
     with tempfile.TemporaryDirectory() as name:
-        options = BuildOptions(model=model, agg="topk", out=Path(name) / "reduced", random_seed=seed)
-        reduced = build(options)
-        with mock.patch("mimexport.backbone.can_reduce", return_value=False):
-            full = build(BuildOptions(model=model, agg="topk", out=Path(name) / "full", random_seed=seed))
-        pixels = photographs(folders, reduced)
+
+        def form(title: str) -> Artifact:
+            return build(BuildOptions(model=model, agg="topk", out=Path(name) / title, random_seed=seed))
+
+        whole = form("whole")
+        with mock.patch.object(Features, "rows", _rows_of_all):
+            full = form("full")
+        with mock.patch("mimexport.backbone.open_block", lambda block, **_: ClosedBlock(block)):
+            packed = form("packed")
+        pixels = photographs(folders, whole)
         click.echo(f"{describe_cpu()}; {model}, topk, fp32, batch {BATCH}, ONNX Runtime {ort.__version__}\n")
         click.echo("| part | ratio | middle half |\n|---|---|---|")
-        for engine in ("onnxruntime", "openvino"):
-            with open_engine(engine, reduced.graph) as ours, open_engine(engine, full.graph) as theirs:
-                show(f"reduced last block, {engine}", ours, theirs, pixels, pairs)
-        for title, ours, make in variants(reduced.graph):
+        for part, ours, theirs in (
+            ("reduced last block", whole, full),
+            ("query, key and value by themselves, against timm's packed product", full, packed),
+        ):
+            for engine in ("onnxruntime", "openvino"):
+                with open_engine(engine, ours.graph) as a, open_engine(engine, theirs.graph) as b:
+                    show(f"{part}, {engine}", a, b, pixels, pairs)
+        for title, ours, make in variants(whole.graph):
             theirs = make()
             show(title, ours, theirs, pixels, pairs)
             theirs.close()
+        fused = Path(name) / "fused.onnx"
+        count = fuse_attention(whole.graph, fused)
+        show(
+            f"{count} `Attention` of ONNX Runtime's own, which is left out",
+            Session(fused),
+            Session(whole.graph),
+            pixels,
+            pairs,
+        )
+
+
+def _rows_of_all(features: Features, index: torch.Tensor) -> torch.Tensor:
+    """Return what `Features.rows` does, from the whole block."""
+    return features.patches.gather(1, index.unsqueeze(-1).expand(-1, -1, features.shape.dim))
+
+
+def fuse_attention(graph: Path, target: Path) -> int:
+    """Write `graph` with attention as the operator of ONNX Runtime's own domain, and return how many there are."""
+
+    def written_out(
+        op: Any, x: Any, wq: Any, bq: Any, wk: Any, bk: Any, wv: Any, bv: Any, heads: Any, joined: Any, scale: Any
+    ) -> Any:
+        q, k, v = (op.Reshape(op.Add(op.MatMul(x, w), b), heads) for w, b in ((wq, bq), (wk, bk), (wv, bv)))
+        scores = op.MatMul(op.Mul(op.Transpose(q, perm=[0, 2, 1, 3]), scale), op.Transpose(k, perm=[0, 2, 3, 1]))
+        out = op.MatMul(op.Softmax(scores, axis=-1), op.Transpose(v, perm=[0, 2, 1, 3]))
+        return op.Reshape(op.Transpose(out, perm=[0, 2, 1, 3]), joined)
+
+    def fused(op: Any, x: Any, heads: Any, **found: Any) -> Any:
+        packed = []
+        for kind in "wb":
+            parts = [found[f"{kind}{name}"] for name in "qkv"]
+            values = np.concatenate([part.const_value.numpy() for part in parts], axis=-1)
+            packed.append(op.initializer(onnx_ir.tensor(values), f"{parts[0].name}_packed"))
+        count = int(heads.const_value.numpy()[2])
+        return op.Attention(x, *packed, num_heads=count, _domain="com.microsoft", _version=1)
+
+    model = rewrite(onnx_ir.load(graph), [pattern.RewriteRule(written_out, fused)])
+    onnx_ir.save(model, target)
+    return sum(node.op_type == "Attention" for node in model.graph)
 
 
 def variants(graph: Path) -> Iterator[tuple[str, Session, Callable[[], Session]]]:
@@ -94,10 +149,10 @@ def variants(graph: Path) -> Iterator[tuple[str, Session, Callable[[], Session]]
     for level in ("ORT_DISABLE_ALL", "ORT_ENABLE_BASIC", "ORT_ENABLE_EXTENDED"):
         yield f"all optimisations, against {level}", whole, lambda level=level: Session(graph, level=level)
     for name in OPTIMIZERS:
-        without = Session(graph, (name,))
+        without = Session(graph, {*LEFT_OUT} ^ {name})
         if without.operators != whole.operators:
             made, lost = whole.operators - without.operators, without.operators - whole.operators
-            title = f"`{name}`: {_listed(made)} in place of {_listed(lost)}"
+            title = f"`{name}`{' left out' if name in LEFT_OUT else ''}: {_listed(made)} in place of {_listed(lost)}"
             yield title, whole, lambda without=without: without
 
 

@@ -1,4 +1,4 @@
-"""A timm vision transformer, opened between its last two blocks so that an aggregator reads only what it needs."""
+"""A timm vision transformer, its blocks opened, so that an aggregator reads of the last one only what it needs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from timm.models.hiera import Hiera
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from mimexport.last_block import FullBlock, ReducedBlock, can_reduce
+from mimexport.blocks import ClosedBlock, OpenBlock, open_block
 from mimruntime.errors import OptionError
 
 
@@ -42,22 +42,29 @@ class Shape:
 
 @dataclass(frozen=True, slots=True)
 class _Opened:
-    """A timm model taken apart: how its last block's input is computed, and the constants that block needs."""
+    """A timm model taken apart.
 
-    enter: Callable[[Tensor], Tensor]
-    rope: Tensor | None = None
-    bias: Tensor | None = None
+    Attributes:
+        embed: images to the tokens that enter the first block.
+        blocks: all of them.
+        regroup: what happens to the tokens before the last block.
+    """
+
+    embed: Callable[[Tensor], Tensor]
+    blocks: list[OpenBlock | ClosedBlock]
+    regroup: Callable[[Tensor], Tensor] = lambda tokens: tokens
 
 
 class Backbone(nn.Module):
     """The frozen model: images (B, 3, H, W) -> tokens entering the last block (B, S, D), and that block.
 
     Args:
-        model: a timm VisionTransformer, Eva, Beit or Hiera with its weights loaded, `num_classes=0`; it is changed in
-            place (position tables baked, fused attention off).
+        model: a timm VisionTransformer, Eva, Beit or Hiera with its weights loaded, `num_classes=0`; it is taken apart
+            (its blocks move here, position tables are baked) and cannot be run by itself any more.
 
     Attributes:
         shape: token width, grid and prefix.
+        blocks: all but the last.
         last_block: the last block, callable for chosen rows.
         norm: the final norm of every token, or None where the model keeps it after the pool.
         pool_norm: the norm the model keeps after the pool, or None.
@@ -75,76 +82,73 @@ class Backbone(nn.Module):
         for module in model.modules():
             if hasattr(module, "fused_attn"):
                 setattr(module, "fused_attn", False)  # noqa: B010 - nn.Module types attributes as tensors
-        self.model = model.eval().requires_grad_(False)
+        model.eval().requires_grad_(False)
+        self.shape = _shape(timm_model)
         with torch.no_grad():
             opened = opener(timm_model)
-        last = timm_model.blocks[-1]
-        self.reduced = can_reduce(last)
-        self.last_block: ReducedBlock | FullBlock = (
-            ReducedBlock(last, opened.rope, opened.bias) if self.reduced else FullBlock(last)
-        )
-        self._enter = opened.enter
+        timm_model.blocks = nn.ModuleList()
+        self.model = model
+        self.blocks = nn.ModuleList(opened.blocks[:-1])
+        self.last_block = opened.blocks[-1]
+        self._embed, self._regroup = opened.embed, opened.regroup
         head = getattr(model, "head", None)
         self.norm = _real(getattr(model, "norm", None))
         self.pool_norm = _real(getattr(model, "fc_norm", None)) or _real(getattr(head, "norm", None))
-        self.shape = _shape(timm_model)
+
+    @property
+    def reduced(self) -> bool:
+        """Whether the last block is computed for the rows that are read alone."""
+        return isinstance(self.last_block, OpenBlock)
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the tokens (B, S, D) that enter the last block, prefix first, patches in row-major order."""
-        return self._enter(images)
+        tokens = self._embed(images)
+        for block in self.blocks:
+            tokens = block(tokens)
+        return self._regroup(tokens)
 
 
 def _open_vit(model: Any) -> _Opened:
-    def enter(images: Tensor) -> Tensor:
-        tokens = model.norm_pre(model._pos_embed(model.patch_embed(images)))
-        return _run(model.blocks[:-1], tokens)
+    def embed(images: Tensor) -> Tensor:
+        tokens: Tensor = model.norm_pre(model._pos_embed(model.patch_embed(images)))
+        return tokens
 
-    return _Opened(enter)
+    return _Opened(embed, [open_block(block) for block in model.blocks])
 
 
 def _open_eva(model: Any) -> _Opened:
-    rope = None
-    per_block = bool(getattr(model, "rope_mixed", False))
+    depth = len(model.blocks)
+    ropes: list[Tensor | None] = [None] * depth
     if model.rope is not None:
-        has_shape = hasattr(model.rope, "feat_shape")
-        rope = model.rope.get_embed() if has_shape else model.rope.get_embed(shape=model.patch_embed.grid_size)
         # The angles are constants of the grid; computed in the graph they become If, Tile and ScatterND.
-        model.rope = _FixedRope(rope)
+        known = hasattr(model.rope, "feat_shape")
+        table = model.rope.get_embed() if known else model.rope.get_embed(shape=model.patch_embed.grid_size)
+        tables = table if getattr(model, "rope_mixed", False) else [table] * depth
+        ropes = [_rope_rows(one.detach(), model.num_prefix_tokens) for one in tables]
+        model.rope = None
 
-    def enter(images: Tensor) -> Tensor:
-        tokens, rope = model._pos_embed(model.patch_embed(images))
-        tokens = model.norm_pre(tokens)
-        for i, block in enumerate(model.blocks[:-1]):
-            tokens = block(tokens, rope=rope[i] if per_block else rope)
-        return tokens
+    def embed(images: Tensor) -> Tensor:
+        tokens, _ = model._pos_embed(model.patch_embed(images))
+        normed: Tensor = model.norm_pre(tokens)
+        return normed
 
-    if rope is None:
-        return _Opened(enter)
-    return _Opened(enter, rope=_rope_rows(rope[-1] if per_block else rope, model.num_prefix_tokens))
+    return _Opened(embed, [open_block(block, rope=rope) for block, rope in zip(model.blocks, ropes, strict=True)])
 
 
 def _open_beit(model: Any) -> _Opened:
-    for block in model.blocks:
-        _bake_bias(block.attn)
     shared = None if model.rel_pos_bias is None else model.rel_pos_bias()
-    last: Any = model.blocks[-1].attn
-    parts = [part for part in (shared, last._get_rel_pos_bias() if last.window_size else None) if part is not None]
 
-    def enter(images: Tensor) -> Tensor:
+    def embed(images: Tensor) -> Tensor:
         tokens = model.patch_embed(images)
         tokens = torch.cat((model.cls_token.expand(tokens.shape[0], -1, -1), tokens), dim=1)
-        if model.pos_embed is not None:
-            tokens = tokens + model.pos_embed
-        for block in model.blocks[:-1]:
-            tokens = block(tokens, shared_rel_pos_bias=None if shared is None else shared.to(tokens.dtype))
-        return tokens
+        return tokens if model.pos_embed is None else tokens + model.pos_embed
 
-    # ([1,] heads, S, S) -> (S, heads, S): the rows that are asked for come first
-    return _Opened(enter, bias=sum(parts).squeeze(0).transpose(0, 1).clone() if parts else None)
+    return _Opened(embed, [open_block(block, bias=_position_bias(block.attn, shared)) for block in model.blocks])
 
 
 def _open_hiera(model: Any) -> _Opened:
-    if not can_reduce(model.blocks[-1]):
+    blocks = [open_block(block) for block in model.blocks]
+    if not isinstance(blocks[-1], OpenBlock):
         raise OptionError("this Hiera pools in its last block; its patch tokens cannot be scored where they enter it")
     if model.pos_embed_win is not None:
         # The window position table is resized with antialiasing, which no engine does: bake the sum.
@@ -152,12 +156,15 @@ def _open_hiera(model: Any) -> _Opened:
         model.pos_embed = nn.Parameter(model._pos_embed(zero), requires_grad=False)
         model.pos_embed_win = None
 
-    def enter(images: Tensor) -> Tensor:
-        tokens = model.unroll(model._pos_embed(model.patch_embed(images)))
-        tokens = _run(model.blocks[:-1], tokens)
-        return model.reroll(tokens, len(model.blocks) - 2).flatten(1, 2)
+    def embed(images: Tensor) -> Tensor:
+        tokens: Tensor = model.unroll(model._pos_embed(model.patch_embed(images)))
+        return tokens
 
-    return _Opened(enter)
+    def regroup(tokens: Tensor) -> Tensor:
+        in_order: Tensor = model.reroll(tokens, len(blocks) - 2).flatten(1, 2)
+        return in_order
+
+    return _Opened(embed, blocks, regroup)
 
 
 # A subclass is served by its base; the order does not matter, the four are siblings.
@@ -169,19 +176,6 @@ _OPENERS: dict[type[nn.Module], Callable[[Any], _Opened]] = {
 }
 
 
-class _FixedRope(nn.Module):
-    """A rotary table that is a constant."""
-
-    feat_shape: tuple[int, int] = (0, 0)  # timm asks for the attribute, not for its value
-
-    def __init__(self, table: Tensor) -> None:
-        super().__init__()
-        self.register_buffer("table", table.detach().clone(), persistent=False)
-
-    def get_embed(self) -> Tensor:
-        return self.table  # type: ignore[return-value]
-
-
 def _rope_rows(table: Tensor, prefix: int) -> Tensor:
     """Return a rotary table (N, 2d) or (heads, N, 2d) as (prefix + N, h, 2d); prefix rows rotate by nothing."""
     rows = table.unsqueeze(1) if table.ndim == 2 else table.transpose(0, 1)
@@ -190,18 +184,14 @@ def _rope_rows(table: Tensor, prefix: int) -> Tensor:
     return torch.cat([identity, rows])
 
 
-def _bake_bias(attn: Any) -> None:
-    """Look the relative position bias of `attn` up once, not in every run."""
-    if attn.window_size is None:
-        return
-    attn.register_buffer("baked_bias", attn._get_rel_pos_bias().detach().clone(), persistent=False)
-    attn._get_rel_pos_bias = lambda: attn.baked_bias
-
-
-def _run(blocks: nn.Module, tokens: Tensor) -> Tensor:
-    for block in blocks:  # type: ignore[attr-defined]
-        tokens = block(tokens)
-    return tokens
+def _position_bias(attn: Any, shared: Tensor | None) -> Tensor | None:
+    """Return BEiT's relative position bias of one block, looked up once and not in every run, (S, heads, S)."""
+    own = None if attn.window_size is None else attn._get_rel_pos_bias()
+    parts = [part for part in (shared, own) if part is not None]
+    if not parts:
+        return None
+    # ([1,] heads, S, S): the rows that are asked for come first
+    return torch.stack([part.squeeze(0) for part in parts]).sum(0).transpose(0, 1).clone()
 
 
 def _real(norm: nn.Module | None) -> nn.Module | None:

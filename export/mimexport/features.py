@@ -7,7 +7,7 @@ from functools import cached_property
 from torch import Tensor, nn
 
 from mimexport.backbone import Backbone
-from mimexport.last_block import ALL, CLS, ReducedBlock
+from mimexport.blocks import ALL, CLS, OpenBlock
 from mimruntime.errors import OptionError
 
 
@@ -69,7 +69,7 @@ class Features:
     @cached_property
     def cls_attention(self) -> Tensor:
         """The last block's attention (B, heads, N) of [cls] to the patches, renormalised over them."""
-        if not isinstance(self._block, ReducedBlock):
+        if not isinstance(self._block, OpenBlock):
             kind = type(self._block.block).__name__
             raise OptionError(f"the last block of this backbone ({kind}) does not give its attention; use --agg topk")
         weights = self._block.attention(self._tokens, CLS)[:, :, 0, self.shape.prefix :]

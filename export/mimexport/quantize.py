@@ -104,9 +104,7 @@ def products(path: Path, recipe: Recipe) -> list[str]:
 
 def _blocks(graph: onnx.GraphProto) -> dict[str, int]:
     """Return the block of every node from the names of parameters around it; -1 before the first and after the last."""
-    found = [
-        re.search(r"\bbackbone\.(?:model\.blocks\.(\d+)|(last_block))\.", " ".join(node.input)) for node in graph.node
-    ]
+    found = [re.search(r"\bbackbone\.(?:blocks\.(\d+)|(last_block))\.", " ".join(node.input)) for node in graph.node]
     numbers = [None if match is None else int(match[1]) if match[1] else _LAST for match in found]
     before = [number for number in numbers if number not in {None, _LAST}]
     end = max((index for index, number in enumerate(numbers) if number is not None), default=-1)

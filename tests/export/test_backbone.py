@@ -6,8 +6,8 @@ import torch
 from small_models import SMALL_MODELS, images_for, make_small, opened, timm_tokens
 
 from mimexport.backbone import Backbone
+from mimexport.blocks import ClosedBlock, OpenBlock
 from mimexport.features import Features
-from mimexport.last_block import FullBlock, ReducedBlock
 from mimruntime.errors import OptionError
 
 EXACT = {"atol": 1e-5, "rtol": 1e-5}
@@ -22,7 +22,7 @@ def test_every_patch_token_equals_timms(small_model):
     images = images_for(small_model)
     _, expected = timm_tokens(small_model, images)
     backbone, tokens = opened(small_model, images)
-    assert isinstance(backbone.last_block, ReducedBlock)
+    assert isinstance(backbone.last_block, OpenBlock)
     torch.testing.assert_close(Features(backbone, tokens, None).patches, expected, **EXACT)
 
 
@@ -83,7 +83,7 @@ def test_a_block_of_another_kind_is_computed_whole_and_gives_the_same_rows():
     images = images_for(model)
     _, expected = timm_tokens(model, images)
     backbone, tokens = opened(model, images)
-    assert isinstance(backbone.last_block, FullBlock)
+    assert isinstance(backbone.last_block, ClosedBlock)
     torch.testing.assert_close(Features(backbone, tokens, None).patches, expected, **EXACT)
     with pytest.raises(OptionError, match="does not give its attention"):
         _ = Features(backbone, tokens, None).cls_attention

@@ -18,9 +18,9 @@ from torch import Tensor, nn
 
 from mimexport.aggregators import Aggregator
 from mimexport.backbone import Backbone, Shape
+from mimexport.blocks import OpenBlock
 from mimexport.features import Features
 from mimexport.fit.views import show
-from mimexport.last_block import ReducedBlock
 from mimexport.weights import LoadedModel
 from mimruntime.cpus import available_cpus
 from mimruntime.decode import Source
@@ -156,7 +156,7 @@ class TokenStore:
     def _files(self, folder: Path, count: int) -> dict[str, _File]:
         shape = self._backbone.shape
         block = self._backbone.last_block
-        heads = block.heads if shape.has_cls and isinstance(block, ReducedBlock) else 0
+        heads = block.heads if shape.has_cls and isinstance(block, OpenBlock) else 0
         layout: dict[str, tuple[tuple[int, ...], str]] = {
             "patches": ((shape.patches, shape.dim), "<f2"),
             "cls": ((shape.dim if shape.has_cls else 0,), "<f2"),

@@ -24,6 +24,8 @@ PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "te
 
 # TF32 is off because fp32 was asked for; the arena grows by what is needed, not by doubling.
 _CUDA_OPTIONS = {"use_tf32": "0", "arena_extend_strategy": "kSameAsRequested"}
+LEFT_OUT = {"cpu": ("BiasGeluFusion",)}
+"""Optimisations that lose on a provider: a bias and its GELU are faster as two operators (docs/engines.md)."""
 _LOG_ERRORS = 3
 _NO_BF16 = "has no bf16 kernels on a CPU: run a bf16 artifact with --engine openvino"
 _REMEDIES = {
@@ -180,7 +182,9 @@ def _session(ort: Any, graph: Path, asked: str, threads: int) -> Any:
     if not graph.is_file():
         raise EngineError(f"{graph}: no such graph")
     try:
-        return ort.InferenceSession(str(graph), options, providers=_wanted(asked))
+        return ort.InferenceSession(
+            str(graph), options, providers=_wanted(asked), disabled_optimizers=LEFT_OUT.get(asked)
+        )
     except Exception as error:  # one type per status code, none of them public
         if "bfloat16" in str(error):
             raise EngineError(f"onnxruntime {ort.__version__} {_NO_BF16}") from error

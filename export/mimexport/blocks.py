@@ -1,4 +1,4 @@
-"""The last transformer block, computed only for the tokens that are read.
+"""Transformer blocks, opened: attention written out the same way for every class, and only for the tokens that are read.
 
 Keys and values need every token; queries, attention output, projection and MLP run on the chosen rows alone. The result
 is exactly what timm's block gives for those rows.
@@ -6,9 +6,9 @@ is exactly what timm's block gives for those rows.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
-import torch
 from timm.layers import Attention, AttentionRope
 from timm.layers.pos_embed_sincos import apply_rot_embed_cat
 from timm.models import beit, eva, hiera, vision_transformer
@@ -32,17 +32,25 @@ def take(tokens: Tensor, rows: Rows) -> Tensor:
     return tokens.gather(1, rows.unsqueeze(-1).expand(-1, -1, tokens.shape[-1]))
 
 
-def can_reduce(block: Any) -> bool:
-    """Say whether `block` is of a kind whose rows can be computed one by one."""
+def open_block(block: Any, rope: Tensor | None = None, bias: Tensor | None = None) -> OpenBlock | ClosedBlock:
+    """Return `block` opened where it is of a kind whose rows can be computed one by one, else as it is.
+
+    Args:
+        block: of timm.
+        rope: see `OpenBlock`.
+        bias: likewise.
+
+    """
     if type(block) not in _PRE_NORM + _POST_NORM or type(block.attn) not in _ATTENTION:
-        return False
-    if isinstance(block, hiera.HieraBlock):
-        # Pooling between stages mixes rows; windowed attention depends on their order.
-        return not block.do_expand and block.attn.q_stride == 1 and not block.attn.use_mask_unit_attn
-    return True
+        return ClosedBlock(block)
+    # Between Hiera's stages pooling mixes rows, and windowed attention depends on their order.
+    mixes = isinstance(block, hiera.HieraBlock) and (
+        block.do_expand or block.attn.q_stride != 1 or block.attn.use_mask_unit_attn
+    )
+    return ClosedBlock(block) if mixes else OpenBlock(block, rope, bias)
 
 
-class FullBlock(nn.Module):
+class ClosedBlock(nn.Module):
     """A block of any other kind: computed whole, then the chosen rows are taken."""
 
     def __init__(self, block: nn.Module) -> None:
@@ -54,11 +62,14 @@ class FullBlock(nn.Module):
         return take(self.block(tokens), rows)
 
 
-class ReducedBlock(nn.Module):
+class OpenBlock(nn.Module):
     """A timm block, computed for chosen rows.
 
+    Query, key and value are products of their own: timm's packed one has to be taken apart by transposes, which engines
+    do not fuse away (docs/engines.md).
+
     Args:
-        block: a block for which `can_reduce` holds.
+        block: of timm.
         rope: rotary table (S, h, 2d), h = heads or 1, the identity for prefix tokens.
         bias: relative position bias (S, heads, S), added to the attention scores.
 
@@ -77,7 +88,7 @@ class ReducedBlock(nn.Module):
         self.kv_heads: int = getattr(attn, "num_kv_heads", self.heads)
         self.scale: float = attn.scale
         self.rotate_half: bool = getattr(attn, "rotate_half", False)
-        self.query, self.key_value = _split_projection(attn)
+        self.query, self.key, self.value = _projections(attn)
         self.q_norm, self.k_norm = (getattr(attn, name, nn.Identity()) for name in ("q_norm", "k_norm"))
         self.attn_norm = getattr(attn, "norm", nn.Identity())
         self.gate = getattr(attn, "gate", None)
@@ -97,31 +108,26 @@ class ReducedBlock(nn.Module):
     def attention(self, tokens: Tensor, rows: Rows = CLS) -> Tensor:
         """Return the attention (B, heads, k, S) of the chosen rows to every token, in float32; rows sum to one."""
         context = tokens if self.post_norm else self.norm1(tokens)
-        key, _ = self._keys_values(context)
-        return self._scores(take(context, rows), key, rows).float().softmax(-1)
+        return self._scores(context, rows).float().softmax(-1)
 
     def _attend(self, context: Tensor, rows: Rows) -> Tensor:
-        queries = take(context, rows)
-        key, value = self._keys_values(context)
-        weights = self._scores(queries, key, rows).softmax(-1)
-        out = self.attn_norm((weights @ value).transpose(1, 2).flatten(2))
+        weights = self._scores(context, rows).softmax(-1)
+        out = self.attn_norm((weights @ self._per_head(self.value(context))).transpose(1, 2).flatten(2))
         if self.gate is not None:
-            out = out * self.gate(queries).sigmoid()
+            out = out * self.gate(take(context, rows)).sigmoid()
         return self.proj(out)
 
-    def _keys_values(self, context: Tensor) -> tuple[Tensor, Tensor]:
-        key, value = self.key_value(context).chunk(2, -1)
-        key = self._rotate(self.k_norm(_split_heads(key, self.kv_heads)), ALL)
-        value = _split_heads(value, self.kv_heads)
-        groups = self.heads // self.kv_heads
-        if groups > 1:
-            key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
-        return key, value
-
-    def _scores(self, queries: Tensor, key: Tensor, rows: Rows) -> Tensor:
-        query = self._rotate(self.q_norm(_split_heads(self.query(queries), self.heads)), rows)
+    def _scores(self, context: Tensor, rows: Rows) -> Tensor:
+        query = self._rotate(self.q_norm(_split_heads(self.query(take(context, rows)), self.heads)), rows)
+        key = self._rotate(self.k_norm(self._per_head(self.key(context))), ALL)
         scores = (query * self.scale) @ key.transpose(-2, -1)
         return scores if self.bias is None else scores + _rows_of(self.bias, rows)
+
+    def _per_head(self, x: Tensor) -> Tensor:
+        """Return keys or values (B, S, kv_heads · d) as (B, heads, S, d)."""
+        x = _split_heads(x, self.kv_heads)
+        groups = self.heads // self.kv_heads
+        return x.repeat_interleave(groups, 1) if groups > 1 else x
 
     def _rotate(self, x: Tensor, rows: Rows) -> Tensor:
         if self.rope is None:
@@ -138,30 +144,22 @@ def _split_heads(x: Tensor, heads: int) -> Tensor:
     return x.unflatten(-1, (heads, -1)).transpose(1, 2)
 
 
-def _split_projection(attn: Any) -> tuple[nn.Linear, nn.Linear]:
-    """Return the query projection and the joined key-value projection of any of timm's attention classes."""
+def _projections(attn: Any) -> Iterator[nn.Linear]:
+    """Yield the projections to query, key and value of any of timm's attention classes."""
     if attn.qkv is None:
-        parts = (attn.q_proj, attn.k_proj, attn.v_proj)
-        weights = [part.weight for part in parts]
-        biases = [part.bias for part in parts]
+        yield from (attn.q_proj, attn.k_proj, attn.v_proj)
+        return
+    weights = attn.qkv.weight.chunk(3)
+    if attn.qkv.bias is not None:
+        biases = attn.qkv.bias.chunk(3)
     else:
-        width = attn.qkv.weight.shape[0] // 3
-        weights = list(attn.qkv.weight.split(width))
-        if attn.qkv.bias is not None:
-            biases = list(attn.qkv.bias.split(width))
-        else:
-            biases = [getattr(attn, name, None) for name in ("q_bias", "k_bias", "v_bias")]
-    return _linear(weights[:1], biases[:1]), _linear(weights[1:], biases[1:])
-
-
-def _linear(weights: list[Tensor], biases: list[Tensor | None]) -> nn.Linear:
-    weight = torch.cat(weights).detach()
-    linear = nn.Linear(weight.shape[1], weight.shape[0], bias=any(bias is not None for bias in biases))
-    linear.weight = nn.Parameter(weight)
-    if linear.bias is not None:
-        pairs = zip(biases, weights, strict=True)
-        linear.bias = nn.Parameter(torch.cat([w.new_zeros(len(w)) if b is None else b for b, w in pairs]).detach())
-    return linear
+        biases = tuple(getattr(attn, name, None) for name in ("q_bias", "k_bias", "v_bias"))
+    for weight, bias in zip(weights, biases, strict=True):
+        linear = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None)
+        linear.weight = nn.Parameter(weight.detach().clone(), requires_grad=False)
+        if bias is not None:
+            linear.bias = nn.Parameter(bias.detach().clone(), requires_grad=False)
+        yield linear
 
 
 class _Scale(nn.Module):
