@@ -72,6 +72,10 @@ def quantize_graph(path: Path, images: np.ndarray, recipe: Recipe = Recipe()) ->
             extra_options={
                 "ActivationSymmetric": True,
                 "WeightSymmetric": True,
+                # Products stay as wide as they are summed: the bias comes after, and no engine needs them narrow.
+                "OpTypesToExcludeOutputQuantization": _PRODUCTS,
+                # ONNX Runtime computes in int8 only where input and product have a pair of their own.
+                "DedicatedQDQPair": True,
                 "CalibStridedMinMax": 1,  # activations of one batch are held, not of all
             },
         )

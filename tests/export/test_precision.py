@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 
 import msgspec
 import numpy as np
+import onnx
+import onnxruntime
 import pytest
 from click.testing import CliRunner
 from PIL import Image
@@ -19,6 +22,7 @@ from mimexport.quantize import Recipe, products
 from mimexport.weights import load_model
 from mimruntime import manifest, sealed
 from mimruntime.artifact import Artifact
+from mimruntime.engines import onnxruntime as onnxruntime_engine
 from mimruntime.engines import open_for
 from mimruntime.engines import openvino as openvino_engine
 from mimruntime.errors import EngineError, OptionError, ParityError
@@ -103,11 +107,23 @@ def test_what_bf16_costs_too_much_is_refused(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_products_after_the_last_block_and_of_attention_stay_float32(tmp_path: Path) -> None:
     artifact = build(BuildOptions(model="mae-tiny", agg="ep", out=tmp_path / "ep"))
-    # Eleven blocks of qkv, projection and two of the MLP; the last has its queries apart from keys and values.
-    assert len(products(artifact.graph, Recipe(skip_first=0, skip_last=0))) == 11 * 4 + 5
-    assert len(products(artifact.graph, Recipe(skip_first=1, skip_last=0))) == 10 * 4 + 5
-    assert len(products(artifact.graph, Recipe(skip_first=0, skip_last=1))) == 11 * 4
-    assert len(products(artifact.graph, Recipe())) == 10 * 4
+    # Twelve blocks of query, key, value, projection and two of the MLP.
+    assert len(products(artifact.graph, Recipe(skip_first=0, skip_last=0))) == 12 * 6
+    assert len(products(artifact.graph, Recipe(skip_first=1, skip_last=0))) == 11 * 6
+    assert len(products(artifact.graph, Recipe(skip_first=0, skip_last=1))) == 11 * 6
+    assert len(products(artifact.graph, Recipe())) == 10 * 6
+
+
+def test_onnx_runtime_computes_every_quantised_product_in_int8(tmp_path: Path, crops: Path) -> None:
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
+    graph = build_tiny(tmp_path / "a", "int8", crops).graph
+    onnxruntime.InferenceSession(
+        graph, options, providers=["CPUExecutionProvider"], disabled_optimizers=onnxruntime_engine.LEFT_OUT["cpu"]
+    )
+    counts = Counter(node.op_type for node in onnx.load(options.optimized_model_filepath).graph.node)
+    # Ten blocks of query, key, value, projection and two of the MLP.
+    assert (counts["MatMulIntegerToFloat"], counts["DequantizeLinear"]) == (10 * 6, 0)
 
 
 def test_int8_needs_real_images_and_fp32_takes_none(tmp_path: Path, crops: Path) -> None:

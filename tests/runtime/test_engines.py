@@ -73,7 +73,10 @@ def test_a_session_that_fell_back_is_refused_though_it_would_run(
 def test_the_gpu_chain_begins_with_what_was_asked(graph: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: dict[str, object] = {}
 
-    def session(path: str, options: object, providers: list[tuple[str, dict[str, str]]]) -> SimpleNamespace:
+    def session(
+        path: str, options: object, providers: list[tuple[str, dict[str, str]]], disabled_optimizers: object
+    ) -> SimpleNamespace:
+        assert disabled_optimizers is None  # measured on a CPU alone
         seen["providers"] = providers
         port = SimpleNamespace(name="embedding", shape=["B", 4, 4, 3])
         return SimpleNamespace(

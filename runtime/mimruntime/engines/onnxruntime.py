@@ -24,8 +24,9 @@ PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "te
 
 # TF32 is off because fp32 was asked for; the arena grows by what is needed, not by doubling.
 _CUDA_OPTIONS = {"use_tf32": "0", "arena_extend_strategy": "kSameAsRequested"}
-LEFT_OUT = {"cpu": ("BiasGeluFusion",)}
-"""Optimisations that lose on a provider: a bias and its GELU are faster as two operators (docs/engines.md)."""
+LEFT_OUT = {"cpu": ("BiasGeluFusion", "CommonSubexpressionElimination")}
+"""Optimisations that lose on a provider (docs/engines.md): a bias and its GELU are faster as two operators; what a product's
+own quantisation was merged with, ONNX Runtime computes in float32."""
 _LOG_ERRORS = 3
 _NO_BF16 = "has no bf16 kernels on a CPU: run a bf16 artifact with --engine openvino"
 _REMEDIES = {

@@ -58,7 +58,7 @@ def quantized(graph, tmp_path_factory):
     from mimexport.quantize import Recipe, quantize_graph
 
     model = onnx.load(graph)
-    inside = "backbone.model.blocks.0.weights"
+    inside = "backbone.blocks.0.weights"
     next(tensor for tensor in model.graph.initializer if tensor.name == "weights").name = inside
     for index, node in enumerate(model.graph.node):
         node.name = f"node {index}"
