@@ -90,8 +90,8 @@ def main(folder: Path, model: str, batch: int, pairs: int, chosen: bool) -> None
         click.echo(f"{describe_cpu()}; {model}, batch {len(pixels)}, {pairs} pairs in turn; speed of topk to fp32\n")
         judged = [f"{agg}: worst / median cosine, neighbours kept" for agg in JUDGED if seed is None]
         click.echo(f"| precision | {' | '.join([*judged, *ENGINES])} |\n|{'---|' * (1 + len(judged) + len(ENGINES))}")
-        for form in FORMS[: 3 if chosen else None]:
-            out = Path(name) / "form"
+        for number, form in enumerate(FORMS[: 3 if chosen else None]):
+            out = Path(name) / str(number)  # of its own: what is refused leaves nothing to be timed
             cells = [form.title]
             for agg in JUDGED if seed is None else JUDGED[:1]:
                 try:
@@ -99,7 +99,7 @@ def main(folder: Path, model: str, batch: int, pairs: int, chosen: bool) -> None
                         form,
                         BuildOptions(
                             model=model, agg=agg, out=out / agg, precision=form.precision, calibrate=folder,
-                            random_seed=seed, force=True,
+                            random_seed=seed,
                         ),
                     )  # fmt: skip
                 except MimError as error:

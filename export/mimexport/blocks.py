@@ -14,6 +14,8 @@ from timm.layers.pos_embed_sincos import apply_rot_embed_cat
 from timm.models import beit, eva, hiera, vision_transformer
 from torch import Tensor, nn
 
+from mimruntime.errors import OptionError
+
 Rows = slice | Tensor
 """Which tokens to compute: a slice, the same for every image, or indices (B, k) int64."""
 
@@ -40,8 +42,16 @@ def open_block(block: Any, rope: Tensor | None = None, bias: Tensor | None = Non
         rope: see `OpenBlock`.
         bias: likewise.
 
+    Raises:
+        OptionError: a block that is not opened would have to be told the positions.
+
     """
     if type(block) not in _PRE_NORM + _POST_NORM or type(block.attn) not in _ATTENTION:
+        if rope is not None or bias is not None:
+            raise OptionError(
+                f"blocks of the kind {type(block).__name__} are not supported where positions are relative; choose"
+                " another --model"
+            )
         return ClosedBlock(block)
     # Between Hiera's stages pooling mixes rows, and windowed attention depends on their order.
     mixes = isinstance(block, hiera.HieraBlock) and (

@@ -6,7 +6,7 @@ import torch
 from small_models import SMALL_MODELS, images_for, make_small, opened, timm_tokens
 
 from mimexport.backbone import Backbone
-from mimexport.blocks import ClosedBlock, OpenBlock
+from mimexport.blocks import ClosedBlock, OpenBlock, open_block
 from mimexport.features import Features
 from mimruntime.errors import OptionError
 
@@ -87,6 +87,12 @@ def test_a_block_of_another_kind_is_computed_whole_and_gives_the_same_rows():
     torch.testing.assert_close(Features(backbone, tokens, None).patches, expected, **EXACT)
     with pytest.raises(OptionError, match="does not give its attention"):
         _ = Features(backbone, tokens, None).cls_attention
+
+
+def test_a_block_of_another_kind_is_refused_where_it_would_have_to_be_told_the_positions():
+    block = timm.models.vision_transformer.ParallelThingsBlock(64, 2)
+    with pytest.raises(OptionError, match="ParallelThingsBlock are not supported where positions are relative"):
+        open_block(block, rope=torch.zeros(4, 1, 64))
 
 
 def test_in_half_precision_the_tail_stays_in_float32(small_model):
