@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -54,11 +55,21 @@ def open_peers(artifact: Artifact, weights: Path | None = None) -> Sequence[Peer
             f"the weights of {about.model} are not those of {artifact.path}; name the file with --weights"
         )
     model = PlainModel(loaded.model, loaded.config).eval()
-    return (
+    on_cpu = (
         Peer("torch eager fp32", lambda _: TorchEngine(model)),
         Peer("torch autocast bf16", lambda _: TorchEngine(model, torch.bfloat16)),
         Peer("timm export, onnxruntime", lambda pixels: _exported(model, pixels, onnxruntime)),
         Peer("timm export, openvino", lambda pixels: _exported(model, pixels, openvino)),
+    )
+    if not torch.cuda.is_available():
+        return on_cpu
+    return (
+        *on_cpu,
+        Peer("torch eager fp32, cuda", lambda _: TorchEngine(model, device="cuda"), on_gpu=True),
+        Peer("torch autocast fp16, cuda", lambda _: TorchEngine(model, torch.float16, "cuda"), on_gpu=True),
+        Peer(
+            "timm export, onnxruntime, cuda", lambda pixels: _exported(model, pixels, onnxruntime, "cuda"), on_gpu=True
+        ),
     )
 
 
@@ -82,30 +93,33 @@ class PlainModel(nn.Module):
 
 
 class TorchEngine(Engine):
-    """A model in torch, every CPU this process may use, optionally under autocast to bf16."""
+    """A model in torch on the GPU or on every CPU this process may use, optionally under autocast to half precision."""
 
-    def __init__(self, model: nn.Module, autocast: torch.dtype | None = None) -> None:
-        self.name, self.provider, self.version = "torch", "cpu", torch.__version__
+    def __init__(self, model: nn.Module, autocast: torch.dtype | None = None, device: str = "cpu") -> None:
+        self.name, self.provider, self.version = "torch", device, torch.__version__
         self.outputs = (EMBEDDING,)
-        self.precision = "fp32" if autocast is None else "bf16"
-        self.threads = available_cpus()
-        self._model = model
+        self.precision = "fp32" if autocast is None else {torch.bfloat16: "bf16", torch.float16: "fp16"}[autocast]
+        self.threads = available_cpus() if device == "cpu" else None
+        self._model = model if device == "cpu" else copy.deepcopy(model).to(device)
         self._autocast = autocast
-        torch.set_num_threads(self.threads)
+        torch.set_num_threads(available_cpus())
 
     def run(self, pixels: np.ndarray) -> dict[str, np.ndarray]:
         """Return the embeddings of one batch."""
-        casting = contextlib.nullcontext() if self._autocast is None else torch.autocast("cpu", dtype=self._autocast)
+        casting = (
+            contextlib.nullcontext() if self._autocast is None else torch.autocast(self.provider, dtype=self._autocast)
+        )
         with torch.inference_mode(), casting:
-            return {EMBEDDING: self._model(torch.from_numpy(pixels)).float().numpy()}
+            vectors = self._model(torch.from_numpy(pixels).to(self.provider))
+            return {EMBEDDING: vectors.float().cpu().numpy()}
 
     def close(self) -> None:
         """Nothing to let go of: the model is shared."""
 
 
-def _exported(model: nn.Module, pixels: np.ndarray, module: _Tunable) -> Engine:
+def _exported(model: nn.Module, pixels: np.ndarray, module: _Tunable, provider: str | None = None) -> Engine:
     """Export, tune as `mimexport compile` does, and open; the file may go once it is open."""
-    options = CompileOptions(engine=module.NAME)
+    options = CompileOptions(engine=module.NAME, provider=provider)
     with tempfile.TemporaryDirectory(prefix="mimexport-peer-") as folder, torch.no_grad(), quiet_exporter():
         path = Path(folder) / "plain.onnx"
         torch.onnx.export(

@@ -63,14 +63,20 @@ def test_a_provider_that_is_not_compiled_in_is_refused_with_the_remedy(graph: Pa
 def test_a_session_that_fell_back_is_refused_though_it_would_run(
     graph: Path, monkeypatch: pytest.MonkeyPatch, provider: str, hint: str
 ) -> None:
+    monkeypatch.setattr(onnxruntime, "preload_dlls", lambda: sys.stdout.write("Failed to load libcublas.so\nSee\n"))
     cpu_session = onnxruntime.InferenceSession(str(graph), providers=["CPUExecutionProvider"])
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: list(wrapped.PROVIDERS.values()))
     monkeypatch.setattr(onnxruntime, "InferenceSession", lambda *_, **__: cpu_session)
-    with pytest.raises(EngineError, match=rf"asked for provider '{provider}', .* fell back to 'cpu'; .*{hint}"):
+    missing = r"Failed to load libcublas\.so"
+    with pytest.raises(
+        EngineError, match=rf"asked for provider '{provider}', .* fell back to 'cpu': {missing}; .*{hint}"
+    ):
         open_engine("onnxruntime", graph, provider=provider)
 
 
-def test_the_gpu_chain_begins_with_what_was_asked(graph: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_gpu_chain_begins_with_what_was_asked_and_its_libraries_are_loaded(
+    graph: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     seen: dict[str, object] = {}
 
     def session(
@@ -85,8 +91,15 @@ def test_the_gpu_chain_begins_with_what_was_asked(graph: Path, monkeypatch: pyte
 
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: list(wrapped.PROVIDERS.values()))
     monkeypatch.setattr(onnxruntime, "InferenceSession", session)
+    (tmp_path / "tensorrt.py").write_text("")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "tensorrt", raising=False)
+    loaded: list[str] = []
+    monkeypatch.setattr(onnxruntime, "preload_dlls", lambda: loaded.append("cuda"))
     with open_engine("onnxruntime", graph, provider="tensorrt") as engine:
         assert engine.provider == "tensorrt"
+    assert sys.modules.pop("tensorrt").__file__ == str(tmp_path / "tensorrt.py")
+    assert loaded == ["cuda"]
     assert [name for name, _ in seen["providers"]] == [wrapped.PROVIDERS[name] for name in ("tensorrt", "cuda", "cpu")]
     assert dict(seen["providers"])["CUDAExecutionProvider"]["use_tf32"] == "0"
 

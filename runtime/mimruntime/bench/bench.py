@@ -21,7 +21,7 @@ from mimruntime.decode import decode
 from mimruntime.embedder import Embedder
 from mimruntime.engines import ENGINES, open_for
 from mimruntime.engines.base import Engine
-from mimruntime.errors import EngineError, ImageError, MimError, MissingExtraError
+from mimruntime.errors import EngineError, ImageError, MimError, MissingExtraError, UnknownNameError
 from mimruntime.preprocess import to_pixels
 from mimruntime.reference import load_reference
 
@@ -54,6 +54,7 @@ def bench(
     path: Path,
     engines: Sequence[str],
     *,
+    provider: str | None = None,
     peers: Sequence[Peer] = (),
     images: Sequence[Path] = (),
     batches: Sequence[int] = (1, 2, 4, 8, 16),
@@ -66,7 +67,8 @@ def bench(
     Args:
         path: the artifact.
         engines: names of `mimruntime.engines.ENGINES`.
-        peers: other ways to run the same weights.
+        provider: the hardware of the engines, by their own name; None is what was compiled for, or else the CPU.
+        peers: other ways to run the same weights; those on hardware that none of the engines runs on are not opened.
         images: real photographs, of which the first 64 that can be read are used; without any, the artifact's drawn
             reference images.
         batches: sizes to measure.
@@ -88,8 +90,8 @@ def bench(
         for name in engines:
             report(f"{name}: opening")
             try:
-                opened[name] = stack.enter_context(open_for(artifact, name))
-            except (EngineError, MissingExtraError) as error:
+                opened[name] = stack.enter_context(open_for(artifact, name, provider=provider))
+            except (EngineError, MissingExtraError, UnknownNameError) as error:
                 if len(engines) == 1:
                     raise
                 left_out[name] = str(error)
@@ -99,7 +101,8 @@ def bench(
         if not runners:
             raise EngineError("; ".join(left_out.values()))
         ours = len(runners)
-        for peer in peers:
+        hardware = {_on_gpu(engine) for engine in opened.values()}
+        for peer in (peer for peer in peers if peer.on_gpu in hardware):
             report(f"{peer.name}: opening")
             try:
                 opened[peer.name] = stack.enter_context(peer.open(pixels))
@@ -111,14 +114,15 @@ def bench(
         for figures in runners:
             report(f"{figures.name}: batches of {', '.join(map(str, batches))}")
             measure(figures, opened[figures.name], pixels, batches, seconds)
-            rate = rates.get(_precision(opened[figures.name], artifact))
+            engine = opened[figures.name]
+            rate = None if _on_gpu(engine) else rates.get(_precision(engine, artifact))
             if rate is not None and artifact.manifest.graph.precision != "int8":  # whose file does not tell the weights
                 figures.share = round(max(figures.images_per_second.values()) * _flop(artifact) / rate, 3)
         ratios = _ratios(runners, opened, pixels, pairs, ours, report)
     for figures in runners[:ours]:
         report(f"{figures.name}: decoding, cold start")
-        figures.with_decoding = _with_decoding(artifact.path, figures, sources)
-        seconds_cold, peak = cold_start(artifact.path, figures.name, figures.best_batch)
+        figures.with_decoding = _with_decoding(artifact.path, figures, sources, provider)
+        seconds_cold, peak = cold_start(artifact.path, figures.name, figures.best_batch, provider)
         figures.cold_start_s, figures.peak_mib = round(seconds_cold, 2), round(peak, 1)
     return Report(
         str(path),
@@ -137,6 +141,10 @@ def all_engines() -> list[str]:
 
 def _precision(engine: Engine, artifact: Artifact) -> str:
     return engine.precision or artifact.manifest.graph.precision
+
+
+def _on_gpu(engine: Engine) -> bool:
+    return engine.provider != "cpu"
 
 
 def _describe(engine: Engine, artifact: Artifact) -> str:
@@ -158,9 +166,9 @@ def _ratios(
     return in_turn((best.name, opened[best.name], best.best_batch), others, pixels, pairs)
 
 
-def _with_decoding(path: Path, figures: Figures, sources: Sequence[bytes]) -> float:
+def _with_decoding(path: Path, figures: Figures, sources: Sequence[bytes], provider: str | None) -> float:
     files = [sources[index % len(sources)] for index in range(max(_DECODED, 2 * figures.best_batch))]
-    with Embedder.open(path, engine=figures.name, batch_size=figures.best_batch) as embedder:
+    with Embedder.open(path, engine=figures.name, provider=provider, batch_size=figures.best_batch) as embedder:
         embedder.embed(files[: figures.best_batch])
         started = time.perf_counter()
         embedder.embed(files)

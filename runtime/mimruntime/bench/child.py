@@ -13,7 +13,7 @@ from mimruntime.errors import EngineError
 _SCRIPT = "from mimruntime.bench.child import main; main()"
 
 
-def cold_start(artifact: Path, engine: str, batch: int) -> tuple[float, float]:
+def cold_start(artifact: Path, engine: str, batch: int, provider: str | None = None) -> tuple[float, float]:
     """Return the seconds from starting a process to its first vector, and its peak memory, MiB, after a run of `batch`.
 
     Raises:
@@ -22,7 +22,10 @@ def cold_start(artifact: Path, engine: str, batch: int) -> tuple[float, float]:
     """
     started = time.time()
     done = subprocess.run(  # noqa: S603 - this very program
-        [sys.executable, "-c", _SCRIPT, str(artifact), engine, str(batch)], capture_output=True, text=True, check=False
+        [sys.executable, "-c", _SCRIPT, str(artifact), engine, str(batch), *([provider] if provider else [])],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     if done.returncode:
         lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
@@ -37,8 +40,9 @@ def main() -> None:
 
     from mimruntime.embedder import Embedder  # noqa: PLC0415
 
-    path, engine, batch = sys.argv[1:]
-    with Embedder.open(path, engine=engine, batch_size=int(batch)) as embedder:
+    path, engine, batch, *rest = sys.argv[1:]
+    provider = rest[0] if rest else None
+    with Embedder.open(path, engine=engine, provider=provider, batch_size=int(batch)) as embedder:
         size = embedder.artifact.manifest.preprocess.size
         pixels = np.zeros((int(batch), size, size, 3), np.uint8)
         embedder.run(pixels[:1])

@@ -24,6 +24,7 @@ def bench_command(open_peers: OpenPeers | None = None) -> click.Command:
     @click.command()
     @click.argument("artifact", type=click.Path(path_type=Path))
     @click.option("--engine", "engines", multiple=True, default=["all"], show_default=True, help="May be repeated.")
+    @click.option("--provider", help="Hardware of the engines.  [default: what was compiled for, or else cpu]")
     @click.option("--peers", is_flag=True, help="Also torch eager and autocast, and timm's plain [cls] export.")
     @click.option("--weights", type=click.Path(path_type=Path), metavar="FILE", help="Of the peers, as for the build.")
     @click.option(
@@ -40,6 +41,7 @@ def bench_command(open_peers: OpenPeers | None = None) -> click.Command:
     def bench(
         artifact: Path,
         engines: tuple[str, ...],
+        provider: str | None,
         peers: bool,
         weights: Path | None,
         images: tuple[Path, ...],
@@ -63,6 +65,7 @@ def bench_command(open_peers: OpenPeers | None = None) -> click.Command:
         report = measure(
             artifact,
             all_engines() if "all" in engines else engines,
+            provider=provider,
             peers=rivals,
             images=find_images(images) if images else (),
             batches=sizes,

@@ -19,11 +19,13 @@ class Peer:
     Attributes:
         name: as it stands in the table.
         open: makes it ready to run; given pixels, uint8 (n, H, W, 3), to tune it on.
+        on_gpu: where it runs; it is measured against engines that run there, too.
 
     """
 
     name: str
     open: Callable[[np.ndarray], Engine]
+    on_gpu: bool = False
 
 
 @dataclass(slots=True)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib
+import io
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +30,13 @@ _CUDA_OPTIONS = {"use_tf32": "0", "arena_extend_strategy": "kSameAsRequested"}
 LEFT_OUT = {"cpu": ("BiasGeluFusion", "CommonSubexpressionElimination")}
 """Optimisations that lose on a provider (docs/engines.md): a bias and its GELU are faster as two operators; what a product's
 own quantisation was merged with, ONNX Runtime computes in float32."""
+_GPU_BATCHES = (*BATCHES, 32, 64, 128)
 _LOG_ERRORS = 3
 _NO_BF16 = "has no bf16 kernels on a CPU: run a bf16 artifact with --engine openvino"
 _REMEDIES = {
     "cuda": "check the NVIDIA driver, and that CUDA and cuDNN are found: pip install 'onnxruntime-gpu[cuda,cudnn]'",
-    "tensorrt": "ONNX Runtime links TensorRT 10, version 11 does not load: pip install 'tensorrt-cu12<11'",
+    "tensorrt": "ONNX Runtime links TensorRT 10, version 11 does not load: pip install 'tensorrt-cu13<11' (cu12 where it"
+    " was built for CUDA 12)",
 }
 
 
@@ -51,13 +56,15 @@ def open_engine(graph: Path, *, provider: str | None, threads: int | None, compi
     asked = provider or (compiled.record.provider if compiled else "cpu")
     ort = _library()
     _check_available(ort, asked)
+    missing = _load_cuda(ort, asked)
     tuned = compiled.record.tuned if compiled else None
     threads = threads or (tuned.threads if tuned else available_cpus())
     session = _session(ort, graph, asked, threads)
     actual = _short_name(session.get_providers()[0])
     if actual != asked:
         raise EngineError(
-            f"asked for provider '{asked}', onnxruntime {ort.__version__} fell back to '{actual}'; {_REMEDIES[asked]}"
+            f"asked for provider '{asked}', onnxruntime {ort.__version__} fell back to '{actual}'"
+            f"{missing and ': ' + missing}; {_REMEDIES[asked]}"
         )
     engine = OnnxRuntimeEngine(session, provider=actual, version=ort.__version__, graph=graph)
     engine.threads = threads
@@ -75,9 +82,10 @@ def tune_graph(
     graph: Path, images: np.ndarray, options: CompileOptions, progress: Progress
 ) -> tuple[Trial, tuple[Trial, ...]]:
     """Return the best batch and threads by measurement on images, uint8 (n, H, W, 3), and all that was measured."""
-    most = available_cpus()
-    threads = [options.threads] if options.threads else sorted({most, (most + 1) // 2}, reverse=True)
-    batches = [options.batch.best] if options.batch else BATCHES
+    most, on_cpu = available_cpus(), options.provider in {None, "cpu"}
+    choices = {most, (most + 1) // 2} if on_cpu else {most}  # beside a GPU they do next to nothing
+    threads = [options.threads] if options.threads else sorted(choices, reverse=True)
+    batches = [options.batch.best] if options.batch else BATCHES if on_cpu else _GPU_BATCHES
     return tune(
         lambda setting: open_setting(graph, setting, options),
         [Setting(count) for count in threads],
@@ -173,6 +181,22 @@ def _check_available(ort: Any, asked: str) -> None:
     )
 
 
+def _load_cuda(ort: Any, asked: str) -> str:
+    """Load NVIDIA's libraries where pip put them, for ONNX Runtime looks only where the system does; return what is missing.
+
+    Whether that was needed shows when the session opens.
+    """
+    if asked == "cpu":
+        return ""
+    if asked == "tensorrt":
+        with contextlib.suppress(ImportError):  # the module loads its libraries
+            importlib.import_module("tensorrt")
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said):  # it prints what it does not find
+        ort.preload_dlls()
+    return said.getvalue().strip().split("\n")[0]
+
+
 def _session(ort: Any, graph: Path, asked: str, threads: int) -> Any:
     options = ort.SessionOptions()
     options.log_severity_level = _LOG_ERRORS
@@ -183,9 +207,11 @@ def _session(ort: Any, graph: Path, asked: str, threads: int) -> Any:
     if not graph.is_file():
         raise EngineError(f"{graph}: no such graph")
     try:
-        return ort.InferenceSession(
-            str(graph), options, providers=_wanted(asked), disabled_optimizers=LEFT_OUT.get(asked)
-        )
+        # It prints a banner where a provider fails and another is taken; that is told to the caller, as an error.
+        with contextlib.redirect_stdout(io.StringIO()):
+            return ort.InferenceSession(
+                str(graph), options, providers=_wanted(asked), disabled_optimizers=LEFT_OUT.get(asked)
+            )
     except Exception as error:  # one type per status code, none of them public
         if "bfloat16" in str(error):
             raise EngineError(f"onnxruntime {ort.__version__} {_NO_BF16}") from error
@@ -204,11 +230,11 @@ def _short_name(full: str) -> str:
 
 
 def _is_installed(distribution: str) -> bool:
-    import importlib.metadata  # noqa: PLC0415 - slow, and only an error needs it
+    from importlib import metadata  # noqa: PLC0415 - slow, and only an error needs it
 
     try:
-        importlib.metadata.version(distribution)
-    except importlib.metadata.PackageNotFoundError:
+        metadata.version(distribution)
+    except metadata.PackageNotFoundError:
         return False
     return True
 
