@@ -8,13 +8,12 @@ import logging
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import onnx
 import torch
-from onnxscript.rewriter import pattern, rewrite
 
 from mimexport.errors import GraphError
+from mimexport.fusions import fuse
 from mimexport.model import EmbeddingModel
 from mimruntime.manifest import Port
 
@@ -33,18 +32,6 @@ _FORBIDDEN = {
         "an embedding must not depend on chance",
     ),
 }
-
-
-def _exported_gelu(op: Any, x: Any, root_2: Any, one: Any, half: Any) -> Any:
-    return op.Mul(x, op.Mul(op.Add(op.Erf(op.Div(x, root_2)), one), half))
-
-
-def _fusable_gelu(op: Any, x: Any, root_2: Any, one: Any, half: Any) -> Any:
-    return op.Mul(op.Mul(x, op.Add(op.Erf(op.Div(x, root_2)), one)), half)
-
-
-_FUSABLE = pattern.RewriteRuleSet([pattern.RewriteRule(_exported_gelu, _fusable_gelu)], commute=True)
-"""The same products in the order ONNX Runtime looks for: it then runs a bias and its GELU as one operator."""
 
 
 def export_graph(model: EmbeddingModel, folder: Path, size: int) -> tuple[tuple[Port, ...], tuple[Port, ...]]:
@@ -81,7 +68,7 @@ def export_graph(model: EmbeddingModel, folder: Path, size: int) -> tuple[tuple[
             )
             if program is None:
                 raise GraphError("the ONNX exporter gave no program")
-            rewrite(program.model, _FUSABLE)
+            fuse(program.model)
             tensors = [value.const_value for value in program.model.graph.initializers.values()]
             stored = sum(tensor.nbytes for tensor in tensors if tensor is not None)
             program.save(path, external_data=stored > _SINGLE_FILE_LIMIT)
