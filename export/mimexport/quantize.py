@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import tempfile
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -79,7 +80,28 @@ def quantize_graph(path: Path, images: np.ndarray, recipe: Recipe = Recipe()) ->
                 "CalibStridedMinMax": 1,  # activations of one batch are held, not of all
             },
         )
+        _tell_apart(target)
         target.replace(path)
+
+
+def _tell_apart(path: Path) -> None:
+    """Give pairs of one input scales that differ in the last bit: ONNX Runtime would merge equal ones again."""
+    model = onnx.load(path)
+    graph = model.graph
+    scales = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    back = {node.input[0]: node for node in graph.node if node.op_type == "DequantizeLinear"}
+    copies: Counter[tuple[str, ...]] = Counter()
+    for node in graph.node:
+        if node.op_type == "QuantizeLinear":
+            copy = copies[tuple(node.input)]
+            copies[tuple(node.input)] += 1
+            if copy:
+                scale = scales[node.input[1]]
+                moved = scale + np.float32(copy) * np.spacing(scale)
+                name = f"{node.output[0]}_scale"
+                graph.initializer.append(onnx.numpy_helper.from_array(moved, name))
+                back[node.output[0]].input[1] = node.input[1] = name
+    onnx.save(model, path)
 
 
 def products(path: Path, recipe: Recipe) -> list[str]:

@@ -14,7 +14,7 @@ from mimruntime.bench.bench import Report, _readable, bench
 from mimruntime.bench.measure import Figures, Peer, flop_per_image, in_turn, measure
 from mimruntime.bench.report import as_text, write_json, write_plot
 from mimruntime.engines.base import Engine
-from mimruntime.errors import EngineError, ImageError, MissingExtraError
+from mimruntime.errors import EngineError, ImageError, MissingExtraError, UnknownNameError
 
 
 class Counting(Engine):
@@ -78,6 +78,27 @@ def test_a_peer_that_does_not_open_is_left_out(toy_artifact: Path) -> None:
 
     report = bench(toy_artifact, ["onnxruntime"], peers=[Peer("broken", fail)], batches=(1,), seconds=0, pairs=1)
     assert report.left_out == {"broken": "no such thing"}
+
+
+def test_a_peer_on_hardware_that_no_engine_runs_on_is_not_opened(toy_artifact: Path) -> None:
+    runner = Counting()
+
+    def never(pixels: np.ndarray) -> Counting:
+        raise AssertionError("opened")
+
+    peers = [Peer("near", lambda _: runner), Peer("on a card", never, on_gpu=True)]
+    report = bench(toy_artifact, ["onnxruntime"], provider="cpu", peers=peers, batches=(1,), seconds=0, pairs=1)
+    assert [one.name for one in report.runners] == ["onnxruntime", "near"]
+    assert report.left_out == {}
+
+
+def test_an_engine_without_the_provider_is_left_out_of_all_and_an_error_alone(toy_artifact: Path) -> None:
+    with pytest.raises(UnknownNameError, match="provider"):
+        bench(toy_artifact, ["openvino"], provider="cuda", batches=(1,), seconds=0)
+    with pytest.raises(
+        EngineError, match="'cuda' is not part of onnxruntime.*; unknown provider of the engine 'openvino'"
+    ):
+        bench(toy_artifact, ["onnxruntime", "openvino"], provider="cuda", batches=(1,), seconds=0)
 
 
 def test_what_runs_is_said_with_precision_threads_and_streams(toy_artifact: Path) -> None:
