@@ -96,7 +96,7 @@ def test_an_engine_without_the_provider_is_left_out_of_all_and_an_error_alone(to
     with pytest.raises(UnknownNameError, match="provider"):
         bench(toy_artifact, ["openvino"], provider="cuda", batches=(1,), seconds=0)
     with pytest.raises(
-        EngineError, match="'cuda' is not part of onnxruntime.*; unknown provider of the engine 'openvino'"
+        EngineError, match=r"'cuda' is not part of onnxruntime.*; unknown provider of the engine 'openvino'"
     ):
         bench(toy_artifact, ["onnxruntime", "openvino"], provider="cuda", batches=(1,), seconds=0)
 
