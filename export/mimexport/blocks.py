@@ -128,10 +128,10 @@ class OpenBlock(nn.Module):
         return self.proj(out)
 
     def _scores(self, context: Tensor, rows: Rows) -> Tensor:
-        query = self._rotate(self.q_norm(_split_heads(self.query(take(context, rows)), self.heads)), rows)
-        key = self._rotate(self.k_norm(self._per_head(self.key(context))), ALL)
-        scores = (query * self.scale) @ key.transpose(-2, -1)
-        return scores if self.bias is None else scores + _rows_of(self.bias, rows)
+        query = self._placed(self.query(take(context, rows)), self.heads, self.q_norm, rows)
+        key = self._placed(self.key(context), self.kv_heads, self.k_norm, ALL)
+        scores = (_split_heads(query, self.heads) * self.scale) @ self._per_head(key).transpose(-2, -1)
+        return scores if self.bias is None else scores + _rows_of(self.bias, rows).transpose(1, 2)
 
     def _per_head(self, x: Tensor) -> Tensor:
         """Return keys or values (B, S, kv_heads · d) as (B, heads, S, d)."""
@@ -139,15 +139,19 @@ class OpenBlock(nn.Module):
         groups = self.heads // self.kv_heads
         return x.repeat_interleave(groups, 1) if groups > 1 else x
 
-    def _rotate(self, x: Tensor, rows: Rows) -> Tensor:
-        if self.rope is None:
+    def _placed(self, x: Tensor, heads: int, norm: nn.Module, rows: Rows) -> Tensor:
+        """Return queries or keys (B, k, heads · d), normalised and rotated head by head."""
+        if self.rope is None and isinstance(norm, nn.Identity):
             return x
-        return apply_rot_embed_cat(x, _rows_of(self.rope, rows), half=self.rotate_half)
+        x = norm(x.unflatten(-1, (heads, -1)))
+        if self.rope is not None:
+            x = apply_rot_embed_cat(x, _rows_of(self.rope, rows), half=self.rotate_half)
+        return x.flatten(2)
 
 
 def _rows_of(table: Tensor, rows: Rows) -> Tensor:
-    """Return rows of a table (S, heads, C) as (B or 1, heads, k, C)."""
-    return (table[rows].unsqueeze(0) if isinstance(rows, slice) else table[rows]).transpose(1, 2)
+    """Return rows of a table (S, heads, C) as (B or 1, k, heads, C)."""
+    return table[rows].unsqueeze(0) if isinstance(rows, slice) else table[rows]
 
 
 def _split_heads(x: Tensor, heads: int) -> Tensor:

@@ -18,8 +18,7 @@ def fuse(model: onnx_ir.Model) -> None:
 
     The node bears the name of ONNX Runtime's own operator and carries its own definition, as a function of the model:
     ONNX Runtime takes its kernel for the node where the provider has one, every other engine expands the function. What
-    that is worth: docs/engines.md. Attention whose queries are normalised or rotated head by head, or whose scores have a
-    bias, stays written out.
+    that is worth: docs/engines.md. Attention whose scores have a bias, or fewer keys than heads, stays written out.
     """
     rewrite(model, _RULES)
     if any(node.op_type == ATTENTION for node in model.graph):
@@ -62,8 +61,8 @@ def _exported_attention(
 
 def _one_attention(op: Any, query: Any, key: Any, value: Any, heads: Any, scale: Any, **_: Any) -> Any:
     return op.MultiHeadAttention(
-        query,
-        key,
+        _joined(op, query),
+        _joined(op, key),
         value,
         num_heads=int(heads.const_value.numpy()[2]),
         scale=float(scale.const_value.numpy()),
@@ -72,18 +71,26 @@ def _one_attention(op: Any, query: Any, key: Any, value: Any, heads: Any, scale:
     )
 
 
+def _joined(op: Any, x: Any) -> Any:
+    """Return (B, S, heads · d) of what has been normalised or rotated head by head, (B, S, heads, d)."""
+    return x if len(x.shape) == 3 else op.Reshape(x, op.Constant(value_ints=[0, 0, -1]))
+
+
 def _is_per_head(
     _: Any, query: Any, key: Any, query_heads: Any, heads: Any, scale: Any, joined: Any, **__: Any
 ) -> bool:
-    """Tell (B, S, heads · d) split by heads, and joined again, from other reshapes of the same form."""
+    """Tell (B, S, heads · d) or (B, S, heads, d), split by heads and joined again, from other reshapes of the same form."""
     if any(one.const_value is None for one in (query_heads, heads, scale, joined)):
         return False
     split_query, split_key, whole = (one.const_value.numpy() for one in (query_heads, heads, joined))
     return (
-        [len(one.shape) for one in (query, key) if one.shape is not None] == [3, 3]
-        and (len(split_query), len(split_key), len(whole)) == (4, 4, 3)
+        (len(split_query), len(split_key), len(whole)) == (4, 4, 3)
         and split_query[2] == split_key[2]
         and scale.const_value.size == 1
+        and all(
+            one.shape is not None and (len(one.shape) == 3 or (len(one.shape) == 4 and one.shape[2] == split_key[2]))
+            for one in (query, key)
+        )
     )
 
 

@@ -73,7 +73,10 @@ def export_graph(model: EmbeddingModel, folder: Path, size: int) -> tuple[tuple[
             stored = sum(tensor.nbytes for tensor in tensors if tensor is not None)
             program.save(path, external_data=stored > _SINGLE_FILE_LIMIT)
     except (RuntimeError, torch.onnx.OnnxExporterError) as error:
-        raise GraphError(f"the ONNX exporter failed: {str(error).splitlines()[0]}") from error
+        cause: BaseException = error
+        while cause.__cause__ is not None:  # the exporter's own words are advice to its developers
+            cause = cause.__cause__
+        raise GraphError(f"the ONNX exporter failed: {str(cause).splitlines()[0]}") from error
     return check_graph(path, outputs)
 
 
