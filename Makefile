@@ -8,7 +8,7 @@ STAMP  := $(VENV)/.installed
 IMAGES ?= $(shell $(BIN)/python -c "import pathlib, skimage, sklearn; print(pathlib.Path(skimage.__file__).parent / 'data', pathlib.Path(sklearn.__file__).parent / 'datasets/images')" 2>/dev/null)
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart bench bench-serve bench-scale eval-engines eval-baseline eval-table test test-scale test-slow gpu-test lint clean
+.PHONY: help install quickstart bench bench-gpu bench-serve bench-scale eval-engines eval-baseline eval-table test test-scale test-slow gpu-test lint clean
 
 help:  ## list the verbs
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -62,8 +62,26 @@ test: $(STAMP) lint  ## linters, types, import contracts, the whole suite with c
 test-slow: $(STAMP)  ## what takes minutes: every backbone class with every aggregator, at full depth once
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow -n 2 --dist worksteal
 
-gpu-test: $(STAMP)  ## what needs an NVIDIA GPU: plans opened, parity on the card, CUDA graphs, timing cache
-	$(BIN)/python -m pytest -m gpu -rs
+# onnxruntime and onnxruntime-gpu exclude each other: an environment of its own.
+GPU_VENV  := .venv-gpu
+GPU_BIN   := $(GPU_VENV)/bin
+GPU_STAMP := $(GPU_VENV)/.installed
+$(GPU_STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(GPU_VENV)
+	$(GPU_BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt 'onnxruntime-gpu[cuda,cudnn]' \
+	    -e '.[export,gpu,openvino,parquet,eval,serve,tensorrt-rtx,dev]'
+	touch $@
+
+gpu-test: $(GPU_STAMP)  ## what needs an NVIDIA GPU: CUDA provider, device protocol, plans opened, parity, CUDA graphs, timing cache
+	$(GPU_BIN)/python -m pytest -m gpu -rs
+
+bench-gpu: $(GPU_STAMP)  ## ONNX Runtime on an NVIDIA GPU against torch there: ViT-B/16 (random weights) in fp16 and in fp32
+	for precision in fp16 fp32; do \
+	    test -d artifacts/bench-b16-$$precision || $(GPU_BIN)/mimexport build --model mae-b16 --agg topk --random-weights \
+	        --precision $$precision --out artifacts/bench-b16-$$precision || exit 1; \
+	    $(GPU_BIN)/mimexport compile artifacts/bench-b16-$$precision --engine onnxruntime --provider cuda || exit 1; \
+	    $(GPU_BIN)/mimexport bench artifacts/bench-b16-$$precision --engine onnxruntime --provider cuda --peers \
+	        --batches 1,8,32,128 --json reports/bench/gpu-$$precision.json || exit 1; done
 
 SCALE_STAMP := $(VENV)/.installed-scale
 $(SCALE_STAMP): $(STAMP)
@@ -87,4 +105,4 @@ lint: $(STAMP)  ## ruff, mypy, import-linter
 	$(BIN)/lint-imports
 
 clean:  ## remove the environment and what was built
-	rm -rf $(VENV) artifacts reports .coverage .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
+	rm -rf $(VENV) $(GPU_VENV) artifacts reports .coverage .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
