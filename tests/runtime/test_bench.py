@@ -94,11 +94,11 @@ def test_a_peer_on_hardware_that_no_engine_runs_on_is_not_opened(toy_artifact: P
 
 def test_an_engine_without_the_provider_is_left_out_of_all_and_an_error_alone(toy_artifact: Path) -> None:
     with pytest.raises(UnknownNameError, match="provider"):
-        bench(toy_artifact, ["openvino"], provider="cuda", batches=(1,), seconds=0)
+        bench(toy_artifact, ["openvino"], provider="tpu", batches=(1,), seconds=0)
     with pytest.raises(
-        EngineError, match=r"'cuda' is not part of onnxruntime.*; unknown provider of the engine 'openvino'"
+        EngineError, match=r"provider of the engine 'onnxruntime'.*; .*provider of the engine 'openvino'"
     ):
-        bench(toy_artifact, ["onnxruntime", "openvino"], provider="cuda", batches=(1,), seconds=0)
+        bench(toy_artifact, ["onnxruntime", "openvino"], provider="tpu", batches=(1,), seconds=0)
 
 
 def test_what_runs_is_said_with_precision_threads_and_streams(toy_artifact: Path) -> None:

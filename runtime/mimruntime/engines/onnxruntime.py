@@ -14,7 +14,7 @@ from mimruntime.artifact import Artifact
 from mimruntime.cpus import available_cpus, describe_cpu
 from mimruntime.engines.base import EMBEDDING, Engine, Progress
 from mimruntime.engines.compiled import Compiled
-from mimruntime.engines.gpu_name import gpu_name
+from mimruntime.engines.gpu_name import NO_GPU, gpu_name
 from mimruntime.engines.options import CompileOptions
 from mimruntime.engines.record import EngineRecord, Trial
 from mimruntime.errors import EngineError, MissingExtraError, UnknownNameError
@@ -33,7 +33,7 @@ _CUDA_OPTIONS = {
 LEFT_OUT = {"cpu": ("BiasGeluFusion",)}
 """Optimisations that lose on a provider (docs/engines.md): a bias and its GELU are faster as two operators."""
 _GPU_BATCHES = (*BATCHES, 32, 64, 128)
-_LOG_ERRORS = 3
+_LOG_ERRORS, _LOG_FATAL = 3, 4
 _NO_BF16 = "has no bf16 kernels on a CPU: run a bf16 artifact with --engine openvino"
 _REMEDIES = {
     "cuda": "check the NVIDIA driver, and that CUDA and cuDNN are found: pip install 'onnxruntime-gpu[cuda,cudnn]'",
@@ -64,6 +64,7 @@ def open_engine(graph: Path, *, provider: str | None, threads: int | None, compi
     session = _session(ort, graph, asked, threads)
     actual = _short_name(session.get_providers()[0])
     if actual != asked:
+        missing = missing or ("the NVIDIA driver does not answer" if gpu_name() == NO_GPU else "")
         raise EngineError(
             f"asked for provider '{asked}', onnxruntime {ort.__version__} fell back to '{actual}'"
             f"{missing and ': ' + missing}; {_REMEDIES[asked]}"
@@ -209,7 +210,9 @@ def _session(ort: Any, graph: Path, asked: str, threads: int) -> Any:
     if not graph.is_file():
         raise EngineError(f"{graph}: no such graph")
     try:
-        # It prints a banner where a provider fails and another is taken; that is told to the caller, as an error.
+        # Where a provider fails it prints a banner and takes another; the caller is told by an error, in one line.
+        if asked != "cpu":
+            ort.set_default_logger_severity(_LOG_FATAL)
         with contextlib.redirect_stdout(io.StringIO()):
             return ort.InferenceSession(
                 str(graph), options, providers=_wanted(asked), disabled_optimizers=LEFT_OUT.get(asked)
@@ -219,6 +222,8 @@ def _session(ort: Any, graph: Path, asked: str, threads: int) -> Any:
             raise EngineError(f"onnxruntime {ort.__version__} {_NO_BF16}") from error
         hint = f"; it {_NO_BF16}" if "NOT_IMPLEMENTED" in str(error) else ""
         raise EngineError(f"onnxruntime {ort.__version__} cannot load {graph}: {_first_line(error)}{hint}") from error
+    finally:
+        ort.set_default_logger_severity(_LOG_ERRORS)
 
 
 def _wanted(asked: str) -> list[tuple[str, dict[str, str]]]:
