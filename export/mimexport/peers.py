@@ -114,7 +114,8 @@ class TorchEngine(Engine):
             return {EMBEDDING: vectors.float().cpu().numpy()}
 
     def close(self) -> None:
-        """Nothing to let go of: the model is shared."""
+        """Let go of the model, which on a GPU is a copy of this engine's own."""
+        del self._model
 
 
 def _exported(model: nn.Module, pixels: np.ndarray, module: _Tunable, provider: str | None = None) -> Engine:

@@ -72,6 +72,11 @@ def test_an_engine_that_is_not_there_is_left_out_of_all_and_an_error_alone(
     assert "pip install" in report.left_out["openvino"]
 
 
+def test_a_name_that_is_no_engine_is_an_error_among_others_too(toy_artifact: Path) -> None:
+    with pytest.raises(UnknownNameError, match="unknown engine 'openvin'"):
+        bench(toy_artifact, ["onnxruntime", "openvin"], batches=(1,), seconds=0)
+
+
 def test_a_peer_that_does_not_open_is_left_out(toy_artifact: Path) -> None:
     def fail(pixels: np.ndarray) -> Counting:
         raise EngineError("no such thing")

@@ -82,24 +82,13 @@ def bench(
     """
     artifact = Artifact.open(path)
     sources = _readable(images, report) if images else _encoded(load_reference(artifact)[0])
-    runners: list[Figures] = []
-    left_out: dict[str, str] = {}
-    opened: dict[str, Engine] = {}
     pixels = _pixels(artifact, sources)
     with contextlib.ExitStack() as stack:
-        for name in engines:
-            report(f"{name}: opening")
-            try:
-                opened[name] = stack.enter_context(open_for(artifact, name, provider=provider))
-            except (EngineError, MissingExtraError, UnknownNameError) as error:
-                if len(engines) == 1:
-                    raise
-                left_out[name] = str(error)
-                continue
-            tuned = "tuned" if opened[name].compiled else "not compiled"
-            runners.append(Figures(name, f"{_describe(opened[name], artifact)}, {tuned}"))
-        if not runners:
-            raise EngineError("; ".join(left_out.values()))
+        opened, left_out = _open_engines(artifact, engines, provider, stack, report)
+        runners = [
+            Figures(name, f"{_describe(engine, artifact)}, {'tuned' if engine.compiled else 'not compiled'}")
+            for name, engine in opened.items()
+        ]
         ours = len(runners)
         hardware = {_on_gpu(engine) for engine in opened.values()}
         for peer in (peer for peer in peers if peer.on_gpu in hardware):
@@ -132,6 +121,35 @@ def bench(
         left_out,
         ratios,
     )
+
+
+def _open_engines(
+    artifact: Artifact,
+    names: Sequence[str],
+    provider: str | None,
+    stack: contextlib.ExitStack,
+    report: Callable[[str], None],
+) -> tuple[dict[str, Engine], dict[str, str]]:
+    """Return the engines that run here, to be closed by `stack`, and why the others do not; see `bench`."""
+    opened: dict[str, Engine] = {}
+    left_out: dict[str, str] = {}
+    for name in names:
+        if name not in (known := (*ENGINES, "auto")):
+            raise UnknownNameError("engine", name, known)
+        report(f"{name}: opening")
+        try:
+            opened[name] = stack.enter_context(open_for(artifact, name, provider=provider))
+        except (
+            EngineError,
+            MissingExtraError,
+            UnknownNameError,
+        ) as error:  # the last: a provider that it does not have
+            if len(names) == 1:
+                raise
+            left_out[name] = str(error)
+    if not opened:
+        raise EngineError("; ".join(left_out.values()))
+    return opened, left_out
 
 
 def all_engines() -> list[str]:

@@ -209,11 +209,11 @@ def _session(ort: Any, graph: Path, asked: str, threads: int) -> Any:
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     if not graph.is_file():
         raise EngineError(f"{graph}: no such graph")
+    # Where a provider fails it prints a banner and takes another; the caller is told by an error, in one line.
+    quiet = contextlib.nullcontext() if asked == "cpu" else contextlib.redirect_stdout(io.StringIO())
+    ort.set_default_logger_severity(_LOG_ERRORS if asked == "cpu" else _LOG_FATAL)
     try:
-        # Where a provider fails it prints a banner and takes another; the caller is told by an error, in one line.
-        if asked != "cpu":
-            ort.set_default_logger_severity(_LOG_FATAL)
-        with contextlib.redirect_stdout(io.StringIO()):
+        with quiet:
             return ort.InferenceSession(
                 str(graph), options, providers=_wanted(asked), disabled_optimizers=LEFT_OUT.get(asked)
             )
