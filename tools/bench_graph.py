@@ -20,9 +20,10 @@ import onnxruntime as ort
 import torch
 from onnx.inliner import inline_local_functions
 
-from mimexport.blocks import ClosedBlock
+from mimexport.blocks import ClosedBlock, OpenBlock
 from mimexport.build import BuildOptions, build
 from mimexport.features import Features
+from mimexport.patches import OpenPatchEmbed
 from mimruntime.artifact import Artifact
 from mimruntime.bench.measure import in_turn
 from mimruntime.cpus import available_cpus, describe_cpu
@@ -86,6 +87,10 @@ def main(folders: tuple[str, ...], model: str, pairs: int) -> None:
             full = form("full")
         with mock.patch("mimexport.backbone.open_block", lambda block, **_: ClosedBlock(block)):
             packed = form("packed")
+        with mock.patch.object(OpenBlock, "_fold_norms"):
+            unfolded = form("unfolded")
+        with mock.patch.object(OpenPatchEmbed, "fits", return_value=False):
+            convolved = form("convolved")
         pixels = photographs(folders, whole)
         click.echo(f"{describe_cpu()}; {model}, topk, fp32, batch {BATCH}, ONNX Runtime {ort.__version__}\n")
         click.echo("| part | ratio | middle half |\n|---|---|---|")
@@ -96,6 +101,8 @@ def main(folders: tuple[str, ...], model: str, pairs: int) -> None:
                 write_out(full, "opened"),
                 packed.graph,
             ),
+            ("norms' scale and shift in the products after them", whole.graph, unfolded.graph),
+            ("patches as one product, against a convolution", whole.graph, convolved.graph),
             ("attention as one operator", whole.graph, write_out(whole, "written out")),
         ):
             for engine in ("onnxruntime", "openvino"):
