@@ -139,11 +139,7 @@ def _open_engines(
         report(f"{name}: opening")
         try:
             opened[name] = stack.enter_context(open_for(artifact, name, provider=provider))
-        except (
-            EngineError,
-            MissingExtraError,
-            UnknownNameError,
-        ) as error:  # the last: a provider that it does not have
+        except (EngineError, MissingExtraError, UnknownNameError) as error:  # unknown is here its provider
             if len(names) == 1:
                 raise
             left_out[name] = str(error)
