@@ -136,10 +136,22 @@ def mean_interval(scores: np.ndarray, *, seed: int = 0) -> Interval:
 
 
 def is_lower(scores: np.ndarray, baseline: np.ndarray, *, seed: int = 0, rows: int = 1) -> bool:
-    """Return whether scores (n,) are shown to be lower than those of the same images before, when `rows` are asked."""
+    """Return whether scores (n,) are shown to be lower than those of the same images before, when `rows` are asked.
+
+    Both the bootstrap of the mean and the exact sign test must show it. Where few images differ the bootstrap alone is
+    too sure far from 95 %: of 9 that differ, all for the worse, it misses every one in e^-9 = 1 of 8,000 draws, and a
+    fair coin gives them 1 time in 512.
+    """
     change = np.asarray(scores, np.float64) - np.asarray(baseline, np.float64)
+    allowed = (1 - CONFIDENCE) / 2 / rows
     draws = bootstrap_means(change[:, None], seed=seed)[:, 0]
-    return bool(np.quantile(draws, 1 - (1 - CONFIDENCE) / 2 / rows) < 0)
+    return bool(np.quantile(draws, 1 - allowed) < 0) and _sign_test(change) < allowed
+
+
+def _sign_test(change: np.ndarray) -> float:
+    """Return the one-sided probability of so many of the changes (n,) being losses, were loss and gain equally likely."""
+    losses, gains = int(np.sum(change < 0)), int(np.sum(change > 0))
+    return float(binomtest(losses, losses + gains, alternative="greater").pvalue) if losses else 1.0
 
 
 def paired_difference(scores: np.ndarray, baseline: np.ndarray, *, seed: int = 0) -> Interval:
@@ -197,9 +209,9 @@ def judge_gain(
     values = contrasts @ scores.mean(axis=0)
     draws = bootstrap_means(scores, seed=seed) @ contrasts.T
     gained, gain, change = (interval(value, draw) for value, draw in zip(values, draws.T, strict=True))
-    highest = float(np.quantile(draws[:, 2], 1 - (1 - CONFIDENCE) / 2 / rows))
     seen, change = change, _with_unseen(change, len(scores))
-    lost = max(highest, change.high) < 0
+    gains = scores[:, 2] - scores[:, 3], scores[:, 0] - scores[:, 1]
+    lost = change.high < 0 and is_lower(*gains, seed=seed, rows=rows)
     if established_on is not None:
         gained = paired_difference(*established_on, seed=seed)
     loses = gained.high < 0 and is_lower(*(established_on or (reference, reference_baseline)), seed=seed, rows=rows)

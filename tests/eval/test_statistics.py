@@ -121,6 +121,28 @@ class TestVerdict:
         assert is_lower(worse, head)
         assert not is_lower(worse, head, rows=1000)
 
+    def test_few_images_that_differ_show_no_more_than_a_coin_would(self) -> None:
+        cls, head = (np.arange(600) < right for right in (60, 120))
+        lucky = cls | (np.arange(600) >= 591)
+        judged = judge_gain(head, cls, head, lucky, margin=0.01, rows=60)
+        assert judged.change.high < -0.005
+        assert judged.verdict == "undecided"  # 9 of 9: 1 in 512, and of 60 rows 1 in 2,400 is asked for
+        assert judge_gain(head, cls, head, lucky, margin=0.01).verdict == "fail"
+
+    def test_many_rows_that_share_a_baseline_are_rarely_red_for_a_loss_within_the_margin(self) -> None:
+        """As in the gate: what one [cls] wins, 0.5 points more than the heads here, every row loses."""
+        rng = np.random.default_rng(10)
+        red = 0
+        for seed in range(200):
+            cls, head = draw(rng, 600, 0.10, 0.16)
+            turned = rng.random(600) < 0.015
+            found = [
+                judge_gain(head, cls, head ^ (rng.random(600) < 0.01), cls ^ turned, margin=0.01, rows=60, seed=seed)
+                for _ in range(12)
+            ]
+            red += any(judged.verdict == "fail" for judged in found)
+        assert red <= 10
+
     def test_so_must_a_loss_in_torch(self) -> None:
         cls, head = (np.arange(100) < right for right in (50, 44))
         assert judge_gain(head, cls, head, cls).verdict == "fail"
