@@ -7,6 +7,7 @@ import torch
 from timm.models.beit import Beit
 from timm.models.eva import Eva
 from timm.models.vision_transformer import ResPostBlock, VisionTransformer
+from torch import nn
 
 from mimexport.backbone import Backbone
 from mimexport.weights import _shake_constants
@@ -21,6 +22,7 @@ SMALL_MODELS = {
     "vit with qk norm": lambda: VisionTransformer(**_SMALL, qk_norm=True, scale_attn_norm=True, qkv_bias=False),
     "vit with pool norm": lambda: VisionTransformer(**_SMALL, global_pool="avg"),
     "vit with post norm": lambda: VisionTransformer(**_SMALL, block_fn=ResPostBlock),
+    "vit with gated attention": lambda: _gated(VisionTransformer(**_SMALL)),
     "vit on an oblong grid": lambda: VisionTransformer(**_SMALL | {"img_size": (32, 48)}),
     "eva": lambda: Eva(**_SMALL, **_ROPE, swiglu_mlp=True, scale_mlp=True),
     "eva with split projections": lambda: Eva(**_SMALL, **_ROPE, qkv_fused=False, scale_attn_inner=True),
@@ -40,6 +42,14 @@ SMALL_MODELS = {
     "beit with both biases": lambda: Beit(**_SMALL, use_shared_rel_pos_bias=True, use_rel_pos_bias=True),
     "hiera": lambda: timm.create_model("hiera_tiny_224", img_size=64, num_classes=0, stages=(1, 1, 1, 2), embed_dim=24),
 }
+
+
+def _gated(model):
+    """No model of timm's asks its attention for the gate yet."""
+    for block in model.blocks:
+        block.attn.gate = nn.Linear(48, 48)
+    return model
+
 
 BACKBONES = {
     "vit_base_patch16_224.mae": {"depth": 2},

@@ -20,9 +20,10 @@ import onnxruntime as ort
 import torch
 from onnx.inliner import inline_local_functions
 
-from mimexport.blocks import ClosedBlock
+from mimexport.blocks import ClosedBlock, OpenBlock
 from mimexport.build import BuildOptions, build
 from mimexport.features import Features
+from mimexport.patches import OpenPatchEmbed
 from mimruntime.artifact import Artifact
 from mimruntime.bench.measure import in_turn
 from mimruntime.cpus import available_cpus, describe_cpu
@@ -73,21 +74,29 @@ class Session:
 @click.argument("folders", nargs=-1, required=True)
 @click.option("--model", default="mae-b16", show_default=True, help="A VisionTransformer.")
 @click.option("--pairs", default=9, show_default=True)
-def main(folders: tuple[str, ...], model: str, pairs: int) -> None:
+@click.option(
+    "--k", default="75%", show_default=True, help="Patches that are selected, and all that the last block computes."
+)
+def main(folders: tuple[str, ...], model: str, pairs: int, k: str) -> None:
     """Build the artifact in each form, and print a table."""
     seed = None if model == "mae-tiny" else 0
     with tempfile.TemporaryDirectory() as name:
 
         def form(title: str) -> Artifact:
-            return build(BuildOptions(model=model, agg="topk", out=Path(name) / title, random_seed=seed))
+            out = Path(name) / title
+            return build(BuildOptions(model=model, agg="topk", agg_options={"k": k}, out=out, random_seed=seed))
 
         whole = form("whole")
         with mock.patch.object(Features, "rows", _rows_of_all):
             full = form("full")
         with mock.patch("mimexport.backbone.open_block", lambda block, **_: ClosedBlock(block)):
             packed = form("packed")
+        with mock.patch.object(OpenBlock, "_fold_norms"):
+            unfolded = form("unfolded")
+        with mock.patch.object(OpenPatchEmbed, "fits", return_value=False):
+            convolved = form("convolved")
         pixels = photographs(folders, whole)
-        click.echo(f"{describe_cpu()}; {model}, topk, fp32, batch {BATCH}, ONNX Runtime {ort.__version__}\n")
+        click.echo(f"{describe_cpu()}; {model}, topk of {k}, fp32, batch {BATCH}, ONNX Runtime {ort.__version__}\n")
         click.echo("| part | ratio | middle half |\n|---|---|---|")
         for part, ours, theirs in (
             ("reduced last block", whole.graph, full.graph),
@@ -96,6 +105,8 @@ def main(folders: tuple[str, ...], model: str, pairs: int) -> None:
                 write_out(full, "opened"),
                 packed.graph,
             ),
+            ("norms' scale and shift in the products after them", whole.graph, unfolded.graph),
+            ("patches as one product, against a convolution", whole.graph, convolved.graph),
             ("attention as one operator", whole.graph, write_out(whole, "written out")),
         ):
             for engine in ("onnxruntime", "openvino"):

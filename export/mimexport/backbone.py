@@ -14,6 +14,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from mimexport.blocks import ClosedBlock, OpenBlock, open_block
+from mimexport.patches import OpenPatchEmbed
 from mimruntime.errors import OptionError
 
 
@@ -84,6 +85,8 @@ class Backbone(nn.Module):
                 setattr(module, "fused_attn", False)  # noqa: B010 - nn.Module types attributes as tensors
         model.eval().requires_grad_(False)
         self.shape = _shape(timm_model)
+        if OpenPatchEmbed.fits(timm_model.patch_embed):
+            timm_model.patch_embed = OpenPatchEmbed(timm_model.patch_embed)
         with torch.no_grad():
             opened = opener(timm_model)
         timm_model.blocks = nn.ModuleList()
@@ -100,9 +103,23 @@ class Backbone(nn.Module):
         """Whether the last block is computed for the rows that are read alone."""
         return isinstance(self.last_block, OpenBlock)
 
+    def cut(self, images: Tensor) -> Tensor:
+        """Return images (B, H, W, 3) in the form `enter` reads: patches (B, N, p · p · 3), (B, 3, H, W) if they overlap."""
+        embed = self.model.patch_embed
+        return embed.cut(images) if isinstance(embed, OpenPatchEmbed) else images.permute(0, 3, 1, 2)
+
+    def per_channel(self, values: Tensor) -> Tensor:
+        """Return one number a channel (3,) in the shape that broadcasts to what `cut` gives."""
+        embed = self.model.patch_embed
+        return values.repeat(embed.proj.in_features // 3) if isinstance(embed, OpenPatchEmbed) else values.view(3, 1, 1)
+
     def forward(self, images: Tensor) -> Tensor:
+        """Return the tokens (B, S, D) that enter the last block for normalised images (B, 3, H, W)."""
+        return self.enter(self.cut(images.permute(0, 2, 3, 1)))
+
+    def enter(self, patches: Tensor) -> Tensor:
         """Return the tokens (B, S, D) that enter the last block, prefix first, patches in row-major order."""
-        tokens = self._embed(images)
+        tokens = self._embed(patches)
         for block in self.blocks:
             tokens = block(tokens)
         return self._regroup(tokens)

@@ -1,15 +1,16 @@
 """Transformer blocks, opened: attention written out the same way for every class, and only for the tokens that are read.
 
-Keys and values need every token; queries, attention output, projection and MLP run on the chosen rows alone. The result
-is exactly what timm's block gives for those rows.
+Keys and values need every token; queries, attention output, projection and MLP run on the chosen rows alone. The
+products that read a norm apply its scale and shift. The result is what timm's block gives for those rows.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from typing import Any
 
-from timm.layers import Attention, AttentionRope
+from timm.layers import Attention, AttentionRope, GluMlp, Mlp, SwiGLU
 from timm.layers.pos_embed_sincos import apply_rot_embed_cat
 from timm.models import beit, eva, hiera, vision_transformer
 from torch import Tensor, nn
@@ -24,6 +25,8 @@ CLS = slice(0, 1)
 
 _PRE_NORM = (vision_transformer.Block, eva.EvaBlock, beit.Block, hiera.HieraBlock)
 _POST_NORM = (vision_transformer.ResPostBlock, eva.EvaBlockPostNorm)
+_MLP_ENTRIES = {Mlp: ("fc1",), GluMlp: ("fc1",), SwiGLU: ("fc1_g", "fc1_x")}
+"""The products that read what comes in."""
 _ATTENTION = (Attention, AttentionRope, eva.EvaAttention, beit.Attention, hiera.MaskUnitAttention)
 
 
@@ -76,7 +79,8 @@ class OpenBlock(nn.Module):
     """A timm block, computed for chosen rows.
 
     Query, key and value are products of their own: timm's packed one has to be taken apart by transposes, which engines
-    do not fuse away (docs/engines.md).
+    do not fuse away (docs/engines.md). Scale and shift of a norm in front of products are part of their weights: OpenVINO
+    would pass over the tokens once more for them.
 
     Args:
         block: of timm.
@@ -103,6 +107,8 @@ class OpenBlock(nn.Module):
         self.attn_norm = getattr(attn, "norm", nn.Identity())
         self.gate = getattr(attn, "gate", None)
         self.proj = attn.proj
+        if not self.post_norm:
+            self._fold_norms()
         self.register_buffer("rope", rope, persistent=False)
         self.register_buffer("bias", bias, persistent=False)
 
@@ -119,6 +125,17 @@ class OpenBlock(nn.Module):
         """Return the attention (B, heads, k, S) of the chosen rows to every token, in float32; rows sum to one."""
         context = tokens if self.post_norm else self.norm1(tokens)
         return self._scores(context, rows).float().softmax(-1)
+
+    def _fold_norms(self) -> None:
+        self.query, self.key, self.value = (_after(self.norm1, linear) for linear in (self.query, self.key, self.value))
+        self.gate = None if self.gate is None else _after(self.norm1, self.gate)
+        self.norm1 = _plain(self.norm1)
+        if type(self.mlp) in _MLP_ENTRIES:
+            self.mlp = copy.copy(self.mlp)
+            self.mlp._modules = dict(self.mlp._modules)  # timm's own keeps its products
+            for name in _MLP_ENTRIES[type(self.mlp)]:
+                setattr(self.mlp, name, _after(self.norm2, getattr(self.mlp, name)))
+            self.norm2 = _plain(self.norm2)
 
     def _attend(self, context: Tensor, rows: Rows) -> Tensor:
         weights = self._scores(context, rows).softmax(-1)
@@ -169,11 +186,32 @@ def _projections(attn: Any) -> Iterator[nn.Linear]:
     else:
         biases = tuple(getattr(attn, name, None) for name in ("q_bias", "k_bias", "v_bias"))
     for weight, bias in zip(weights, biases, strict=True):
-        linear = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None)
-        linear.weight = nn.Parameter(weight.detach().clone(), requires_grad=False)
-        if bias is not None:
-            linear.bias = nn.Parameter(bias.detach().clone(), requires_grad=False)
-        yield linear
+        yield _linear(weight.clone(), None if bias is None else bias.clone())
+
+
+def _after(norm: Any, linear: Any) -> nn.Linear:
+    """Return W (g * x + b) + c as (W diag(g)) x + (W b + c): `linear` after a norm without its scale g and shift b."""
+    weight, bias = linear.weight, linear.bias
+    if getattr(norm, "bias", None) is not None:
+        bias = weight @ norm.bias if bias is None else weight @ norm.bias + bias
+    return _linear(weight if norm.weight is None else weight * norm.weight, bias)
+
+
+def _plain(norm: Any) -> nn.Module:
+    """Return the norm without scale and shift."""
+    plain = copy.deepcopy(norm)
+    for name, value in (("weight", 1.0), ("bias", 0.0)):
+        if getattr(plain, name, None) is not None:
+            nn.init.constant_(getattr(plain, name), value)
+    return plain
+
+
+def _linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
+    linear = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
+    linear.weight = nn.Parameter(weight.detach(), requires_grad=False)
+    if bias is not None:
+        linear.bias = nn.Parameter(bias.detach(), requires_grad=False)
+    return linear
 
 
 class _Scale(nn.Module):

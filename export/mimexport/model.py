@@ -64,8 +64,8 @@ class EmbeddingModel(nn.Module):
         self.whitening = whitening
         self.dtype = torch.float32
         self.with_selection = with_selection
-        self.register_buffer("mean", 255 * torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("std", 255 * torch.tensor(std).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("mean", backbone.per_channel(255 * torch.tensor(mean)), persistent=False)
+        self.register_buffer("std", backbone.per_channel(255 * torch.tensor(std)), persistent=False)
 
     def set_precision(self, precision: Precision) -> None:
         """Run the backbone in `precision` from now on."""
@@ -77,10 +77,9 @@ class EmbeddingModel(nn.Module):
 
     def enter(self, pixels: Tensor) -> Tensor:
         """Return the tokens (B, S, D) that enter the last block for uint8 pixels (B, H, W, 3)."""
-        # Cast first: TensorRT casts uint8 and does nothing else with it.
-        images = (pixels.float().permute(0, 3, 1, 2) - self.mean) / self.std
-        tokens: Tensor = self.backbone(images.to(self.dtype))
-        return tokens
+        # Cast first: TensorRT casts uint8 and does nothing else with it. Cut next: engines that can do it before the cast.
+        patches = (self.backbone.cut(pixels.float()) - self.mean) / self.std
+        return self.backbone.enter(patches.to(self.dtype))
 
     def embed(self, features: Features) -> tuple[Tensor, Tensor | None]:
         """Return unit vectors (B, D') and the share of every patch (B, N), None where patches have no share.

@@ -4,9 +4,10 @@ import pytest
 import timm
 import torch
 from small_models import SMALL_MODELS, images_for, make_small, opened, timm_tokens
+from torch import nn
 
 from mimexport.backbone import Backbone
-from mimexport.blocks import ClosedBlock, OpenBlock, open_block
+from mimexport.blocks import ClosedBlock, OpenBlock, _after, _linear, _plain, open_block
 from mimexport.features import Features
 from mimruntime.errors import OptionError
 
@@ -95,8 +96,39 @@ def test_a_block_of_another_kind_is_refused_where_it_would_have_to_be_told_the_p
         open_block(block, rope=torch.zeros(4, 1, 64))
 
 
+def test_norms_before_products_have_no_scale_or_shift_of_their_own(small_model):
+    blocks = [*Backbone(small_model).modules()]
+    opened_blocks = [block for block in blocks if isinstance(block, OpenBlock) and not block.post_norm]
+    for block in opened_blocks:
+        for norm in (block.norm1, block.norm2):
+            assert (norm.weight == 1).all()
+            assert getattr(norm, "bias", None) is None or (norm.bias == 0).all()
+
+
+def test_a_product_after_a_norm_takes_the_norm_in_where_either_lacks_a_part():
+    x, weight = torch.randn(4, 6), torch.randn(3, 6)
+    for norm in (
+        nn.LayerNorm(6),
+        nn.LayerNorm(6, bias=False),
+        nn.LayerNorm(6, elementwise_affine=False),
+        nn.RMSNorm(6),
+    ):
+        for parameter in norm.parameters():
+            nn.init.normal_(parameter)
+        for bias in (None, torch.randn(3)):
+            got = _after(norm, _linear(weight, bias))(_plain(norm)(x))
+            torch.testing.assert_close(got, nn.functional.linear(norm(x), weight, bias), **EXACT)
+
+
+def test_patches_that_do_not_overlap_are_embedded_by_one_product(small_model):
+    overlap = type(small_model).__name__ == "Hiera"
+    convolutions = [part for part in Backbone(small_model).modules() if isinstance(part, nn.Conv2d)]
+    assert len(convolutions) == overlap
+
+
 def test_in_half_precision_the_tail_stays_in_float32(small_model):
+    images = images_for(small_model).half()
     backbone = Backbone(small_model).half()
     with torch.no_grad():
-        features = Features(backbone, backbone(images_for(small_model).half()), None)
+        features = Features(backbone, backbone(images), None)
         assert features.entering.dtype == features.patches.dtype == torch.float32

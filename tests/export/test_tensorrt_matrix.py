@@ -43,8 +43,8 @@ class EveryAggregator(nn.Module):
         self.norm = backbone.norm.float() if backbone.norm is not None else None
 
     def forward(self, pixels):
-        images = (pixels.float().permute(0, 3, 1, 2) - 127.5) / 127.5
-        features = Features(self.backbone, self.backbone(images.to(self.dtype)), self.norm)
+        patches = (self.backbone.cut(pixels.float()) - 127.5) / 127.5
+        features = Features(self.backbone, self.backbone.enter(patches.to(self.dtype)), self.norm)
         vectors = [aggregator(features)[0] for aggregator in self.aggregators]
         return tuple(vector / vector.square().sum(-1, keepdim=True).sqrt().clamp_min(1e-6) for vector in vectors)
 

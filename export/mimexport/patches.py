@@ -1,0 +1,37 @@
+"""timm's patch embedding, opened: a convolution of patches that do not overlap is one product."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from timm.layers import PatchEmbed
+from torch import Tensor, nn
+
+
+class OpenPatchEmbed(nn.Module):
+    """Patches (B, N, p · p · 3) -> tokens (B, N, D), as timm's `PatchEmbed` gives for the image they come from."""
+
+    def __init__(self, embed: PatchEmbed) -> None:
+        super().__init__()
+        conv: Any = embed.proj
+        self.grid_size: tuple[int, int] = embed.grid_size
+        self.proj = nn.Linear(conv.weight[0].numel(), conv.out_channels, bias=conv.bias is not None, device="meta")
+        self.proj.weight = nn.Parameter(conv.weight.permute(0, 2, 3, 1).flatten(1), requires_grad=False)
+        self.proj.bias = conv.bias
+        self.norm = embed.norm
+
+    @staticmethod
+    def fits(embed: Any) -> bool:
+        """Tell whether a patch embedding is timm's own, for one size of image, its tokens in a row."""
+        return type(embed) is PatchEmbed and embed.flatten and not embed.dynamic_img_pad
+
+    def cut(self, images: Tensor) -> Tensor:
+        """Return the patches of images (B, H, W, 3), row-major."""
+        rows, columns = self.grid_size
+        patches = images.unflatten(2, (columns, -1)).unflatten(1, (rows, -1)).transpose(2, 3)
+        return patches.flatten(3).flatten(1, 2)
+
+    def forward(self, patches: Tensor) -> Tensor:
+        """Return the tokens."""
+        tokens: Tensor = self.norm(self.proj(patches))
+        return tokens
