@@ -47,7 +47,7 @@ MARGIN = 0.01
 @click.command()
 @click.option("--data", help="[default: Tiny ImageNet where it lies beside the checkout, else the drawn set]")
 @click.option("--images", default=5000, show_default=True, help="Test images in torch.")
-@click.option("--deployed", default=600, show_default=True, help="Of these, what every engine sees; 0 for all.")
+@click.option("--deployed", default=1000, show_default=True, help="Of these, what every engine sees; 0 for all.")
 @click.option("--training", default=10000, show_default=True, help="Training images, in torch.")
 @click.option(
     "--own/--no-own", default=False, help="Also fit on every engine's own training features: many times as long."

@@ -28,7 +28,7 @@ JUDGED = 10_000
 """Of the images that are read; the others are searched in."""
 NOISE = {"fp16": 0.001, "int8": 0.03}
 """Length of the noise on a vector of length one: cosines of about 0.9999995 and 0.99955."""
-SIZES = (50, 600, 2_000, 10_000)
+SIZES = (50, 1_000, 2_500, 10_000)
 """The second is what engines see in the gate."""
 MARGINS = (0.005, 0.01)
 REPEATS = 200
