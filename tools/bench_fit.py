@@ -27,10 +27,11 @@ _MIB = 1 << 10
 @click.option("--cache", type=click.Path(path_type=Path), required=True, help="Folder for tokens.")
 @click.option("--images", type=int, help="Fit on so many and print one line; without, every size is fitted in turn.")
 @click.option("--unlabelled", is_flag=True, help="With --images: learn without labels.")
-def main(archive: Path, cache: Path, images: int | None, unlabelled: bool) -> None:
+@click.option("--agg", default="abmilp", show_default=True, help="With --images: what is learned.")
+def main(archive: Path, cache: Path, images: int | None, unlabelled: bool, agg: str) -> None:
     """Print a table; tokens that the cache lacks are computed and timed."""
     if images is not None:
-        click.echo(json.dumps(fit_once(archive, cache, images, unlabelled=unlabelled)))
+        click.echo(json.dumps(fit_once(archive, cache, images, agg, unlabelled=unlabelled)))
         return
     click.echo("| images | labels | tokens, s | AbMILP, s | peak memory, MiB |\n|---|---|---|---|---|")
     for without in (False, True):
@@ -42,13 +43,13 @@ def main(archive: Path, cache: Path, images: int | None, unlabelled: bool) -> No
             click.echo(f"| {size:,} | {'no' if without else 'yes'} | {' | '.join(cells)} |")
 
 
-def fit_once(archive: Path, cache: Path, count: int, *, unlabelled: bool) -> dict[str, float]:
-    """Fit AbMILP on `count` images of all classes alike."""
+def fit_once(archive: Path, cache: Path, count: int, agg: str, *, unlabelled: bool) -> dict[str, float]:
+    """Fit `agg` on `count` images of all classes alike."""
     files, labels, digest = read_part(archive, "train/")
     step = len(files) // count
     files, labels = files[::step], labels[::step]
     options = FitOptions(
-        model="mae-tiny", agg="abmilp", images=files, labels=None if unlabelled else labels,
+        model="mae-tiny", agg=agg, images=files, labels=None if unlabelled else labels,
         digest=digest if step == 1 else f"{digest}/{step}", cache=cache,
     )  # fmt: skip
     fitter = Fitter(options)

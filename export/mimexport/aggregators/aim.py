@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn, ones, randn
 
-from mimexport.aggregators.base import Aggregator, Pooled
+from mimexport.aggregators.base import Aggregator, Pooled, project_slices
 from mimexport.backbone import Shape
 from mimexport.features import Features
 from mimruntime.errors import OptionError
@@ -49,11 +49,11 @@ class AimPooling(Aggregator):
 
     def pool(self, patches: Tensor) -> tuple[Tensor, Tensor]:
         """Return vectors (B, D) and attention (B, heads, N) of patches (B, N, D)."""
-        x = patches / self.std
-        key, value = (part(x).unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in (self.key, self.value))
-        scores = (key * self.query.unsqueeze(1)).sum(-1) / self.query.shape[1] ** 0.5
-        attention = scores.softmax(-1)
-        return (attention.unsqueeze(-1) * value).sum(2).flatten(1), attention
+        # q·(W_k x̂) = (W_kᵀ q / σ)·x: one vector a head, instead of a product for every patch.
+        keys = self.key.weight.unflatten(0, (self.heads, -1))
+        queries = (self.query.unsqueeze(1) @ keys).squeeze(1) / self.std / self.query.shape[1] ** 0.5
+        attention = (queries @ patches.transpose(1, 2)).softmax(-1)
+        return project_slices(attention @ patches / self.std, self.value.weight), attention
 
     def forward(self, features: Features) -> Pooled:
         """See base class."""

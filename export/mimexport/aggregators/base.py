@@ -89,3 +89,16 @@ class Aggregator(nn.Module, ABC):
 def weighted_sum(tokens: Tensor, weights: Tensor) -> Pooled:
     """Return Σ w_i x_i of tokens (B, N, D) and weights (B, N)."""
     return Pooled((tokens * weights.unsqueeze(-1)).sum(1), weights)
+
+
+def project_slices(pooled: Tensor, weight: Tensor) -> Tensor:
+    """Return (W_1 p_1, …, W_Q p_Q) side by side, (B, Q·E): every vector times the slice of the projection that is its own.
+
+    Σ a_i (W x_i) = W Σ a_i x_i: what is pooled is projected once an image, tokens would be N times.
+
+    Args:
+        pooled: p, (B, Q, D).
+        weight: W_1 … W_Q one below the other, (Q·E, D).
+    """
+    slices = weight.unflatten(0, (pooled.shape[1], -1)).transpose(1, 2)
+    return (pooled.transpose(0, 1) @ slices).transpose(0, 1).flatten(1)

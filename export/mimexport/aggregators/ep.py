@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn, no_grad, randn
 
-from mimexport.aggregators.base import Aggregator, Pooled
+from mimexport.aggregators.base import Aggregator, Pooled, project_slices
 from mimexport.backbone import Shape
 from mimexport.features import Features
 from mimruntime.errors import OptionError
@@ -58,8 +58,7 @@ class EfficientProbing(Aggregator):
         """Return vectors (B, D / d_out) and attention (B, Q, N) of patches (B, N, D)."""
         scores = self.queries @ patches.transpose(1, 2) / self.shape.dim**0.5
         attention = scores.softmax(-1)
-        values = self.value(patches).unflatten(-1, (self.num_queries, -1)).transpose(1, 2)
-        return (attention.unsqueeze(2) @ values).flatten(1), attention
+        return project_slices(attention @ patches, self.value.weight), attention
 
     def forward(self, features: Features) -> Pooled:
         """See base class."""

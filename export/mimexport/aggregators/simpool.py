@@ -28,8 +28,9 @@ class SimPool(Aggregator):
     def weigh(self, patches: Tensor) -> tuple[Tensor, Tensor]:
         """Return the weights (B, N) and the normalised patches (B, N, D)."""
         normed = self.norm(patches)
-        query = self.query(patches.mean(1)) / self.shape.dim**0.5
-        return (self.key(normed) @ query.unsqueeze(-1)).squeeze(-1).softmax(-1), normed
+        # q·(W_k x) = (W_kᵀ q)·x: one product an image, instead of one for every patch.
+        query = self.query(patches.mean(1)) @ self.key.weight / self.shape.dim**0.5
+        return (normed @ query.unsqueeze(-1)).squeeze(-1).softmax(-1), normed
 
     def forward(self, features: Features) -> Pooled:
         """See base class."""
