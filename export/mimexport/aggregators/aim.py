@@ -52,7 +52,7 @@ class AimPooling(Aggregator):
         # q·(W_k x̂) = (W_kᵀ q / σ)·x: one vector a head, instead of a product for every patch.
         keys = self.key.weight.unflatten(0, (self.heads, -1))
         queries = (self.query.unsqueeze(1) @ keys).squeeze(1) / self.std / self.query.shape[1] ** 0.5
-        attention = (patches @ queries.T).transpose(1, 2).softmax(-1)
+        attention = (patches @ queries.T).softmax(1).transpose(1, 2)
         return project_slices(attention @ patches / self.std, self.value.weight), attention
 
     def forward(self, features: Features) -> Pooled:

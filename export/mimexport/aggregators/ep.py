@@ -56,9 +56,9 @@ class EfficientProbing(Aggregator):
 
     def pool(self, patches: Tensor) -> tuple[Tensor, Tensor]:
         """Return vectors (B, D / d_out) and attention (B, Q, N) of patches (B, N, D)."""
-        # Queries to the right: as a weight they make a plan of TensorRT-RTX that is the same in every build.
+        # In this order of product, softmax and transpose a plan of TensorRT-RTX is the same in every build.
         scores = patches @ self.queries.T / self.shape.dim**0.5
-        attention = scores.transpose(1, 2).softmax(-1)
+        attention = scores.softmax(1).transpose(1, 2)
         return project_slices(attention @ patches, self.value.weight), attention
 
     def forward(self, features: Features) -> Pooled:

@@ -28,9 +28,9 @@ class SimPool(Aggregator):
     def weigh(self, patches: Tensor) -> tuple[Tensor, Tensor]:
         """Return the weights (B, N) and the normalised patches (B, N, D)."""
         normed = self.norm(patches)
-        # q·(W_k x) = (W_kᵀ q)·x: one product an image, instead of one for every patch. Summed, not multiplied as matrices:
-        # plans of TensorRT-RTX differ from build to build where both sides of such a product are computed.
-        query = self.query(patches.mean(1)) @ self.key.weight / self.shape.dim**0.5
+        # q·(W_k x) = (W_kᵀ q)·x: one product an image, instead of one for every patch. The order of its factors, and a sum
+        # in place of a product by x, make a plan of TensorRT-RTX that is the same in every build.
+        query = (self.key.weight.T @ (self.query.weight @ patches.mean(1).T)).T / self.shape.dim**0.5
         return (normed * query.unsqueeze(1)).sum(-1).softmax(-1), normed
 
     def forward(self, features: Features) -> Pooled:
