@@ -89,7 +89,7 @@ def load_images(folder: Path, preprocess: Preprocess) -> tuple[np.ndarray, np.nd
     Every fifth image, in order of name, calibrates; at most 128 do, and at most 256 judge, spread over the folder.
 
     Raises:
-        OptionError: too few images.
+        OptionError: too few images, or too few that differ.
         ImageError: one that cannot be decoded.
     """
     paths = find_images([folder])
@@ -100,6 +100,12 @@ def load_images(folder: Path, preprocess: Preprocess) -> tuple[np.ndarray, np.nd
         part[:: -(-len(part) // most)] for part, most in zip(parts, (_MOST_CALIBRATION, _MOST_JUDGED), strict=True)
     )
     calibration, judged = (np.stack([to_pixels(decode(path), preprocess) for path in part]) for part in spread)
+    # Of one image again and again, int8 would get the ranges of that one, and any vectors would keep its neighbours.
+    read = [*calibration, *judged]
+    if (different := len({image.tobytes() for image in read})) < _LEAST:
+        raise OptionError(
+            f"--calibrate {folder}: of {len(read)} images read {different} are different; at least {_LEAST} must be"
+        )
     return calibration, judged
 
 

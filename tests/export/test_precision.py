@@ -132,6 +132,16 @@ def test_int8_needs_real_images_and_fp32_takes_none(tmp_path: Path, crops: Path)
     assert not (tmp_path / "a").exists()
 
 
+def test_images_that_are_all_the_same_calibrate_and_judge_nothing(tmp_path: Path) -> None:
+    same = tmp_path / "same"
+    same.mkdir()
+    for index in range(50):
+        Image.new("RGB", (80, 80), "magenta").save(same / f"{index}.png")
+    with pytest.raises(OptionError, match="of 50 images read 1 are different; at least 40 must be"):
+        build_tiny(tmp_path / "a", "int8", same)
+    assert not (tmp_path / "a").exists()
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
