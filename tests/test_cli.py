@@ -132,6 +132,24 @@ def test_from_images_to_a_head_to_an_artifact(data, tmp_path):
     assert inspected["aggregator"]["head_sha256"]
 
 
+def test_a_place_that_takes_no_result_is_found_out_before_the_work(data, tmp_path):
+    (tmp_path / "file").touch()
+    place = str(tmp_path / "file" / "h.safetensors")
+    cache = ["--data", str(data), "--cache", str(tmp_path / "cache")]
+    fitted = mimexport("fit", "--model", "mae-tiny", "--agg", "abmilp", "--unlabelled", *cache, "--out", place)
+    measured = mimexport("bench", "none", "--json", place)
+    for done in (fitted, measured):
+        assert (done.returncode, done.stdout) == (1, "")
+        assert done.stderr == f"error: cannot write {place}: File exists\n"
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_weights_are_for_peers():
+    done = mimexport("bench", "none", "--weights", "none.pth")
+    assert done.returncode == 2
+    assert "--weights is for --peers" in done.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "status", "message"),
     [

@@ -76,7 +76,7 @@ def find_baselines(
         if _family(artifact.manifest) in chosen:
             continue
         manifest = artifact.manifest
-        if manifest.aggregator.name == (BASELINES[0] if manifest.backbone.prefix_tokens else BASELINES[1]):
+        if manifest.aggregator.name == (BASELINES[0] if manifest.backbone.reads_cls else BASELINES[1]):
             found.append(artifact)
     have = {(_family(artifact.manifest), artifact.manifest.graph.precision) for artifact in found}
     for artifact in artifacts:

@@ -20,6 +20,7 @@ class Alias:
         note: what a reader of `mimexport models` should know.
         kwargs: arguments of `timm.create_model` beyond the name.
         embedded: file of this package that holds the weights.
+        config: of timm's data configuration, what these weights were trained with instead.
 
     """
 
@@ -32,6 +33,7 @@ class Alias:
     note: str = ""
     kwargs: dict[str, Any] = field(default_factory=dict)
     embedded: str | None = None
+    config: dict[str, Any] = field(default_factory=dict)
 
 
 _CC = "cc-by-nc-4.0"
@@ -42,6 +44,7 @@ _RESEARCH = "research-only"
 _TINY = {"img_size": 64, "patch_size": 8, "embed_dim": 192, "depth": 12, "num_heads": 3}
 # SimMIM's ViT: BEiT's architecture with one bias table shared by all blocks and no position embedding.
 _SIMMIM = {"global_pool": "token", "use_abs_pos_emb": False, "use_rel_pos_bias": False, "use_shared_rel_pos_bias": True}
+_IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 _FILE = "no hub: bring the checkpoint with --weights"
 _CONTROL = "control: its [cls] is already good"
 
@@ -56,6 +59,7 @@ ALIASES: dict[str, Alias] = {
         "embedded; a demonstration",
         _TINY,
         "mae_tiny_patch8_64.safetensors",
+        {**_IMAGENET, "crop_pct": 1.0},
     ),
     "mae-b16": Alias("vit_base_patch16_224.mae", 224, 16, 196, 768, _CC),
     "mae-l16": Alias("vit_large_patch16_224.mae", 224, 16, 196, 1024, _CC),
@@ -76,7 +80,18 @@ ALIASES: dict[str, Alias] = {
     "beit3-b16": Alias("beit3_base_patch16_224.pt", 224, 16, 196, 768, _APACHE),
     "beit3-l16": Alias("beit3_large_patch16_224.pt", 224, 16, 196, 1024, _APACHE),
     "beitv2-b16": Alias("beitv2_base_patch16_224.in1k_ft_in22k", 224, 16, 196, 768, _APACHE, "fine-tuned"),
-    "simmim-b16": Alias("beit_base_patch16_224.in22k_ft_in22k", 224, 16, 196, 768, _MIT, _FILE, _SIMMIM),
+    "simmim-b16": Alias(
+        "beit_base_patch16_224.in22k_ft_in22k",
+        224,
+        16,
+        196,
+        768,
+        _MIT,
+        _FILE,
+        _SIMMIM,
+        # Pixels as in SimMIM's own data_simmim.py and data_finetune.py; BEiT's mean and std are 0.5.
+        config={**_IMAGENET, "crop_pct": 0.875},
+    ),
     "dino-s16": Alias("vit_small_patch16_224.dino", 224, 16, 196, 384, _APACHE, _CONTROL),
     "dino-b16": Alias("vit_base_patch16_224.dino", 224, 16, 196, 768, _APACHE, _CONTROL),
     "dino-s8": Alias("vit_small_patch8_224.dino", 224, 8, 784, 384, _APACHE, _CONTROL),

@@ -31,7 +31,7 @@ from mimexport.whitening import Whitening
 from mimruntime import manifest as m
 from mimruntime import parity
 from mimruntime.artifact import REFERENCE, Artifact, seal, staged_folder
-from mimruntime.engines import open_engine
+from mimruntime.engines import engine_module, open_engine
 from mimruntime.errors import OptionError, UnknownNameError
 from mimruntime.scenes import draw_scenes
 
@@ -93,6 +93,8 @@ def build(options: BuildOptions, report: Callable[[str], None] = lambda _: None)
     if options.agg not in AGGREGATORS:
         raise UnknownNameError("aggregator", options.agg, AGGREGATORS)
     _check_calibrate(options)
+    judge_engine = _JUDGE_ENGINES.get(options.precision, "onnxruntime")
+    engine_module(judge_engine).library_version()  # that it is installed: what comes before it takes minutes
     with staged_folder(options.out, replace=options.force) as stage:
         report(f"loading {options.model}")
         loaded = load_model(options.model, weights=options.weights, random_seed=options.random_seed, size=options.size)
@@ -124,7 +126,6 @@ def build(options: BuildOptions, report: Callable[[str], None] = lambda _: None)
         if options.precision == "int8":
             report(f"quantising, calibrated on {len(judge.calibration)} images")
             quantize_graph(stage / graph_file.FILE, judge.calibration)
-        judge_engine = _JUDGE_ENGINES.get(options.precision, "onnxruntime")
         report(f"comparing the graph in {judge_engine} with torch")
         with open_engine(judge_engine, stage / graph_file.FILE) as engine:
             figures = parity.measure(
@@ -323,6 +324,7 @@ def _backbone_record(loaded: LoadedModel, backbone: Backbone, size: int) -> m.Ba
         grid=backbone.shape.grid,
         prefix_tokens=backbone.shape.prefix,
         dim=backbone.shape.dim,
+        has_cls=False if backbone.shape.prefix and not backbone.shape.has_cls else msgspec.UNSET,
     )
 
 

@@ -21,6 +21,7 @@ from mimexport.aliases import ALIASES
 from mimruntime.bench.cli import bench_command
 from mimruntime.engines.cli import COMPILE_OPTIONS, compile_options, make_options, run_compile
 from mimruntime.errors import MissingExtraError, OptionError
+from mimruntime.outputs import check_writable
 
 if TYPE_CHECKING:
     from mimeval.statistics import Interval
@@ -86,7 +87,7 @@ _RANDOM = "WARNING: random weights, the vectors mean nothing; the artifact says 
 def build(**given: Any) -> None:
     """Build an artifact: backbone and aggregator as one ONNX graph, compared with torch."""
     compiling = {name: given.pop(name) for name in COMPILE_OPTIONS}
-    if given["engine"] is None and any(value not in {None, False} for value in compiling.values()):
+    if given["engine"] is None and any(value is not None and value is not False for value in compiling.values()):
         raise click.UsageError("options of a compilation need --engine")
     if given["weights"] and given["random_weights"]:
         raise click.UsageError("--weights and --random-weights exclude each other")
@@ -178,6 +179,7 @@ def fit(**given: Any) -> None:
     train, held_out = open_images(given["data"], seed=given["seed"])
     if train.labels is None and not given["unlabelled"]:
         raise OptionError(f"{given['data']} has no class folders; learn without labels: --unlabelled")
+    check_writable(given["out"])  # here too: what follows takes minutes
     fitter = Fitter(
         FitOptions(
             model=given["model"],

@@ -76,7 +76,7 @@ def export_graph(model: EmbeddingModel, folder: Path, size: int) -> tuple[tuple[
         cause: BaseException = error
         while cause.__cause__ is not None:  # the exporter's own words are advice to its developers
             cause = cause.__cause__
-        raise GraphError(f"the ONNX exporter failed: {str(cause).splitlines()[0]}") from error
+        raise GraphError(f"the ONNX exporter failed: {(str(cause) or type(cause).__name__).splitlines()[0]}") from error
     return check_graph(path, outputs)
 
 

@@ -143,6 +143,11 @@ def check_fit(head: Head, loaded: LoadedModel, shape: Shape, token_norm: TokenNo
     """
     if head.dim != shape.dim:
         raise HeadError(f"the head takes tokens {head.dim} wide, those of {loaded.name} are {shape.dim}")
+    if tuple(head.grid) != tuple(shape.grid):
+        raise HeadError(
+            f"the head was fitted on {_times(head.grid)} patches, this input has {_times(shape.grid)}; heads are learned"
+            " at the model's own size: leave out --image-size"
+        )
     if head.backbone_sha256 is not None and head.backbone_sha256 != loaded.sha256:
         raise HeadError(
             f"the head was fitted on {head.model} ({head.backbone_sha256[:12]}…), not on these weights of {loaded.name}"
@@ -150,3 +155,7 @@ def check_fit(head: Head, loaded: LoadedModel, shape: Shape, token_norm: TokenNo
         )
     if token_norm is not None and token_norm != head.token_norm:
         raise HeadError(f"the head was fitted on {head.token_norm} tokens; --token-norm {token_norm} was given")
+
+
+def _times(grid: tuple[int, int]) -> str:
+    return "×".join(str(edge) for edge in grid)

@@ -86,7 +86,7 @@ class References:
         """
         manifest = artifact.manifest
         whitened = manifest.embedding.whitening is not None
-        agg = "cls" if manifest.backbone.prefix_tokens else "mean"
+        agg = "cls" if manifest.backbone.reads_cls else "mean"
         if manifest.graph.precision == "int8":
             raise OptionError(
                 f"{artifact.path} is int8, and a baseline in int8 needs images to calibrate on; build it and name it with"

@@ -7,7 +7,7 @@ import logging
 import pickle
 import sys
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -18,11 +18,12 @@ import timm
 import torch
 from safetensors import SafetensorError
 from timm.models import get_pretrained_cfg, is_model, is_model_in_modules, list_models
+from timm.models.hiera import Hiera
 from torch import Tensor, nn
 
 from mimexport.aliases import ALIASES, Alias
 from mimexport.errors import WeightsError
-from mimruntime.errors import UnknownNameError
+from mimruntime.errors import OptionError, UnknownNameError
 from mimruntime.manifest import Source
 
 FAMILIES = ("vision_transformer", "eva", "beit", "hiera")
@@ -33,7 +34,7 @@ _NOT_BACKBONE = (
     "decoder", "mask_token", "head.", "head_dist.", "fc_norm_head.", "lm_head.", "proj_head.", "predictor.",
     "attn_pool.",
 )  # fmt: skip
-_CONTAINERS = ("model", "state_dict", "model_ema", "module", "teacher", "target_encoder")
+_CONTAINERS = ("model", "model_state", "state_dict", "model_ema", "module", "teacher", "target_encoder")
 _PREFIXES = ("module.", "backbone.", "encoder.", "_orig_mod.")
 
 
@@ -77,6 +78,7 @@ def load_model(
     Raises:
         UnknownNameError: no such backbone.
         WeightsError: weights out of reach, unreadable, or not of this architecture.
+        OptionError: a size that the patches do not divide.
 
     """
     alias = ALIASES.get(name) or _timm_entry(name)
@@ -104,8 +106,7 @@ def load_model(
     config = timm.data.resolve_model_data_config(model)
     if "img_size" in kwargs:
         config["input_size"] = (3, kwargs["img_size"], kwargs["img_size"])
-    if alias.embedded:
-        config |= {"mean": timm.data.IMAGENET_DEFAULT_MEAN, "std": timm.data.IMAGENET_DEFAULT_STD, "crop_pct": 1.0}
+    config |= alias.config
     return LoadedModel(
         model=model,
         name=name,
@@ -134,6 +135,12 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
             warnings.simplefilter("ignore")  # of pickle protocols, to a user who did not write the file
             loaded = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
+        with path.open("rb") as file:
+            start = file.read(2)
+        if start != b"PK" and start[:1] != b"\x80":  # neither a zip nor a pickle: a page of HTML, say
+            raise WeightsError(
+                f"{path} is not a checkpoint: it starts with {start!r}; was its download cut off?"
+            ) from error
         raise WeightsError(
             f"{path} holds more than tensors and is refused (a pickle can run code); save its state_dict as safetensors"
         ) from error
@@ -171,7 +178,18 @@ def _create(alias: Alias, kwargs: dict[str, Any], *, pretrained: bool = False) -
         # Some models would otherwise resize their position table in the graph, for whatever size comes.
         kwargs = kwargs | {"dynamic_img_size": False}
     model: nn.Module = timm.create_model(alias.timm_name, pretrained=pretrained, num_classes=0, **kwargs)
+    size = kwargs.get("img_size")
+    if size and size % (unit := _unit(model)):
+        raise OptionError(f"--image-size {size}: {alias.timm_name} takes multiples of {unit} px")
     return model
+
+
+def _unit(model: nn.Module) -> int:
+    """Return what the edge of the input must be a multiple of, px."""
+    if isinstance(model, Hiera):
+        return int(model.patch_stride[0] * model.mask_unit_size[0])
+    patch_embed: Any = model.patch_embed
+    return int(patch_embed.patch_size[0])
 
 
 def _fetch(alias: Alias, kwargs: dict[str, Any], name: str) -> nn.Module:
@@ -195,11 +213,12 @@ def _fetch(alias: Alias, kwargs: dict[str, Any], name: str) -> nn.Module:
 
 def _fit(model: nn.Module, checkpoint: dict[str, Any], where: str) -> None:
     """Load a checkpoint into `model`, keys mapped by timm's own filter; nothing may be missing or left over."""
-    state = _strip(checkpoint)
+    own = model.state_dict().keys()
+    state = _strip(checkpoint, own)
     filter_fn = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
     try:
         mapped = filter_fn(state, model) if filter_fn else state
-        mapped = {key: value for key, value in mapped.items() if not key.startswith(_NOT_BACKBONE)}
+        mapped = {key: value for key, value in mapped.items() if _belongs(key, own)}
         outcome = model.load_state_dict(mapped, strict=False)
     except (RuntimeError, AttributeError, KeyError, IndexError, ValueError) as error:
         raise WeightsError(f"{where} does not fit the architecture: {_first_line(error)}") from error
@@ -211,7 +230,12 @@ def _fit(model: nn.Module, checkpoint: dict[str, Any], where: str) -> None:
         raise WeightsError(f"{where} holds NaN or infinity in {_some(bad)}")
 
 
-def _strip(checkpoint: dict[str, Any]) -> dict[str, Tensor]:
+def _belongs(key: str, own: Set[str]) -> bool:
+    """Tell whether a tensor is the encoder's: Hiera's last norm is called a head, SigLIP's pool is part of it."""
+    return key in own or not key.startswith(_NOT_BACKBONE)
+
+
+def _strip(checkpoint: dict[str, Any], own: Set[str]) -> dict[str, Tensor]:
     """Return the tensors of a checkpoint, out of the containers and key prefixes of training code."""
     state: dict[str, Any] = checkpoint
     while (inner := next((state[key] for key in _CONTAINERS if isinstance(state.get(key), dict)), None)) is not None:
@@ -223,7 +247,7 @@ def _strip(checkpoint: dict[str, Any]) -> dict[str, Tensor]:
         if any(key.startswith(f"{prefix}patch_embed.") for key in tensors):
             tensors = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
     # Here and not after the filter: timm takes any checkpoint with a mask token for DINOv2's.
-    return {key: value for key, value in tensors.items() if not key.startswith(_NOT_BACKBONE)}
+    return {key: value for key, value in tensors.items() if _belongs(key, own)}
 
 
 def _shake_constants(model: nn.Module) -> None:
@@ -244,5 +268,6 @@ def _some(keys: list[str]) -> str:
 
 
 def _first_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = "" if isinstance(error, KeyError) else str(error)  # a missing key alone says nothing
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
     return " ".join(lines[:2])[:300] if lines else type(error).__name__

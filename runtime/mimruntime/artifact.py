@@ -107,11 +107,12 @@ def staged_folder(target: Path, *, replace: bool = False) -> Iterator[Path]:
             `replace`, or cannot be written.
 
     """
-    target = target.absolute()
+    target = target.resolve() if target.is_symlink() else target.absolute()
     if target.exists() and not (target / MANIFEST).is_file() and not _is_empty_folder(target):
         raise OutputError(f"{target} exists and is not an artifact; it is left alone, choose another --out")
     if (target / MANIFEST).is_file() and not replace:
         raise OutputError(f"{target} exists; replace it with --force, or choose another --out")
+    made = [folder for folder in target.parents if not folder.exists()]
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         stage = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent))
@@ -125,6 +126,9 @@ def staged_folder(target: Path, *, replace: bool = False) -> Iterator[Path]:
         raise OutputError(f"cannot write {target}: {error.strerror or error}") from error
     finally:
         shutil.rmtree(stage, ignore_errors=True)
+        for folder in made:  # nothing built, nothing left
+            with contextlib.suppress(OSError):
+                folder.rmdir()
 
 
 def replace_folder(stage: Path, target: Path) -> None:

@@ -43,6 +43,13 @@ class Backbone(_Record, frozen=True, kw_only=True):
     prefix_tokens: int
     """[cls] and registers in front of the patch tokens."""
     dim: int
+    has_cls: bool | msgspec.UnsetType = msgspec.UNSET
+    """Whether [cls] is among them; unset where that follows from there being any."""
+
+    @property
+    def reads_cls(self) -> bool:
+        """Whether the backbone has a [cls] token."""
+        return self.prefix_tokens > 0 if isinstance(self.has_cls, msgspec.UnsetType) else self.has_cls
 
 
 class Aggregator(_Record, frozen=True, kw_only=True):

@@ -1,5 +1,7 @@
 """Every aggregator equals a plain reimplementation in numpy, and its options are checked."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -320,3 +322,17 @@ def test_its_defaults_fit_every_width_that_vision_transformers_have(name, dim):
 @pytest.mark.parametrize(("dim", "heads"), [(48, 1), (192, 3), (432, 6), (1024, 16), (1280, 20)])
 def test_aim_has_heads_of_about_64_dimensions(dim, heads):
     assert make_aggregator("aim", Shape(dim=dim, grid=(2, 2), prefix=0, has_cls=False), {}).params == {"heads": heads}
+
+
+@pytest.mark.parametrize("grid", [(2, 2), (1, 1), (3, 3), (4, 6)])
+def test_no_two_patches_tie_for_being_far_from_the_centre(grid):
+    """Else engines would choose among them each in its own way."""
+    shape = Shape(dim=8, grid=grid, prefix=0, has_cls=False)
+    energy = torch.from_numpy(np.random.default_rng(0).uniform(1, 2, (5, grid[0] * grid[1])).astype(np.float32))
+    topk = make_aggregator("topk", shape, {"k": "1"})
+    for scores in SCORES["center-norm"](SimpleNamespace(entering_energy=energy), topk.closeness):
+        assert len(set(scores.tolist())) == len(scores)
+        assert all(score > 0 for score in scores)
+    weights = make_aggregator("center-weighted", shape, {}).weights
+    assert weights.isfinite().all()
+    assert float(weights.sum()) == pytest.approx(1)

@@ -17,7 +17,7 @@ from mimexport.aliases import ALIASES, Alias
 from mimexport.build import BuildOptions, build, preprocess_of
 from mimruntime import Embedder, MimError, parity
 from mimruntime.artifact import Artifact
-from mimruntime.errors import OptionError, OutputError, ParityError, UnknownNameError
+from mimruntime.errors import MissingExtraError, OptionError, OutputError, ParityError, UnknownNameError
 from mimruntime.verify import verify
 
 SMALL = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 3}
@@ -159,6 +159,30 @@ def test_an_artifact_is_replaced_by_force_only(tmp_path):
     with pytest.raises(OutputError, match="a exists; replace it with --force, or choose another --out"):
         build(options(tmp_path / "a", model="nothing that is loaded", force=False))
     assert (tmp_path / "a" / "manifest.json").read_bytes() == before
+
+
+@pytest.mark.parametrize(("precision", "module"), [("fp32", "onnxruntime"), ("bf16", "openvino")])
+def test_a_missing_engine_to_compare_in_is_found_out_before_the_work(tmp_path, monkeypatch, precision, module):
+    monkeypatch.setitem(sys.modules, module, None)
+    monkeypatch.setattr("mimexport.build.load_model", None)
+    with pytest.raises(MissingExtraError, match="pip install"):
+        build(options(tmp_path / "a", precision=precision))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_fails_leaves_no_folder_that_was_not_there(tmp_path):
+    with pytest.raises(UnknownNameError):
+        build(options(tmp_path / "artifacts" / "a", model="vit_smoll"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_artifact_behind_a_link_is_replaced_and_the_link_stays(tmp_path):
+    build(options(tmp_path / "a"))
+    (tmp_path / "link").symlink_to("a")
+    build(options(tmp_path / "link", agg="mean"))
+    assert Artifact.open(tmp_path / "a").manifest.aggregator.name == "mean"
+    assert (tmp_path / "link").is_symlink()
+    assert {path.name for path in tmp_path.iterdir()} == {"a", "link"}
 
 
 def test_a_place_that_cannot_be_written_is_found_out_before_the_work(tmp_path):

@@ -11,7 +11,9 @@ import safetensors.torch
 import timm
 import torch
 
+from mimeval.models import find_baselines
 from mimexport import reference as reference_module
+from mimexport.aliases import ALIASES, Alias
 from mimexport.build import BuildOptions, build
 from mimexport.errors import HeadError, WeightsError
 from mimexport.heads import embedded_heads, load_head, save_head
@@ -162,3 +164,16 @@ def test_it_refuses_other_pixels_and_to_run_closed(random_artifact) -> None:
     reference.close()
     with pytest.raises(EngineError, match="closed"):
         reference.run(np.zeros((1, 64, 64, 3), np.uint8))
+
+
+def test_registers_alone_are_no_cls_and_the_baseline_is_the_mean(tmp_path, monkeypatch) -> None:
+    kwargs = {"img_size": 32, "embed_dim": 48, "num_heads": 3, "depth": 2, "class_token": False, "reg_tokens": 4}
+    alias = Alias("vit_tiny_patch16_224", 0, 0, 0, 0, "mit", kwargs=kwargs | {"global_pool": "avg", "fc_norm": False})
+    monkeypatch.setitem(ALIASES, "registers", alias)
+    topk, mean = (
+        build(BuildOptions(model="registers", agg=agg, out=tmp_path / agg, random_seed=0)) for agg in ("topk", "mean")
+    )
+    assert topk.manifest.backbone.prefix_tokens == 4
+    assert not topk.manifest.backbone.reads_cls
+    assert find_baselines([topk, mean]) == ([mean], [])
+    assert References().build_baseline(topk, tmp_path / "built").manifest.aggregator.name == "mean"

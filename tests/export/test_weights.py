@@ -9,11 +9,13 @@ import pytest
 import safetensors.torch
 import timm
 import torch
+from small_models import BACKBONES
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from mimexport.aliases import ALIASES, Alias
 from mimexport.errors import WeightsError
 from mimexport.weights import load_model, tensors_sha256
-from mimruntime.errors import UnknownNameError
+from mimruntime.errors import OptionError, UnknownNameError
 
 TINY = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 3}
 
@@ -75,6 +77,26 @@ def test_the_digest_does_not_depend_on_the_storage_precision(state):
 )  # fmt: skip
 def test_published_layouts_are_read(tmp_path, state, wrap):
     assert same_weights(load_model("small", weights=save(tmp_path / "w.pth", wrap(state))), state)
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_a_model_of_every_class_comes_back_from_its_own_file(tmp_path, monkeypatch, name):
+    monkeypatch.setitem(ALIASES, "shallow", Alias(name, 0, 0, 0, 0, "mit", kwargs=BACKBONES[name]))
+    state = load_model("shallow", random_seed=1).model.state_dict()
+    assert same_weights(load_model("shallow", weights=save(tmp_path / "w.pth", state)), state)
+
+
+def test_hieras_layout_is_read(tmp_path, monkeypatch):
+    monkeypatch.setitem(ALIASES, "shallow", Alias("hiera_tiny_224", 0, 0, 0, 0, "mit", kwargs={"stages": (1, 1, 1, 2)}))
+    state = load_model("shallow", random_seed=1).model.state_dict()
+    layout = {key.replace("head.norm.", "norm."): value for key, value in state.items()}
+    layout |= {"head.projection.weight": torch.ones(3, 768), "mask_token": torch.ones(1, 1, 8)}
+    assert same_weights(load_model("shallow", weights=save(tmp_path / "w.pth", {"model_state": layout})), state)
+
+
+def test_simmims_pixels_are_those_it_was_trained_on():
+    config = load_model("simmim-b16", random_seed=0).config
+    assert (config["mean"], config["std"]) == (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
 
 
 def test_simmims_layout_is_read(tmp_path):
@@ -140,6 +162,14 @@ def test_a_truncated_file_is_refused(tmp_path, state, suffix, kept):
         load_model("small", weights=path)
 
 
+@pytest.mark.parametrize("content", [b"<!DOCTYPE html><html>not found</html>", b"not found", b"version https://git"])
+def test_what_came_in_place_of_a_checkpoint_is_told_from_a_pickle(tmp_path, content):
+    (tmp_path / "w.pth").write_bytes(content)
+    with pytest.raises(WeightsError, match=r"w\.pth is not a (readable )?checkpoint: ") as caught:
+        load_model("small", weights=tmp_path / "w.pth")
+    assert not re.search(r": \d+$", str(caught.value))
+
+
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(WeightsError, match=re.escape(f"no weights file at {tmp_path / 'none.pth'}")):
         load_model("small", weights=tmp_path / "none.pth")
@@ -189,3 +219,9 @@ def test_another_input_size_resamples_the_position_table():
     loaded = load_model("mae-tiny", size=96)
     assert loaded.config["input_size"] == (3, 96, 96)
     assert loaded.model.pos_embed.shape == (1, 12 * 12 + 1, 192)
+
+
+@pytest.mark.parametrize(("name", "size", "unit"), [("mae-tiny", 70, 8), ("mae-b16", 17, 16), ("hiera-mae-t", 100, 32)])
+def test_a_size_that_the_patches_do_not_divide_is_refused(name, size, unit):
+    with pytest.raises(OptionError, match=f"--image-size {size}: .* takes multiples of {unit} px"):
+        load_model(name, random_seed=0, size=size)

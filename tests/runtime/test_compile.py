@@ -19,7 +19,7 @@ from mimruntime.engines import onnxruntime as ort_module
 from mimruntime.engines import openvino as ov_module
 from mimruntime.engines.compiled import list_compiled, standing
 from mimruntime.engines.options import CompileOptions, parse_batch
-from mimruntime.errors import EngineError, MissingExtraError, OptionError, OutputError, ParityError
+from mimruntime.errors import EngineError, MissingExtraError, OptionError, OutputError, ParityError, UnknownNameError
 from mimruntime.reference import load_reference
 
 ENGINES = ("onnxruntime", "openvino")
@@ -220,6 +220,16 @@ def test_auto_does_not_round_a_whitened_graph_to_bf16(toy_copy: Path, monkeypatc
 def test_an_option_of_another_engine_is_refused(toy_copy: Path) -> None:
     with pytest.raises(OptionError, match="--arch is not an option of the engine 'openvino'; it takes --batch"):
         compile_artifact(toy_copy, CompileOptions(engine="openvino", arch=("sm86",)))
+
+
+def test_the_latency_of_one_image_and_a_batch_of_more_exclude_each_other(toy_copy: Path) -> None:
+    with pytest.raises(OptionError, match="--hint latency tunes for one image at a time, --batch asks for 8"):
+        compile_artifact(toy_copy, CompileOptions(engine="openvino", hint="latency", batch=parse_batch("1,8,8")))
+
+
+def test_auto_is_no_engine_to_compile_for(toy_copy: Path) -> None:
+    with pytest.raises(UnknownNameError, match="unknown engine 'auto'; known: onnxruntime"):
+        compile_artifact(toy_copy, CompileOptions(engine="auto"))
 
 
 @pytest.mark.parametrize("text", ["8", "1,2", "a,b,c", "4,2,8", "0,1,2"])

@@ -11,10 +11,14 @@ from mimexport.features import Features
 
 
 def closeness_to_center(shape: Shape) -> Tensor:
-    """Return how close every patch is to the centre, (N,): 1 in the middle, falling linearly to 0 at the farthest patch."""
+    """Return how close every patch is to the centre, (N,): 1 in the middle, falling linearly to 0 at the farthest patch.
+
+    Where all are equally far (a grid of 2×2) it is 1 everywhere.
+    """
     rows, columns = (torch.arange(edge) - (edge - 1) / 2 for edge in shape.grid)
     distance = torch.hypot(rows[:, None], columns[None, :]).flatten()
-    return 1 - distance / distance.max().clamp_min(1e-6)
+    farthest = distance.max()
+    return torch.ones_like(distance) if distance.min() == farthest else 1 - distance / farthest
 
 
 class Center(Aggregator):

@@ -71,8 +71,9 @@ class TopK(Aggregator):
             raise OptionError("score cls-attention needs a [cls] token, this backbone has none; use --score input-norm")
         self.score = score
         self.k = parse_k(str(k), shape.patches)
-        # A buffer: computed while tracing it would become part of the graph.
-        self.register_buffer("closeness", closeness_to_center(shape), persistent=False)
+        # A buffer: computed while tracing it would become part of the graph. Above 0, or the corners would all score the
+        # same, and each engine would choose among them in its own way.
+        self.register_buffer("closeness", closeness_to_center(shape).clamp_min(1e-6), persistent=False)
         self.scorer = nn.Linear(shape.dim, 1, bias=False) if score == LEARNED else None
 
     @property

@@ -30,7 +30,7 @@ def engine_module(name: str) -> EngineModule:
 
     """
     if name not in ENGINES:
-        raise UnknownNameError("engine", name, [*ENGINES, "auto"])
+        raise UnknownNameError("engine", name, [*ENGINES])
     try:
         return cast("EngineModule", importlib.import_module(ENGINES[name]))
     except ModuleNotFoundError as error:
@@ -76,6 +76,8 @@ def open_for(artifact: Artifact, name: str, *, provider: str | None = None, thre
     from mimruntime.engines.auto import choose_engine  # noqa: PLC0415 - they import this table
     from mimruntime.engines.compiled import check_files, choose_compiled  # noqa: PLC0415
 
+    if name != "auto" and name not in ENGINES:
+        raise UnknownNameError("engine", name, [*ENGINES, "auto"])
     chosen = choose_engine(artifact, provider, threads) if name == "auto" else name
     compiled = choose_compiled(artifact, engine_module(chosen), provider)
     if compiled is not None:

@@ -27,8 +27,10 @@ def compile_options(command: _Command) -> _Command:
         click.option(
             "--timing-cache", type=click.Path(path_type=Path), metavar="FILE", help="tensorrt: kernel timings."
         ),
-        click.option("--workspace", type=float, metavar="GB", help="tensorrt: scratch memory of the builder."),
-        click.option("--tf32", is_flag=True, help="tensorrt: fp32 products with 10 bits of mantissa."),
+        click.option(
+            "--workspace", type=float, metavar="GB", help="tensorrt, tensorrt-rtx: scratch memory of the builder."
+        ),
+        click.option("--tf32", is_flag=True, help="tensorrt, tensorrt-rtx: fp32 products with 10 bits of mantissa."),
         click.option("--hardware-compat", type=click.Choice(["none", "ampere+", "same"]), help="tensorrt: other GPUs."),
         click.option(
             "--arch", metavar="SM,…", help="tensorrt-rtx: GPUs, for example sm86,sm89.  [default: sm80 and later]"
@@ -38,7 +40,7 @@ def compile_options(command: _Command) -> _Command:
         click.option(
             "--batch",
             metavar="MIN,BEST,MAX",
-            help="Images of one run; on a CPU only BEST counts.  [default: measured on a CPU, 1,8,32 else]",
+            help="Images of one run; on a CPU only BEST counts.  [default: measured; 1,8,32 for a plan]",
         ),
         click.option("--provider", help="Hardware, by the engine's own name."),
     ):

@@ -168,7 +168,8 @@ def _superseded(artifact: Artifact, record: EngineRecord) -> Iterator[Path]:
 
 def _read(artifact: Artifact, folder: Path) -> Compiled:
     path = folder / records.FILE
-    remedy = f"delete {folder}, or run: mimexport compile {artifact.path} --engine {folder.name.rpartition('-')[0]}"
+    # Compiled again with other options it would lie beside this one.
+    remedy = f"delete {folder}, then run: mimexport compile {artifact.path} --engine {folder.name.rpartition('-')[0]}"
     try:
         record = records.decode(path.read_bytes())
     except OSError as error:

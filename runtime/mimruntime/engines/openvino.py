@@ -14,7 +14,7 @@ from mimruntime.engines.base import EMBEDDING, SELECTION, Engine, Progress
 from mimruntime.engines.compiled import Compiled
 from mimruntime.engines.options import CompileOptions
 from mimruntime.engines.record import EngineRecord, Trial
-from mimruntime.errors import EngineError, MissingExtraError, UnknownNameError
+from mimruntime.errors import EngineError, MissingExtraError, OptionError, UnknownNameError
 from mimruntime.reference import load_reference
 from mimruntime.tuning import Setting, stream_settings, tune
 
@@ -82,6 +82,10 @@ def tune_graph(
 def check_options(options: CompileOptions, precision: str) -> None:  # noqa: ARG001 - every engine has it
     """Refuse a provider or precision that is not here; see `mimruntime.engines.base.EngineModule`."""
     _check_provider(options.provider)
+    if options.hint == "latency" and options.batch is not None and options.batch.best != 1:
+        raise OptionError(
+            f"--hint latency tunes for one image at a time, --batch asks for {options.batch.best}; give one of them"
+        )
     _check_precision(_library().Core(), options.precision or "fp32")
 
 

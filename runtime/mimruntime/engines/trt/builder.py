@@ -13,6 +13,7 @@ from mimruntime.engines.base import Progress
 from mimruntime.engines.trt.messages import Messages, contained_stderr, make_logger, uncollected
 from mimruntime.engines.trt.plan import BuildPlan
 from mimruntime.errors import EngineError, OutputError
+from mimruntime.outputs import check_writable
 
 _GIB = 1 << 30
 
@@ -151,6 +152,7 @@ def _make_monitor(trt: Any, events: queue.SimpleQueue[tuple[str, int, int] | Non
 
 
 def _load_timing_cache(config: Any, path: Path, messages: Messages) -> None:
+    check_writable(path)
     try:
         known = path.read_bytes()
     except FileNotFoundError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,7 +48,7 @@ class BuildPlan:
             UnknownNameError: an architecture that is not known.
 
         """
-        if self.workspace_gib is not None and not self.workspace_gib > 0:
+        if self.workspace_gib is not None and not 0 < self.workspace_gib < math.inf:
             raise OptionError(f"--workspace {self.workspace_gib}: expected more than 0 GiB")
         for arch in self.architectures:
             if arch in self.flavour.refused:
