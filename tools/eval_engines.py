@@ -46,9 +46,17 @@ MARGIN = 0.01
 
 @click.command()
 @click.option("--data", help="[default: Tiny ImageNet where it lies beside the checkout, else the drawn set]")
-@click.option("--images", default=5000, show_default=True, help="Test images in torch.")
-@click.option("--deployed", default=1000, show_default=True, help="Of these, what every engine sees; 0 for all.")
-@click.option("--training", default=10000, show_default=True, help="Training images, in torch.")
+@click.option("--images", type=click.IntRange(min=1), default=5000, show_default=True, help="Test images in torch.")
+@click.option(
+    "--deployed",
+    type=click.IntRange(min=0),
+    default=1000,
+    show_default=True,
+    help="Of these, what every engine sees; 0 for all.",
+)
+@click.option(
+    "--training", type=click.IntRange(min=1), default=10000, show_default=True, help="Training images, in torch."
+)
 @click.option(
     "--own/--no-own", default=False, help="Also fit on every engine's own training features: many times as long."
 )
@@ -87,7 +95,7 @@ def main(
             write_baseline(report, BASELINE)
         report = compare(report, read_baseline(BASELINE))
         write_reports(report, out, table)
-    except MimError as error:
+    except (MimError, OSError) as error:
         click.echo(f"error: {error}", err=True)
         sys.exit(1)
     sys.exit(EXIT[report.verdict])

@@ -134,7 +134,13 @@ def _common(command: click.Command) -> click.Command:
             show_default=True,
             help="Folder for features and fetched data.",
         ),
-        click.Option(["--seed"], type=int, default=0, show_default=True, help="Of the image draw and the bootstrap."),
+        click.Option(
+            ["--seed"],
+            type=click.IntRange(min=0),
+            default=0,
+            show_default=True,
+            help="Of the image draw and the bootstrap.",
+        ),
     ]
     command.params.extend(options)
     return command
@@ -177,7 +183,7 @@ def _data_help() -> str:
 )
 @click.option(
     "--margin",
-    type=click.FloatRange(min=0, min_open=True),
+    type=click.FloatRange(min=0, max=100, min_open=True),
     default=0.5,
     show_default=True,
     help="Loss of gain that is tolerated, in points.",
@@ -234,7 +240,13 @@ def evaluate(
         from mimeval.models import find_baselines
         from mimeval.verdict import EXIT
     from mimruntime.artifact import Artifact
+    from mimruntime.outputs import check_writable
 
+    if not margin > 0:  # NaN passes click's range
+        raise click.UsageError(f"--margin {margin}: expected points above 0")
+    if not out.name:
+        raise click.UsageError(f"--out {out}: expected the stem of the files, for example reports/eval")
+    check_writable(out.with_name(f"{out.name}.json"))  # before the work
     wanted = parse_engines(engines)
     workshop = open_workshop(weights, heads)
     opened = [Artifact.open(path) for path in artifacts]

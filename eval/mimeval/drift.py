@@ -94,4 +94,4 @@ def too_far(drift: Drift, precision: str) -> str | None:
 def _overlap(reference: np.ndarray, deployed: np.ndarray) -> float:
     sets = [nearest(table, table, NEIGHBOURS, leave_one_out=True)[0] for table in (reference, deployed)]
     shared = [np.intersect1d(a, b, assume_unique=True).size for a, b in zip(*sets, strict=True)]
-    return float(np.mean(shared) / max(1, sets[0].shape[1]))
+    return float(np.mean(shared) / found) if (found := sets[0].shape[1]) else 1.0  # one image has no neighbours to lose

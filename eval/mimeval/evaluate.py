@@ -50,6 +50,7 @@ class _Found:
     scores: dict[tuple[str, str, str, Fitted], np.ndarray] = field(default_factory=dict)
     drifts: list[Drifted] = field(default_factory=list)
     samples: list[Sample] = field(default_factory=list)
+    reasons: list[verdict.Reason] = field(default_factory=list)
     skipped: list[Skipped] = field(default_factory=list)
 
 
@@ -146,6 +147,16 @@ def _measure(
     jobs = [(deployment.embedder, deployment.identity)]
     table = images.test_tables(store, jobs, label, deployed=True)[0]
     known, test = torch
+    if lost := [text for row, text in table.errors.items() if not images.bad_test[row]]:
+        raise DataError(f"{label}: {len(lost)} images that torch has seen could not be read, {lost[0]}; run it again")
+    rows = images.test_rows(deployed=True)
+    broken = rows[~np.isfinite(table.embedding[rows]).all(axis=1)]
+    if len(broken):
+        text = (
+            f"{model.title} on {deployment.name}: vectors of {len(broken)} of {len(rows)} images hold NaN or infinity"
+        )
+        found.reasons.append(("fail", f"{text}, first that of {images.names()[int(np.searchsorted(rows, broken[0]))]}"))
+        return
     key = (model.title, deployment.name)
     for name, values in _scores(metrics, images, known, test.embedding, table.embedding, deployed=True).items():
         found.scores[*key, name, "torch"] = values
@@ -155,7 +166,6 @@ def _measure(
     kinds = metrics if own else free
     for name, values in _scores(kinds, images, own_known, table.embedding, table.embedding, deployed=True).items():
         found.scores[*key, name, "own"] = values
-    rows = images.test_rows(deployed=True)
     selections = None
     if table.selection is not None and test.selection is not None:
         selections = test.selection[rows], table.selection[rows]
@@ -199,11 +209,16 @@ def _report(models: Sequence[Model], dataset: Dataset, images: Images, found: _F
     classes = len(dataset.classes)
     baseline = next(model for model in models if model.baseline is None)
     reference = found.scores[baseline.title, TORCH, decisive, "torch"]
-    chance = verdict.at_chance(reference, images.chance(decisive))
-    if not found.drifts:
+    labels = verdict.at_chance(
+        reference * (weights := images.weights(decisive)), images.chance(decisive), weights.max()
+    )
+    if not found.drifts and not found.reasons:
         why = "; ".join(sorted({f"{skip.deployment}: {skip.reason}" for skip in found.skipped}))
         raise DataError(f"no engine could run any of the artifacts: {why or 'none was asked for'}")
-    outcome, reasons = verdict.conclude(gains, found.drifts, chance)
+    judged = {gain.model for gain in gains if gain.decides}
+    unjudged = [model.title for model in models if model.baseline is not None and model.title not in judged]
+    nowhere: list[verdict.Reason] = [("undecided", f"{title} was judged on no engine") for title in unjudged]
+    outcome, reasons = verdict.conclude(gains, found.drifts, [*found.reasons, *labels, *nowhere])
     return Report(
         verdict=outcome,
         reasons=reasons,

@@ -133,6 +133,10 @@ class FeatureStore:
             yield _File(folder, embedder, identity, self.report)
 
     def _fill(self, files: list[_File], images: Split, rows: np.ndarray, name: str) -> None:
+        for file in files:
+            file.forget_from(
+                lambda row: row < len(rows) and _show(files[0].embedder, images, int(rows[row])).pixels is not None
+            )
         start = min(file.done for file in files)
         with ThreadPoolExecutor(available_cpus()) as pool:
             while start < len(rows):
@@ -194,6 +198,18 @@ class _File:
     @property
     def _rows(self) -> Path:
         return self._folder / _ROWS
+
+    def forget_from(self, is_readable: Callable[[int], bool]) -> None:
+        """Forget the rows from the first image on that could not be read when it was its turn, and can be now."""
+        start = 0
+        for index, chunk in enumerate(self._record.chunks):
+            if any(start <= row < start + chunk.rows and is_readable(row) for row in self._record.errors):
+                self._record.chunks = self._record.chunks[:index]
+                self._record.errors = {row: text for row, text in self._record.errors.items() if row < start}
+                with self._rows.open("ab") as stream:
+                    stream.truncate(start * self._layout.itemsize)
+                return
+            start += chunk.rows
 
     def add(self, shown: list[_Shown], batches: list[np.ndarray], *, alone: bool) -> None:
         """Run `batches`, append a row for every image of `shown`, and save."""

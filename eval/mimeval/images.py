@@ -43,8 +43,9 @@ class Images:
 
     @property
     def digest(self) -> str:
-        """Of the images that engines see, in order."""
-        return digest_of(self.dataset.test.digest, self.order[: self.deployed].tobytes())
+        """Of the images that engines see, in order, and of those that are learned from."""
+        learned = "" if self.dataset.train is None else self.dataset.train.digest
+        return digest_of(self.dataset.test.digest, learned, self.order[: self.deployed].tobytes())
 
     @property
     def searches_train(self) -> bool:
@@ -82,19 +83,34 @@ class Images:
         rows = self.train_rows()
         return Known(train.embedding[rows], self.dataset.train.labels[rows])
 
+    def weights(self, metric: str) -> np.ndarray:
+        """Return what torch's scores by `metric` are multiplied by before they are held against `chance`, (n,) or (1,).
+
+        Classes count alike: who names the largest one always is right often where it is large, and knows nothing.
+        """
+        if metric.startswith("mAP"):
+            return np.ones(1)
+        labels = self._labels()
+        counts = np.bincount(labels).astype(np.float64)
+        weights: np.ndarray = len(labels) / (np.count_nonzero(counts) * counts[labels])
+        return weights
+
     def chance(self, metric: str) -> float:
-        """Return the mean score of guessing by `metric`: of the largest class, or of a random ranking."""
+        """Return the mean score of guessing by `metric`: a class at random, or a random ranking."""
         rows = self.test_rows(deployed=True)
         if not metric.startswith("mAP"):
-            labels = self.dataset.test.labels[self.order[rows]]
-            return float(np.bincount(labels).max() / len(labels))
+            return 1 / len(np.unique(self._labels()))
         task = self.task(rows)
-        relevance = next(iter(task.relevance.values()), None) or by_label(task)
+        relevance = task.relevance.get(metric.removeprefix("mAP").strip()) or by_label(task)
         gallery = self.training if self.searches_train else len(rows)
         sizes = [
             (len(right), gallery - len(junk)) for right, junk in zip(relevance.matches, relevance.ignored, strict=True)
         ]
         return float(np.mean([guessed_precision(right, among) for right, among in sizes]))
+
+    def _labels(self) -> np.ndarray:
+        labels: np.ndarray = self.dataset.test.labels[self.order[self.test_rows(deployed=False)]]
+        return labels
 
     def test_tables(self, store: FeatureStore, jobs: Jobs, label: str, *, deployed: bool = False) -> list[Table]:
         """Return features of the test images, or of those that engines see."""

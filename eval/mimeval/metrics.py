@@ -94,8 +94,10 @@ def suited(dataset: Dataset) -> tuple[str, ...]:
     """Return the names of all metrics that `dataset` has what they need for."""
     if dataset.relevance or dataset.train is None:
         return ("retrieval",)
-    few = not has_shots(dataset.train.labels)
-    return tuple(name for name in METRICS if not (few and name == "few-shot"))
+    unfit = {"few-shot"} if not has_shots(dataset.train.labels) else set()
+    if len(np.unique(dataset.train.labels)) < 2:
+        unfit.add("linear")
+    return tuple(name for name in METRICS if name not in unfit)
 
 
 def has_shots(labels: np.ndarray) -> bool:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from mimruntime.artifact import Artifact
@@ -18,7 +19,7 @@ class Model:
     """One embedding space.
 
     Attributes:
-        title: the shortest name among its artifacts.
+        title: the shortest name among its artifacts; its path where another model has the same.
         space: the manifests' `embedding_space`.
         artifacts: its precisions, no two of the same.
         baseline: title of the model its gain is counted from; None for a baseline itself.
@@ -47,7 +48,7 @@ def group_models(artifacts: Sequence[Artifact], baselines: Sequence[Artifact]) -
             raise OptionError(
                 f"{known.path} and {artifact.path} are the same space in the same precision ({precision}); give one"
             )
-    titles = {space: _title(list(found.values())) for space, found in spaces.items()}
+    titles = _titles(spaces)
     families = {_family(artifact.manifest): artifact.manifest.embedding_space for artifact in baselines}
     models = []
     for space, found in spaces.items():
@@ -94,5 +95,13 @@ def _family(manifest: Manifest) -> tuple[object, ...]:
     return manifest.backbone.weights_sha256, manifest.preprocess, manifest.embedding.whitening is not None
 
 
-def _title(artifacts: Sequence[Artifact]) -> str:
-    return min((artifact.manifest.name for artifact in artifacts), key=len)
+def _titles(spaces: Mapping[str, Mapping[str, Artifact]]) -> dict[str, str]:
+    """Return a title for every space, no two the same: scores are kept by it."""
+    shortest = {
+        space: min(found.values(), key=lambda artifact: len(artifact.manifest.name)) for space, found in spaces.items()
+    }
+    many = Counter(artifact.manifest.name for artifact in shortest.values())
+    return {
+        space: artifact.manifest.name if many[artifact.manifest.name] == 1 else str(artifact.path)
+        for space, artifact in shortest.items()
+    }

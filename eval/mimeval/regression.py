@@ -25,7 +25,7 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         dataset: its name.
-        digest: of the test images, their order and labels.
+        digest: of the test images, their order and labels, and of those that are learned from.
         training: how many images were learned from.
         metric: what is compared.
         scores: of every model and deployment, torch among them.
@@ -52,6 +52,8 @@ def read_baseline(path: Path) -> list[Entry]:
         return msgspec.json.decode(path.read_bytes(), type=list[Entry])
     except FileNotFoundError:
         return []
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror or error}") from error
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise DataError(f"{path} is no baseline ({error}); write one: make eval-baseline") from error
 
@@ -91,8 +93,8 @@ def compare(report: Report, entries: list[Entry]) -> Report:
     A score fails when its loss against the baseline, image by image, is shown and may exceed the margin; vectors fail
     that are twice as far from torch's as they were: what costs little accuracy may still be broken. So does a
     deployment the baseline has and whose engine, though installed, would not run; where the engine is not installed it
-    is noted. A gain that these images leave undecided passes when the baseline has it and none of that is found: what
-    was accepted then is still so.
+    is noted. A gain that is there in torch, and whose change these images leave undecided, passes when the baseline has
+    it, other gains pass by themselves and none of that is found: what was accepted then is still so.
     """
     wanted = report.digest, report.images["training"], report.metric
     entry = next((entry for entry in entries if _key(entry) == wanted), None)
@@ -121,7 +123,9 @@ def compare(report: Report, entries: list[Entry]) -> Report:
     verdict, texts = worst(report.verdict, report.reasons, reasons)
     open_gains = [gain for gain in report.gains if gain.decides and gain.found.verdict == "undecided"]
     known = {_row(old) for old in entry.scores} & now.keys()
-    if verdict == "undecided" and len(texts) == len(open_gains) and all(_has(known, gain) for gain in open_gains):
+    accepted_before = all(_has(known, gain) and gain.found.reference.low > 0 for gain in open_gains)
+    passed = any(gain.decides and gain.found.verdict == "pass" for gain in report.gains)
+    if verdict == "undecided" and len(texts) == len(open_gains) and accepted_before and passed:
         accepted = f"what these images leave undecided is as it was in the baseline ({len(open_gains)} rows)"
         verdict, texts = "pass", [f"every other gain carried over, and {accepted}"]
     return msgspec.structs.replace(report, verdict=verdict, reasons=texts)

@@ -45,6 +45,8 @@ def explain(gain: Gain) -> str:
     """Return a gain's verdict as one sentence, with the images that would decide it."""
     found = gain.found
     text = f"{gain.model} on {gain.deployment}, {gain.metric} fitted on {gain.fitted}: {found.reason}"
+    if found.verdict == "fail" and found.reference.high < 0:
+        return f"{text} ({100 * found.reference.value:+.1f} points)"
     if found.verdict != "undecided":
         return f"{text} ({100 * found.change.value:+.1f} points, margin {100 * found.margin:.1f})"
     if found.images_needed is None:
@@ -52,19 +54,20 @@ def explain(gain: Gain) -> str:
     return f"{text}; about {found.images_needed:,} images would decide, {found.images:,} were seen"
 
 
-def at_chance(scores: np.ndarray, chance: float) -> list[Reason]:
+def at_chance(scores: np.ndarray, chance: float, most: float = 1.0) -> list[Reason]:
     """Return what is wrong when torch's own features are no better than guessing.
 
     Args:
         scores: of the baseline in torch, (n,).
         chance: mean score of guessing.
+        most: what one image can score.
 
     """
     accuracy = mean_interval(scores)
     if accuracy.low > chance:
         return []
     # What is not seen among n images may still have a rate of 3 / n.
-    high = max(accuracy.high, accuracy.value + 3 / len(scores))
+    high = max(accuracy.high, accuracy.value + most * 3 / len(scores))
     text = f"torch's own baseline scores {100 * accuracy.value:.1f} %, guessing {100 * chance:.1f} %"
     if high < chance + _NEAR_CHANCE:
         return [("fail", f"{text}: the labels do not belong to the images")]

@@ -6,11 +6,16 @@ import lzma
 import threading
 import zipfile
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from mimruntime.errors import ImageError
 from mimruntime.images import EXTENSIONS, find_images
+
+TRAIN_PARTS = ("train", "training")
+TEST_PARTS = ("val", "valid", "validation", "test", "testing")
+"""Names, in any case, of folders that divide images and are no classes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +83,16 @@ def list_images(path: Path) -> list[ImageFile]:
     if not files:
         raise ImageError(f"{path} holds no images ({', '.join(sorted(EXTENSIONS))})")
     return files
+
+
+def divided_by_owner(files: Sequence[ImageFile]) -> tuple[list[ImageFile], list[ImageFile]] | None:
+    """Return the images below train/ and those below val/ (or test/); None where the folders are not these."""
+    parts = {file.name.parts[0].lower() for file in files if len(file.name.parts) > 1}
+    train, test = (next((part for part in kind if part in parts), None) for kind in (TRAIN_PARTS, TEST_PARTS))
+    if train is None or test is None:
+        return None
+    below = {part: [file for file in files if file.name.parts[0].lower() == part] for part in (train, test)}
+    return below[train], below[test]
 
 
 def open_zip(path: Path) -> zipfile.ZipFile:

@@ -127,6 +127,41 @@ def test_wrong_names_are_one_clear_line(run, artifacts, folder, arguments, messa
     assert "Traceback" not in error
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--margin", "inf"], "--margin"),
+        (["--margin", "nan"], "--margin"),
+        (["--seed", "-1"], "--seed"),
+        (["--out", "."], "--out .: expected the stem of the files"),
+    ],
+)
+def test_options_that_mean_nothing_are_wrong_usage(run, artifacts, folder, arguments, message) -> None:
+    code, _, error = run("eval", artifacts["cls"], artifacts["topk"], "--data", folder, *arguments)
+    assert code == 2
+    assert message in error
+
+
+def test_a_place_that_takes_no_report_is_found_out_before_the_work(run, artifacts, folder, tmp_path) -> None:
+    (tmp_path / "file").touch()
+    code, _, error = run("eval", artifacts["topk"], "--data", folder, "--out", tmp_path / "file" / "r")
+    assert (code, error) == (1, f"error: cannot write {tmp_path / 'file' / 'r.json'}: File exists\n")
+
+
+def test_one_image_that_finds_nobody_is_an_error_of_compare_too(run, artifacts, folder) -> None:
+    code, _, error = run("compare", artifacts["cls"], artifacts["topk"], "--data", folder, "--metric", "retrieval",
+                         "--limit", "2")  # fmt: skip
+    assert code == 1
+    assert "nothing could be measured" in error
+
+
+def test_one_image_has_no_neighbours_to_lose(run, artifacts, folder, tmp_path) -> None:
+    code, out, _ = run("eval", artifacts["cls"], artifacts["topk"], "--data", folder, "--metric", "knn", "--limit", "1",
+                       "--engine", "onnxruntime", "--no-own", "--out", tmp_path / "r")  # fmt: skip
+    assert code == 3
+    assert "neighbours are not torch's" not in out
+
+
 def test_a_missing_reference_is_one_clear_line_before_anything_is_computed(run, artifacts, folder, tmp_path) -> None:
     copies = []
     for agg in ("cls", "topk"):

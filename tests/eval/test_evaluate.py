@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import msgspec
@@ -63,6 +64,13 @@ class TestModels:
             ("t", "cls", 2),
         ]
 
+    def test_models_of_one_name_are_told_apart_by_their_paths(self, toy_artifact) -> None:
+        cls = artifact_like(toy_artifact, "m", "cls")
+        twins = [Artifact(Path(agg), artifact_like(toy_artifact, "m", agg).manifest) for agg in ("topk", "mean")]
+        models = group_models(twins, [cls])
+        assert [model.title for model in models] == [str(cls.path), "topk", "mean"]
+        assert {model.baseline for model in models[1:]} == {str(cls.path)}
+
     def test_the_same_space_and_precision_twice_is_refused(self, toy_artifact) -> None:
         cls = artifact_like(toy_artifact, "cls", "cls")
         twice = [artifact_like(toy_artifact, name, "topk") for name in ("a", "b")]
@@ -117,9 +125,24 @@ class TestImages:
         assert set(metrics) == {"knn", "linear", "retrieval"}
         assert "few-shot is left out: too few images of '1'" in images.notes[-1]
 
-    def test_guessing_is_as_good_as_the_largest_class(self) -> None:
-        labels = np.array([0] * 9 + [1])
-        assert choose_images(dataset_of(labels, labels), None, seed=0).chance("linear probe") == pytest.approx(0.9)
+    def test_classes_count_alike_against_guessing_however_large_one_is(self) -> None:
+        labels = np.repeat([0, 1], [900, 100])
+        images = choose_images(dataset_of(labels, labels), 200, seed=0)
+        seen = labels[images.order]
+        weights, chance = images.weights("k-NN"), images.chance("k-NN")
+        assert chance == 0.5
+        assert (weights * (seen == 0)).mean() == pytest.approx(0.5)  # always the largest class
+        knows = (seen == 0) | (np.arange(1000) % 5 < 3)  # nine in ten, and three of five of the small class
+        assert at_chance(weights * knows, chance, weights.max()) == []
+        guesses = np.random.default_rng(0).permutation(seen) == seen
+        assert guesses.mean() > 0.75
+        assert at_chance(weights * guesses, chance, weights.max())
+
+    def test_what_is_learned_from_is_part_of_the_digest(self) -> None:
+        labels = np.repeat(np.arange(3), 4)
+        dataset = dataset_of(labels, labels)
+        other = dataclasses.replace(dataset, train=split_of(labels, digest="another"))
+        assert choose_images(dataset, None, seed=0).digest != choose_images(other, None, seed=0).digest
 
     def test_none_readable_is_an_error(self) -> None:
         images = choose_images(dataset_of(np.arange(2), np.arange(2)), None, seed=0)
@@ -150,6 +173,7 @@ class TestMetrics:
         assert suited(dataset_of(labels)) == ("retrieval",)
         assert suited(dataset_of(labels, labels)) == ("knn", "linear", "few-shot", "retrieval")
         assert "few-shot" not in suited(dataset_of(labels, labels[:-4]))
+        assert suited(dataset_of(labels, labels[:1])) == ("knn", "retrieval")
 
     def test_classifiers_without_training_images_are_refused(self) -> None:
         with pytest.raises(OptionError, match="use --metric retrieval"):

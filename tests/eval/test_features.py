@@ -128,6 +128,19 @@ class TestStore:
             assert not table.embedding[3].any()
             assert table.embedding[4].any()
 
+    def test_an_image_that_can_be_read_again_is(self, store, embedder, photos, images, monkeypatch) -> None:
+        broken = split_of(photos, broken=(3, CHUNK + 1))
+        store.tables([(embedder, "id")], broken, ROWS, "toy")
+        store.tables([(embedder, "id")], images, ROWS[:2], "toy")  # asks for neither
+        seen = runs(embedder, monkeypatch)
+        table = store.tables([(embedder, "id")], split_of(photos, broken=(3,)), ROWS, "toy")[0]
+        assert list(table.errors) == [3]
+        assert sum(seen) == COUNT - CHUNK  # the first chunk is as it was
+        np.testing.assert_array_equal(
+            store.tables([(embedder, "id")], images, ROWS, "toy")[0].embedding,
+            store.tables([(embedder, "other")], images, ROWS, "toy")[0].embedding,
+        )
+
     def test_an_image_that_cannot_be_loaded_likewise(self, store, embedder, images) -> None:
         def load(row: int) -> bytes:
             if row == 1:

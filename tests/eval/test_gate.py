@@ -14,7 +14,8 @@ import pytest
 from onnx import numpy_helper
 
 from mimeval.datasets import Dataset, open_dataset
-from mimeval.deployments import parse_engines
+from mimeval.deployments import Wanted
+from mimeval.errors import DataError
 from mimeval.evaluate import EvalOptions, evaluate
 from mimeval.features import FeatureStore
 from mimeval.models import find_baselines
@@ -25,6 +26,7 @@ from mimexport.quantize import quantize_graph
 from mimexport.reference import References
 from mimruntime.artifact import Artifact
 from mimruntime.engines import ENGINES
+from mimruntime.errors import EngineError, ImageError
 
 IMAGES, MARGIN = 200, 0.05
 """Crops of photographs; top-k gains 15 points of mAP over [cls] on them, of which 5 may be lost."""
@@ -35,7 +37,9 @@ class Bench:
     artifacts: list[Artifact]
     folder: Path
 
-    def run(self, dataset: Dataset, *, engine: str = "planted", cache: Path | None = None) -> Report:
+    def run(
+        self, dataset: Dataset, *, engine: str = "planted", cache: Path | None = None, required: bool = True
+    ) -> Report:
         """Evaluate; torch's features are shared by all runs, those of a planted fault by none."""
         baselines, lacking = find_baselines(self.artifacts)
         assert not lacking
@@ -43,7 +47,7 @@ class Bench:
             self.artifacts,
             baselines,
             dataset,
-            parse_engines([engine]),
+            [Wanted(engine, None, required=required)],
             open_references=References().open,
             store=FeatureStore(cache or self.folder / "features"),
             options=EvalOptions(margin=MARGIN, own=False),
@@ -169,6 +173,37 @@ class TestHealthy:
         assert report.verdict == "undecided"
         assert any("images would decide" in reason for reason in report.reasons)
 
+    def test_fifty_images_stay_undecided_when_they_are_made_the_baseline(self, bench, plant, tmp_path) -> None:
+        plant()
+        report = bench.run(open_dataset("crops", cache=tmp_path, limit=50))
+        write_baseline(report, tmp_path / "baseline.json")
+        assert compare(report, read_baseline(tmp_path / "baseline.json")).verdict == "undecided"
+
+    def test_an_artifact_that_ran_nowhere_is_undecided(self, bench, crops, plant) -> None:
+        def refuse(graph: Path) -> Path:
+            if graph.parent.name == "topk":
+                raise EngineError("no kernel")
+            return graph
+
+        plant(graph=refuse)
+        report = bench.run(crops, required=False)
+        assert report.verdict == "undecided"
+        assert "topk was judged on no engine" in report.reasons
+
+    def test_an_image_that_only_the_engine_could_not_read_is_no_score(self, bench, crops, plant) -> None:
+        def load(row: int) -> bytes:
+            if row == 7:
+                raise ImageError("the disk is away")
+            return crops.test.load(row)
+
+        plant(embedding=lambda rows: rows)  # has features of its own
+        bench.run(crops)  # torch has read them all
+        plant(embedding=lambda rows: rows)
+        with pytest.raises(
+            DataError, match=r"1 images that torch has seen could not be read, .*the disk is away; run it"
+        ):
+            bench.run(replace(crops, test=replace(crops.test, load=load)))
+
     def test_a_baseline_alone_is_undecided(self, bench, crops, plant) -> None:
         plant()
         report = replace(bench, artifacts=bench.artifacts[:1]).run(crops)
@@ -224,6 +259,25 @@ class TestPlanted:
     def test_rows_of_a_batch_swapped(self, bench, crops, plant) -> None:
         plant(embedding=lambda rows: rows[::-1].copy())
         assert bench.run(crops).verdict == "fail"
+
+    def test_vectors_that_hold_nan(self, bench, crops, plant) -> None:
+        def broken(rows: np.ndarray) -> np.ndarray:
+            rows[0, 0] = np.nan
+            return rows
+
+        plant(embedding=broken)
+        report = bench.run(crops)
+        assert report.verdict == "fail"
+        assert any("topk on planted fp32: vectors of" in reason for reason in report.reasons)
+
+    def test_labels_of_classes_shuffled(self, bench, plant, tmp_path) -> None:
+        plant()
+        drawn = open_dataset("drawn", cache=tmp_path, limit=300, train_limit=600)
+        assert not [reason for reason in bench.run(drawn).reasons if "labels" in reason]
+        labels = np.random.default_rng(0).permutation(drawn.test.labels)
+        report = bench.run(replace(drawn, test=replace(drawn.test, labels=labels)))
+        assert report.verdict == "fail"
+        assert "the labels do not belong to the images" in report.reasons[0]
 
     def test_labels_shuffled(self, bench, crops, plant) -> None:
         plant()

@@ -53,6 +53,14 @@ def test_every_precision_is_built_and_judged(tmp_path: Path) -> None:
     assert not [drift for drift in report["drifts"] if drift["problem"]]
 
 
+def test_a_place_that_takes_nothing_is_one_clear_line(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    done = gate(tmp_path, "--artifacts", str(tmp_path / "file" / "built"))
+    assert done.returncode == 1
+    assert done.stderr.strip().splitlines()[-1].startswith("error: ")
+    assert "Traceback" not in done.stderr
+
+
 def test_a_name_that_the_gate_does_not_build_is_refused_with_the_nearest(tmp_path: Path) -> None:
     done = gate(tmp_path, "--only", "topkk")
     assert done.returncode == 1

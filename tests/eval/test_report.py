@@ -20,7 +20,8 @@ from mimeval.page import as_page
 from mimeval.plots import frontier
 from mimeval.regression import compare, read_baseline, write_baseline
 from mimeval.report import TORCH, Drifted, Gain, Report, Sample, decode, encode, score
-from mimeval.statistics import judge_gain, mcnemar
+from mimeval.statistics import Interval, judge_gain, mcnemar
+from mimeval.verdict import explain
 from mimruntime.errors import OutputError
 
 PNG = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
@@ -257,6 +258,24 @@ class TestBaseline:
         write_baseline(undecided, path)
         worse = msgspec.structs.replace(undecided, drifts=drifted)
         assert compare(worse, read_baseline(path)).verdict == "fail"
+
+    def test_a_gain_that_is_not_there_in_torch_is_not_accepted_by_a_baseline(self, report, tmp_path) -> None:
+        path = tmp_path / "baseline.json"
+        none = Interval(0.0, -0.1, 0.1)
+        for changed in ({"reference": none}, {}):  # no gain; and none that passes by itself
+            gains = [
+                msgspec.structs.replace(gain, found=replace(gain.found, verdict="undecided", **changed))
+                for gain in report.gains
+            ]
+            reasons = ["too few images"] * sum(gain.decides for gain in gains)
+            undecided = msgspec.structs.replace(report, verdict="undecided", reasons=reasons, gains=gains)
+            write_baseline(undecided, path)
+            assert compare(undecided, read_baseline(path)).verdict == "undecided"
+
+    def test_a_loss_in_torch_is_said_with_its_size(self, report) -> None:
+        gain = report.gains[0]
+        lost = replace(gain.found, verdict="fail", reason="loses", reference=Interval(-0.024, -0.028, -0.02))
+        assert explain(msgspec.structs.replace(gain, found=lost)).endswith("loses (-2.4 points)")
 
     def test_other_images_have_no_baseline_and_that_is_said(self, report, tmp_path) -> None:
         path = tmp_path / "baseline.json"

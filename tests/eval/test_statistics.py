@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from scipy.stats import binom
 
 from mimeval.statistics import (
+    _random_signs,
     bootstrap_means,
     is_lower,
     judge_gain,
@@ -120,6 +121,21 @@ class TestVerdict:
         assert judge_gain(head, cls, worse, cls, margin=0.0, rows=1000).verdict == "undecided"
         assert is_lower(worse, head)
         assert not is_lower(worse, head, rows=1000)
+
+    def test_a_few_queries_that_are_lost_are_not_outvoted_by_many_that_gain_next_to_nothing(self) -> None:
+        rng = np.random.default_rng(4)
+        precision = rng.random(800)
+        now = np.clip(precision + rng.choice([-1e-4, 1e-4], 800), 0, 1)
+        assert not is_lower(now, precision)
+        now[:40] = 0.0
+        assert is_lower(now, precision, rows=25)
+        assert judge_gain(precision, np.zeros(800), now, np.zeros(800), margin=0.01, rows=25).verdict == "fail"
+
+    def test_random_signs_are_the_sign_test_where_all_changes_are_alike(self) -> None:
+        change = np.array([-1.0] * 9 + [0.0] * 50 + [1.0] * 2)
+        exact = _random_signs(change, 0)
+        assert exact == pytest.approx((1 + 11 + 55) / 2**11)
+        assert _random_signs(change * (1 + 1e-9 * np.arange(61)), 0) == pytest.approx(exact, rel=0.05)
 
     def test_few_images_that_differ_show_no_more_than_a_coin_would(self) -> None:
         cls, head = (np.arange(600) < right for right in (60, 120))

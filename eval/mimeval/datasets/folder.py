@@ -10,9 +10,8 @@ import numpy as np
 
 from mimeval.datasets.dataset import Dataset, Split, digest_of
 from mimeval.errors import DataError
-from mimruntime.files import ImageFile, list_images, open_zip
+from mimruntime.files import TEST_PARTS, TRAIN_PARTS, ImageFile, divided_by_owner, list_images, open_zip
 
-TEST_PARTS = ("val", "validation", "test")
 HELD_OUT = 5
 """Where nobody divided the images, one of five of every class is judged."""
 
@@ -50,15 +49,16 @@ def read_tree(path: Path) -> tuple[list[ImageFile], set[PurePosixPath]]:
 
 def divided(path: Path, files: Sequence[ImageFile], folders: set[PurePosixPath], *, seed: int = 0) -> Dataset:
     """Return what `open_folder` says of the files and folders found at `path`."""
-    parts = {file.name.parts[0] for file in files if len(file.name.parts) > 1}
-    test_part = next((part for part in TEST_PARTS if part in parts), None)
-    if "train" in parts and test_part:
-        train, test = ([file for file in files if file.name.parts[0] == part] for part in ("train", test_part))
+    if parts := divided_by_owner(files):
+        train, test = parts
         classes = class_names(path, train, folders, depth=1)
         _refuse_unknown(path, classes, class_names(path, test, folders, depth=1))
         return Dataset(path.name, classes, split_of(test, classes, 1), split_of(train, classes, 1))
-    if "train" in parts and len(parts) == 1:
-        raise DataError(f"{path} has train/ and no {'/, '.join(TEST_PARTS)}/: put the images to judge there")
+    top = {file.name.parts[0] for file in files if len(file.name.parts) > 1}
+    if top and {name.lower() for name in top} <= {*TRAIN_PARTS, *TEST_PARTS}:  # a part without the other, no classes
+        raise DataError(
+            f"{path} has {'/, '.join(sorted(top))}/ alone: images to learn from go to train/, those to judge to val/"
+        )
     classes = class_names(path, files, folders, depth=0)
     whole = split_of(files, classes, 0)
     train_rows, test_rows = _divide(path, whole, classes, seed)
@@ -106,7 +106,9 @@ def _root(files: Sequence[ImageFile]) -> PurePosixPath:
     parts = files[0].name.parts
     wrapped = len(parts) > 2 and all(file.name.parts[0] == parts[0] for file in files)
     inner = {file.name.parts[1] for file in files if len(file.name.parts) > 2}
-    return PurePosixPath(parts[0]) if wrapped and "train" in inner else PurePosixPath()
+    return (
+        PurePosixPath(parts[0]) if wrapped and any(part.lower() in TRAIN_PARTS for part in inner) else PurePosixPath()
+    )
 
 
 def _folders(path: Path, root: PurePosixPath) -> set[PurePosixPath]:

@@ -29,9 +29,9 @@ def note_shared(dataset: Dataset, cache: Path, progress: Progress = lambda here,
     if dataset.train is None:
         return dataset
     file = cache / "shared" / f"{dataset.digest}.txt"
-    if file.is_file():
+    try:
         note = file.read_text(encoding="utf-8")
-    else:
+    except (OSError, UnicodeDecodeError):  # not there, or damaged
         note = _compare(dataset.test, dataset.train, progress)
         _keep(note, file)
     return dataset.with_notes(note) if note else dataset

@@ -12,9 +12,8 @@ import numpy as np
 
 from mimexport.errors import FitError
 from mimruntime.decode import Source
-from mimruntime.files import ImageFile, list_images
+from mimruntime.files import ImageFile, divided_by_owner, list_images
 
-_TEST_PARTS = ("val", "validation", "test")
 _HELD_OUT = 0.2
 
 
@@ -59,11 +58,8 @@ def open_images(path: Path, *, seed: int = 0) -> tuple[ImageSet, ImageSet | None
         ImageError: nothing there, no images in it, or a zip that is cut short or damaged.
     """
     files = list_images(path)
-    parts = {file.name.parts[0] for file in files if len(file.name.parts) > 1}
-    test_part = next((part for part in _TEST_PARTS if part in parts), None)
-    if "train" in parts and test_part:
-        train = [file for file in files if file.name.parts[0] == "train"]
-        test = [file for file in files if file.name.parts[0] == test_part]
+    if parts := divided_by_owner(files):
+        train, test = parts
         return _image_set(train, 1), _image_set(test, 1)
     whole = _image_set(files, 0)
     if whole.labels is None:

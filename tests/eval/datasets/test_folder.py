@@ -99,6 +99,9 @@ def test_shared_images_are_said_with_their_digest(tmp_path, place):
     for _ in range(2):  # measured, then from the cache
         (note,) = opened(path, tmp_path).notes
         assert re.search(expected, note)
+    (kept,) = tmp_path.rglob("shared/*.txt")
+    kept.write_bytes(b"\xff\xfe damaged")
+    assert re.search(expected, *opened(path, tmp_path).notes)
 
 
 def test_an_empty_class_is_named(tmp_path, place):
@@ -136,8 +139,22 @@ def test_an_image_outside_the_class_folders_is_named(tmp_path, place):
 
 
 def test_training_images_alone_are_refused(tmp_path, place):
-    with pytest.raises(DataError, match="has train/ and no val/, validation/, test/"):
+    with pytest.raises(DataError, match="has train/ alone: images to learn from go to train/, those to judge to val/"):
         opened(place(lay_out(tmp_path / "data", SPLIT[:8])), tmp_path)
+
+
+@pytest.mark.parametrize(("train", "test"), [("Train", "Val"), ("train", "valid"), ("training", "Testing")])
+def test_parts_by_other_names_are_parts_and_no_classes(tmp_path, place, train, test):
+    renamed = [name.replace("train/", f"{train}/").replace("val/", f"{test}/") for name in SPLIT]
+    dataset = opened(place(lay_out(tmp_path / "data", renamed)), tmp_path)
+    assert dataset.classes == ("cat", "dog")
+    assert (len(dataset.train), len(dataset.test)) == (8, 8)
+
+
+def test_parts_to_judge_by_alone_are_refused(tmp_path, place):
+    parts = [name.replace("train/", "test/") for name in SPLIT]
+    with pytest.raises(DataError, match="has test/, val/ alone"):
+        opened(place(lay_out(tmp_path / "data", parts)), tmp_path)
 
 
 def test_a_truncated_zip_is_one_line(tmp_path):
