@@ -72,11 +72,11 @@ def main(
 
 def fine_tune(dataset: Dataset, blocks: int, epochs: int, cache: Path) -> nn.Module:
     """Return `mae-tiny` whose last blocks have learned the training labels through [cls]."""
-    torch.manual_seed(0)
     split = _train(dataset)
     model: Any = load_model("mae-tiny").model
     before, last, labels = model.blocks[-blocks:-1], model.blocks[-1], torch.from_numpy(split.labels)
     tokens = torch.from_numpy(entering(split, blocks, cache))
+    torch.manual_seed(0)  # after what draws numbers only where its tokens are not stored yet
     head = nn.Linear(model.embed_dim, len(dataset.classes))
     parameters = [p for part in (before, last, model.norm, head) for p in part.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=RATE, weight_decay=DECAY)
