@@ -87,8 +87,10 @@ def main(folders: tuple[str, ...], model: str, pairs: int, k: str) -> None:
             return build(BuildOptions(model=model, agg="topk", agg_options={"k": k}, out=out, random_seed=seed))
 
         whole = form("whole")
-        with mock.patch.object(Features, "rows", _rows_of_all):
+        with mock.patch.object(Features, "mean_of", _mean_of_all):
             full = form("full")
+        with mock.patch.object(OpenBlock, "mean", ClosedBlock.mean):
+            averaged_last = form("averaged last")
         with mock.patch("mimexport.backbone.open_block", lambda block, **_: ClosedBlock(block)):
             packed = form("packed")
         with mock.patch.object(OpenBlock, "_fold_norms"):
@@ -100,6 +102,7 @@ def main(folders: tuple[str, ...], model: str, pairs: int, k: str) -> None:
         click.echo("| part | ratio | middle half |\n|---|---|---|")
         for part, ours, theirs in (
             ("reduced last block", whole.graph, full.graph),
+            ("of that, the mean before the MLP's last product", whole.graph, averaged_last.graph),
             (
                 "query, key and value by themselves, against timm's packed product",
                 write_out(full, "opened"),
@@ -118,9 +121,9 @@ def main(folders: tuple[str, ...], model: str, pairs: int, k: str) -> None:
             theirs.close()
 
 
-def _rows_of_all(features: Features, index: torch.Tensor) -> torch.Tensor:
-    """Return what `Features.rows` does, from the whole block."""
-    return features.patches.gather(1, index.unsqueeze(-1).expand(-1, -1, features.shape.dim))
+def _mean_of_all(features: Features, index: torch.Tensor) -> torch.Tensor:
+    """Return what `Features.mean_of` does, from the whole block."""
+    return features.patches.gather(1, index.unsqueeze(-1).expand(-1, -1, features.shape.dim)).mean(1)
 
 
 def write_out(artifact: Artifact, title: str) -> Path:

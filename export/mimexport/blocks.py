@@ -74,6 +74,10 @@ class ClosedBlock(nn.Module):
         """Return rows (B, k, D) of the block's output for tokens (B, S, D)."""
         return take(self.block(tokens), rows)
 
+    def mean(self, tokens: Tensor, rows: Rows = ALL) -> Tensor:
+        """Return the mean (B, D) of rows of the block's output, in float32."""
+        return self(tokens, rows).float().mean(1)
+
 
 class OpenBlock(nn.Module):
     """A timm block, computed for chosen rows.
@@ -96,7 +100,8 @@ class OpenBlock(nn.Module):
         super().__init__()
         attn = block.attn
         self.post_norm = isinstance(block, _POST_NORM)
-        self.norm1, self.norm2, self.mlp = block.norm1, block.norm2, block.mlp
+        self.norm1, self.norm2 = block.norm1, block.norm2
+        self.widen, self.narrow = _halves(block.mlp)
         self.scale1, self.scale2 = (_layer_scale(block, i) for i in (1, 2))
         self.heads: int = attn.heads if isinstance(attn, hiera.MaskUnitAttention) else attn.num_heads
         self.kv_heads: int = getattr(attn, "num_kv_heads", self.heads)
@@ -114,27 +119,41 @@ class OpenBlock(nn.Module):
 
     def forward(self, tokens: Tensor, rows: Rows = ALL) -> Tensor:
         """Return rows (B, k, D) of the block's output for tokens (B, S, D)."""
-        x = take(tokens, rows)
+        x = self._attended(tokens, rows)
         if self.post_norm:
-            x = x + self.norm1(self._attend(tokens, rows))
-            return x + self.norm2(self.mlp(x))
-        x = x + self.scale1(self._attend(self.norm1(tokens), rows))
-        return x + self.scale2(self.mlp(self.norm2(x)))
+            return x + self.norm2(self.narrow(self.widen(x)))
+        return x + self.scale2(self.narrow(self.widen(self.norm2(x))))
+
+    def mean(self, tokens: Tensor, rows: Rows = ALL) -> Tensor:
+        """Return the mean (B, D) of rows of the block's output, in float32.
+
+        What the MLP's last product reads is averaged, not what it gives: it runs once for an image, and in float32,
+        since what it rounds no mean would even out any more.
+        """
+        if self.post_norm:
+            return self(tokens, rows).float().mean(1)
+        x = self._attended(tokens, rows)
+        wide = self.widen(self.norm2(x)).float().mean(1)
+        return x.float().mean(1) + self.scale2(_in_float32(self.narrow, wide)).float()
 
     def attention(self, tokens: Tensor, rows: Rows = CLS) -> Tensor:
         """Return the attention (B, heads, k, S) of the chosen rows to every token, in float32; rows sum to one."""
         context = tokens if self.post_norm else self.norm1(tokens)
         return self._scores(context, rows).float().softmax(-1)
 
+    def _attended(self, tokens: Tensor, rows: Rows) -> Tensor:
+        """Return rows (B, k, D) of what enters the MLP's half of the block."""
+        if self.post_norm:
+            return take(tokens, rows) + self.norm1(self._attend(tokens, rows))
+        return take(tokens, rows) + self.scale1(self._attend(self.norm1(tokens), rows))
+
     def _fold_norms(self) -> None:
         self.query, self.key, self.value = (_after(self.norm1, linear) for linear in (self.query, self.key, self.value))
         self.gate = None if self.gate is None else _after(self.norm1, self.gate)
         self.norm1 = _plain(self.norm1)
-        if type(self.mlp) in _MLP_ENTRIES:
-            self.mlp = copy.copy(self.mlp)
-            self.mlp._modules = dict(self.mlp._modules)  # timm's own keeps its products
-            for name in _MLP_ENTRIES[type(self.mlp)]:
-                setattr(self.mlp, name, _after(self.norm2, getattr(self.mlp, name)))
+        if type(self.widen) in _MLP_ENTRIES:
+            for name in _MLP_ENTRIES[type(self.widen)]:
+                setattr(self.widen, name, _after(self.norm2, getattr(self.widen, name)))
             self.norm2 = _plain(self.norm2)
 
     def _attend(self, context: Tensor, rows: Rows) -> Tensor:
@@ -164,6 +183,24 @@ class OpenBlock(nn.Module):
         if self.rope is not None:
             x = apply_rot_embed_cat(x, _rows_of(self.rope, rows), half=self.rotate_half)
         return x.flatten(2)
+
+
+def _halves(mlp: nn.Module) -> tuple[nn.Module, nn.Module]:
+    """Return an MLP's all but its last product, and that; of a kind that is not known all of it, and nothing."""
+    if type(mlp) not in _MLP_ENTRIES:
+        return mlp, nn.Identity()
+    widen = copy.copy(mlp)
+    widen._modules = dict(mlp._modules)  # timm's own keeps its products
+    narrow: Any = widen.fc2
+    widen.fc2 = nn.Identity()
+    return widen, narrow
+
+
+def _in_float32(module: Any, x: Tensor) -> Tensor:
+    """Return what a linear map or nothing makes of x (B, D), float32 whatever its own type is."""
+    if isinstance(module, nn.Identity):
+        return x
+    return nn.functional.linear(x, module.weight.float(), None if module.bias is None else module.bias.float())
 
 
 def _rows_of(table: Tensor, rows: Rows) -> Tensor:

@@ -66,6 +66,17 @@ class Features:
         """
         return self._finish(self._block(self._tokens, index + self.shape.prefix).float())
 
+    def mean_of(self, index: Tensor) -> Tensor:
+        """Return the mean (B, D) of the chosen patch tokens; raw ones are averaged before the block's last product.
+
+        Args:
+            index: (B, k) int64 in [0, N).
+
+        """
+        if self._norm is not None:
+            return self.rows(index).mean(1)
+        return self._block.mean(self._tokens, index + self.shape.prefix)
+
     @cached_property
     def cls_attention(self) -> Tensor:
         """The last block's attention (B, heads, N) of [cls] to the patches, renormalised over them."""

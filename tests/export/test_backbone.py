@@ -36,6 +36,28 @@ def test_chosen_rows_equal_those_of_the_full_block(small_model):
     torch.testing.assert_close(chosen, full.gather(1, index[..., None].expand(-1, -1, full.shape[-1])), **EXACT)
 
 
+def test_the_mean_of_rows_is_that_of_the_rows(small_model):
+    images = images_for(small_model)
+    backbone, tokens = opened(small_model, images)
+    index = torch.stack([torch.randperm(backbone.shape.patches)[:5] for _ in images])
+    for norm in (None, nn.LayerNorm(backbone.shape.dim)):
+        features = Features(backbone, tokens, norm)
+        torch.testing.assert_close(features.mean_of(index), features.rows(index).mean(1), **EXACT)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_the_mean_is_as_good_in_few_digits_as_that_of_the_rows(dtype):
+    model = make_small("vit")
+    backbone, tokens = opened(model, images_for(model))
+    index = torch.arange(backbone.shape.patches).expand(len(tokens), -1)
+    exact = Features(backbone, tokens, None).mean_of(index)
+    backbone.to(dtype)
+    features = Features(backbone, tokens.to(dtype), None)
+    assert features.mean_of(index).dtype == torch.float32
+    worst = [float((mean - exact).norm()) for mean in (features.mean_of(index), features.rows(index).mean(1))]
+    assert worst[0] < 1.5 * worst[1]
+
+
 def test_cls_alone_equals_timms(small_model):
     images = images_for(small_model)
     prefix, _ = timm_tokens(small_model, images)

@@ -103,11 +103,10 @@ class TopK(Aggregator):
         index = scores.topk(self.k, dim=1).indices
         if self.reads_all:
             # The rows exist already: the score was read from them.
-            chosen = features.patches.gather(1, index.unsqueeze(-1).expand(-1, -1, self.shape.dim))
+            mean = features.patches.gather(1, index.unsqueeze(-1).expand(-1, -1, self.shape.dim)).mean(1)
         else:
-            chosen = features.rows(index)
-        weights = torch.zeros_like(scores).scatter(1, index, 1 / self.k)
-        return Pooled(chosen.mean(1), weights)
+            mean = features.mean_of(index)
+        return Pooled(mean, torch.zeros_like(scores).scatter(1, index, 1 / self.k))
 
 
 def parse_k(text: str, patches: int) -> int:
