@@ -40,8 +40,9 @@ class EveryAggregator(nn.Module):
 
     def forward(self, pixels):
         patches = (self.backbone.cut(pixels.float()) - 127.5) / 127.5
-        features = Features(self.backbone, self.backbone.enter(patches.to(self.dtype)), self.norm)
-        vectors = [aggregator(features)[0] for aggregator in self.aggregators]
+        tokens = self.backbone.enter(patches.to(self.dtype))
+        features = {"raw": Features(self.backbone, tokens, None), "final": Features(self.backbone, tokens, self.norm)}
+        vectors = [aggregator(features[aggregator.token_norm])[0] for aggregator in self.aggregators]
         return tuple(vector / vector.square().sum(-1, keepdim=True).sqrt().clamp_min(1e-6) for vector in vectors)
 
 
