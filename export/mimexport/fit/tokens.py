@@ -71,6 +71,10 @@ class StoredFeatures(Features):
         """See base class."""
         return self.patches.gather(1, index.unsqueeze(-1).expand(-1, -1, self.shape.dim))
 
+    def mean_of(self, index: Tensor) -> Tensor:
+        """See base class."""
+        return self.rows(index).mean(1)
+
 
 class Subset(Sequence[Source]):
     """Some of `images`, in the order of `rows`; nothing is read before it is asked for."""
