@@ -166,7 +166,7 @@ def _random_signs(change: np.ndarray, seed: int) -> float:
     as_low = 0
     for start in range(0, _SIGNS, step):
         bits = rng.integers(0, 2, (min(step, _SIGNS - start), len(sizes)), np.int8)
-        # Half of a tie in the last digit of a sum is no tie: what is as low but for rounding counts.
+        # Sums that are equal but for rounding count as equally low.
         as_low += int(np.sum((2.0 * bits - 1) @ sizes <= change.sum() + 1e-12))
     return (1 + as_low) / (1 + _SIGNS)
 

@@ -143,7 +143,8 @@ def check_fit(head: Head, loaded: LoadedModel, shape: Shape, token_norm: TokenNo
     """
     if head.dim != shape.dim:
         raise HeadError(f"the head takes tokens {head.dim} wide, those of {loaded.name} are {shape.dim}")
-    if tuple(head.grid) != tuple(shape.grid):
+    same_model = head.model == loaded.name or head.backbone_sha256 == loaded.sha256
+    if same_model and tuple(head.grid) != tuple(shape.grid):
         raise HeadError(
             f"the head was fitted on {_times(head.grid)} patches, this input has {_times(shape.grid)}; heads are learned"
             " at the model's own size: leave out --image-size"

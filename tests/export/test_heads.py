@@ -96,6 +96,8 @@ def test_a_head_of_other_weights_width_or_norm_is_refused_with_the_reason(loaded
         check_fit(head_for(loaded, backbone_sha256="0" * 64), loaded, SHAPE, None)
     with pytest.raises(HeadError, match=r"fitted on 4×4 patches, this input has 6×6; .* leave out --image-size"):
         check_fit(head_for(loaded), loaded, replace(SHAPE, grid=(6, 6)), None)
+    with pytest.raises(HeadError, match=r"fitted on other \(0000.*not on these weights of small"):
+        check_fit(head_for(loaded, model="other", backbone_sha256="0" * 64, grid=(9, 9)), loaded, SHAPE, None)
     with pytest.raises(HeadError, match="fitted on raw tokens; --token-norm final was given"):
         check_fit(head_for(loaded), loaded, SHAPE, "final")
 

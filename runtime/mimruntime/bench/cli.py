@@ -60,11 +60,11 @@ def bench_command(open_peers: OpenPeers | None = None) -> click.Command:
         from mimruntime.outputs import check_writable
 
         sizes = _sizes(batches)
+        if weights and not peers:
+            raise click.UsageError("--weights is for --peers")
         for file in (json_file, plot_file):
             if file:
                 check_writable(file)
-        if weights and not peers:
-            raise click.UsageError("--weights is for --peers")
         if peers and open_peers is None:
             raise MissingExtraError("--peers", extra="export")
         rivals = open_peers(Artifact.open(artifact), weights) if peers and open_peers else ()
