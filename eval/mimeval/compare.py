@@ -8,10 +8,9 @@ import numpy as np
 
 from mimeval.datasets import Dataset
 from mimeval.deployments import Deployment, open_embedder
-from mimeval.errors import DataError
 from mimeval.features import FeatureStore, Table
 from mimeval.images import choose_images
-from mimeval.metrics import Scores, find_metrics
+from mimeval.metrics import Scores, check_measured, find_metrics
 from mimeval.statistics import Interval, McNemar, mcnemar, mean_interval, paired_difference
 from mimruntime.artifact import Artifact
 
@@ -93,10 +92,7 @@ def compare_artifacts(
         searched = known.features if images.searches_train else None
         for metric in chosen.values():
             found.update(metric(images.task(rows), known, searched, test.embedding[rows]))
-    if not scores[0]:
-        raise DataError(
-            f"{dataset.name}: nothing could be measured, no image has another one to find; take more images"
-        )
+    check_measured(scores[0], dataset)
     return Comparison(
         dataset.name,
         len(rows),

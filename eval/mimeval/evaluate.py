@@ -14,7 +14,7 @@ from mimeval.deployments import Deployment, OpenReferences, Skipped, Wanted, dep
 from mimeval.errors import DataError
 from mimeval.features import CHUNK, FeatureStore, Table
 from mimeval.images import Images, choose_images
-from mimeval.metrics import DECISIVE, Known, Metric, Scores, find_metrics
+from mimeval.metrics import DECISIVE, Known, Metric, Scores, check_measured, find_metrics
 from mimeval.models import Model, group_models
 from mimeval.report import TORCH, Drifted, Fitted, Gain, Report, Sample, score
 from mimeval.samples import draw_samples
@@ -200,10 +200,7 @@ def _scores(
 
 def _report(models: Sequence[Model], dataset: Dataset, images: Images, found: _Found, options: EvalOptions) -> Report:
     measured = {metric for _, _, metric, _ in found.scores}
-    if not measured:
-        raise DataError(
-            f"{dataset.name}: nothing could be measured, no image has another one to find; take more images"
-        )
+    check_measured(measured, dataset)
     decisive = next((name for name in DECISIVE if name in measured), None) or min(measured)
     gains = list(_gains(models, found, decisive, options))
     classes = len(dataset.classes)

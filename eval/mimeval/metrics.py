@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -11,6 +11,7 @@ import numpy as np
 from mimeval import few_shot, knn, linear_probe, retrieval
 from mimeval.checks import check_features
 from mimeval.datasets import Dataset, Relevance
+from mimeval.errors import DataError
 from mimruntime.errors import OptionError, UnknownNameError
 
 Scores = dict[str, np.ndarray]
@@ -123,6 +124,19 @@ def find_metrics(names: tuple[str, ...], dataset: Dataset) -> dict[str, Metric]:
                 f"{name} learns from training images, and {dataset.name} has none; use --metric retrieval"
             )
     return {name: METRICS[name] for name in names}
+
+
+def check_measured(names: Collection[str], dataset: Dataset) -> None:
+    """Refuse an evaluation in which no metric gave a score.
+
+    Raises:
+        DataError: `names` of scores are none.
+
+    """
+    if not names:
+        raise DataError(
+            f"{dataset.name}: nothing could be measured, no image has another one to find; take more images"
+        )
 
 
 def by_label(task: Task) -> Relevance:
