@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from mimruntime.errors import OptionError
 
 Rows = slice | Tensor
-"""Which tokens to compute: a slice, the same for every image, or indices (B, k) int64."""
+"""Which tokens to compute: a slice or indices (k,) int64, the same for every image, or indices (B, k)."""
 
 ALL = slice(None)
 CLS = slice(0, 1)
@@ -32,7 +32,7 @@ _ATTENTION = (Attention, AttentionRope, eva.EvaAttention, beit.Attention, hiera.
 
 def take(tokens: Tensor, rows: Rows) -> Tensor:
     """Return the chosen rows of `tokens` (B, S, D) as (B, k, D)."""
-    if isinstance(rows, slice):
+    if isinstance(rows, slice) or rows.ndim == 1:
         return tokens[:, rows]
     return tokens.gather(1, rows.unsqueeze(-1).expand(-1, -1, tokens.shape[-1]))
 
@@ -205,7 +205,7 @@ def _in_float32(module: Any, x: Tensor) -> Tensor:
 
 def _rows_of(table: Tensor, rows: Rows) -> Tensor:
     """Return rows of a table (S, heads, C) as (B or 1, k, heads, C)."""
-    return table[rows].unsqueeze(0) if isinstance(rows, slice) else table[rows]
+    return table[rows] if isinstance(rows, Tensor) and rows.ndim > 1 else table[rows].unsqueeze(0)
 
 
 def _split_heads(x: Tensor, heads: int) -> Tensor:

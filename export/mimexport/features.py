@@ -61,21 +61,22 @@ class Features:
         """Return the chosen patch tokens (B, k, D); the last block runs for these rows alone.
 
         Args:
-            index: (B, k) int64 in [0, N).
+            index: (B, k) int64 in [0, N), or (k,), the same for every image.
 
         """
         return self._finish(self._block(self._tokens, index + self.shape.prefix).float())
 
-    def mean_of(self, index: Tensor) -> Tensor:
+    def mean_of(self, index: Tensor | None) -> Tensor:
         """Return the mean (B, D) of the chosen patch tokens; raw ones are averaged before the block's last product.
 
         Args:
-            index: (B, k) int64 in [0, N).
+            index: see `rows`, or None for all patches.
 
         """
         if self._norm is not None:
-            return self.rows(index).mean(1)
-        return self._block.mean(self._tokens, index + self.shape.prefix)
+            return (self.patches if index is None else self.rows(index)).mean(1)
+        prefix = self.shape.prefix
+        return self._block.mean(self._tokens, slice(prefix, None) if index is None else index + prefix)
 
     @cached_property
     def cls_attention(self) -> Tensor:

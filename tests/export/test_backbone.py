@@ -36,6 +36,14 @@ def test_chosen_rows_equal_those_of_the_full_block(small_model):
     torch.testing.assert_close(chosen, full.gather(1, index[..., None].expand(-1, -1, full.shape[-1])), **EXACT)
 
 
+def test_rows_may_be_the_same_for_every_image(small_model):
+    backbone, tokens = opened(small_model, images_for(small_model))
+    features = Features(backbone, tokens, None)
+    index = torch.randperm(backbone.shape.patches)[:5]
+    torch.testing.assert_close(features.rows(index), features.patches[:, index], **EXACT)
+    torch.testing.assert_close(features.mean_of(index), features.patches[:, index].mean(1), **EXACT)
+
+
 def test_the_mean_of_rows_is_that_of_the_rows(small_model):
     images = images_for(small_model)
     backbone, tokens = opened(small_model, images)
@@ -43,6 +51,7 @@ def test_the_mean_of_rows_is_that_of_the_rows(small_model):
     for norm in (None, nn.LayerNorm(backbone.shape.dim)):
         features = Features(backbone, tokens, norm)
         torch.testing.assert_close(features.mean_of(index), features.rows(index).mean(1), **EXACT)
+        torch.testing.assert_close(features.mean_of(None), features.patches.mean(1), **EXACT)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

@@ -25,6 +25,7 @@ class Center(Aggregator):
     """Mean of the central n×n patches, n being half the grid."""
 
     formula = "mean of the central n×n patches, n = half the grid"
+    inside: Tensor
     weights: Tensor
 
     def __init__(self, shape: Shape) -> None:
@@ -33,11 +34,18 @@ class Center(Aggregator):
         edges = [max(1, edge // 2) for edge in shape.grid]
         top, left = ((edge - inner) // 2 for edge, inner in zip(shape.grid, edges, strict=True))
         inside[top : top + edges[0], left : left + edges[1]] = 1
+        self.register_buffer("inside", inside.flatten().nonzero().flatten(), persistent=False)
         self.register_buffer("weights", (inside / inside.sum()).flatten(), persistent=False)
+
+    @property
+    def reads_all(self) -> bool:
+        """See base class."""
+        return False
 
     def forward(self, features: Features) -> Pooled:
         """See base class."""
-        return weighted_sum(features.patches, self.weights.expand(features.patches.shape[0], -1))
+        mean = features.mean_of(self.inside)
+        return Pooled(mean, self.weights.expand(mean.shape[0], -1))
 
 
 class CenterWeighted(Aggregator):

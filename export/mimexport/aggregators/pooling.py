@@ -33,8 +33,9 @@ class Mean(Aggregator):
 
     def forward(self, features: Features) -> Pooled:
         """See base class."""
-        patches = features.patches
-        return Pooled(patches.mean(1), torch.full_like(patches[..., 0], 1 / self.shape.patches))
+        mean = features.mean_of(None)
+        patches = self.shape.patches
+        return Pooled(mean, mean.new_full((mean.shape[0], patches), 1 / patches))
 
 
 class ClsMean(Aggregator):

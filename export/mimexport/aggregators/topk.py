@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from mimexport.aggregators.base import Aggregator, Pooled
 from mimexport.aggregators.center import closeness_to_center
 from mimexport.backbone import Shape
+from mimexport.blocks import take
 from mimexport.features import Features
 from mimruntime.errors import OptionError, UnknownNameError
 
@@ -101,11 +102,8 @@ class TopK(Aggregator):
             else SCORES[self.score](features, self.closeness)
         )
         index = scores.topk(self.k, dim=1).indices
-        if self.reads_all:
-            # The rows exist already: the score was read from them.
-            mean = features.patches.gather(1, index.unsqueeze(-1).expand(-1, -1, self.shape.dim)).mean(1)
-        else:
-            mean = features.mean_of(index)
+        # Where the score was read from them the rows exist already.
+        mean = take(features.patches, index).mean(1) if self.reads_all else features.mean_of(index)
         return Pooled(mean, torch.zeros_like(scores).scatter(1, index, 1 / self.k))
 
 

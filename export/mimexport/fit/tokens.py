@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from mimexport.aggregators import Aggregator
 from mimexport.backbone import Backbone, Shape
-from mimexport.blocks import OpenBlock
+from mimexport.blocks import OpenBlock, take
 from mimexport.features import Features
 from mimexport.fit.views import show
 from mimexport.weights import LoadedModel
@@ -69,11 +69,11 @@ class StoredFeatures(Features):
 
     def rows(self, index: Tensor) -> Tensor:
         """See base class."""
-        return self.patches.gather(1, index.unsqueeze(-1).expand(-1, -1, self.shape.dim))
+        return take(self.patches, index)
 
-    def mean_of(self, index: Tensor) -> Tensor:
+    def mean_of(self, index: Tensor | None) -> Tensor:
         """See base class."""
-        return self.rows(index).mean(1)
+        return (self.patches if index is None else self.rows(index)).mean(1)
 
 
 class Subset(Sequence[Source]):
