@@ -28,13 +28,13 @@ from mimeval.models import find_baselines
 from mimeval.regression import compare, read_baseline, write_baseline
 from mimeval.verdict import EXIT
 from mimexport.aggregators import AGGREGATORS
-from mimexport.build import BuildOptions, build
+from mimexport.build import BuildOptions, build, tool_versions
 from mimexport.heads import embedded_heads, load_head
 from mimexport.reference import References
 from mimruntime.artifact import MANIFEST, Artifact
 from mimruntime.cpus import available_cpus
 from mimruntime.errors import MimError, MissingExtraError, UnknownNameError
-from mimruntime.manifest import Precision
+from mimruntime.manifest import SCHEMA, Precision
 
 MODEL = "mae-tiny"
 PLAIN = ("cls", "mean", "topk")
@@ -75,6 +75,8 @@ def main(
     only: tuple[str, ...], cache: Path, folder: Path, out: Path, rewrite: bool, table: Path | None,
 ) -> None:  # fmt: skip
     """Run the gate."""
+    if rewrite and (only or engines != ("all",)):
+        raise click.UsageError("--write-baseline takes the place of all rows; leave --only and --engine out")
     try:
         spec = data or (f"zip:{SHARED}" if SHARED.is_file() else "drawn")
         dataset = open_dataset(spec, cache=cache.expanduser(), limit=images, train_limit=training)
@@ -179,8 +181,8 @@ def _selected(options: BuildOptions) -> BuildOptions:
 
 
 def _code() -> str:
-    """Return a digest of the package that builds: an artifact of older code would hide a regression."""
-    digest = hashlib.sha256()
+    """Return a digest of what builds: an artifact of older code, or of older tools, would hide a regression."""
+    digest = hashlib.sha256(f"{tool_versions()} {SCHEMA}".encode())
     root = Path(mimexport.__file__).parent
     for path in sorted(path for path in root.rglob("*") if path.suffix in {".py", ".safetensors"}):
         digest.update(path.relative_to(root).as_posix().encode() + path.read_bytes())

@@ -9,6 +9,8 @@ from functools import cache
 from pathlib import Path
 from typing import Literal, Protocol
 
+import PIL
+
 import mimruntime
 from mimruntime.artifact import REFERENCE, Artifact, file_sha256
 from mimruntime.cpus import describe_cpu
@@ -88,9 +90,9 @@ class Deployment:
 
     @property
     def identity(self) -> str:
-        """Text that changes whenever the vectors might: files of the graph, preprocessing, engine, version, provider.
+        """Text that changes whenever the vectors might: files of the graph, preprocessing, engine, version, hardware.
 
-        What was compiled counts too, with the CPU it runs on.
+        What was compiled counts too.
         """
         files = self.artifact.manifest.files
         graph = sorted((name, digest) for name, digest in files.items() if name.startswith("model."))
@@ -99,8 +101,8 @@ class Deployment:
         compiled = ""
         if about.compiled is not None:
             record = self.artifact.engines / about.compiled / records.FILE
-            compiled = f" {about.compiled} {file_sha256(record)} on {describe_cpu()}"
-        return f"{graph} {self.artifact.manifest.preprocess} {running} {code_digest()}{compiled}"
+            compiled = f" {about.compiled} {file_sha256(record)}"
+        return f"{graph} {self.artifact.manifest.preprocess} {running} {code_digest()}{compiled} on {describe_cpu()}"
 
 
 def reference_identity(artifact: Artifact, engine: Engine) -> str:
@@ -112,12 +114,12 @@ def reference_identity(artifact: Artifact, engine: Engine) -> str:
 
 @cache
 def code_digest() -> str:
-    """Return the digest of the runtime's code between an image and its vector: cached features must not hide a change."""
+    """Return the digest of the code between an image and its vector: cached features must not hide a change."""
     root = Path(mimruntime.__file__).parent
     files = [root / f"{name}.py" for name in ("decode", "preprocess", "embedder")] + sorted(
         root.glob("engines/**/*.py")
     )
-    digest = hashlib.sha256()
+    digest = hashlib.sha256(f"Pillow {PIL.__version__}".encode())  # decodes and resizes
     for path in files:
         digest.update(path.read_bytes())
     return digest.hexdigest()[:16]
@@ -136,7 +138,7 @@ def parse_engines(texts: Sequence[str]) -> list[Wanted]:
             raise OptionError("--engine all stands alone")
         return [Wanted(name, None, required=False) for name in ENGINES]
     wanted = []
-    for text in texts:
+    for text in dict.fromkeys(texts):
         name, _, precision = text.partition(":")
         if name not in {*ENGINES, _TORCH}:
             raise UnknownNameError("engine", name, [*ENGINES, _TORCH, "all"])
@@ -145,6 +147,8 @@ def parse_engines(texts: Sequence[str]) -> list[Wanted]:
                 f"--engine {text}: torch in fp32 is what all others are held against, and int8 it has not;"
                 " expected torch:bf16 or torch:fp16"
             )
+        if precision and name in texts:
+            raise OptionError(f"--engine {text}: --engine {name} runs it already; leave one out")
         wanted.append(Wanted(name, precision or None, required=True))
     return wanted
 

@@ -147,20 +147,21 @@ def _measure(
     jobs = [(deployment.embedder, deployment.identity)]
     table = images.test_tables(store, jobs, label, deployed=True)[0]
     known, test = torch
-    if lost := [text for row, text in table.errors.items() if not images.bad_test[row]]:
-        raise DataError(f"{label}: {len(lost)} images that torch has seen could not be read, {lost[0]}; run it again")
+    _refuse_unread(table, images.bad_test, label)
     rows = images.test_rows(deployed=True)
-    broken = rows[~np.isfinite(table.embedding[rows]).all(axis=1)]
-    if len(broken):
-        text = (
-            f"{model.title} on {deployment.name}: vectors of {len(broken)} of {len(rows)} images hold NaN or infinity"
-        )
-        found.reasons.append(("fail", f"{text}, first that of {images.names()[int(np.searchsorted(rows, broken[0]))]}"))
+    if text := _not_finite(table, rows, [images.dataset.test.names[row] for row in images.order]):
+        found.reasons.append(("fail", f"{model.title} on {deployment.name}: {text}"))
         return
     key = (model.title, deployment.name)
     for name, values in _scores(metrics, images, known, test.embedding, table.embedding, deployed=True).items():
         found.scores[*key, name, "torch"] = values
-    own_known = images.known(images.train_tables(store, jobs, label)[0] if own else None)
+    train = images.train_tables(store, jobs, label)[0] if own else None
+    if train is not None and images.dataset.train is not None:
+        _refuse_unread(train, images.bad_train, label)
+        if text := _not_finite(train, images.train_rows(), images.dataset.train.names):
+            found.reasons.append(("fail", f"{model.title} on {deployment.name}, training: {text}"))
+            own, train = False, None
+    own_known = images.known(train)
     # Images that search each other need no training images.
     free = {name: metric for name, metric in metrics.items() if name == "retrieval" and not images.searches_train}
     kinds = metrics if own else free
@@ -176,6 +177,20 @@ def _measure(
     )
     if table.selection is not None:
         found.samples += draw_samples(deployment, model.title, table.selection, images)
+
+
+def _refuse_unread(table: Table, bad: np.ndarray, label: str) -> None:
+    """Raise DataError where an engine could not read what torch has: rows of zeros would pass for its vectors."""
+    if lost := [text for row, text in table.errors.items() if not bad[row]]:
+        raise DataError(f"{label}: {len(lost)} images that torch has seen could not be read, {lost[0]}; run it again")
+
+
+def _not_finite(table: Table, rows: np.ndarray, names: Sequence[str]) -> str | None:
+    """Return a sentence on the vectors in `rows` that hold NaN or infinity, if there are any."""
+    broken = rows[~np.isfinite(table.embedding[rows]).all(axis=1)]
+    if not len(broken):
+        return None
+    return f"vectors of {len(broken)} of {len(rows)} images hold NaN or infinity, first that of {names[broken[0]]}"
 
 
 def _scores(

@@ -21,6 +21,7 @@ from mimruntime.cpus import available_cpus
 from mimruntime.embedder import Embedder, split
 from mimruntime.engines.base import EMBEDDING, SELECTION
 from mimruntime.errors import MimError, OutputError
+from mimruntime.images import as_text
 
 if TYPE_CHECKING:
     from mimeval.datasets import Split
@@ -165,7 +166,7 @@ def _show(embedder: Embedder, images: Split, row: int) -> _Shown:
     try:
         return _Shown(embedder.prepare(images.load(row)), None)
     except (OSError, MimError) as error:
-        return _Shown(None, f"{images.names[row]}: {error}")
+        return _Shown(None, as_text(f"{images.names[row]}: {error}"))
 
 
 def _batches(count: int, embedder: Embedder) -> Iterator[slice]:

@@ -43,9 +43,11 @@ class Images:
 
     @property
     def digest(self) -> str:
-        """Of the images that engines see, in order, and of those that are learned from."""
+        """Of the images that engines see, in order, and of those that are learned from, without the unreadable."""
         learned = "" if self.dataset.train is None else self.dataset.train.digest
-        return digest_of(self.dataset.test.digest, learned, self.order[: self.deployed].tobytes())
+        left_out = self.train_rows().tobytes() if self.bad_train.any() else b""
+        seen = self.order[self.test_rows(deployed=True)]
+        return digest_of(self.dataset.test.digest, learned, seen.tobytes(), *([left_out] if left_out else []))
 
     @property
     def searches_train(self) -> bool:
@@ -96,10 +98,11 @@ class Images:
         return weights
 
     def chance(self, metric: str) -> float:
-        """Return the mean score of guessing by `metric`: a class at random, or a random ranking."""
+        """Return the mean score of guessing by `metric`: one of the classes learned, or a random ranking."""
         rows = self.test_rows(deployed=True)
         if not metric.startswith("mAP"):
-            return 1 / len(np.unique(self._labels()))
+            learned = self._labels() if self.dataset.train is None else self.dataset.train.labels[self.train_rows()]
+            return 1 / len(np.unique(learned))
         task = self.task(rows)
         relevance = task.relevance.get(metric.removeprefix("mAP").strip()) or by_label(task)
         gallery = self.training if self.searches_train else len(rows)

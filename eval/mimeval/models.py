@@ -36,7 +36,8 @@ def group_models(artifacts: Sequence[Artifact], baselines: Sequence[Artifact]) -
     """Return the models of `artifacts` and `baselines`, baselines first.
 
     Raises:
-        OptionError: two artifacts of one space and precision, or one without a baseline of its backbone and whitening.
+        OptionError: two artifacts of one space and precision, or one without a baseline of its backbone and whitening, or
+            with two of them.
 
     """
     spaces: dict[str, dict[str, Artifact]] = {}
@@ -44,12 +45,18 @@ def group_models(artifacts: Sequence[Artifact], baselines: Sequence[Artifact]) -
         by_precision = spaces.setdefault(artifact.manifest.embedding_space, {})
         precision = artifact.manifest.graph.precision
         known = by_precision.setdefault(precision, artifact)
-        if known.path.resolve() != artifact.path.resolve() and artifact not in baselines:
+        if known.path.resolve() != artifact.path.resolve():
             raise OptionError(
                 f"{known.path} and {artifact.path} are the same space in the same precision ({precision}); give one"
             )
     titles = _titles(spaces)
-    families = {_family(artifact.manifest): artifact.manifest.embedding_space for artifact in baselines}
+    families: dict[tuple[object, ...], str] = {}
+    for artifact in baselines:
+        space = artifact.manifest.embedding_space
+        if families.setdefault(_family(artifact.manifest), space) != space:
+            raise OptionError(
+                f"{artifact.path} is a second baseline of its backbone; name the one that counts by --baseline"
+            )
     models = []
     for space, found in spaces.items():
         first = next(iter(found.values()))

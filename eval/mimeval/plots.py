@@ -27,7 +27,7 @@ def gains_plot(gains: Sequence[Gain]) -> str:
             filled = "white" if mark == "o" else colour
             axes.plot(value, place + offset, mark, ms=5, color=colour, markerfacecolor=filled)
     axes.axvline(0, color="#333333", lw=0.8)
-    axes.set_yticks(range(len(rows)), [f"{gain.model}, {gain.deployment}, on {gain.fitted}" for gain in rows])
+    axes.set_yticks(range(len(rows)), [f"{_plain(gain.model)}, {gain.deployment}, on {gain.fitted}" for gain in rows])
     axes.set_ylim(-0.8, len(rows) - 0.2)
     axes.set_xlabel("gain over the baseline, points (95 % interval); grey, open: torch")
     return _svg(figure)
@@ -47,7 +47,7 @@ def frontier_plot(report: Report) -> str:
         own = [key for key in keys if key[1] == deployment]
         axes.plot([rates[key] for key in own], [found[key] for key in own], "o", ms=6, label=deployment)
     for key in keys:
-        axes.annotate(key[0], (rates[key], found[key]), textcoords="offset points", xytext=(5, 3), fontsize=7)
+        axes.annotate(_plain(key[0]), (rates[key], found[key]), textcoords="offset points", xytext=(5, 3), fontsize=7)
     best = frontier([(rates[key] or 0.0, found[key]) for key in keys])
     if best:
         axes.plot(*zip(*best, strict=True), color="#333333", lw=0.8, zorder=0)
@@ -64,6 +64,11 @@ def frontier(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]
         if not kept or y > kept[-1][1]:
             kept.append((x, y))
     return kept
+
+
+def _plain(name: str) -> str:
+    """Return a name as matplotlib prints it: between two dollars it would set formulas."""
+    return name.replace("$", r"\$")
 
 
 def _figure(width: float, height: float) -> tuple[Any, Any]:

@@ -111,7 +111,7 @@ def compare(report: Report, entries: list[Entry]) -> Report:
         if score is not None:
             if text := _regression(score, old, report, rows=compared):
                 reasons.append(("fail", text))
-        elif any(name.split(".")[0] == old.model and where == old.deployment for name, where in refused):
+        elif any(_is_of(old, name, where) for name, where in refused):
             reasons.append(("fail", f"{old.model} on {old.deployment} ran for the baseline and does not now"))
         else:
             notes.append(f"{old.model} on {old.deployment}")
@@ -131,8 +131,15 @@ def compare(report: Report, entries: list[Entry]) -> Report:
     return msgspec.structs.replace(report, verdict=verdict, reasons=texts)
 
 
+def _is_of(old: Score, artifact: str, deployment: str) -> bool:
+    """Return whether a row would have come from an artifact on an engine, known by its name and its graph's precision."""
+    ran = " ".join(old.deployment.split()[:2])  # what it computed in, and on which hardware, shows when it runs
+    return ran == deployment and (artifact == old.model or artifact.startswith(f"{old.model}."))
+
+
 def _regression(score: Score, old: Score, report: Report, *, rows: int) -> str | None:
-    count = min(score.images, old.images)
+    # Where one of them saw more images, only those that the digest covers are surely the same.
+    count = score.images if score.images == old.images else min(score.images, old.images, report.images["engines"])
     pair = score.scores()[:count], old.scores()[:count]
     change = paired_difference(*pair, seed=report.seed)
     if change.low < -report.margin and is_lower(*pair, seed=report.seed, rows=rows):

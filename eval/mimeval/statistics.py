@@ -12,7 +12,7 @@ from functools import lru_cache
 from typing import Literal
 
 import numpy as np
-from scipy.stats import binomtest
+from scipy.stats import binomtest, norm
 
 CONFIDENCE = 0.95
 RESAMPLES = 10_000
@@ -20,6 +20,7 @@ MARGIN = 0.005
 """Half a point of accuracy: what a gain may lose between torch and the deployed engine."""
 
 Verdict = Literal["pass", "fail", "undecided"]
+LOSES = "loses to the baseline in torch already"
 
 _SIGNS = 100_000
 """Draws of random signs: a twentieth of the smallest share of error that some hundred rows leave each."""
@@ -69,7 +70,8 @@ class GainVerdict:
         gain: the gain on the engine.
         change: gain minus reference.
         margin: the loss that is tolerated.
-        images: on which it was measured.
+        images: on which the engine was measured.
+        reference_images: on which the gain in torch was.
         images_needed: an estimate of how many would decide; equal to `images` where it is decided, None where no number
             would, as far as can be seen.
 
@@ -82,6 +84,7 @@ class GainVerdict:
     change: Interval
     margin: float
     images: int
+    reference_images: int
     images_needed: int | None
 
 
@@ -229,12 +232,14 @@ def judge_gain(
     seen, change = change, _with_unseen(change, len(scores))
     gains = scores[:, 2] - scores[:, 3], scores[:, 0] - scores[:, 1]
     lost = change.high < 0 and is_lower(*gains, seed=seed, rows=rows)
+    in_torch = established_on or (reference, reference_baseline)
     if established_on is not None:
-        gained = paired_difference(*established_on, seed=seed)
-    loses = gained.high < 0 and is_lower(*(established_on or (reference, reference_baseline)), seed=seed, rows=rows)
+        gained = paired_difference(*in_torch, seed=seed)
+    loses = gained.high < 0 and is_lower(*in_torch, seed=seed, rows=rows)
     verdict, reason = _verdict(gained, change, margin, loses=loses, lost=lost)
-    needed = len(scores) if verdict != "undecided" else _images_needed(gained, seen, margin, len(scores))
-    return GainVerdict(verdict, reason, gained, gain, change, margin, len(scores), needed)
+    counts = len(scores), len(in_torch[0])
+    needed = len(scores) if verdict != "undecided" else _images_needed(gained, seen, margin, counts, rows)
+    return GainVerdict(verdict, reason, gained, gain, change, margin, *counts, needed)
 
 
 def _with_unseen(change: Interval, images: int) -> Interval:
@@ -249,7 +254,7 @@ def _with_unseen(change: Interval, images: int) -> Interval:
 
 def _verdict(reference: Interval, change: Interval, margin: float, *, loses: bool, lost: bool) -> tuple[Verdict, str]:
     if loses:
-        return "fail", "loses to the baseline in torch already"
+        return "fail", LOSES
     if change.low < -margin and lost:
         return "fail", "the gain shrank, and by more than the margin for all that can be shown"
     if reference.low <= 0:
@@ -259,17 +264,34 @@ def _verdict(reference: Interval, change: Interval, margin: float, *, loses: boo
     return "undecided", "too few images to exclude a loss beyond the margin"
 
 
-def _images_needed(reference: Interval, change: Interval, margin: float, images: int) -> int | None:
+def _images_needed(gained: Interval, change: Interval, margin: float, counts: tuple[int, int], rows: int) -> int | None:
     """Estimate the images that decide, from intervals that narrow with the square root of their number.
 
-    What is not seen among n images narrows with n itself.
+    Args:
+        gained: the gain in torch.
+        change: what became of it on the engine, without what is not seen among n images, which narrows with n itself.
+        margin: see `judge_gain`.
+        counts: images on the engine and in torch.
+        rows: see `judge_gain`.
+
     """
-    by_gain = _growth(reference.value - reference.low, reference.value)
+    images, in_torch = counts
+    allowed = (1 - CONFIDENCE) / 2
+    strict = (norm.isf(allowed / rows) / norm.isf(allowed)) ** 2
     room = change.value + margin
-    by_change = _growth(change.value - change.low, room)
-    growth = max(by_gain, by_change, 1.0)
-    needed = max(images * growth, 3 / room) if math.isfinite(growth) else math.inf
+    carried = max(images * _growth(change.value - change.low, room), _to_see(3, room))
+    signs = math.log2(rows / allowed)  # so many tails in a row no fair coin shows
+    lost = max(images * strict * _growth(change.high - change.value, -change.value), _to_see(signs, -change.value))
+    gains = 0.0 if gained.low > 0 else in_torch * _growth(gained.value - gained.low, gained.value)
+    below = strict * _growth(gained.high - gained.value, -gained.value)
+    loses = max(in_torch * below, _to_see(signs, -gained.value))
+    needed = max(images, min(max(gains, carried), lost, loses))
     return math.ceil(needed) if needed <= _MOST_IMAGES else None
+
+
+def _to_see(events: float, rate: float) -> float:
+    """Return the images among which an event of that rate occurs so often."""
+    return events / rate if rate > 0 else math.inf
 
 
 def _growth(half_width: float, distance: float) -> float:

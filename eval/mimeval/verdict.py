@@ -7,12 +7,13 @@ from collections.abc import Sequence
 import numpy as np
 
 from mimeval.report import Drifted, Gain
-from mimeval.statistics import Verdict, mean_interval
+from mimeval.statistics import LOSES, Verdict, mean_interval
 
 EXIT = {"pass": 0, "fail": 1, "undecided": 3}
 """Exit status by verdict; 2 is wrong usage."""
 
 _NEAR_CHANCE = 0.05
+"""Above chance, but no more than chance itself: of 200 classes guessing is right once in 200, and 5 % is much."""
 Reason = tuple[Verdict, str]
 
 
@@ -45,13 +46,16 @@ def explain(gain: Gain) -> str:
     """Return a gain's verdict as one sentence, with the images that would decide it."""
     found = gain.found
     text = f"{gain.model} on {gain.deployment}, {gain.metric} fitted on {gain.fitted}: {found.reason}"
-    if found.verdict == "fail" and found.reference.high < 0:
+    if found.reason == LOSES:
         return f"{text} ({100 * found.reference.value:+.1f} points)"
     if found.verdict != "undecided":
         return f"{text} ({100 * found.change.value:+.1f} points, margin {100 * found.margin:.1f})"
     if found.images_needed is None:
         return f"{text}; no number of images would decide it as it looks"
-    return f"{text}; about {found.images_needed:,} images would decide, {found.images:,} were seen"
+    seen = f"{found.images:,} were seen"
+    if found.reference_images != found.images:
+        seen += f" on the engine, {found.reference_images:,} in torch"
+    return f"{text}; about {found.images_needed:,} images would decide, {seen}"
 
 
 def at_chance(scores: np.ndarray, chance: float, most: float = 1.0) -> list[Reason]:
@@ -69,6 +73,6 @@ def at_chance(scores: np.ndarray, chance: float, most: float = 1.0) -> list[Reas
     # What is not seen among n images may still have a rate of 3 / n.
     high = max(accuracy.high, accuracy.value + most * 3 / len(scores))
     text = f"torch's own baseline scores {100 * accuracy.value:.1f} %, guessing {100 * chance:.1f} %"
-    if high < chance + _NEAR_CHANCE:
+    if high < chance + min(_NEAR_CHANCE, chance):
         return [("fail", f"{text}: the labels do not belong to the images")]
     return [("undecided", f"{text}: too few images to tell them apart")]

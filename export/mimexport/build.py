@@ -155,7 +155,7 @@ def build(options: BuildOptions, report: Callable[[str], None] = lambda _: None)
             ),
             parity=figures,
             conversion=conversion,
-            versions={tool: importlib.metadata.version(tool) for tool in _TOOLS if _is_installed(tool)},
+            versions=tool_versions(),
             files={},
         )
         write_preprocessor(stage, preprocess)
@@ -326,6 +326,11 @@ def _backbone_record(loaded: LoadedModel, backbone: Backbone, size: int) -> m.Ba
         dim=backbone.shape.dim,
         has_cls=False if backbone.shape.prefix and not backbone.shape.has_cls else msgspec.UNSET,
     )
+
+
+def tool_versions() -> dict[str, str]:
+    """Return the versions of what has a part in a build, by distribution."""
+    return {tool: importlib.metadata.version(tool) for tool in _TOOLS if _is_installed(tool)}
 
 
 def _is_installed(tool: str) -> bool:

@@ -103,6 +103,18 @@ def test_unreadable_images_are_left_out_and_named(run, artifacts, folder, tmp_pa
     assert json.loads((tmp_path / "r.json").read_text())["images"]["engines"] == 23
 
 
+def test_names_of_files_and_artifacts_may_hold_anything(run, artifacts, folder, tmp_path) -> None:
+    copy = Path(shutil.copytree(folder, tmp_path / "copy"))
+    (copy / "val" / "red" / "3.png").rename(copy / "val" / "red" / "3\udce9.png")
+    (copy / "val" / "red" / "4\udce9.png").write_bytes(b"no image")
+    odd = shutil.copytree(artifacts["topk"], tmp_path / "run_$x_{$")
+    code, out, error = run("eval", artifacts["cls"], odd, "--data", copy, "--metric", "knn",
+                           "--engine", "onnxruntime", "--out", tmp_path / "r")  # fmt: skip
+    assert code in {1, 3}, error
+    assert r"val/red/4\xe9.png" in out
+    assert (tmp_path / "r.html").exists()
+
+
 def test_images_that_train_and_test_share_are_said(run, artifacts, folder, tmp_path) -> None:
     copy = Path(shutil.copytree(folder, tmp_path / "copy"))
     shutil.copy(copy / "val" / "red" / "3.png", copy / "train" / "red" / "99.png")
@@ -117,6 +129,7 @@ def test_images_that_train_and_test_share_are_said(run, artifacts, folder, tmp_p
         (["--engine", "onxruntime"], "unknown engine 'onxruntime'; did you mean"),
         (["--engine", "onnxruntime:int4"], "no artifact given has this precision, but fp32"),
         (["--engine", "all", "--engine", "onnxruntime"], "stands alone"),
+        (["--engine", "onnxruntime", "--engine", "onnxruntime:fp32"], "onnxruntime runs it already; leave one out"),
         (["--metric", "knm"], "unknown metric 'knm'; did you mean knn"),
     ],
 )

@@ -16,9 +16,10 @@ from mimeval.features import Table
 from mimeval.images import choose_images
 from mimeval.metrics import METRICS, Task, find_metrics, suited
 from mimeval.models import find_baselines, group_models
+from mimeval.report import Gain
 from mimeval.retrieval import guessed_precision, retrieve
 from mimeval.statistics import judge_gain
-from mimeval.verdict import at_chance, conclude, worst
+from mimeval.verdict import at_chance, conclude, explain, worst
 from mimruntime.artifact import Artifact
 from mimruntime.embedder import Embedder
 from mimruntime.errors import OptionError, UnknownNameError
@@ -76,6 +77,14 @@ class TestModels:
         twice = [artifact_like(toy_artifact, name, "topk") for name in ("a", "b")]
         with pytest.raises(OptionError, match="same space in the same precision"):
             group_models(twice, [cls])
+
+    def test_of_two_baselines_none_is_dropped_unseen(self, toy_artifact) -> None:
+        topk = artifact_like(toy_artifact, "topk", "topk")
+        twins = [Artifact(Path(name), artifact_like(toy_artifact, name, "cls").manifest) for name in ("cls", "cls2")]
+        with pytest.raises(OptionError, match="same space in the same precision"):
+            group_models([topk, *twins], find_baselines([topk, *twins])[0])
+        with pytest.raises(OptionError, match="a second baseline of its backbone"):
+            group_models([topk], [artifact_like(toy_artifact, name, name) for name in ("cls", "mean")])
 
     def test_an_artifact_without_a_baseline_of_its_precision_lacks_one(self, toy_artifact) -> None:
         cls = artifact_like(toy_artifact, "cls", "cls")
@@ -138,6 +147,19 @@ class TestImages:
         assert guesses.mean() > 0.75
         assert at_chance(weights * guesses, chance, weights.max())
 
+    def test_any_class_that_was_learned_may_be_guessed(self) -> None:
+        images = choose_images(dataset_of(np.arange(2).repeat(5), np.arange(10).repeat(5)), None, seed=0)
+        assert images.chance("k-NN") == 1 / 10
+
+    def test_what_could_not_be_read_is_part_of_the_digest(self) -> None:
+        labels = np.repeat(np.arange(3), 4)
+        digests = set()
+        for test, train in ((), ()), ((3,), ()), ((4,), ()), ((), (4,)):
+            images = choose_images(dataset_of(labels, labels), None, seed=0)
+            images.drop_unreadable(table_of(12, *test), table_of(12, *train))
+            digests.add(images.digest)
+        assert len(digests) == 4
+
     def test_what_is_learned_from_is_part_of_the_digest(self) -> None:
         labels = np.repeat(np.arange(3), 4)
         dataset = dataset_of(labels, labels)
@@ -198,8 +220,31 @@ class TestVerdict:
     def test_labels_that_say_nothing_fail_when_there_are_enough_images(self) -> None:
         rng = np.random.default_rng(0)
         assert at_chance(rng.random(1000) < 0.2, 0.005) == []
-        assert at_chance(rng.random(1000) < 0.005, 0.005)[0][0] == "fail"
+        assert at_chance(rng.random(5000) < 0.005, 0.005)[0][0] == "fail"
+        assert at_chance(rng.random(1000) < 0.1, 0.1)[0][0] == "fail"
         assert at_chance(np.zeros(40, bool), 0.005)[0][0] == "undecided"
+
+    def test_why_a_gain_failed_has_its_own_figure(self) -> None:
+        rng = np.random.default_rng(0)
+        cls, head = rng.random(2000) < 0.5, rng.random(2000) < 0.5
+        shrunk = judge_gain(head, cls, head & (rng.random(2000) < 0.8), cls)
+        lost = judge_gain(head & (rng.random(2000) < 0.8), cls, head, cls)
+        for judged, figure in ((shrunk, shrunk.change), (lost, lost.reference)):
+            assert judged.verdict == "fail"
+            gain = Gain(
+                model="m",
+                baseline="cls",
+                deployment="d",
+                metric="k-NN",
+                fitted="torch",
+                found=judged,
+                mcnemar=None,
+                decides=True,
+            )
+            assert f"({100 * figure.value:+.1f} points" in explain(gain)
+
+    def test_a_weak_baseline_of_many_classes_is_not_taken_for_guessing(self) -> None:
+        assert at_chance(np.arange(200) < 5, 0.005)[0][0] == "undecided"
 
     def test_one_failure_fails_and_one_open_question_leaves_it_open(self) -> None:
         assert conclude([], [], [("fail", "a"), ("undecided", "b")])[0] == "fail"

@@ -38,7 +38,13 @@ class Bench:
     folder: Path
 
     def run(
-        self, dataset: Dataset, *, engine: str = "planted", cache: Path | None = None, required: bool = True
+        self,
+        dataset: Dataset,
+        *,
+        engine: str = "planted",
+        cache: Path | None = None,
+        required: bool = True,
+        own: bool = False,
     ) -> Report:
         """Evaluate; torch's features are shared by all runs, those of a planted fault by none."""
         baselines, lacking = find_baselines(self.artifacts)
@@ -50,7 +56,7 @@ class Bench:
             [Wanted(engine, None, required=required)],
             open_references=References().open,
             store=FeatureStore(cache or self.folder / "features"),
-            options=EvalOptions(margin=MARGIN, own=False),
+            options=EvalOptions(margin=MARGIN, own=own),
         )
 
 
@@ -203,6 +209,34 @@ class TestHealthy:
             DataError, match=r"1 images that torch has seen could not be read, .*the disk is away; run it"
         ):
             bench.run(replace(crops, test=replace(crops.test, load=load)))
+
+    @pytest.mark.parametrize("fault", ["unread", "nan"])
+    def test_training_images_are_no_zeros_either(self, bench, plant, tmp_path, fault) -> None:
+        drawn = open_dataset("drawn", cache=tmp_path, limit=100, train_limit=100)
+        count = 0
+
+        def load(row: int) -> bytes:
+            if row == 7:
+                raise ImageError("the disk is away")
+            return drawn.train.load(row)
+
+        def broken_later(rows: np.ndarray) -> np.ndarray:
+            nonlocal count
+            count += len(rows)
+            if fault == "nan" and count > 100:  # the test images come first
+                rows[0, 0] = np.nan
+            return rows
+
+        plant(embedding=lambda rows: rows)
+        bench.run(drawn)  # torch has read them all
+        plant(embedding=broken_later)
+        if fault == "unread":
+            with pytest.raises(DataError, match="1 images that torch has seen could not be read"):
+                bench.run(replace(drawn, train=replace(drawn.train, load=load)), own=True)
+        else:
+            report = bench.run(drawn, own=True)
+            assert report.verdict == "fail"
+            assert any("planted fp32, training: vectors of" in reason for reason in report.reasons)
 
     def test_a_baseline_alone_is_undecided(self, bench, crops, plant) -> None:
         plant()

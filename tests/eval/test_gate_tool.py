@@ -53,6 +53,13 @@ def test_every_precision_is_built_and_judged(tmp_path: Path) -> None:
     assert not [drift for drift in report["drifts"] if drift["problem"]]
 
 
+@pytest.mark.parametrize("part", [("--only", "topk"), ("--engine", "onnxruntime")])
+def test_a_part_takes_no_baselines_place(tmp_path: Path, part: tuple[str, str]) -> None:
+    done = gate(tmp_path, "--write-baseline", *part)
+    assert done.returncode == 2
+    assert "--write-baseline takes the place of all rows" in done.stderr
+
+
 def test_a_place_that_takes_nothing_is_one_clear_line(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     done = gate(tmp_path, "--artifacts", str(tmp_path / "file" / "built"))

@@ -19,8 +19,8 @@ from mimeval.markdown import as_markdown
 from mimeval.page import as_page
 from mimeval.plots import frontier
 from mimeval.regression import compare, read_baseline, write_baseline
-from mimeval.report import TORCH, Drifted, Gain, Report, Sample, decode, encode, score
-from mimeval.statistics import Interval, judge_gain, mcnemar
+from mimeval.report import TORCH, Drifted, Gain, Report, Sample, Score, decode, encode, score
+from mimeval.statistics import LOSES, Interval, judge_gain, mcnemar
 from mimeval.verdict import explain
 from mimruntime.errors import OutputError
 
@@ -236,6 +236,35 @@ class TestBaseline:
         assert noted.verdict == "pass"
         assert "did not run here" in noted.notes[-1]
 
+    def test_it_is_known_though_what_it_computed_in_shows_only_when_it_runs(self, report, tmp_path) -> None:
+        path = tmp_path / "baseline.json"
+        renamed = [
+            msgspec.structs.replace(row, model="my.topk", deployment="ort fp16 in fp32") if row.model == "topk" else row
+            for row in report.scores
+        ]
+        write_baseline(msgspec.structs.replace(report, scores=renamed), path)
+        left = [row for row in renamed if row.model != "my.topk"]
+        for name in ("my.topk", "my.topk.fp16"):
+            refused = [Skipped(name, "ort fp16", "it broke", "refused")]
+            broken = msgspec.structs.replace(report, verdict="pass", scores=left, skipped=refused)
+            assert compare(broken, read_baseline(path)).verdict == "fail"
+
+    def test_scores_of_other_images_are_not_paired(self, report, tmp_path) -> None:
+        """Torch saw one image fewer, the first of those that engines do not see."""
+        path = tmp_path / "baseline.json"
+        engines = report.images["engines"]
+
+        def of_torch(row: Score, kept: np.ndarray) -> Score:
+            if row.deployment != TORCH:
+                return row
+            return score(row.model, row.deployment, row.metric, row.fitted, row.scores()[kept], seed=0)
+
+        write_baseline(report, path)
+        kept = np.arange(2000) != engines
+        shifted = [of_torch(row, kept) for row in report.scores]
+        found = compare(msgspec.structs.replace(report, verdict="pass", scores=shifted), read_baseline(path))
+        assert found.verdict == "pass"
+
     def test_what_the_images_leave_undecided_passes_where_the_baseline_has_it(self, report, tmp_path) -> None:
         path = tmp_path / "baseline.json"
         unsure = [
@@ -274,8 +303,8 @@ class TestBaseline:
 
     def test_a_loss_in_torch_is_said_with_its_size(self, report) -> None:
         gain = report.gains[0]
-        lost = replace(gain.found, verdict="fail", reason="loses", reference=Interval(-0.024, -0.028, -0.02))
-        assert explain(msgspec.structs.replace(gain, found=lost)).endswith("loses (-2.4 points)")
+        lost = replace(gain.found, verdict="fail", reason=LOSES, reference=Interval(-0.024, -0.028, -0.02))
+        assert explain(msgspec.structs.replace(gain, found=lost)).endswith(f"{LOSES} (-2.4 points)")
 
     def test_other_images_have_no_baseline_and_that_is_said(self, report, tmp_path) -> None:
         path = tmp_path / "baseline.json"

@@ -173,11 +173,38 @@ class TestVerdict:
         more = -(-2 * judged.images_needed // 2000)
         assert judge_gain(*[np.tile(scores, more) for scores in (head, cls, head, cls)]).verdict == "pass"
 
-    def test_a_loss_of_the_margin_needs_more_images_than_there_are(self) -> None:
+    def test_so_do_those_that_would_show_a_loss(self) -> None:
         cls, head = (np.arange(1000) < right for right in (200, 400))
         engine = head & (np.arange(1000) >= 4)
-        judged = judge_gain(head, cls, engine, cls, margin=0.004 + 1e-12, rows=10)
-        assert (judged.verdict, judged.images_needed) == ("undecided", None)
+        judged = judge_gain(head, cls, engine, cls, margin=0.002, rows=10)
+        assert judged.verdict == "undecided"
+        assert judged.images_needed is not None
+        more = -(-judged.images_needed // 1000)
+        again = [np.tile(scores, more) for scores in (head, cls, engine, cls)]
+        assert judge_gain(*again, margin=0.002, rows=10).verdict == "fail"
+        assert judge_gain(*[scores[: -1000 * (more // 2)] for scores in again], margin=0.002, rows=10).verdict != "fail"
+
+    def test_a_loss_in_torch_is_waited_for_too(self) -> None:
+        cls, head = (np.arange(300) < right for right in (60, 58))
+        judged = judge_gain(head, cls, head, cls, margin=0.05)
+        assert judged.verdict == "undecided"
+        assert judged.images_needed is not None
+        more = -(-judged.images_needed // 300)
+        assert judge_gain(*[np.tile(scores, more) for scores in (head, cls, head, cls)], margin=0.05).verdict == "fail"
+
+    def test_a_gain_that_torch_leaves_open_needs_more_images_than_torch_saw(self) -> None:
+        rng = np.random.default_rng(4)
+        head, cls = rng.random(2000) < 0.12, rng.random(2000) < 0.10
+        few = [scores[:400] for scores in (head, cls, head, cls)]
+        judged = judge_gain(*few, margin=0.02, established_on=(head, cls))
+        assert (judged.images, judged.reference_images) == (400, 2000)
+        assert judged.reference.low <= 0
+        assert judged.images_needed is not None
+        assert judged.images_needed > 2000
+
+    def test_equal_scores_are_decided_by_no_number_of_images(self) -> None:
+        cls = np.arange(1000) < 200
+        assert judge_gain(cls, cls, cls, cls).images_needed is None
 
     def test_no_gain_in_torch_is_never_a_pass(self) -> None:
         head, cls = draw(np.random.default_rng(5), 5000, 0.10, 0.10)

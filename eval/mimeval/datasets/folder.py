@@ -11,6 +11,7 @@ import numpy as np
 from mimeval.datasets.dataset import Dataset, Split, digest_of
 from mimeval.errors import DataError
 from mimruntime.files import TEST_PARTS, TRAIN_PARTS, ImageFile, divided_by_owner, list_images, open_zip
+from mimruntime.images import as_text
 
 HELD_OUT = 5
 """Where nobody divided the images, one of five of every class is judged."""
@@ -35,7 +36,7 @@ def open_folder(path: Path, *, seed: int = 0) -> Dataset:
 
 
 def read_tree(path: Path) -> tuple[list[ImageFile], set[PurePosixPath]]:
-    """Return the images of a folder or zip, and the folders of two levels; a single folder around train/ is left out.
+    """Return the images of a folder or zip, and the folders of two levels; a single folder around it all is left out.
 
     Raises:
         ImageError: nothing there, no images, or a damaged zip.
@@ -53,7 +54,7 @@ def divided(path: Path, files: Sequence[ImageFile], folders: set[PurePosixPath],
         train, test = parts
         classes = class_names(path, train, folders, depth=1)
         _refuse_unknown(path, classes, class_names(path, test, folders, depth=1))
-        return Dataset(path.name, classes, split_of(test, classes, 1), split_of(train, classes, 1))
+        return _named(path, classes, split_of(test, classes, 1), split_of(train, classes, 1))
     top = {file.name.parts[0] for file in files if len(file.name.parts) > 1}
     if top and {name.lower() for name in top} <= {*TRAIN_PARTS, *TEST_PARTS}:  # a part without the other, no classes
         raise DataError(
@@ -62,7 +63,11 @@ def divided(path: Path, files: Sequence[ImageFile], folders: set[PurePosixPath],
     classes = class_names(path, files, folders, depth=0)
     whole = split_of(files, classes, 0)
     train_rows, test_rows = _divide(path, whole, classes, seed)
-    return Dataset(path.name, classes, whole.take(test_rows), whole.take(train_rows))
+    return _named(path, classes, whole.take(test_rows), whole.take(train_rows))
+
+
+def _named(path: Path, classes: Sequence[str], test: Split, train: Split) -> Dataset:
+    return Dataset(as_text(path.resolve().name), tuple(as_text(name) for name in classes), test, train)
 
 
 def class_names(path: Path, files: Sequence[ImageFile], folders: set[PurePosixPath], depth: int) -> tuple[str, ...]:
@@ -94,7 +99,7 @@ def split_of(files: Sequence[ImageFile], classes: Sequence[str], depth: int) -> 
     index = {name: label for label, name in enumerate(classes)}
     files = tuple(files)
     return Split(
-        tuple(str(file.name) for file in files),
+        tuple(as_text(str(file.name)) for file in files),
         np.array([index[file.name.parts[depth]] for file in files], np.int64),
         lambda row: files[row].read(),
         digest_of(*(f"{file.name}\0{file.stamp}" for file in files)),
@@ -102,13 +107,13 @@ def split_of(files: Sequence[ImageFile], classes: Sequence[str], depth: int) -> 
 
 
 def _root(files: Sequence[ImageFile]) -> PurePosixPath:
-    """Return the one folder that stands around train/, or nothing."""
-    parts = files[0].name.parts
-    wrapped = len(parts) > 2 and all(file.name.parts[0] == parts[0] for file in files)
-    inner = {file.name.parts[1] for file in files if len(file.name.parts) > 2}
-    return (
-        PurePosixPath(parts[0]) if wrapped and any(part.lower() in TRAIN_PARTS for part in inner) else PurePosixPath()
-    )
+    """Return the one folder that stands around train/, or around class folders, or nothing."""
+    top = files[0].name.parts[0]
+    if any(file.name.parts[0] != top for file in files):
+        return PurePosixPath()
+    inner = {file.name.parts[1].lower() for file in files if len(file.name.parts) > 2}
+    around_classes = top.lower() not in {*TRAIN_PARTS, *TEST_PARTS} and all(len(file.name.parts) > 2 for file in files)
+    return PurePosixPath(top) if around_classes or inner & {*TRAIN_PARTS} else PurePosixPath()
 
 
 def _folders(path: Path, root: PurePosixPath) -> set[PurePosixPath]:

@@ -118,10 +118,20 @@ def parse(spec: str) -> tuple[str, Path | None]:
             raise DataError(f"data set '{spec}': where is it? give {name}:PATH")
         if family.path == "none" and colon:
             raise DataError(f"data set '{spec}': {name} takes no path")
-        return name, Path(rest).expanduser() if rest else None
-    path = Path(spec).expanduser()
+        return name, _path(rest) if rest else None
+    path = _path(spec)
     if not path.exists():
         if colon or path.name != spec:
             raise DataError(f"no data set and no folder or zip at {spec}; data sets: {', '.join(FAMILIES)}")
         raise UnknownNameError("data set", spec, FAMILIES)
     return "folder", path
+
+
+def _path(text: str) -> Path:
+    try:
+        path = Path(text).expanduser()
+        path.exists()  # raises for a name no file can have
+    except (RuntimeError, OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise DataError(f"data set '{text[:80]}': no path ({reason})") from error
+    return path

@@ -9,12 +9,15 @@ import numpy as np
 from mimeval.datasets.dataset import Dataset, Relevance, Split
 from mimeval.errors import DataError
 
+_GALLERY_WHOLE = "images are queries here: the gallery stays whole, whatever --train-limit says"
+
 
 def limited(dataset: Dataset, limit: int | None, train_limit: int | None, seed: int) -> Dataset:
     """Return at most `limit` images to judge and `train_limit` to learn from; None is all.
 
     Where the images to judge are queries, `limit` draws queries and the gallery stays whole: average precision in a
-    smaller gallery is another measure. Where they search each other, whole classes are drawn until `limit` is reached.
+    smaller gallery is another measure; a note says that `train_limit` has no part. Where they search each other, whole
+    classes are drawn until `limit` is reached.
 
     Raises:
         DataError: fewer images than classes that must be told apart.
@@ -23,7 +26,8 @@ def limited(dataset: Dataset, limit: int | None, train_limit: int | None, seed: 
     if limit is None and train_limit is None:
         return dataset
     if dataset.relevance:
-        return _limited_queries(dataset, limit, seed)
+        queries = _limited_queries(dataset, limit, seed)
+        return queries if train_limit is None else queries.with_notes(_GALLERY_WHOLE)
     train = None if dataset.train is None else _at_most(dataset.train, train_limit, seed)
     return replace(dataset, test=_at_most(dataset.test, limit, seed), train=train)
 

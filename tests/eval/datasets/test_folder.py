@@ -62,6 +62,25 @@ def test_a_folder_around_the_parts_is_passed_through(tmp_path, place):
     assert (dataset.classes, len(dataset.test)) == (("cat", "dog"), 8)
 
 
+def test_a_folder_around_the_classes_is_passed_through(tmp_path, place):
+    dataset = opened(place(lay_out(tmp_path / "data", [f"photos/{name}" for name in WHOLE])), tmp_path)
+    assert (dataset.classes, len(dataset.test)) == (("cat", "dog", "owl"), 6)
+
+
+def test_names_that_are_no_text_are_written_as_such(tmp_path):
+    names = [name.replace("dog/", "dog\udce9/").replace("1.png", "1\udcff.png") for name in WHOLE]
+    dataset = opened(lay_out(tmp_path / "data\udcfe", names), tmp_path)
+    assert dataset.name == r"data\xfe"
+    assert dataset.classes == ("cat", r"dog\xe9", "owl")
+    assert any(name.endswith(r"1\xff.png") for name in dataset.test.names + dataset.train.names)
+    assert all(dataset.train.load(row) for row in range(len(dataset.train)))
+
+
+def test_a_folder_of_no_name_has_that_of_its_place(tmp_path, monkeypatch):
+    monkeypatch.chdir(lay_out(tmp_path / "data", WHOLE))
+    assert opened("folder:.", tmp_path).name == "data"
+
+
 def test_without_parts_a_fifth_of_every_class_is_judged(tmp_path, place):
     path = place(lay_out(tmp_path / "data", WHOLE))
     dataset = opened(path, tmp_path, seed=3)
@@ -200,6 +219,8 @@ def test_a_cache_that_cannot_be_written_is_one_line(tmp_path):
         ("drawn:/x", DataError, "drawn takes no path"),
         ("/nowhere/at/all", DataError, "no data set and no folder or zip at /nowhere/at/all; data sets: folder, zip"),
         ("zip:/nowhere", ImageError, "no folder or zip at /nowhere"),
+        ("~nobody-of-this-name/x", DataError, "no path (Could not determine home directory.)"),
+        ("x" * 300, DataError, "no path (File name too long)"),
     ],
 )
 def test_a_spec_that_names_nothing_is_one_line(tmp_path, spec, error, message):
