@@ -5,7 +5,6 @@ Its exit status is the verdict: 0 pass, 1 fail (or an error, in one line), 3 und
 
 from __future__ import annotations
 
-import hashlib
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -17,7 +16,6 @@ from typing import get_args
 import click
 import torch
 
-import mimexport
 from mimeval.cli import Shown, write_reports
 from mimeval.datasets import open_dataset
 from mimeval.datasets.crops import open_crops
@@ -28,13 +26,13 @@ from mimeval.models import find_baselines
 from mimeval.regression import compare, read_baseline, write_baseline
 from mimeval.verdict import EXIT
 from mimexport.aggregators import AGGREGATORS
-from mimexport.build import BuildOptions, build, tool_versions
+from mimexport.build import BuildOptions, build, code_digest
 from mimexport.heads import embedded_heads, load_head
 from mimexport.reference import References
 from mimruntime.artifact import MANIFEST, Artifact
 from mimruntime.cpus import available_cpus
 from mimruntime.errors import MimError, MissingExtraError, UnknownNameError
-from mimruntime.manifest import SCHEMA, Precision
+from mimruntime.manifest import Precision
 
 MODEL = "mae-tiny"
 PLAIN = ("cls", "mean", "topk")
@@ -105,7 +103,7 @@ def main(
 
 def build_all(folder: Path, only: tuple[str, ...], shown: Shown) -> tuple[list[Artifact], list[Skipped]]:
     """Build, or reuse if the code that built them is the same, every artifact in every precision."""
-    home = folder / _code()
+    home = folder / code_digest()
     photos = calibration_images(home / "calibration")
     wanted = list(_wanted(home, photos))
     if only:
@@ -161,8 +159,8 @@ def _wanted(home: Path, photos: Path) -> Iterator[BuildOptions]:
         for name, path in embedded_heads(MODEL).items():
             head = load_head(path)
             learned = bool(head.tensors)
-            if precision in {"bf16", "int8"} and not learned:
-                # Whitening magnifies what they lose of [cls], which the others are compared with: the build refuses it.
+            if precision != "fp32" and not learned:
+                # Whitening magnifies what is lost of [cls], which the others are compared with: the build refuses it.
                 continue
             yield _selected(
                 replace(
@@ -178,15 +176,6 @@ def _wanted(home: Path, photos: Path) -> Iterator[BuildOptions]:
 
 def _selected(options: BuildOptions) -> BuildOptions:
     return replace(options, with_selection=AGGREGATORS[options.agg].has_weights)
-
-
-def _code() -> str:
-    """Return a digest of what builds: an artifact of older code, or of older tools, would hide a regression."""
-    digest = hashlib.sha256(f"{tool_versions()} {SCHEMA}".encode())
-    root = Path(mimexport.__file__).parent
-    for path in sorted(path for path in root.rglob("*") if path.suffix in {".py", ".safetensors"}):
-        digest.update(path.relative_to(root).as_posix().encode() + path.read_bytes())
-    return digest.hexdigest()[:12]
 
 
 if __name__ == "__main__":

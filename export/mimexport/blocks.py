@@ -127,14 +127,13 @@ class OpenBlock(nn.Module):
     def mean(self, tokens: Tensor, rows: Rows = ALL) -> Tensor:
         """Return the mean (B, D) of rows of the block's output, in float32.
 
-        What the MLP's last product reads is averaged, not what it gives: it runs once for an image, and in float32,
-        since what it rounds no mean would even out any more.
+        What the MLP's last product reads is averaged, not what it gives: it runs once for an image.
         """
         if self.post_norm:
             return self(tokens, rows).float().mean(1)
         x = self._attended(tokens, rows)
-        wide = self.widen(self.norm2(x)).float().mean(1)
-        return x.float().mean(1) + self.scale2(_in_float32(self.narrow, wide)).float()
+        wide = self.widen(self.norm2(x)).float().mean(1).to(x.dtype)
+        return x.float().mean(1) + self.scale2(self.narrow(wide)).float()
 
     def attention(self, tokens: Tensor, rows: Rows = CLS) -> Tensor:
         """Return the attention (B, heads, k, S) of the chosen rows to every token, in float32; rows sum to one."""
@@ -194,13 +193,6 @@ def _halves(mlp: nn.Module) -> tuple[nn.Module, nn.Module]:
     narrow: Any = widen.fc2
     widen.fc2 = nn.Identity()
     return widen, narrow
-
-
-def _in_float32(module: Any, x: Tensor) -> Tensor:
-    """Return what a linear map or nothing makes of x (B, D), float32 whatever its own type is."""
-    if isinstance(module, nn.Identity):
-        return x
-    return nn.functional.linear(x, module.weight.float(), None if module.bias is None else module.bias.float())
 
 
 def _rows_of(table: Tensor, rows: Rows) -> Tensor:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 import datetime as dt
 import gc
+import hashlib
 import importlib.metadata
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from mimexport import graph as graph_file
 from mimexport.aggregators import AGGREGATORS, Aggregator, make_aggregator
 from mimexport.backbone import Backbone, Shape
 from mimexport.card import write_card
-from mimexport.conversion import Judge, check_bf16
+from mimexport.conversion import Judge, check_narrow
 from mimexport.errors import HeadError
 from mimexport.foreign_heads import fetch_ep_head, load_foreign_head
 from mimexport.heads import Head, check_fit, embedded_heads, load_head
@@ -38,6 +39,8 @@ from mimruntime.scenes import draw_scenes
 REFERENCE_IMAGES = 8
 _JUDGE_ENGINES = {"bf16": "openvino"}
 """ONNX Runtime has no bf16 kernels on a CPU; OpenVINO runs such a graph on any, in fp32 where the CPU has no bf16."""
+_IN_TORCH = ("fp16", "bf16")
+"""Judged by torch, which rounds every product: on a CPU both engines widen fp16, and bf16 where there is none."""
 _TOOLS = ("mimexport", "torch", "timm", "onnx", "onnxscript", "onnxruntime")
 
 
@@ -108,9 +111,9 @@ def build(options: BuildOptions, report: Callable[[str], None] = lambda _: None)
         model.set_precision(options.precision)
         inputs, outputs = graph_file.export_graph(model, stage, preprocess.size)
         conversion: m.Conversion | msgspec.UnsetType = msgspec.UNSET
-        if options.precision == "bf16":
-            report("computing in bf16 with torch, to compare with fp32")
-            check_bf16(embed_with_torch(model, images), reference)
+        if options.precision in _IN_TORCH:
+            report(f"computing in {options.precision} with torch, to compare with fp32")
+            check_narrow(embed_with_torch(model, images), reference, options.precision)
             conversion = judge.conversion(partial(embed_with_torch, model))
         backbone = _backbone_record(loaded, model.backbone, preprocess.size)
         whitened = model.whitening is not None
@@ -132,7 +135,7 @@ def build(options: BuildOptions, report: Callable[[str], None] = lambda _: None)
                 lambda pixels: engine.run(pixels)["embedding"], images, reference, engine=engine.name
             )
             parity.check(figures, options.precision)
-            if options.precision != "bf16":
+            if options.precision not in _IN_TORCH:
                 conversion = judge.conversion(lambda pixels: engine.run(pixels)["embedding"])
         embedding = m.Embedding(
             dim=reference.shape[1], whitening=f"{reference.shape[1]} dimensions" if whitened else None
@@ -331,6 +334,16 @@ def _backbone_record(loaded: LoadedModel, backbone: Backbone, size: int) -> m.Ba
 def tool_versions() -> dict[str, str]:
     """Return the versions of what has a part in a build, by distribution."""
     return {tool: importlib.metadata.version(tool) for tool in _TOOLS if _is_installed(tool)}
+
+
+@cache
+def code_digest() -> str:
+    """Return a digest of this package and of the tools it builds with: what is kept must not hide a change of them."""
+    digest = hashlib.sha256(f"{tool_versions()} {m.SCHEMA}".encode())
+    root = Path(__file__).parent
+    for path in sorted(path for path in root.rglob("*") if path.suffix in {".py", ".safetensors"}):
+        digest.update(path.relative_to(root).as_posix().encode() + path.read_bytes())
+    return digest.hexdigest()[:12]
 
 
 def _is_installed(tool: str) -> bool:

@@ -62,24 +62,25 @@ class Judge:
         return compare(embed(run, self.judged), self.reference, len(self.calibration))
 
 
-def check_bf16(vectors: np.ndarray, reference: np.ndarray) -> None:
-    """Refuse what bf16 costs too much, on any machine.
+def check_narrow(vectors: np.ndarray, reference: np.ndarray, precision: Precision) -> None:
+    """Refuse what a precision of 16 bits costs too much, on any machine.
 
-    The engine cannot tell where the CPU has no bf16: it computes such a graph in fp32, and only the weights are rounded.
+    An engine on a CPU without such products cannot tell: it computes the graph in fp32, and only the weights are rounded.
 
     Args:
-        vectors: (n, D) float32, torch's in bf16.
+        vectors: (n, D) float32, torch's in `precision`.
         reference: (n, D) float32, torch's in fp32.
+        precision: "fp16" or "bf16".
 
     Raises:
         ParityError: the worst cosine is below what is tolerated.
 
     """
-    worst, least = compare(vectors, reference, 0).worst_cosine, WORST_COSINE["bf16"]
+    worst, least = compare(vectors, reference, 0).worst_cosine, WORST_COSINE[precision]
     if not worst >= least:
         raise ParityError(
-            f"torch: embeddings in bf16 differ from the reference: worst cosine {worst:.7f}, at least {least} is expected;"
-            " use --precision fp16"
+            f"torch: embeddings in {precision} differ from the reference: worst cosine {worst:.7f}, at least {least} is"
+            f" expected; use --precision {'fp16' if precision == 'bf16' else 'fp32'}"
         )
 
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from mimexport.aggregators import Aggregator
 from mimexport.backbone import Backbone
@@ -103,8 +107,33 @@ class EmbeddingModel(nn.Module):
         return embedding, weights.unflatten(1, self.backbone.shape.grid)
 
 
+class NarrowProducts(TorchFunctionMode):
+    """Within it, products of 16-bit tensors are taken in float32 and rounded: what hardware that has them does.
+
+    torch on a CPU without them takes many times as long for the same; float32 tensors are left alone.
+    """
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """Call `func`, widened where it is a product."""
+        kwargs = kwargs or {}
+        if func not in _PRODUCTS or args[0].dtype not in {torch.float16, torch.bfloat16}:
+            return func(*args, **kwargs)
+        wide = [x.float() if isinstance(x, Tensor) else x for x in args]
+        named = {name: x.float() if isinstance(x, Tensor) else x for name, x in kwargs.items()}
+        return func(*wide, **named).to(args[0].dtype)
+
+
+_PRODUCTS = {nn.functional.linear, torch.matmul, Tensor.matmul, Tensor.__matmul__, nn.functional.conv2d}
+
+
 def embed_with_torch(model: EmbeddingModel, images: np.ndarray) -> np.ndarray:
     """Return the embeddings (n, D) float32 of uint8 images (n, H, W, 3), two at a time to keep memory low."""
-    with torch.inference_mode():
+    with torch.inference_mode(), NarrowProducts():
         parts = [model(torch.from_numpy(images[i : i + 2]))[0].numpy() for i in range(0, len(images), 2)]
     return np.concatenate(parts)

@@ -10,12 +10,12 @@ import numpy as np
 import torch
 
 from mimexport.backbone import Backbone, Shape
-from mimexport.build import BuildOptions, build, compose, preprocess_of
+from mimexport.build import BuildOptions, build, code_digest, compose, preprocess_of
 from mimexport.errors import HeadError, WeightsError
 from mimexport.features import Features
 from mimexport.foreign_heads import load_foreign_head
 from mimexport.heads import embedded_heads, load_head
-from mimexport.model import EmbeddingModel
+from mimexport.model import EmbeddingModel, NarrowProducts
 from mimexport.weights import LoadedModel, load_model
 from mimruntime.artifact import MANIFEST, Artifact
 from mimruntime.engines.base import EMBEDDING, SELECTION, Engine
@@ -135,7 +135,7 @@ class TorchReference(Engine):
             raise EngineError("this engine is closed")
         if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[3] != 3:
             raise EngineError(f"pixels are {pixels.dtype} {pixels.shape}; torch takes uint8 (B, H, W, 3)")
-        with torch.inference_mode():
+        with torch.inference_mode(), NarrowProducts():
             embedding, weights = self._model.embed(self._trunk.features(self._model, pixels))
         outputs = {EMBEDDING: embedding.numpy()}
         if weights is not None:
@@ -147,6 +147,8 @@ class TorchReference(Engine):
         if self._model is not None:
             self._model.set_precision(precision)
             self.precision = precision
+            # The vectors of the build do not vouch for these: whatever computes them tells them apart.
+            self.version = f"{self.version} {code_digest()}"
 
     def close(self) -> None:
         """Let go of the model."""

@@ -11,19 +11,23 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+import torch
 from click.testing import CliRunner
 from PIL import Image
+from torch import nn
 
 from mimexport import cli
 from mimexport.build import BuildOptions, build, compose
 from mimexport.conversion import compare, load_images, neighbour_overlap
-from mimexport.model import embed_with_torch
+from mimexport.model import NarrowProducts, embed_with_torch
 from mimexport.quantize import Recipe, products
 from mimexport.weights import load_model
 from mimruntime import manifest, sealed
 from mimruntime.artifact import Artifact
+from mimruntime.compile import compile_artifact
 from mimruntime.engines import open_for
 from mimruntime.engines import openvino as openvino_engine
+from mimruntime.engines.options import CompileOptions
 from mimruntime.errors import EngineError, OptionError, ParityError
 from mimruntime.reference import load_reference
 
@@ -96,11 +100,40 @@ def test_openvino_widens_bf16_where_the_cpu_has_no_bf16(in_bf16: Artifact, monke
         assert "bf16" not in kinds
 
 
-def test_what_bf16_costs_too_much_is_refused(tmp_path: Path) -> None:
-    options = BuildOptions(model="mae-tiny", agg="cls", out=tmp_path / "a", precision="bf16", whiten=0)
-    with pytest.raises(ParityError, match=r"torch: embeddings in bf16 differ .* at least 0.98 is expected"):
+@pytest.mark.parametrize(("precision", "least", "instead"), [("bf16", "0.98", "fp16"), ("fp16", "0.999", "fp32")])
+def test_what_a_precision_costs_too_much_is_refused(tmp_path: Path, precision: str, least: str, instead: str) -> None:
+    """Whatever this CPU computes it in."""
+    options = BuildOptions(model="mae-tiny", agg="cls", out=tmp_path / "a", precision=precision, whiten=0)
+    message = rf"torch: embeddings in {precision} differ .* at least {least} is expected; use --precision {instead}"
+    with pytest.raises(ParityError, match=message):
         build(options)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_narrow_products_are_those_of_torch(dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x, w = (torch.randn(3, 64, 64, generator=generator).to(dtype) for _ in range(2))
+    layer = nn.Linear(64, 16).to(dtype)
+    with torch.inference_mode():
+        expected = x @ w, layer(x), torch.matmul(x, w)
+        with NarrowProducts():
+            found = x @ w, layer(x), torch.matmul(x, w)
+    for ours, theirs in zip(found, expected, strict=True):
+        assert ours.dtype == dtype
+        torch.testing.assert_close(ours, theirs, rtol=2 * torch.finfo(dtype).eps, atol=torch.finfo(dtype).eps)
+
+
+def test_turing_runs_the_default_in_fp16(tmp_path: Path) -> None:
+    """The T4 is the commonest GPU there is to rent, and RTX has no fp32 product for it."""
+    pytest.importorskip("tensorrt_rtx", reason="pip install 'mimexport[tensorrt-rtx]'")
+    options = CompileOptions(engine="tensorrt-rtx", arch=("sm75",))
+    for agg in ("topk", "mean"):
+        build(BuildOptions(model="mae-tiny", agg=agg, out=tmp_path / agg, precision="fp16"))
+        assert compile_artifact(tmp_path / agg, options).record.hardware
+    build(BuildOptions(model="mae-tiny", agg="topk", out=tmp_path / "w", precision="fp16", whiten=0))
+    with pytest.raises(EngineError, match=r"--arch sm75: Turing has no fp32 matrix product .* or leave sm75 out"):
+        compile_artifact(tmp_path / "w", options)
 
 
 @pytest.mark.slow

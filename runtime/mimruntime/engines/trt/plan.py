@@ -12,7 +12,7 @@ from mimruntime.engines.trt.flavour import Flavour
 from mimruntime.errors import OptionError, UnknownNameError
 
 PORTABLE = "sm80 and later"
-_NO_TURING_PRODUCTS = ("fp32", "bf16", "fp8")
+_NO_TURING_PRODUCTS = ("fp32", "bf16", "fp8", "int8")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
