@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -140,17 +141,35 @@ def replace_folder(stage: Path, target: Path) -> None:
         OSError: it cannot be renamed.
 
     """
-    if not target.exists():
-        stage.rename(target)
-        return
     aside = stage.with_suffix(".old")
-    target.rename(aside)
-    try:
-        stage.rename(target)
-    except BaseException:
-        aside.rename(target)
-        raise
+    with _locked(target.parent):  # of two that replace one folder, each must see what the other left
+        if not target.exists():
+            stage.rename(target)
+            return
+        target.rename(aside)
+        try:
+            stage.rename(target)
+        except BaseException:
+            aside.rename(target)
+            raise
     shutil.rmtree(aside, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Keep out others that come this way, on a system that has such locks."""
+    try:
+        import fcntl  # noqa: PLC0415 - absent on Windows
+    except ImportError:
+        yield
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
 
 
 def _is_empty_folder(path: Path) -> bool:

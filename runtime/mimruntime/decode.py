@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import io
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -42,6 +42,8 @@ _UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 _ALPHA_MODES = {"RGBA", "LA", "PA", "RGBa", "La"}
+_STRIP = 1 << 21
+"""Pixels."""
 _LOADING = threading.Lock()
 
 
@@ -182,18 +184,30 @@ def _rgb(image: Image.Image) -> Image.Image:
 
 
 def _scaled_to_8_bits(image: Image.Image) -> Image.Image:
-    values = np.asarray(image).astype(np.int64)
+    values = np.asarray(image)
     if values.min() < 0 or values.max() > 65535:
         raise ImageError("holds integers beyond 16 bits, whose range is not defined; expected 8 or 16 bits")
-    return Image.fromarray(((values * 255 + 32767) // 65535).astype(np.uint8)).convert("RGB")
+    grey = np.empty(values.shape, np.uint8)
+    for rows in _strips(image):
+        grey[rows] = (values[rows].astype(np.uint32) * 255 + 32767) // 65535
+    return Image.fromarray(grey).convert("RGB")
 
 
 def _on_white(image: Image.Image) -> Image.Image:
-    if image.mode == "La":
-        image = image.convert("LA")
-    picture = image.convert("RGBA")
-    white = Image.new("RGBA", picture.size, (255, 255, 255, 255))
-    return Image.alpha_composite(white, picture).convert("RGB")
+    result = Image.new("RGB", image.size)
+    for rows in _strips(image):
+        strip = image.crop((0, rows.start, image.width, rows.stop))
+        picture = (strip.convert("LA") if strip.mode == "La" else strip).convert("RGBA")
+        white = Image.new("RGBA", picture.size, (255, 255, 255, 255))
+        result.paste(Image.alpha_composite(white, picture).convert("RGB"), (0, rows.start))
+    return result
+
+
+def _strips(image: Image.Image) -> Iterator[slice]:
+    """Yield rows, some megapixels at a time: what is made of them on the way takes many times the memory of the image."""
+    step = max(1, _STRIP // image.width)
+    for start in range(0, image.height, step):
+        yield slice(start, min(start + step, image.height))
 
 
 def _orientation(image: Image.Image) -> int:

@@ -171,7 +171,11 @@ def decode(raw: bytes) -> Manifest:
         ValueError: with a text that completes "manifest.json …".
 
     """
-    return sealed.decode(raw, Manifest, format_name=FORMAT, schema=SCHEMA)
+    manifest = sealed.decode(raw, Manifest, format_name=FORMAT, schema=SCHEMA)
+    # It becomes a file's and a folder's name.
+    if manifest.name in {"", ".", ".."} or any(sign in manifest.name for sign in "/\\\0"):
+        raise ValueError(f"has the name {manifest.name!r}, which no folder can have; do not trust it")
+    return manifest
 
 
 def embedding_space(backbone: Backbone, aggregator: Aggregator, embedding: Embedding, preprocess: Preprocess) -> str:

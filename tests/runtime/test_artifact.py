@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import msgspec
@@ -142,6 +143,24 @@ def test_a_graph_that_is_not_among_the_checked_files_is_refused(toy_copy: Path) 
     reseal(toy_copy, graph=msgspec.structs.replace(graph, file="../model.onnx"))
     with pytest.raises(ArtifactError, match=r"its graph '\.\./model\.onnx' is not among its files"):
         Artifact.open(toy_copy)
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "../evil", "/etc", "a\\b", "a\0b"])
+def test_a_name_that_no_folder_can_have_is_refused(toy_copy: Path, name: str) -> None:
+    """It becomes one: of the model in a repository of Triton's."""
+    reseal(toy_copy, name=name)
+    with pytest.raises(ArtifactError, match="which no folder can have; do not trust it"):
+        Artifact.open(toy_copy)
+
+
+def test_of_many_that_replace_one_folder_every_one_does(tmp_path: Path) -> None:
+    stages = [tmp_path / f".stage{index}" for index in range(40)]
+    for stage in stages:
+        stage.mkdir()
+        (stage / "file").touch()
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda stage: artifact.replace_folder(stage, tmp_path / "target"), stages))
+    assert [path.name for path in tmp_path.iterdir()] == ["target"]
 
 
 def test_a_staged_folder_takes_its_place_only_when_the_block_ends_well(tmp_path: Path) -> None:

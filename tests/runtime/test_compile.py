@@ -17,7 +17,7 @@ from mimruntime.embedder import Embedder
 from mimruntime.engines import auto, base, open_engine, open_for, record
 from mimruntime.engines import onnxruntime as ort_module
 from mimruntime.engines import openvino as ov_module
-from mimruntime.engines.compiled import list_compiled, standing
+from mimruntime.engines.compiled import choose_compiled, list_compiled, standing
 from mimruntime.engines.options import CompileOptions, parse_batch
 from mimruntime.errors import EngineError, MissingExtraError, OptionError, OutputError, ParityError, UnknownNameError
 from mimruntime.reference import load_reference
@@ -35,12 +35,12 @@ def compiled_with(folder: Path, engine: str, **options: object) -> Path:
     return compile_artifact(folder, CompileOptions(engine=engine, **given)).folder
 
 
-def rewrite(folder: Path, **changes: object) -> None:
+def rewrite(folder: Path, **changes: object) -> Path:
     """Change a record as another program would have written it: sealed, in the folder its key asks for."""
     path = folder / record.FILE
     changed = msgspec.structs.replace(record.decode(path.read_bytes()), **changes)
     path.write_bytes(record.encode(changed))
-    folder.rename(folder.parent / changed.key)
+    return folder.rename(folder.parent / changed.key)
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -69,6 +69,21 @@ def test_what_is_compiled_again_takes_the_place_of_another_version_but_not_of_ot
     rewrite(compiled_with(toy_copy, "onnxruntime"), version="1.0")
     fresh = compiled_with(toy_copy, "onnxruntime")
     assert {one.folder for one in list_compiled(Artifact.open(toy_copy))} == {kept, fresh}
+
+
+def test_of_several_that_fit_the_one_that_is_taken_is_said(toy_copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    earlier, later = (compiled_with(toy_copy, "onnxruntime", **options) for options in ({"threads": 1}, {}))
+    artifact = Artifact.open(toy_copy)
+
+    def said() -> dict[Path, str]:
+        return {one.folder: standing(artifact, ort_module, one.record) for one in list_compiled(artifact)}
+
+    assert said()[later] == "fits this machine"
+    assert said()[earlier] == "fits this machine, where another that was compiled later is taken"
+    monkeypatch.setattr(ort_module, "other_hardware", lambda record: None)
+    gpu = rewrite(earlier, provider="cuda")
+    assert choose_compiled(artifact, ort_module).folder == gpu  # whenever it was compiled
+    assert choose_compiled(artifact, ort_module, "cpu").folder == later
 
 
 def test_a_record_for_a_gpu_fits_that_gpu_alone(toy_copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:

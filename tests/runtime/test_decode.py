@@ -200,6 +200,23 @@ class TestModes:
         image = Image.new(mode, (4, 1), colour)  # type: ignore[arg-type]
         assert (np.asarray(decode(encoded(image, "PNG", transparency=key))) == 255).all()
 
+    @pytest.mark.parametrize("kind", ["RGBA", "LA", "La", "P", "keyed", "I;16"])
+    def test_what_is_converted_in_strips_is_what_it_is_at_once(self, picture, monkeypatch, kind: str) -> None:
+        alpha = picture.copy()
+        alpha.putalpha(picture.convert("L"))
+        if kind == "P":
+            image = Image.open(io.BytesIO(encoded(picture.quantize(64), "PNG", transparency=bytes(range(64)))))
+        elif kind == "keyed":
+            image = picture.copy()
+            image.info["transparency"] = picture.getpixel((0, 0))
+        elif kind == "I;16":
+            image = Image.fromarray(np.asarray(picture.convert("L")).astype(np.uint16) * 257)
+        else:
+            image = alpha.convert("LA").convert(kind) if kind != "RGBA" else alpha
+        whole = decode(image)
+        monkeypatch.setattr("mimruntime.decode._STRIP", 3 * picture.width)
+        assert difference(decode(image), whole) == 0
+
     @pytest.mark.parametrize("mode", ["La", "RGBa", "PA", "HSV", "YCbCr"])
     def test_the_rarer_modes_of_pillow_are_converted(self, picture: Image.Image, mode: str) -> None:
         alpha = picture.convert("LA" if mode in {"La", "PA"} else "RGBA")

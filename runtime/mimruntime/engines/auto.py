@@ -21,7 +21,7 @@ from mimruntime.engines.compiled import Compiled, choose_compiled, list_compiled
 from mimruntime.errors import MissingExtraError
 
 _LOG = logging.getLogger("mimexport")
-_GPU = ("tensorrt", "tensorrt-rtx")
+GPU_ENGINES = ("tensorrt", "tensorrt-rtx")
 
 
 def choose_engine(artifact: Artifact, provider: str | None = None, threads: int | None = None) -> str:
@@ -36,9 +36,9 @@ def choose_engine(artifact: Artifact, provider: str | None = None, threads: int 
         EngineError: something compiled for this machine is stale or damaged.
 
     """
-    names = [name for name in ENGINES if threads is None or name not in _GPU]
+    names = [name for name in ENGINES if threads is None or name not in GPU_ENGINES]
     compiled = {name: one for name in names if (one := _compiled(artifact, name, provider)) is not None}
-    on_gpu = [name for name in _GPU if name in compiled]
+    on_gpu = [name for name in GPU_ENGINES if name in compiled]
     if on_gpu:
         chosen = on_gpu[0]
     elif compiled:

@@ -49,7 +49,7 @@ def list_compiled(artifact: Artifact, engine: str | None = None) -> list[Compile
 
 
 def choose_compiled(artifact: Artifact, module: EngineModule, provider: str | None = None) -> Compiled | None:
-    """Return what was compiled last for this machine; None where nothing was. Its files are not read yet.
+    """Return what was compiled last for this machine, for a GPU if any was; None where nothing was. Files are not read yet.
 
     What was compiled for other hardware is passed over; what was compiled for this hardware from another graph or with
     another version of the library is refused, for it would be used if it were not stale.
@@ -65,7 +65,7 @@ def choose_compiled(artifact: Artifact, module: EngineModule, provider: str | No
     ]
     fresh = [one for one in candidates if stale(artifact, module, one.record) is None]
     if fresh:
-        return max(fresh, key=lambda one: one.record.created)
+        return max(fresh, key=lambda one: (one.record.provider != "cpu", one.record.created))
     for one in candidates:
         reason = stale(artifact, module, one.record)
         raise EngineError(f"{one.folder} {reason}; run: {compile_line(artifact, one.record)}")
@@ -84,7 +84,11 @@ def stale(artifact: Artifact, module: EngineModule, record: EngineRecord) -> str
 def standing(artifact: Artifact, module: EngineModule, record: EngineRecord) -> str:
     """Return in words whether `record` would be used on this machine."""
     try:
-        return stale(artifact, module, record) or module.other_hardware(record) or "fits this machine"
+        if reason := stale(artifact, module, record) or module.other_hardware(record):
+            return reason
+        chosen = choose_compiled(artifact, module)
+        taken = chosen is not None and chosen.record.key == record.key
+        return "fits this machine" if taken else "fits this machine, where another that was compiled later is taken"
     except (EngineError, MissingExtraError) as error:
         return f"needs more: {error}"
 
@@ -152,7 +156,9 @@ def publish(artifact: Artifact, stage: Path, record: EngineRecord) -> Compiled:
     target = artifact.engines / whole.key
     replace_folder(stage, target)
     for old in _superseded(artifact, whole):
-        shutil.rmtree(old, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            # Out of sight first: half of it under its name would be a damaged engine.
+            shutil.rmtree(old.rename(old.with_name(f".{old.name}.old")))
     return Compiled(target, records.decode(records.encode(whole)))
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from mimruntime.cli import engine_options
-from mimruntime.errors import MissingExtraError
+from mimruntime.errors import MissingExtraError, OptionError
 
 if TYPE_CHECKING:
     from mimruntime.serve.settings import Settings
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 _POSITIVE = click.IntRange(min=1)
 _SECONDS = click.FloatRange(min=0, min_open=True)
 _MB = 1_000_000
+_KEY_VARIABLE = "MIMEXPORT_API_KEY"
 
 
 @click.command(context_settings={"auto_envvar_prefix": "MIMEXPORT", "show_default": True})
@@ -56,7 +58,7 @@ _MB = 1_000_000
     "api_keys",
     multiple=True,
     help="Key asked of clients; better set as MIMEXPORT_API_KEY.",
-    envvar="MIMEXPORT_API_KEY",
+    envvar=_KEY_VARIABLE,
 )
 @click.option(
     "--remote-host",
@@ -70,12 +72,15 @@ _MB = 1_000_000
 def serve(check: bool, **given: Any) -> None:
     """Serve embeddings over HTTP, in the protocols of OpenAI's and Triton's clients.
 
-    Every option is also an environment variable: --max-batch is MIMEXPORT_MAX_BATCH; lists are separated by spaces.
+    Every option is also an environment variable: --max-batch is MIMEXPORT_MAX_BATCH; lists are separated by spaces,
+    MIMEXPORT_ARTIFACTS by colons.
     """
     try:
         from mimruntime.serve.server import serve as serve_forever
     except ModuleNotFoundError as error:
         raise MissingExtraError("the service", "serve") from error
+    if os.environ.get(_KEY_VARIABLE, "set").strip() == "":
+        raise OptionError(f"{_KEY_VARIABLE} is there and empty; unset it to serve without a key")
     settings = _settings(**given)
     if check:
         _print_check(settings)

@@ -10,7 +10,10 @@ from functools import partial
 
 import numpy as np
 
+from mimruntime.artifact import Artifact
+from mimruntime.cpus import available_cpus
 from mimruntime.embedder import Description, Embedder
+from mimruntime.engines.auto import GPU_ENGINES, choose_engine
 from mimruntime.errors import ImageError, MimError, OptionError, SpaceError, UnknownNameError
 from mimruntime.manifest import Manifest
 from mimruntime.serve.datauri import decode_base64
@@ -196,11 +199,17 @@ class Models:
 
 def open_embedder(path: object, settings: Settings) -> Embedder:
     """Open one artifact as the settings say; one thread of its own decodes nothing, the service has a pool."""
+    engine, threads = settings.engine, settings.threads
+    if threads is None and settings.workers > 1:
+        # An engine is chosen as for one process, and on a CPU then has its share of it.
+        if engine == "auto":
+            engine = choose_engine(Artifact.open(str(path)), settings.provider)
+        threads = None if engine in GPU_ENGINES else max(1, available_cpus() // settings.workers)
     return Embedder.open(
         str(path),
-        engine=settings.engine,
+        engine=engine,
         provider=settings.provider,
-        threads=settings.threads,
+        threads=threads,
         batch_size=settings.max_batch,
         workers=1,
     )

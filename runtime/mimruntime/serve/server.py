@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import logging
 import os
 import signal
@@ -20,7 +19,6 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.supervisors import Multiprocess
 
 from mimruntime.artifact import Artifact
-from mimruntime.cpus import available_cpus
 from mimruntime.errors import EngineError, MimError
 from mimruntime.serve.app import create_app
 from mimruntime.serve.metrics import MULTIPROCESS
@@ -94,10 +92,9 @@ def _serve_with_workers(settings: Settings) -> None:
     """Start the processes, and start again whichever ends."""
     for path in settings.artifacts:
         Artifact.open(path)
-    threads = settings.threads or max(1, available_cpus() // settings.workers)
     with tempfile.TemporaryDirectory(prefix="mimexport-metrics-") as figures:
         os.environ[MULTIPROCESS] = figures
-        config = _config(settings, partial(_create_in_worker, dataclasses.replace(settings, threads=threads)))
+        config = _config(settings, partial(_create_in_worker, settings))
         supervisor = Multiprocess(config, [config.bind_socket()])
         supervisor.run()
     if any(process.exitcode == STARTUP_FAILURE for process in supervisor.processes):

@@ -19,7 +19,11 @@ from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 from service import START, Service, data_uri, running
 
+from mimruntime.embedder import Embedder
 from mimruntime.engines import ENGINES
+from mimruntime.engines.auto import GPU_ENGINES
+from mimruntime.serve.model import open_embedder
+from mimruntime.serve.settings import Settings
 
 
 def test_health_says_so(toy: Service) -> None:
@@ -186,6 +190,25 @@ def test_what_cannot_be_served_ends_at_once_in_one_line(
     assert done.returncode == code
     assert text in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("key", ["", "  "])
+def test_a_key_that_was_lost_on_the_way_does_not_open_the_door(toy_artifact, monkeypatch, key: str) -> None:
+    monkeypatch.setenv("MIMEXPORT_API_KEY", key)
+    done = mimexport("serve", toy_artifact, "--check")
+    assert done.returncode == 1
+    assert "error: MIMEXPORT_API_KEY is there and empty; unset it to serve without a key" in done.stderr
+
+
+@pytest.mark.parametrize("engine", ["auto", "tensorrt-rtx"])
+def test_workers_share_the_cpus_of_an_engine_that_has_some(toy_artifact, monkeypatch, engine: str) -> None:
+    asked = {}
+    monkeypatch.setattr(Embedder, "open", lambda path, **options: asked.update(options))
+    monkeypatch.setattr("mimruntime.serve.model.available_cpus", lambda: 9)
+    open_embedder(toy_artifact, Settings(artifacts=(toy_artifact,), engine=engine, workers=2))
+    assert (asked["engine"] in GPU_ENGINES, asked["threads"]) in {(False, 4), (True, None)}
+    open_embedder(toy_artifact, Settings(artifacts=(toy_artifact,), engine=engine, workers=2, threads=3))
+    assert asked["threads"] == 3
 
 
 def test_vectors_do_not_depend_on_the_batch_they_rode_in(
