@@ -121,7 +121,7 @@ def build(options: BuildOptions, report: Callable[[str], None] = lambda _: None)
             name=options.agg,
             params=model.aggregator.params,
             token_norm=model.token_norm,
-            head_sha256=None if head is None else head.sha256(whitened=whitened),
+            head_sha256=head.sha256(whitened=whitened) if head is not None and (head.tensors or whitened) else None,
         )
         reduced = model.backbone.reduced and not model.aggregator.reads_all
         del model, loaded

@@ -144,7 +144,7 @@ class Manifest(_Record, frozen=True, kw_only=True):
     created: str
     """UTC, ISO 8601."""
     embedding_space: str
-    """Vectors may be compared only when this is equal: derived from weights, aggregation and preprocessing."""
+    """Vectors may be compared only when this is equal: derived from architecture, weights, aggregation, preprocessing."""
     backbone: Backbone
     aggregator: Aggregator
     embedding: Embedding
@@ -179,6 +179,10 @@ def decode(raw: bytes) -> Manifest:
 
 
 def embedding_space(backbone: Backbone, aggregator: Aggregator, embedding: Embedding, preprocess: Preprocess) -> str:
-    """Return the id of the vector space: 16 hex digits from everything that changes a vector but not its precision."""
-    parts = (backbone.weights_sha256, aggregator, embedding, preprocess)
+    """Return the id of the vector space: 16 hex digits from everything that changes a vector but not its precision.
+
+    The architecture counts beside the weights: an activation or the number of heads is in no tensor.
+    """
+    architecture = backbone.timm_name.partition(".")[0]
+    parts = (backbone.weights_sha256, architecture, aggregator, embedding, preprocess)
     return hashlib.sha256(msgspec.json.encode(parts, order="deterministic")).hexdigest()[:16]

@@ -33,6 +33,23 @@ def test_encode_and_decode_are_inverse(toy_artifact: Path) -> None:
     assert manifest.encode(manifest.decode(raw)) == raw
 
 
+def test_what_changes_a_vector_changes_the_space(toy_artifact: Path) -> None:
+    m = Artifact.open(toy_artifact).manifest
+    replace = msgspec.structs.replace
+
+    def space(backbone: manifest.Backbone = m.backbone, aggregator: manifest.Aggregator = m.aggregator) -> str:
+        return manifest.embedding_space(backbone, aggregator, m.embedding, m.preprocess)
+
+    assert space() == space(replace(m.backbone, timm_name=f"{m.backbone.timm_name}.of_other_weights", model="alias"))
+    others = {
+        space(),
+        space(replace(m.backbone, weights_sha256="0")),
+        space(replace(m.backbone, timm_name="vit_tiny_quickgelu")),
+        space(aggregator=replace(m.aggregator, token_norm="final")),
+    }
+    assert len(others) == 4
+
+
 @pytest.mark.parametrize("name", ["README.md", "model.onnx", "reference.npz"])
 def test_a_flipped_byte_in_any_file_is_refused(toy_copy: Path, name: str) -> None:
     raw = bytearray((toy_copy / name).read_bytes())
