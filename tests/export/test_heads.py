@@ -127,6 +127,15 @@ def test_a_head_of_another_aggregator_or_of_other_options_is_refused(tmp_path, l
         compose(load_model("small", random_seed=0), options(tmp_path, head=str(path)))
 
 
+def test_a_head_that_adds_nothing_leaves_the_space_as_it_is(tmp_path, loaded):
+    """That of an aggregator which learns nothing holds a whitening alone."""
+    save_head(head_for(loaded, agg="mean", params={}, tensors={}), tmp_path / "h.safetensors")
+    heads = None, str(tmp_path / "h.safetensors")
+    plain, given = (build(options(tmp_path, agg="mean", head=head)).manifest for head in heads)
+    assert given.aggregator.head_sha256 is None
+    assert given.embedding_space == plain.embedding_space
+
+
 @pytest.mark.parametrize("whiten", [None, 0, 20])
 def test_a_head_is_built_into_the_graph(tmp_path, loaded, whiten):
     head = head_for(loaded)
