@@ -128,9 +128,8 @@ def test_turing_runs_the_default_in_fp16(tmp_path: Path) -> None:
     """The T4 is the commonest GPU there is to rent, and RTX has no fp32 product for it."""
     pytest.importorskip("tensorrt_rtx", reason="pip install 'mimexport[tensorrt-rtx]'")
     options = CompileOptions(engine="tensorrt-rtx", arch=("sm75",))
-    for agg in ("topk", "mean"):
-        build(BuildOptions(model="mae-tiny", agg=agg, out=tmp_path / agg, precision="fp16"))
-        assert compile_artifact(tmp_path / agg, options).record.hardware
+    build(BuildOptions(model="mae-tiny", agg="topk", out=tmp_path / "a", precision="fp16"))
+    assert "sm75" in compile_artifact(tmp_path / "a", options).record.hardware
     build(BuildOptions(model="mae-tiny", agg="topk", out=tmp_path / "w", precision="fp16", whiten=0))
     with pytest.raises(EngineError, match=r"--arch sm75: Turing has no fp32 matrix product .* or leave sm75 out"):
         compile_artifact(tmp_path / "w", options)
