@@ -20,7 +20,7 @@ import onnxruntime as ort
 import torch
 from onnx.inliner import inline_local_functions
 
-from mimexport.blocks import ClosedBlock, OpenBlock
+from mimexport.blocks import ClosedBlock, OpenBlock, take
 from mimexport.build import BuildOptions, build
 from mimexport.features import Features
 from mimexport.patches import OpenPatchEmbed
@@ -123,7 +123,7 @@ def main(folders: tuple[str, ...], model: str, pairs: int, k: str) -> None:
 
 def _mean_of_all(features: Features, index: torch.Tensor) -> torch.Tensor:
     """Return what `Features.mean_of` does, from the whole block."""
-    return features.patches.gather(1, index.unsqueeze(-1).expand(-1, -1, features.shape.dim)).mean(1)
+    return take(features.patches, index).mean(1)
 
 
 def write_out(artifact: Artifact, title: str) -> Path:

@@ -26,8 +26,9 @@ from mimeval.models import find_baselines
 from mimeval.regression import compare, read_baseline, write_baseline
 from mimeval.verdict import EXIT
 from mimexport.aggregators import AGGREGATORS
-from mimexport.build import BuildOptions, build, code_digest
+from mimexport.build import BuildOptions, build
 from mimexport.heads import embedded_heads, load_head
+from mimexport.provenance import code_digest
 from mimexport.reference import References
 from mimruntime.artifact import MANIFEST, Artifact
 from mimruntime.cpus import available_cpus

@@ -54,9 +54,7 @@ def group_models(artifacts: Sequence[Artifact], baselines: Sequence[Artifact]) -
     for artifact in baselines:
         space = artifact.manifest.embedding_space
         if families.setdefault(_family(artifact.manifest), space) != space:
-            raise OptionError(
-                f"{artifact.path} is a second baseline of its backbone; name the one that counts by --baseline"
-            )
+            raise OptionError(f"{artifact.path} is a second baseline of its backbone; give one alone by --baseline")
     models = []
     for space, found in spaces.items():
         first = next(iter(found.values()))

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import datetime as dt
 import gc
-import hashlib
-import importlib.metadata
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +23,7 @@ from mimexport.errors import HeadError
 from mimexport.foreign_heads import fetch_ep_head, load_foreign_head
 from mimexport.heads import Head, check_fit, embedded_heads, load_head
 from mimexport.model import EmbeddingModel, embed_with_torch
+from mimexport.provenance import tool_versions
 from mimexport.quantize import quantize_graph
 from mimexport.weights import LoadedModel, load_model
 from mimexport.whitening import Whitening
@@ -41,7 +39,6 @@ _JUDGE_ENGINES = {"bf16": "openvino"}
 """ONNX Runtime has no bf16 kernels on a CPU; OpenVINO runs such a graph on any, in fp32 where the CPU has no bf16."""
 _IN_TORCH = ("fp16", "bf16")
 """Judged by torch, which rounds every product: on a CPU both engines widen fp16, and bf16 where there is none."""
-_TOOLS = ("mimexport", "torch", "timm", "onnx", "onnxscript", "onnxruntime")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -329,24 +326,3 @@ def _backbone_record(loaded: LoadedModel, backbone: Backbone, size: int) -> m.Ba
         dim=backbone.shape.dim,
         has_cls=False if backbone.shape.prefix and not backbone.shape.has_cls else msgspec.UNSET,
     )
-
-
-def tool_versions() -> dict[str, str]:
-    """Return the versions of what has a part in a build, by distribution."""
-    return {tool: importlib.metadata.version(tool) for tool in _TOOLS if _is_installed(tool)}
-
-
-@cache
-def code_digest() -> str:
-    """Return a digest of this package and of the tools it builds with: what is kept must not hide a change of them."""
-    digest = hashlib.sha256(f"{tool_versions()} {m.SCHEMA}".encode())
-    root = Path(__file__).parent
-    for path in sorted(path for path in root.rglob("*") if path.suffix in {".py", ".safetensors"}):
-        digest.update(path.relative_to(root).as_posix().encode() + path.read_bytes())
-    return digest.hexdigest()[:12]
-
-
-def _is_installed(tool: str) -> bool:
-    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-        return bool(importlib.metadata.version(tool))
-    return False

@@ -73,10 +73,12 @@ def _check_precision(trt: Any, network: Any, graph: Path, plan: BuildPlan) -> No
     found = network_precision(trt, network)
     if found != plan.precision:
         raise EngineError(f"{graph} computes in {found}, its manifest says {plan.precision}; build the artifact again")
+    if "sm75" not in plan.architectures:
+        return
     layers = (network.get_layer(index) for index in range(network.num_layers))
     products = [layer for layer in layers if layer.type == trt.LayerType.MATRIX_MULTIPLY]
     wide = [layer.name for layer in products if layer.get_input(0).dtype == trt.float32]
-    if "sm75" in plan.architectures and wide:
+    if wide:
         raise EngineError(
             f"--arch sm75: Turing has no fp32 matrix product in {plan.flavour.name}, and {graph} has {len(wide)}"
             f" ({wide[0]} …): the backbone needs --precision fp16, and the aggregator none of its own (topk, mean, gem,"
