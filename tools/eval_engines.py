@@ -5,6 +5,7 @@ Its exit status is the verdict: 0 pass, 1 fail (or an error, in one line), 3 und
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -105,6 +106,8 @@ def main(
 def build_all(folder: Path, only: tuple[str, ...], shown: Shown) -> tuple[list[Artifact], list[Skipped]]:
     """Build, or reuse if the code that built them is the same, every artifact in every precision."""
     home = folder / code_digest()
+    for stale in set(folder.glob("[0-9a-f]" * len(home.name))) - {home}:
+        shutil.rmtree(stale)
     photos = calibration_images(home / "calibration")
     wanted = list(_wanted(home, photos))
     if only:

@@ -217,6 +217,7 @@ def choose_head(loaded: LoadedModel, shape: Shape, options: BuildOptions) -> Hea
     """Return the head asked for, or the one this package ships where one is needed; checked against the backbone.
 
     Raises:
+        UnknownNameError: it is no file and none of those shipped.
         HeadError: no such head, or one that does not fit.
     """
     shipped = embedded_heads(loaded.name) if loaded.source == "embedded" else {}
@@ -230,6 +231,8 @@ def choose_head(loaded: LoadedModel, shape: Shape, options: BuildOptions) -> Hea
         head = load_head(shipped[name])
     elif name.startswith("hub:"):
         head = load_foreign_head(fetch_ep_head(name.removeprefix("hub:")), shape, options.token_norm)
+    elif shipped and Path(name).name == name.partition(".")[0] and not Path(name).exists():
+        raise UnknownNameError(f"head of {loaded.name}", name, shipped)
     elif Path(name).suffix == ".safetensors" or not Path(name).suffix:
         head = load_head(Path(name))
     else:

@@ -174,11 +174,14 @@ def fit(**given: Any) -> None:
         raise click.UsageError(f"--out {given['out']}: the name of a head ends in .safetensors")
     with _export_extra():
         from mimexport.fit.fit import FitOptions, Fitter
-        from mimexport.fit.images import open_images
+        from mimexport.fit.images import labels_to_judge, open_images
         from mimexport.heads import save_head
     train, held_out = open_images(given["data"], seed=given["seed"])
     if train.labels is None and not given["unlabelled"]:
-        raise OptionError(f"{given['data']} has no class folders; learn without labels: --unlabelled")
+        raise OptionError(f"{given['data']} has no two class folders; learn without labels: --unlabelled")
+    judged = None if held_out is None or train.labels is None or given["no_judge"] else (train, held_out)
+    if judged:
+        labels_to_judge(*judged)  # here too: what follows takes minutes
     check_writable(given["out"])  # here too: what follows takes minutes
     fitter = Fitter(
         FitOptions(
@@ -203,8 +206,8 @@ def fit(**given: Any) -> None:
         click.echo(
             f"topk --score {score} --k {k}: two views of an image find each other in {100 * recall:.1f} % of cases"
         )
-    if held_out is not None and train.labels is not None and not given["no_judge"]:
-        head = replace(head, figures=head.figures | _judge(fitter, head, (train, held_out)))
+    if judged:
+        head = replace(head, figures=head.figures | _judge(fitter, head, judged))
         save_head(head, given["out"])
     click.echo(f"{given['out']}: {head.agg} {head.params} for {head.model}, {head.recipe['objective']}")
 
@@ -265,6 +268,7 @@ def _judge(fitter: Fitter, head: Head, sets: tuple[ImageSet, ImageSet]) -> dict[
     except ModuleNotFoundError as error:
         raise MissingExtraError("measuring accuracy (leave it out with --no-judge)", "eval") from error
     from mimexport.fit.fit import plain_head
+    from mimexport.fit.images import labels_to_judge
 
     names = ("training", "held-out")
     tokens = [fitter.tokens(part.images, part.digest, name) for part, name in zip(sets, names, strict=True)]
@@ -275,7 +279,7 @@ def _judge(fitter: Fitter, head: Head, sets: tuple[ImageSet, ImageSet]) -> dict[
         for name, rival in rivals.items()
     }
     figures: dict[str, Any] = {"judged_on": len(sets[1].images)}
-    for standing in judge(features, sets[0].known_labels, sets[1].known_labels):
+    for standing in judge(features, *labels_to_judge(*sets)):
         line = f"{standing.method:12}  {standing.rival:16} {_percent(standing.accuracy)}"
         if standing.difference is not None:
             line += f"   {_percent(standing.difference, sign='+')} to {next(iter(features))}"

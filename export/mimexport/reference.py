@@ -78,7 +78,7 @@ class References:
 
         Args:
             artifact: whose backbone, size, precision and whitening it has.
-            folder: where it is built, or lies from a run before.
+            folder: below which it is built, or lies from a run of the same code before.
 
         Raises:
             OptionError: int8, which nothing here calibrates.
@@ -96,7 +96,8 @@ class References:
             )
         head = self._whitening_head(manifest, agg) if whitened else None
         name = f"{agg}-{manifest.graph.precision}-{manifest.backbone.weights_sha256[:12]}-{manifest.preprocess.size}"
-        out = folder / (name if head is None else f"{name}-whitened-{load_head(head).sha256(whitened=True)[:12]}")
+        name = name if head is None else f"{name}-whitened-{load_head(head).sha256(whitened=True)[:12]}"
+        out = folder / code_digest() / name  # what older code built is no baseline of what newer code built
         if (out / MANIFEST).is_file():
             return Artifact.open(out)
         return build(

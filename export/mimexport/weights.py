@@ -202,6 +202,8 @@ def _fetch(alias: Alias, kwargs: dict[str, Any], name: str) -> nn.Module:
     log.setLevel(logging.CRITICAL)  # its retries are not the user's concern, the error below is
     try:
         return _create(alias, kwargs, pretrained=True)
+    except OptionError:  # a size that the patches do not divide
+        raise
     except Exception as error:  # the hub's clients raise from several libraries
         where = cfg.hf_hub_id or cfg.url
         raise WeightsError(

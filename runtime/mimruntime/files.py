@@ -7,7 +7,7 @@ import threading
 import zipfile
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 from mimruntime.errors import ImageError
@@ -83,6 +83,21 @@ def list_images(path: Path) -> list[ImageFile]:
     if not files:
         raise ImageError(f"{path} holds no images ({', '.join(sorted(EXTENSIONS))})")
     return files
+
+
+def folder_around(files: Sequence[ImageFile]) -> PurePosixPath:
+    """Return the one folder that stands around train/, or around class folders, as archives have; else the empty path."""
+    top = files[0].name.parts[0]
+    if any(file.name.parts[0] != top for file in files):
+        return PurePosixPath()
+    inner = {file.name.parts[1].lower() for file in files if len(file.name.parts) > 2}
+    around_classes = top.lower() not in {*TRAIN_PARTS, *TEST_PARTS} and all(len(file.name.parts) > 2 for file in files)
+    return PurePosixPath(top) if around_classes or inner & {*TRAIN_PARTS} else PurePosixPath()
+
+
+def inside(folder: PurePosixPath, files: Sequence[ImageFile]) -> list[ImageFile]:
+    """Return `files`, all below `folder`, with names that begin there."""
+    return [replace(file, name=file.name.relative_to(folder)) for file in files]
 
 
 def divided_by_owner(files: Sequence[ImageFile]) -> tuple[list[ImageFile], list[ImageFile]] | None:

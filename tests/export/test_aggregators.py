@@ -223,7 +223,7 @@ def test_unknown_names_are_answered_with_the_nearest():
 
 
 def test_an_option_of_another_aggregator_is_refused():
-    with pytest.raises(OptionError, match="aggregator mean takes no options; --k was given"):
+    with pytest.raises(OptionError, match="aggregator mean takes no options; k was given"):
         make_aggregator("mean", NO_CLS, {"k": "4", "score": None})
 
 

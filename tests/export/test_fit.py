@@ -15,12 +15,12 @@ from mimexport.build import preprocess_of
 from mimexport.errors import FitError
 from mimexport.features import Features
 from mimexport.fit import tokens as token_module
-from mimexport.fit.fit import FitOptions, Fitter, fit_head
+from mimexport.fit.fit import FitOptions, Fitter
 from mimexport.fit.labelled import train
 from mimexport.fit.tokens import Tokens, pool
 from mimexport.fit.unlabelled import two_view_recall
 from mimexport.fit.views import WHOLE, show
-from mimexport.heads import load_head
+from mimexport.heads import load_head, save_head
 from mimexport.weights import load_model
 from mimruntime.errors import ImageError, OptionError, OutputError
 from mimruntime.manifest import Preprocess
@@ -103,7 +103,8 @@ def test_training_finds_the_one_patch_that_tells_the_class(small_backbone):
 
 @pytest.mark.parametrize("agg", ["ep", "simpool", "aim"])
 def test_the_other_heads_are_trained_and_saved(tmp_path, pictures, agg):
-    head = fit_head(options(tmp_path, pictures, agg=agg), tmp_path / "h.safetensors")
+    head = Fitter(options(tmp_path, pictures, agg=agg)).fit()
+    save_head(head, tmp_path / "h.safetensors")
     again = load_head(tmp_path / "h.safetensors")
     assert (again.agg, again.recipe["classes"], again.recipe["images"]) == (agg, 2, 160)
     assert again.sha256(whitened=True) == head.sha256(whitened=True)
@@ -237,12 +238,12 @@ def test_two_view_recall_is_one_for_equal_views_and_chance_for_strangers():
             OptionError,
             "learning without labels scores raw tokens",
         ),
+        ({"agg": "topk", "agg_options": {"score": "learned"}}, OptionError, "learned without labels; add --unlabelled"),
     ],
 )
 def test_what_cannot_be_fitted_is_one_line(tmp_path, pictures, changes, error, message):
     with pytest.raises(error, match=message):
-        fit_head(options(tmp_path, pictures, **changes), tmp_path / "h.safetensors")
-    assert not (tmp_path / "h.safetensors").exists()
+        Fitter(options(tmp_path, pictures, **changes)).fit()
 
 
 def test_too_few_images_for_views_are_refused(tmp_path, pictures):

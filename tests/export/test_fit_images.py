@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from mimexport.errors import FitError
-from mimexport.fit.images import open_images
+from mimexport.fit.images import labels_to_judge, open_images
 from mimruntime.decode import decode
 from mimruntime.errors import ImageError
 
@@ -61,8 +61,35 @@ def test_without_class_folders_there_are_no_labels(tmp_path):
     train, test = open_images(lay_out(tmp_path / "data", ["a.png", "b.png", "c.png"]))
     assert train.labels is None
     assert test is None
-    with pytest.raises(FitError, match="no class folders"):
-        _ = train.known_labels
+
+
+def test_a_folder_around_it_all_is_passed_through(tmp_path):
+    train, test = open_images(lay_out(tmp_path / "data", [f"tiny/{name}" for name in SPLIT]))
+    assert (len(train.images), len(test.images), train.classes) == (6, 6, ("cat", "dog"))
+
+
+def test_a_single_class_is_no_label(tmp_path):
+    train, test = open_images(lay_out(tmp_path / "data", ["photos/a.png", "photos/b.png"]))
+    assert (len(train.images), train.labels, test) == (2, None, None)
+
+
+def test_held_out_images_are_judged_by_the_classes_that_were_learned(tmp_path):
+    names = ["train/ant/0.png", "train/bee/0.png", "train/cat/0.png", "val/ant/0.png", "val/cat/0.png"]
+    learned, judged = labels_to_judge(*open_images(lay_out(tmp_path / "data", names)))
+    assert (learned.tolist(), judged.tolist()) == ([0, 1, 2], [0, 2])
+
+
+@pytest.mark.parametrize(
+    ("held_out", "message"),
+    [
+        (["val/ant/0.png", "val/dog/0.png"], "no training image of class 'dog'"),
+        (["val/0.png"], "the held-out images have no class folders to judge by; --no-judge"),
+    ],
+)
+def test_what_cannot_be_judged_is_one_line(tmp_path, held_out, message):
+    names = ["train/ant/0.png", "train/bee/0.png", *held_out]
+    with pytest.raises(FitError, match=message):
+        labels_to_judge(*open_images(lay_out(tmp_path / "data", names)))
 
 
 def test_the_digest_follows_the_content(tmp_path):

@@ -3,6 +3,7 @@
 import json
 import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import safetensors.torch
@@ -11,12 +12,12 @@ import torch
 from mimexport.aggregators import make_aggregator
 from mimexport.aliases import ALIASES, Alias
 from mimexport.backbone import Backbone, Shape
-from mimexport.build import BuildOptions, build, compose
+from mimexport.build import BuildOptions, build, choose_head, compose
 from mimexport.errors import HeadError
 from mimexport.foreign_heads import fetch_ep_head, load_foreign_head
 from mimexport.heads import Head, check_fit, embedded_heads, load_head, save_head
 from mimexport.weights import load_model
-from mimruntime.errors import OptionError, OutputError
+from mimruntime.errors import OptionError, OutputError, UnknownNameError
 
 SMALL = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 3}
 SHAPE = Shape(dim=48, grid=(4, 4), prefix=1, has_cls=True)
@@ -67,6 +68,15 @@ def test_a_place_that_cannot_be_written_is_an_error(tmp_path, loaded):
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError, match="cannot write"):
         save_head(head_for(loaded), tmp_path / "file" / "h.safetensors")
+
+
+def test_a_head_that_is_not_shipped_is_answered_with_those_that_are():
+    loaded = load_model("mae-tiny")
+    options = BuildOptions(model="mae-tiny", agg="abmilp", out=Path("unused"), head="abmilp-unlabeled")
+    with pytest.raises(
+        UnknownNameError, match="unknown head of mae-tiny 'abmilp-unlabeled'; did you mean abmilp-unlabelled"
+    ):
+        choose_head(loaded, Backbone(loaded.model).shape, options)
 
 
 def test_files_that_are_no_heads_are_refused(tmp_path, loaded):

@@ -182,6 +182,13 @@ def test_random_weights_are_the_same_for_a_seed_and_leave_no_parameter_constant(
     assert all(parameter.std() > 0 for parameter in first.model.parameters())
 
 
+def test_a_wrong_size_is_not_taken_for_a_hub_out_of_reach(monkeypatch):
+    right = timm.create_model
+    monkeypatch.setattr(timm, "create_model", lambda name, pretrained=False, **rest: right(name, **rest))
+    with pytest.raises(OptionError, match="100"):
+        load_model("dino-s16", size=100)
+
+
 def test_a_hub_out_of_reach_is_one_line_with_two_ways_out(monkeypatch, caplog):
     def unreachable(*args, **kwargs):
         logging.getLogger("huggingface_hub").warning("retrying")

@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 
 from mimeval.datasets.dataset import Dataset, Split, digest_of
 from mimeval.errors import DataError
-from mimruntime.files import TEST_PARTS, TRAIN_PARTS, ImageFile, divided_by_owner, list_images, open_zip
+from mimruntime.files import (
+    TEST_PARTS,
+    TRAIN_PARTS,
+    ImageFile,
+    divided_by_owner,
+    folder_around,
+    inside,
+    list_images,
+    open_zip,
+)
 from mimruntime.images import as_text
 
 HELD_OUT = 5
@@ -43,9 +51,8 @@ def read_tree(path: Path) -> tuple[list[ImageFile], set[PurePosixPath]]:
 
     """
     files = list_images(path)
-    root = _root(files)
-    files = [replace(file, name=file.name.relative_to(root)) for file in files]
-    return files, _folders(path, root)
+    root = folder_around(files)
+    return inside(root, files), _folders(path, root)
 
 
 def divided(path: Path, files: Sequence[ImageFile], folders: set[PurePosixPath], *, seed: int = 0) -> Dataset:
@@ -104,16 +111,6 @@ def split_of(files: Sequence[ImageFile], classes: Sequence[str], depth: int) -> 
         lambda row: files[row].read(),
         digest_of(*(f"{file.name}\0{file.stamp}" for file in files)),
     )
-
-
-def _root(files: Sequence[ImageFile]) -> PurePosixPath:
-    """Return the one folder that stands around train/, or around class folders, or nothing."""
-    top = files[0].name.parts[0]
-    if any(file.name.parts[0] != top for file in files):
-        return PurePosixPath()
-    inner = {file.name.parts[1].lower() for file in files if len(file.name.parts) > 2}
-    around_classes = top.lower() not in {*TRAIN_PARTS, *TEST_PARTS} and all(len(file.name.parts) > 2 for file in files)
-    return PurePosixPath(top) if around_classes or inner & {*TRAIN_PARTS} else PurePosixPath()
 
 
 def _folders(path: Path, root: PurePosixPath) -> set[PurePosixPath]:

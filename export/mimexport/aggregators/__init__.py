@@ -60,6 +60,6 @@ def make_aggregator(name: str, shape: Shape, options: dict[str, Any]) -> Aggrega
     accepted = [p.name for p in inspect.signature(kind).parameters.values() if p.kind is p.KEYWORD_ONLY]
     for key in given:
         if key not in accepted:
-            takes = ", ".join(f"--{known}" for known in accepted) or "no options"
-            raise OptionError(f"aggregator {name} takes {takes}; --{key} was given")
+            takes = ", ".join(accepted) or "no options"
+            raise OptionError(f"aggregator {name} takes {takes}; {key} was given")
     return kind(shape, **given)

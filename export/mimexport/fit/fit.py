@@ -20,7 +20,7 @@ from mimexport.fit.labelled import train
 from mimexport.fit.tokens import Subset, Tokens, TokenStore, pool
 from mimexport.fit.unlabelled import SHRINKAGE, fit_scorer, two_view_recall
 from mimexport.fit.views import WHOLE
-from mimexport.heads import Head, save_head
+from mimexport.heads import Head
 from mimexport.weights import LoadedModel, load_model
 from mimexport.whitening import Whitening, fit_two_view
 from mimruntime.decode import Source
@@ -132,6 +132,10 @@ class Fitter:
         given = {name: value for name, value in options.agg_options.items() if value is not None}
         token_norm = options.token_norm or kind.token_norm
         final = token_norm == "final"
+        if given.get("score") == LEARNED and options.labels is not None:
+            raise OptionError(
+                f"{options.agg}'s score is learned without labels; add --unlabelled, or leave --score away"
+            )
         whole = self.tokens(options.images, options.digest, "training")
         views = self.views()
         learned_score = options.agg == "abmilp" or (options.agg == "topk" and given.get("score", LEARNED) == LEARNED)
@@ -228,15 +232,3 @@ def plain_head(agg: str, fitter: Fitter) -> Head:
         agg=agg, params=aggregator.params, token_norm=aggregator.token_norm, dim=fitter.backbone.shape.dim,
         grid=fitter.backbone.shape.grid, model=fitter.loaded.name, backbone_sha256=fitter.loaded.sha256, tensors={},
     )  # fmt: skip
-
-
-def fit_head(
-    options: FitOptions,
-    out: Path,
-    report: Callable[[str], None] = lambda line: None,
-    progress: Callable[[str, int, int], None] = lambda name, done, total: None,
-) -> Head:
-    """Fit the head that `options` describe and write it to `out`."""
-    head = Fitter(options, report, progress).fit()
-    save_head(head, out)
-    return head

@@ -12,7 +12,7 @@ import numpy as np
 
 from mimexport.errors import FitError
 from mimruntime.decode import Source
-from mimruntime.files import ImageFile, divided_by_owner, list_images
+from mimruntime.files import ImageFile, divided_by_owner, folder_around, inside, list_images
 
 _HELD_OUT = 0.2
 
@@ -33,22 +33,12 @@ class ImageSet:
     classes: tuple[str, ...]
     digest: str
 
-    @property
-    def known_labels(self) -> np.ndarray:
-        """The labels.
-
-        Raises:
-            FitError: there are none.
-        """
-        if self.labels is None:
-            raise FitError("the held-out images have no class folders, although the training images do")
-        return self.labels
-
 
 def open_images(path: Path, *, seed: int = 0) -> tuple[ImageSet, ImageSet | None]:
     """Return training images, and the labelled images held out to report on (None without labels).
 
-    `train/` and `val/` (or `test/`) are taken as they are; otherwise a fifth of the labelled images is held out.
+    `train/` and `val/` (or `test/`) are taken as they are; otherwise a fifth of the labelled images is held out. A single
+    folder around all of it, as archives have, is passed through. A single class is no label.
 
     Args:
         path: `CLASS/image`, `train/CLASS/image` with `val/CLASS/image`, or images without folders; or a zip of that.
@@ -58,6 +48,7 @@ def open_images(path: Path, *, seed: int = 0) -> tuple[ImageSet, ImageSet | None
         ImageError: nothing there, no images in it, or a zip that is cut short or damaged.
     """
     files = list_images(path)
+    files = inside(folder_around(files), files)
     if parts := divided_by_owner(files):
         train, test = parts
         return _image_set(train, 1), _image_set(test, 1)
@@ -69,6 +60,23 @@ def open_images(path: Path, *, seed: int = 0) -> tuple[ImageSet, ImageSet | None
     names = whole.classes
     train, test = ([file for file, out in zip(files, held, strict=True) if out == side] for side in (False, True))
     return _image_set(train, 0, names), _image_set(test, 0, names)
+
+
+def labels_to_judge(train: ImageSet, test: ImageSet) -> tuple[np.ndarray, np.ndarray]:
+    """Return the labels of both, by the classes of `train`.
+
+    Raises:
+        FitError: no class folders, or images held out of a class that has none to learn from.
+    """
+    if train.labels is None or test.labels is None:
+        missing = "training" if train.labels is None else "held-out"
+        raise FitError(f"the {missing} images have no class folders to judge by; --no-judge leaves that out")
+    index = {name: label for label, name in enumerate(train.classes)}
+    if unknown := [name for name in test.classes if name not in index]:
+        raise FitError(
+            f"no training image of class '{unknown[0]}', although held-out images are of it; give some, or --no-judge"
+        )
+    return train.labels, np.array([index[test.classes[label]] for label in test.labels])
 
 
 class _Sources(Sequence[Source]):
@@ -99,5 +107,7 @@ def _image_set(files: list[ImageFile], depth: int, classes: tuple[str, ...] | No
         return ImageSet(sources, None, (), digest)
     named = [file.name.parts[depth] for file in files]
     classes = classes or tuple(sorted(set(named)))
+    if len(classes) < 2:
+        return ImageSet(sources, None, (), digest)
     index = {name: label for label, name in enumerate(classes)}
     return ImageSet(sources, np.array([index[name] for name in named]), classes, digest)

@@ -21,6 +21,7 @@ from mimexport.backbone import Backbone, Shape
 from mimexport.blocks import OpenBlock, take
 from mimexport.features import Features
 from mimexport.fit.views import show
+from mimexport.provenance import code_digest
 from mimexport.weights import LoadedModel
 from mimruntime.cpus import available_cpus
 from mimruntime.decode import Source
@@ -100,7 +101,7 @@ class TokenStore:
     """Computes tokens of images with one backbone and keeps them under `folder`.
 
     Args:
-        loaded: weights and their digest, which names the files.
+        loaded: architecture and digest of the weights, which name the files, as the code and its tools do.
         backbone: made from them.
         preprocess: of the model.
         folder: of the cache; grows by about 2·N·D bytes an image and view.
@@ -110,7 +111,7 @@ class TokenStore:
         self._backbone = backbone
         self._preprocess = preprocess
         self._folder = folder
-        self._identity = f"{loaded.sha256}{preprocess}"
+        self._identity = f"{loaded.timm_name} {loaded.sha256} {preprocess} {code_digest()}"
         scale = torch.tensor(loaded.config["std"]).view(1, 3, 1, 1) * 255
         self._mean, self._std = torch.tensor(loaded.config["mean"]).view(1, 3, 1, 1) * 255, scale
 
