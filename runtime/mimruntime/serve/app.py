@@ -49,8 +49,9 @@ def create_app(settings: Settings) -> FastAPI:
         pool.shutdown(wait=False, cancel_futures=True)
         for model in models:
             model.executor.stop()
-        for model in models:
-            await asyncio.to_thread(model.executor.join, _JOIN_S)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_JOIN_S):
+                await asyncio.gather(*(asyncio.to_thread(model.executor.join, _JOIN_S) for model in models))
 
     app = FastAPI(
         title="mimexport",
@@ -63,7 +64,7 @@ def create_app(settings: Settings) -> FastAPI:
     for router in (
         openai.router(models, Fetcher(settings.remote_hosts, settings.max_body)),
         upload.router(models),
-        kserve.router(models, version),
+        kserve.router(models, lifecycle, version),
         health.router(models, metrics, lifecycle, version),
     ):
         app.include_router(router)

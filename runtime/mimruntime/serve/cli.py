@@ -34,12 +34,18 @@ _KEY_VARIABLE = "MIMEXPORT_API_KEY"
 @click.option("--decode-threads", type=_POSITIVE, help="Threads that decode.  [default: one per CPU, at most 8]")
 @click.option("--max-queue", default=64, type=_POSITIVE, help="Images in flight per artifact, beyond which: 429.")
 @click.option("--deadline", default=30.0, type=_SECONDS, metavar="S", help="From admission to answer, else 504.")
-@click.option("--grace", default=30, type=_POSITIVE, metavar="S", help="From SIGTERM to exit at most.")
+@click.option(
+    "--grace", default=30, type=_POSITIVE, metavar="S", help="From SIGTERM on, for what was accepted to be answered."
+)
 @click.option(
     "--body-timeout", default=20.0, type=_SECONDS, metavar="S", help="For a request to arrive whole, else 408."
 )
 @click.option(
-    "--watchdog", default=30.0, type=_SECONDS, metavar="S", help="Idle time before a real inference is tried."
+    "--watchdog",
+    default=30.0,
+    type=_SECONDS,
+    metavar="S",
+    help="Idle time before a real inference is tried; a run that takes longer is stuck: /live gives 503.",
 )
 @click.option("--max-body-mb", default=32, type=_POSITIVE, help="One request's body, else 413.")
 @click.option("--max-buffered-mb", default=512, type=_POSITIVE, help="All bodies held at once, else 429.")
@@ -51,7 +57,7 @@ _KEY_VARIABLE = "MIMEXPORT_API_KEY"
     "formats",
     multiple=True,
     envvar="MIMEXPORT_FORMAT",
-    help="Formats let in.  [default: JPEG PNG WebP GIF BMP]",
+    help="All formats let in.  [default: JPEG PNG WebP GIF BMP]",
 )
 @click.option(
     "--api-key",
@@ -85,7 +91,6 @@ def serve(check: bool, **given: Any) -> None:
     if check:
         _print_check(settings)
         return
-    click.echo(f"listening on http://{settings.host}:{settings.port}", err=True)
     serve_forever(settings)
 
 

@@ -65,8 +65,7 @@ class Door:
         headers = Headers(scope=scope)
         if self._keys and not self._is_known(headers.get("Authorization", "")):
             raise Problem(401, "invalid_api_key", "send a valid key as 'Authorization: Bearer KEY'")
-        if self._lifecycle.draining:
-            raise Problem(503, "draining", "the service is shutting down", retry_after_s=1)
+        self._lifecycle.check_open()
         if scope["method"] != "POST":
             return
         if headers.get("Content-Encoding", "identity") != "identity":

@@ -157,18 +157,24 @@ class Executor(threading.Thread):
     def _warm_up(self) -> None:
         """Run every size once, so that no request pays for a first time."""
         for size in self._sizes:
-            rows = self._run([self._probe] * size)
-        self._probe_vector = rows[0]
+            row = self._run([self._probe] * size)[0]
+        if self._probe_vector is None:
+            self._probe_vector = row
+        self._check_probe(row)
         self._set_ready(True)
 
     def _watch(self) -> None:
-        """Run a real inference on an idle engine and compare it with the one at the start."""
+        """Run a real inference on an idle engine."""
         try:
-            cosine = float(self._run([self._probe])[0] @ self._probe_vector)
-            if not cosine > _SAME:
-                raise EngineError(f"the watchdog's vector changed: cosine {cosine:.4f} to that at the start")
+            self._check_probe(self._run([self._probe])[0])
         except EngineError as error:
             self._rebuild(error)
+
+    def _check_probe(self, row: np.ndarray) -> None:
+        """Compare the probe's vector with the one at the start; an engine that was opened anew must give it too."""
+        cosine = float(row @ self._probe_vector)
+        if not cosine > _SAME:
+            raise EngineError(f"the probe's vector changed: cosine {cosine:.4f} to that at the start")
 
     def _rebuild(self, cause: EngineError) -> None:
         """Close the engine and open it anew, until it works or the service ends."""

@@ -12,7 +12,6 @@ from mimruntime.serve.answers import documented
 from mimruntime.serve.lifecycle import Lifecycle
 from mimruntime.serve.metrics import Metrics
 from mimruntime.serve.model import Models
-from mimruntime.serve.problems import Problem
 from mimruntime.serve.schemas import ErrorResponse
 
 _UNAVAILABLE = documented(ErrorResponse, 503)
@@ -25,16 +24,14 @@ def router(models: Models, metrics: Metrics, lifecycle: Lifecycle, version: str)
     @routes.get("/live", responses=_UNAVAILABLE)
     async def live() -> dict[str, str]:
         """Answer 503 where only a restart helps."""
-        if models.stuck:
-            raise Problem(503, "stuck", "an engine does not come back")
+        models.check_live()
         return {"status": "live"}
 
     @routes.get("/ready", responses=_UNAVAILABLE)
     @routes.get("/health", responses=_UNAVAILABLE)
     async def ready() -> dict[str, str]:
         """Answer 200 once every model has embedded, 503 while one cannot or the service drains."""
-        if lifecycle.draining:
-            raise Problem(503, "draining", "the service is shutting down")
+        lifecycle.check_open()
         models.check_ready()
         return {"status": "ready"}
 

@@ -12,6 +12,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from mimruntime.serve.answers import admit, documented, timing
+from mimruntime.serve.lifecycle import Lifecycle
 from mimruntime.serve.line import Embedded
 from mimruntime.serve.model import Model, Models
 from mimruntime.serve.openai import ExpectedSpace
@@ -39,7 +40,7 @@ _BODY = {
 ModelName = Annotated[str, Path(json_schema_extra={"format": "model-name"})]
 
 
-def router(models: Models, version: str) -> APIRouter:
+def router(models: Models, lifecycle: Lifecycle, version: str) -> APIRouter:
     """Return the protocol's routes."""
     routes = APIRouter(prefix="/v2", tags=["KServe v2"])
 
@@ -51,13 +52,13 @@ def router(models: Models, version: str) -> APIRouter:
     @routes.get("/health/live", responses=documented(KserveError, 503))
     async def live() -> dict[str, bool]:
         """Answer 503 where only a restart helps."""
-        if models.stuck:
-            raise Problem(503, "stuck", "an engine does not come back")
+        models.check_live()
         return {"live": True}
 
     @routes.get("/health/ready", responses=documented(KserveError, 503))
     async def ready() -> dict[str, bool]:
-        """Answer 200 once every model has embedded."""
+        """Answer 200 once every model has embedded, 503 while one cannot or the service drains."""
+        lifecycle.check_open()
         models.check_ready()
         return {"ready": True}
 

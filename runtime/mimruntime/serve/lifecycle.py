@@ -1,4 +1,4 @@
-"""From the first request to SIGTERM: how many requests are open, and whether new ones are taken."""
+"""From the first request to the last: how many requests are open, and whether new ones are taken."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import contextlib
 import signal
 from collections.abc import Iterator
 from types import FrameType
+
+from mimruntime.serve.problems import Problem
 
 _TICK_S = 0.05
 
@@ -20,6 +22,11 @@ class Lifecycle:
         self._open = 0
         self._stopping: asyncio.Task[None] | None = None
 
+    def check_open(self) -> None:
+        """Raise the 503 of what comes while the service drains."""
+        if self.draining:
+            raise Problem(503, "draining", "the service is shutting down", retry_after_s=1)
+
     @contextlib.contextmanager
     def request(self) -> Iterator[None]:
         """Count a request as open."""
@@ -30,7 +37,10 @@ class Lifecycle:
             self._open -= 1
 
     def install(self) -> None:
-        """Put draining before what the server does at SIGTERM; called once the server has set its own handler."""
+        """Put draining before what the server does at SIGTERM and Ctrl-C; called once the server has set its own handler.
+
+        A second Ctrl-C ends the draining.
+        """
         server_stops = signal.getsignal(signal.SIGTERM)
         loop = asyncio.get_running_loop()
 
@@ -40,11 +50,17 @@ class Lifecycle:
                 async with asyncio.timeout(self._grace_s):
                     while self._open:
                         await asyncio.sleep(_TICK_S)
+            stop(number, frame)
+
+        def stop(number: int, frame: FrameType | None) -> None:
             if callable(server_stops):
                 server_stops(number, frame)
 
         def begin(number: int, frame: FrameType | None) -> None:
             if self._stopping is None:
                 self._stopping = loop.create_task(drain(number, frame))
+            elif number == signal.SIGINT:
+                stop(number, frame)
 
-        signal.signal(signal.SIGTERM, lambda *received: loop.call_soon_threadsafe(begin, *received) and None)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *received: loop.call_soon_threadsafe(begin, *received) and None)

@@ -160,10 +160,10 @@ class Models:
         """Every embedding space served, comma-separated."""
         return ",".join(sorted({model.about.space for model in self}))
 
-    @property
-    def stuck(self) -> bool:
-        """Whether an engine does not come back."""
-        return any(model.executor.stuck for model in self)
+    def check_live(self) -> None:
+        """Raise the 503 of an engine that does not come back: only a restart helps."""
+        if any(model.executor.stuck for model in self):
+            raise Problem(503, "stuck", "an engine does not come back", retry_after_s=1)
 
     def check_ready(self) -> None:
         """Raise the 503 of the first model that is not ready."""

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import os
 import signal
+import socket
 import sys
 import tempfile
 from functools import partial
@@ -25,6 +26,8 @@ from mimruntime.serve.metrics import MULTIPROCESS
 from mimruntime.serve.settings import Settings
 
 _LOG = logging.getLogger("mimexport")
+_CANCEL_S = 1
+"""For what is still open once draining has had its time; uvicorn cancels it then."""
 _KEEP_ALIVE_S = 75
 """Longer than load balancers keep an idle connection (60 s), which would else send into one that is just being closed."""
 
@@ -71,6 +74,21 @@ class PatientProtocol(H11Protocol):
             self.transport.close()
 
 
+class _Server(uvicorn.Server):
+    """A server that says where it listens, once it does."""
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        for server in self.servers:
+            for listener in server.sockets:
+                _LOG.info("listening on %s", _url(self.config.host, listener))
+
+
+def _url(host: str, listener: Any) -> str:
+    name = f"[{host}]" if ":" in host else host
+    return f"http://{name}:{listener.getsockname()[1]}"
+
+
 def serve(settings: Settings) -> None:
     """Serve until SIGTERM or Ctrl-C; what was accepted is answered first.
 
@@ -82,7 +100,7 @@ def serve(settings: Settings) -> None:
     if settings.workers > 1:
         _serve_with_workers(settings)
         return
-    server = uvicorn.Server(_config(settings, create_app(settings)))
+    server = _Server(_config(settings, create_app(settings)))
     # Once it has stopped, uvicorn raises SIGTERM again; the work is done then, and the exit code is 0.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     server.run()
@@ -95,7 +113,9 @@ def _serve_with_workers(settings: Settings) -> None:
     with tempfile.TemporaryDirectory(prefix="mimexport-metrics-") as figures:
         os.environ[MULTIPROCESS] = figures
         config = _config(settings, partial(_create_in_worker, settings))
-        supervisor = Multiprocess(config, [config.bind_socket()])
+        listener = config.bind_socket()
+        _LOG.info("%d workers start, to listen on %s", settings.workers, _url(settings.host, listener))
+        supervisor = Multiprocess(config, [listener])
         supervisor.run()
     if any(process.exitcode == STARTUP_FAILURE for process in supervisor.processes):
         raise EngineError("a worker could not start; its line above says why")
@@ -124,7 +144,7 @@ def _config(settings: Settings, app: Any) -> uvicorn.Config:
         lifespan="on",
         limit_concurrency=settings.max_connections,
         timeout_keep_alive=_KEEP_ALIVE_S,
-        timeout_graceful_shutdown=settings.grace_s,
+        timeout_graceful_shutdown=_CANCEL_S,
         server_header=False,
         access_log=False,
         log_config=None,

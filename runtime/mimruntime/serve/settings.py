@@ -21,12 +21,12 @@ class Settings:
         host, port: where to listen.
         workers: processes, each with engines of its own.
         engine, provider, threads: as `Embedder.open` takes them.
-        max_batch: images of one run at most, None as it was tuned or else 8; the sizes run are the powers of two up to it.
+        max_batch: images of one run at most, None as it was tuned or else 8; the sizes run are it and the powers of two below.
         max_delay_ms: how long a batch waits for images that are still being decoded.
         decode_threads: threads that decode, for all artifacts together; None is one per CPU, at most 8.
         max_queue: images in flight per artifact beyond which requests get 429.
         deadline_s: from a request's admission to its answer, else 504.
-        grace_s: from SIGTERM to exit at most.
+        grace_s: from SIGTERM or Ctrl-C on, for what was accepted to be answered.
         body_timeout_s: for a request to arrive whole, headers and body, else 408.
         watchdog_s: idle time after which a real inference is run; a run of this length counts as stuck.
         max_body: bytes of one request.

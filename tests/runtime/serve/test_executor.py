@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -25,15 +26,17 @@ def line() -> Line:
 
 @pytest.fixture
 def executor(toy_artifact: Path, line: Line) -> Iterator[Executor]:
-    def opened() -> Embedder:
-        return Embedder.open(toy_artifact, workers=1)
-
-    made = Executor(opened(), opened, line, Metrics("1"), patience_s=0.001, watchdog_s=30)
+    reopen = partial(opened, toy_artifact)
+    made = Executor(reopen(), reopen, line, Metrics("1"), patience_s=0.001, watchdog_s=30)
     made.start()
     wait_for(lambda: made.ready)
     yield made
     made.stop()
     made.join(30)
+
+
+def opened(artifact: Path) -> Embedder:
+    return Embedder.open(artifact, workers=1)
 
 
 def wait_for(true: object) -> None:
@@ -65,6 +68,32 @@ def test_no_memory_for_a_batch_is_the_engine_s_failure_and_passes(
         item.future.result()
     wait_for(lambda: executor.ready)
     assert sent(line).future.result(20).vector.shape == (16,)
+
+
+def test_an_engine_that_was_opened_anew_and_answers_something_else_is_not_ready(
+    toy_artifact: Path, line: Line, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right, wrong = Embedder.run, threading.Event()
+
+    def run(self: Embedder, pixels: np.ndarray) -> np.ndarray:
+        rows = right(self, pixels)
+        return np.roll(rows, 1, axis=1) if wrong.is_set() else rows
+
+    monkeypatch.setattr(Embedder, "run", run)
+    monkeypatch.setattr(module, "_PAUSES_S", (0.01,))
+    metrics = Metrics("1")
+    executor = Executor(
+        opened(toy_artifact), partial(opened, toy_artifact), line, metrics, patience_s=0, watchdog_s=0.05
+    )
+    executor.start()
+    wait_for(lambda: executor.ready)
+    wrong.set()
+    wait_for(lambda: b'engine_rebuilds_total{model="toy"} 3.0' in metrics.text())
+    assert not executor.ready
+    wrong.clear()
+    wait_for(lambda: executor.ready)
+    executor.stop()
+    executor.join(30)
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")

@@ -194,22 +194,47 @@ def test_a_batch_call_and_a_single_call_are_refused_alike(toy_artifact: Path, tm
         assert int(single.headers["Retry-After"]) >= 1
 
 
-def test_sigterm_under_load_answers_what_was_accepted_and_exits_0(
-    toy_artifact: Path, tmp_path: Path, photo: Path
+@pytest.mark.parametrize(("stop", "status"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
+def test_a_signal_under_load_answers_what_was_accepted_and_ends(
+    toy_artifact: Path, tmp_path: Path, photo: Path, stop: signal.Signals, status: int
 ) -> None:
     with running(toy_artifact, log=tmp_path / "log", program=FAULTY, env={"FAULT_SLEEP": "0.05"}) as service:
         with ThreadPoolExecutor(12) as pool:
             sent = [pool.submit(post, service, photo.read_bytes()) for _ in range(12)]
             while service.metric("mimexport_images_in_flight") < 12 and not all(future.done() for future in sent):
                 time.sleep(0.01)
-            service.process.send_signal(signal.SIGTERM)
+            service.process.send_signal(stop)
             time.sleep(0.05)
             late = post(service, photo.read_bytes())
             statuses = Counter(future.result() for future in sent)
         assert statuses == {200: 12}
         assert late in {0, 503}
-        assert service.process.wait(10) == 0
+        assert service.process.wait(10) == status
     assert "Traceback" not in (tmp_path / "log").read_text()
+
+
+def test_while_it_drains_no_balancer_sends_more_and_after_the_grace_it_ends(
+    toy_artifact: Path, tmp_path: Path, photo: Path
+) -> None:
+    options = ("--grace", 2, "--max-batch", 1)
+    with running(
+        toy_artifact, *options, log=tmp_path / "log", program=FAULTY, env={"FAULT_SLEEP": "4"}, wait=False
+    ) as s:
+        s.wait_until_ready(30)
+        with ThreadPoolExecutor(1) as pool:
+            cut_off = pool.submit(post, s, photo.read_bytes())
+            time.sleep(0.5)
+            s.process.send_signal(signal.SIGTERM)
+            stopped = time.monotonic()
+            time.sleep(0.3)
+            for path in ("/ready", "/health", "/v2/health/ready", "/v2"):
+                answer = s.call(path)
+                assert (path, answer.status, answer.headers["Retry-After"]) == (path, 503, "1")
+            assert s.call("/v2/health/live").status == 200
+            assert s.process.wait(20) == 0
+            # The grace of 2 s, 1 s to cancel, and the run of 4 s, begun before, to come back; never twice the grace more.
+            assert time.monotonic() - stopped < 20
+            assert cut_off.exception() is not None or cut_off.result() in {0, 500, 503}
 
 
 def test_a_worker_that_is_killed_comes_back_within_seconds(

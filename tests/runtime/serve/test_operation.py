@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import io
 import json
+import os
 import struct
 import subprocess
 import sys
@@ -50,6 +51,24 @@ def test_prometheus_reads_the_metrics(toy: Service, photo: Path) -> None:
     (build,) = families["mimexport_build_info"].samples
     assert build.labels["provider"] == "cpu"
     assert build.labels["engine"].split()[0] in ENGINES
+
+
+def test_what_a_killed_worker_had_in_flight_is_forgotten_and_what_it_did_is_not(tmp_path: Path) -> None:
+    work = (
+        "import os; from mimruntime.serve.metrics import Metrics; m = Metrics('1'); m.images.labels('toy').inc(7);"
+        " m.in_flight.labels('toy').set(5); m.ready.labels('toy').set(0); os._exit(1)"
+    )
+    ask = "from mimruntime.serve.metrics import Metrics; print(Metrics('1').text().decode())"
+    env = {**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(tmp_path)}
+    subprocess.run([sys.executable, "-c", work], env=env, check=False)
+    text = subprocess.run([sys.executable, "-c", ask], env=env, check=True, capture_output=True, text=True).stdout
+    assert 'mimexport_images_total{model="toy"} 7.0' in text
+    assert "mimexport_images_in_flight{" not in text
+    assert "mimexport_ready{" not in text
+
+
+def test_it_says_where_it_listens_once_it_does(toy: Service) -> None:
+    assert f"listening on {toy.url}" in toy.log.read_text()
 
 
 def test_metrics_do_not_grow_with_what_strangers_ask_for(toy: Service) -> None:
