@@ -40,7 +40,7 @@ def decode(raw: bytes, kind: type[Record], *, format_name: str, schema: int) -> 
     try:
         header = msgspec.json.decode(raw, type=_Header)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise ValueError(f"is not a readable manifest ({error})") from error
+        raise ValueError(f"is not a readable record ({error})") from error
     if header.format != format_name:
         raise ValueError(f"is not of this program: format is '{header.format}', expected '{format_name}'")
     if header.schema > schema:

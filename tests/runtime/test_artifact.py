@@ -109,13 +109,13 @@ def test_a_newer_schema_with_unknown_fields_still_says_to_upgrade(toy_copy: Path
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("", "not a readable manifest"),
+        ("", "not a readable record"),
         ("{}", "not of this program: format is ''"),
         ('{"format": "gguf", "schema": 1}', "format is 'gguf'"),
-        ("[1, 2]", "not a readable manifest"),
-        ("null", "not a readable manifest"),
-        ("[" * 100_000, "not a readable manifest"),
-        ('{"x": ' * 100_000, "not a readable manifest"),
+        ("[1, 2]", "not a readable record"),
+        ("null", "not a readable record"),
+        ("[" * 100_000, "not a readable record"),
+        ('{"x": ' * 100_000, "not a readable record"),
         ('{"format": "mimexport-artifact", "schema": 1}', "is damaged"),
     ],
 )
@@ -128,7 +128,7 @@ def test_foreign_json_is_refused(toy_copy: Path, text: str, reason: str) -> None
 @pytest.mark.parametrize("raw", [b"\xff\xfe\x00", b"\x00" * 100, b'{"format": "\xff"}'])
 def test_a_manifest_that_is_no_text_is_refused(toy_copy: Path, raw: bytes) -> None:
     (toy_copy / artifact.MANIFEST).write_bytes(raw)
-    with pytest.raises(ArtifactError, match="not a readable manifest"):
+    with pytest.raises(ArtifactError, match="not a readable record"):
         Artifact.open(toy_copy)
 
 

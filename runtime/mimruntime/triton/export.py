@@ -48,7 +48,7 @@ def export(
     Raises:
         OptionError: a batch the plan does not run, a precision the backend does not, or a plan without a GPU.
         OutputError: a model is there already, one that would not fit is, or the folder cannot be written.
-        ArtifactError, UnknownNameError: see `graph_file`.
+        EngineError, UnknownNameError: see `graph_file`.
 
     """
     manifest, called = artifact.manifest, names(artifact.manifest)

@@ -5,13 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-import msgspec
-
-from mimruntime.artifact import Artifact, file_sha256
-from mimruntime.errors import ArtifactError, OptionError, UnknownNameError
+from mimruntime.artifact import Artifact
+from mimruntime.engines.compiled import check_files, compile_line, list_compiled
+from mimruntime.engines.trt.engine import PLAN
+from mimruntime.errors import EngineError, OptionError, UnknownNameError
 
 ENGINES = ("onnxruntime", "tensorrt")
-_PLAN_SUFFIXES = (".plan", ".engine")
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,32 +33,13 @@ class GraphFile:
     most: int | None = None
 
 
-class _Profile(msgspec.Struct):
-    least: int
-    most: int
-
-
-class _Seal(msgspec.Struct):
-    sha256: str
-
-
-class _Compiled(msgspec.Struct):
-    """The part of `engines/<key>/engine.json` that is needed here."""
-
-    engine: str
-    graph_sha256: str
-    hardware: str = ""
-    batch: _Profile | None = None
-    files: dict[str, _Seal] = {}
-
-
 def graph_file(artifact: Artifact, engine: str) -> GraphFile:
     """Return what `engine` runs of `artifact`.
 
     Raises:
         UnknownNameError: another engine than Triton's two.
         OptionError: no plan, or more than one.
-        ArtifactError: a plan that was changed, or belongs to another graph.
+        EngineError: a plan that is damaged, was changed, or belongs to another graph.
 
     """
     if engine not in ENGINES:
@@ -73,24 +53,19 @@ def graph_file(artifact: Artifact, engine: str) -> GraphFile:
 
 
 def _plan(artifact: Artifact) -> GraphFile:
-    found = {}
-    for path in sorted(artifact.path.glob("engines/*/engine.json")):
-        compiled = msgspec.json.decode(path.read_bytes(), type=_Compiled)
-        if compiled.engine == "tensorrt":
-            found[path.parent] = compiled
-    compile_line = f"mimexport compile {artifact.path} --engine tensorrt"
+    found = list_compiled(artifact, "tensorrt")
     if not found:
-        raise OptionError(f"{artifact.path}/engines holds no TensorRT plan; run: {compile_line}")
+        line = f"mimexport compile {artifact.path} --engine tensorrt"
+        raise OptionError(f"{artifact.engines} holds no TensorRT plan; run: {line}")
     if len(found) > 1:
-        listed = ", ".join(f"{folder.name} ({compiled.hardware})" for folder, compiled in found.items())
-        raise OptionError(f"{artifact.path}/engines holds several TensorRT plans: {listed}; keep the one to serve")
-    (folder, compiled) = next(iter(found.items()))
-    if compiled.graph_sha256 != artifact.graph_sha256:
-        raise ArtifactError(f"{folder} was compiled from another graph; run: {compile_line}")
-    name = next((name for name in compiled.files if name.endswith(_PLAN_SUFFIXES)), None)
-    if name is None or file_sha256(folder / name) != compiled.files[name].sha256:
-        raise ArtifactError(f"{folder} holds no plan as it was compiled; run: {compile_line}")
-    sources = {"model.plan": folder / name}
-    if compiled.batch is None:
-        return GraphFile("tensorrt", "model.plan", sources)
-    return GraphFile("tensorrt", "model.plan", sources, compiled.batch.least, compiled.batch.most)
+        listed = ", ".join(f"{one.folder.name} ({one.record.hardware})" for one in found)
+        raise OptionError(f"{artifact.engines} holds several TensorRT plans: {listed}; keep the one to serve")
+    (compiled,) = found
+    record = compiled.record
+    if record.graph_sha256 != artifact.graph_sha256:
+        raise EngineError(f"{compiled.folder} was compiled from another graph; run: {compile_line(artifact, record)}")
+    check_files(artifact, compiled)
+    sources = {PLAN: compiled.folder / PLAN}
+    if record.batch is None:
+        return GraphFile("tensorrt", PLAN, sources)
+    return GraphFile("tensorrt", PLAN, sources, record.batch.least, record.batch.most)

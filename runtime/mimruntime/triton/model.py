@@ -14,9 +14,7 @@ from mimruntime.decode import decode
 from mimruntime.errors import ImageError
 from mimruntime.manifest import Preprocess
 from mimruntime.preprocess import to_pixels
-
-_FORMATS = ("JPEG", "PNG", "WebP", "GIF", "BMP")
-"""Those `mimexport serve` lets in."""
+from mimruntime.serve.settings import DEFAULT_FORMATS
 
 
 class TritonPythonModel:
@@ -48,4 +46,4 @@ class TritonPythonModel:
         self._pool.shutdown(wait=True, cancel_futures=True)
 
     def _prepare(self, file: bytes) -> np.ndarray:
-        return to_pixels(decode(file, formats=_FORMATS), self._spec)
+        return to_pixels(decode(file, formats=DEFAULT_FORMATS), self._spec)

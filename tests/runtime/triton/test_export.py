@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import shutil
 import sys
 import types
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -20,7 +20,8 @@ from tritonclient.grpc import model_config_pb2
 
 from mimruntime import Embedder
 from mimruntime.artifact import Artifact
-from mimruntime.errors import ArtifactError, MimError, OptionError, OutputError
+from mimruntime.engines.record import BatchProfile, EngineRecord, FileSeal, encode
+from mimruntime.errors import EngineError, MimError, OptionError, OutputError
 from mimruntime.triton import pbtxt
 from mimruntime.triton.cli import export_triton
 from mimruntime.triton.config import Options
@@ -213,18 +214,19 @@ def test_an_ensemble_is_not_left_on_top_of_another_graph(toy_artifact: Path, tmp
     assert [parsed(tmp_path / name).max_batch_size for name in ("toy", "toy-images")] == [16, 16]
 
 
-def planted_plan(artifact: Path, key: str = "tensorrt-1", **changes: object) -> None:
-    folder = artifact / "engines" / key
+def planted_plan(artifact: Path, **changes: Any) -> Path:
+    """Put bytes in the place of a plan, sealed as `mimexport compile` seals one."""
+    values = {
+        "engine": "tensorrt", "version": "1", "precision": "fp16", "provider": "cuda", "hardware": "sm90",
+        "graph_sha256": Artifact.open(artifact).graph_sha256, "batch": BatchProfile(least=1, best=8, most=16),
+        "files": {"model.plan": FileSeal(sha256=hashlib.sha256(b"plan").hexdigest(), size=4)},
+    }  # fmt: skip
+    record = EngineRecord(**values | changes)
+    folder = artifact / "engines" / record.key
     folder.mkdir(parents=True)
     (folder / "model.plan").write_bytes(b"plan")
-    digest = hashlib.sha256(b"plan").hexdigest()
-    record = {
-        "engine": "tensorrt",
-        "graph_sha256": Artifact.open(artifact).graph_sha256,
-        "batch": {"least": 1, "best": 8, "most": 16},
-        "files": {"model.plan": {"sha256": digest, "size": 4}},
-    }
-    (folder / "engine.json").write_text(json.dumps(record | changes))
+    (folder / "engine.json").write_bytes(encode(record))
+    return folder
 
 
 def test_a_tensorrt_plan_is_served_where_there_is_one(toy_copy: Path, tmp_path: Path) -> None:
@@ -236,7 +238,7 @@ def test_a_tensorrt_plan_is_served_where_there_is_one(toy_copy: Path, tmp_path: 
 
 
 def test_a_plan_is_warmed_up_with_batches_it_runs(toy_copy: Path, tmp_path: Path) -> None:
-    planted_plan(toy_copy, batch={"least": 4, "best": 8, "most": 16})
+    planted_plan(toy_copy, batch=BatchProfile(least=4, best=8, most=16))
     exported(toy_copy, tmp_path / "repo", "--engine", "tensorrt", "--max-batch", "16", "--gpu", "0")
     assert [sample.batch_size for sample in parsed(tmp_path / "repo" / "toy").model_warmup] == [4, 16]
 
@@ -265,25 +267,42 @@ def test_a_plan_on_a_cpu_is_refused(toy_copy: Path, tmp_path: Path) -> None:
         ("tensorrt", [{}], 32, OptionError, "compiled for batches from 1 to 16"),
         (
             "tensorrt",
-            [{"batch": {"least": 4, "best": 8, "most": 16}}],
+            [{"batch": BatchProfile(least=4, best=8, most=16)}],
             2,
             OptionError,
             "compiled for batches from 4 to",
         ),
-        ("tensorrt", [{"graph_sha256": "0"}], 8, ArtifactError, "from another graph"),
-        ("tensorrt", [{"files": {"model.plan": {"sha256": "0"}}}], 8, ArtifactError, "no plan as it was compiled"),
-        ("tensorrt", [{}, {"hardware": "sm90"}], 8, OptionError, r"several TensorRT plans: .*sm90"),
+        ("tensorrt", [{"graph_sha256": "0"}], 8, EngineError, "from another graph; run: mimexport compile"),
+        (
+            "tensorrt",
+            [{"files": {"model.plan": FileSeal(sha256="0", size=4)}}],
+            8,
+            EngineError,
+            "was changed or cut short",
+        ),
+        ("tensorrt", [{}, {"hardware": "sm80"}], 8, OptionError, r"several TensorRT plans: .*sm80"),
         ("openvino", [], 8, MimError, "unknown engine of Triton 'openvino'"),
     ],
 )
 def test_what_cannot_be_served_is_said(
     toy_copy: Path, tmp_path: Path, engine: str, plans: list, max_batch: int, kind: type, says: str
 ) -> None:
-    for number, plan in enumerate(plans):
-        planted_plan(toy_copy, f"tensorrt-{number}", **plan)
+    for plan in plans:
+        planted_plan(toy_copy, **plan)
     with pytest.raises(kind, match=says):
         export(Artifact.open(toy_copy), tmp_path / "repo", Options(1, max_batch, gpus=(0,)), engine=engine)
     assert not (tmp_path / "repo").exists()
+
+
+def test_a_damaged_record_is_one_line_and_what_was_put_aside_is_no_plan(toy_copy: Path, tmp_path: Path) -> None:
+    folder = planted_plan(toy_copy)
+    shutil.copytree(folder, folder.with_name(f".{folder.name}.old"))
+    options = Options(1, 8, gpus=(0,))
+    export(Artifact.open(toy_copy), tmp_path / "repo", options, engine="tensorrt")
+    record = folder / "engine.json"
+    record.write_bytes(record.read_bytes()[:100])
+    with pytest.raises(EngineError, match=r"engine\.json is .*; delete .*, then run: mimexport compile"):
+        export(Artifact.open(toy_copy), tmp_path / "repo", options, engine="tensorrt", force=True)
 
 
 def test_text_is_escaped_as_protobuf_reads_it() -> None:
