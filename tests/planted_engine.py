@@ -22,7 +22,7 @@ class Planted(Engine):
         self.name = NAME
         self._engine = engine
 
-    def run(self, pixels):
+    def _run(self, pixels):
         outputs = self._engine.run(FAULTS.get("pixels", lambda array: array)(pixels))
         outputs["embedding"] = FAULTS.get("embedding", lambda array: array)(outputs["embedding"])
         return outputs

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import click
 
-from mimruntime.errors import MissingExtraError
+from mimruntime.errors import needs
 
 if TYPE_CHECKING:
     from mimeval.features import FeatureStore
@@ -232,7 +232,7 @@ def evaluate(
 
     Exit status: 0 it did, 1 it did not (or an error), 3 undecided, 2 wrong usage.
     """
-    with _eval_extra():
+    with needs("eval", "an evaluation"):
         from mimeval.datasets import open_dataset
         from mimeval.deployments import parse_engines
         from mimeval.evaluate import EvalOptions
@@ -290,7 +290,7 @@ def compare(
     seed: int,
 ) -> None:
     """Which of two artifacts is better on these images, each with classifiers of its own?"""
-    with _eval_extra():
+    with needs("eval", "an evaluation"):
         import msgspec
 
         from mimeval.compare import compare_artifacts
@@ -330,14 +330,3 @@ def _store(cache: Path, shown: Shown) -> FeatureStore:
     from mimeval.features import FeatureStore
 
     return FeatureStore(cache.expanduser() / "features", shown.say, shown.progress)
-
-
-class _eval_extra:  # noqa: N801 - reads as a function
-    """Turn a missing library into the pip line."""
-
-    def __enter__(self) -> None:
-        """Nothing to do."""
-
-    def __exit__(self, _kind: object, error: object, _trace: object) -> None:
-        if isinstance(error, ModuleNotFoundError):
-            raise MissingExtraError("an evaluation", "eval") from error

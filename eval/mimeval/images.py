@@ -7,11 +7,11 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from mimeval.datasets import Dataset, Relevance
-from mimeval.datasets.dataset import digest_of
+from mimeval.datasets.dataset import digest_of, others_of_class
 from mimeval.datasets.subset import balanced_order
 from mimeval.errors import DataError
 from mimeval.features import FeatureStore, Table
-from mimeval.metrics import Known, Metric, Task, by_label, has_shots
+from mimeval.metrics import Known, Metric, Task, has_shots
 from mimeval.retrieval import guessed_precision
 from mimruntime.embedder import Embedder
 
@@ -104,7 +104,7 @@ class Images:
             learned = self._labels() if self.dataset.train is None else self.dataset.train.labels[self.train_rows()]
             return 1 / len(np.unique(learned))
         task = self.task(rows)
-        relevance = task.relevance.get(metric.removeprefix("mAP").strip()) or by_label(task)
+        relevance = task.relevance.get(metric.removeprefix("mAP").strip()) or others_of_class(task.test_labels)
         gallery = self.training if self.searches_train else len(rows)
         sizes = [
             (len(right), gallery - len(junk)) for right, junk in zip(relevance.matches, relevance.ignored, strict=True)

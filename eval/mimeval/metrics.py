@@ -11,6 +11,7 @@ import numpy as np
 from mimeval import few_shot, knn, linear_probe, retrieval
 from mimeval.checks import check_features
 from mimeval.datasets import Dataset, Relevance
+from mimeval.datasets.dataset import others_of_class
 from mimeval.errors import DataError
 from mimruntime.errors import OptionError, UnknownNameError
 
@@ -72,7 +73,7 @@ def _few_shot(task: Task, known: Known, _: np.ndarray | None, test: np.ndarray) 
 def _retrieval(task: Task, _: Known, gallery: np.ndarray | None, test: np.ndarray) -> Scores:
     searched = test if gallery is None else gallery
     scores: Scores = {}
-    for protocol, relevance in (task.relevance or {"": by_label(task)}).items():
+    for protocol, relevance in (task.relevance or {"": others_of_class(task.test_labels)}).items():
         if not len(relevance.queries):  # a few images of many classes: nobody has anyone to find
             continue
         found = retrieval.retrieve(
@@ -137,13 +138,3 @@ def check_measured(names: Collection[str], dataset: Dataset) -> None:
         raise DataError(
             f"{dataset.name}: nothing could be measured, no image has another one to find; take more images"
         )
-
-
-def by_label(task: Task) -> Relevance:
-    """Return that a test image ought to find the others of its class; those that are alone ask nothing."""
-    labels = task.test_labels
-    rows = np.arange(len(labels))
-    members = {label: np.flatnonzero(labels == label) for label in np.unique(labels)}
-    asking = np.array([row for row in rows if len(members[labels[row]]) > 1], np.int64)
-    matches = tuple(members[labels[row]][members[labels[row]] != row] for row in asking)
-    return Relevance(asking, matches, tuple(asking[:, None]))

@@ -119,7 +119,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
         verdict: of all that decides.
         reasons: what led to it, worst first; a sentence each.
         dataset: its name.
-        digest: of the test images, their order and labels.
+        digest: of the test images that engines saw and of those learned from, with their order and labels.
         images: test images in torch, those on engines, training images.
         classes: number of them.
         metric: the verdict rests on it.
@@ -171,13 +171,3 @@ def score(model: str, deployment: str, metric: str, fitted: Fitted, scores: np.n
 def encode(report: Report) -> bytes:
     """Return the report as JSON."""
     return msgspec.json.encode(report) + b"\n"
-
-
-def decode(raw: bytes) -> Report:
-    """Read what `encode` wrote.
-
-    Raises:
-        msgspec.MsgspecError: it is something else.
-
-    """
-    return msgspec.json.decode(raw, type=Report)

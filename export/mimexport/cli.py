@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -20,7 +19,7 @@ import mimruntime.triton.cli
 from mimexport.aliases import ALIASES
 from mimruntime.bench.cli import bench_command
 from mimruntime.engines.cli import COMPILE_OPTIONS, compile_options, make_options, run_compile
-from mimruntime.errors import MissingExtraError, OptionError
+from mimruntime.errors import OptionError, needs
 from mimruntime.outputs import check_writable
 
 if TYPE_CHECKING:
@@ -32,6 +31,7 @@ if TYPE_CHECKING:
     from mimruntime.artifact import Artifact
     from mimruntime.bench.measure import Peer
 
+_BUILDING = "building an artifact"
 _RANDOM = "WARNING: random weights, the vectors mean nothing; the artifact says so too"
 
 
@@ -96,7 +96,7 @@ def build(**given: Any) -> None:
         from mimruntime.compile import check_options
 
         check_options(compilation, given["precision"])  # here too: what follows takes minutes
-    with _export_extra():
+    with needs("export", _BUILDING):
         from mimexport.build import BuildOptions
         from mimexport.build import build as build_artifact
         from mimexport.measured import known_losses, read_measured
@@ -172,7 +172,7 @@ def fit(**given: Any) -> None:
         raise click.UsageError("--weights and --random-weights exclude each other")
     if given["out"].suffix != ".safetensors":
         raise click.UsageError(f"--out {given['out']}: the name of a head ends in .safetensors")
-    with _export_extra():
+    with needs("export", _BUILDING):
         from mimexport.fit.fit import FitOptions, Fitter
         from mimexport.fit.images import labels_to_judge, open_images
         from mimexport.heads import save_head
@@ -228,7 +228,7 @@ def models(as_json: bool) -> None:
 @click.option("--json", "as_json", is_flag=True, help="For programs.")
 def aggregators(as_json: bool) -> None:
     """List the aggregators with their formulas (x_i: patch tokens, N of them)."""
-    with _export_extra():
+    with needs("export", _BUILDING):
         from mimexport.aggregators import AGGREGATORS
     rows = [
         {"aggregator": name, "formula": kind.formula, "token norm": kind.token_norm,
@@ -249,24 +249,22 @@ def main() -> NoReturn:
 
 
 def _open_peers(artifact: Artifact, weights: Path | None) -> Sequence[Peer]:
-    with _export_extra():
+    with needs("export", _BUILDING):
         from mimexport.peers import open_peers
     return open_peers(artifact, weights)
 
 
 def _references(weights: Path | None, heads: tuple[Path, ...]) -> References:
     """Return what gives the evaluation its torch models."""
-    with _export_extra():
+    with needs("export", _BUILDING):
         from mimexport.reference import References
     return References(weights, heads)
 
 
 def _judge(fitter: Fitter, head: Head, sets: tuple[ImageSet, ImageSet]) -> dict[str, Any]:
     """Print and return the accuracy of [cls], mean and the head on held-out images, with intervals of the difference."""
-    try:
+    with needs("eval", "measuring accuracy (leave it out with --no-judge)"):
         from mimeval.rivals import judge
-    except ModuleNotFoundError as error:
-        raise MissingExtraError("measuring accuracy (leave it out with --no-judge)", "eval") from error
     from mimexport.fit.fit import plain_head
     from mimexport.fit.images import labels_to_judge
 
@@ -305,11 +303,3 @@ def _print_table(rows: list[dict[str, Any]], as_json: bool) -> None:
     widths = {key: max(len(key), *(len(str(row[key])) for row in rows)) for key in rows[0]}
     for row in [{key: key for key in widths}, *rows]:
         click.echo("  ".join(str(row[key]).ljust(width) for key, width in widths.items()).rstrip())
-
-
-@contextlib.contextmanager
-def _export_extra() -> Iterator[None]:
-    try:
-        yield
-    except ModuleNotFoundError as error:
-        raise MissingExtraError("building an artifact", "export") from error

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from mimexport.graph import quiet_exporter
+from mimexport.reference import seed_of
 from mimexport.weights import load_model
 from mimruntime.artifact import Artifact
 from mimruntime.bench.measure import Peer
@@ -22,7 +23,7 @@ from mimruntime.engines import onnxruntime, openvino
 from mimruntime.engines.base import EMBEDDING, Engine, Progress
 from mimruntime.engines.options import CompileOptions
 from mimruntime.engines.record import Trial
-from mimruntime.errors import OptionError
+from mimruntime.errors import EngineError, OptionError
 from mimruntime.tuning import Setting
 
 
@@ -47,17 +48,16 @@ def open_peers(artifact: Artifact, weights: Path | None = None) -> Sequence[Peer
         OptionError: weights that are not those of the artifact.
     """
     about = artifact.manifest.backbone
-    seed = int(about.origin.rpartition(" ")[2]) if about.source == "random" else None
     size = artifact.manifest.preprocess.size
-    loaded = load_model(about.model, weights=weights, random_seed=seed, size=size)
+    loaded = load_model(about.model, weights=weights, random_seed=seed_of(artifact.manifest), size=size)
     if loaded.sha256 != about.weights_sha256:
         raise OptionError(
             f"the weights of {about.model} are not those of {artifact.path}; name the file with --weights"
         )
     model = PlainModel(loaded.model, loaded.config).eval()
     on_cpu = (
-        Peer("torch eager fp32", lambda _: TorchEngine(model)),
-        Peer("torch autocast bf16", lambda _: TorchEngine(model, torch.bfloat16)),
+        Peer("torch eager fp32", lambda pixels: TorchEngine(model, pixels.shape[1:])),
+        Peer("torch autocast bf16", lambda pixels: TorchEngine(model, pixels.shape[1:], torch.bfloat16)),
         Peer("timm export, onnxruntime", lambda pixels: _exported(model, pixels, onnxruntime)),
         Peer("timm export, openvino", lambda pixels: _exported(model, pixels, openvino)),
     )
@@ -65,8 +65,12 @@ def open_peers(artifact: Artifact, weights: Path | None = None) -> Sequence[Peer
         return on_cpu
     return (
         *on_cpu,
-        Peer("torch eager fp32, cuda", lambda _: TorchEngine(model, device="cuda"), on_gpu=True),
-        Peer("torch autocast fp16, cuda", lambda _: TorchEngine(model, torch.float16, "cuda"), on_gpu=True),
+        Peer("torch eager fp32, cuda", lambda pixels: TorchEngine(model, pixels.shape[1:], device="cuda"), on_gpu=True),
+        Peer(
+            "torch autocast fp16, cuda",
+            lambda pixels: TorchEngine(model, pixels.shape[1:], torch.float16, "cuda"),
+            on_gpu=True,
+        ),
         Peer(
             "timm export, onnxruntime, cuda", lambda pixels: _exported(model, pixels, onnxruntime, "cuda"), on_gpu=True
         ),
@@ -95,17 +99,22 @@ class PlainModel(nn.Module):
 class TorchEngine(Engine):
     """A model in torch on the GPU or on every CPU this process may use, optionally under autocast to half precision."""
 
-    def __init__(self, model: nn.Module, autocast: torch.dtype | None = None, device: str = "cpu") -> None:
+    def __init__(
+        self, model: nn.Module, pixel_shape: tuple[int, ...], autocast: torch.dtype | None = None, device: str = "cpu"
+    ) -> None:
         self.name, self.provider, self.version = "torch", device, torch.__version__
+        self.pixel_shape = pixel_shape
         self.outputs = (EMBEDDING,)
         self.precision = "fp32" if autocast is None else {torch.bfloat16: "bf16", torch.float16: "fp16"}[autocast]
         self.threads = available_cpus() if device == "cpu" else None
-        self._model = model if device == "cpu" else copy.deepcopy(model).to(device)
+        self._model: nn.Module | None = model if device == "cpu" else copy.deepcopy(model).to(device)
         self._autocast = autocast
         torch.set_num_threads(available_cpus())
 
-    def run(self, pixels: np.ndarray) -> dict[str, np.ndarray]:
-        """Return the embeddings of one batch."""
+    def _run(self, pixels: np.ndarray) -> dict[str, np.ndarray]:
+        """See base class."""
+        if self._model is None:
+            raise EngineError("this engine is closed")
         casting = (
             contextlib.nullcontext() if self._autocast is None else torch.autocast(self.provider, dtype=self._autocast)
         )
@@ -115,7 +124,7 @@ class TorchEngine(Engine):
 
     def close(self) -> None:
         """Let go of the model, which on a GPU is a copy of this engine's own."""
-        del self._model
+        self._model = None
 
 
 def _exported(model: nn.Module, pixels: np.ndarray, module: _Tunable, provider: str | None = None) -> Engine:

@@ -66,7 +66,7 @@ class References:
             loaded, trunk = trunks[key]
             head = _find_head(manifest, trunk.backbone.shape, self.heads)
             model, _ = compose(loaded, _options(manifest, head), trunk.backbone)
-            reference = TorchReference(model, trunk)
+            reference = TorchReference(model, trunk, manifest.preprocess.size)
             _check(artifact, reference)
             if narrow:
                 reference.narrow(manifest.graph.precision)
@@ -106,7 +106,7 @@ class References:
                 agg=agg,
                 out=out,
                 weights=self.weights if manifest.backbone.source == "file" else None,
-                random_seed=_seed(manifest),
+                random_seed=seed_of(manifest),
                 size=manifest.preprocess.size,
                 precision=manifest.graph.precision,
                 head=None if head is None else str(head),
@@ -124,19 +124,18 @@ class References:
 class TorchReference(Engine):
     """The model of one artifact, run by torch in float32 unless it is narrowed."""
 
-    def __init__(self, model: EmbeddingModel, trunk: _Trunk) -> None:
+    def __init__(self, model: EmbeddingModel, trunk: _Trunk, size: int) -> None:
         self.name, self.provider, self.version = NAME, "cpu", torch.__version__
+        self.pixel_shape = (size, size, 3)
         self.outputs = (EMBEDDING, SELECTION) if model.aggregator.has_weights else (EMBEDDING,)
         self.precision = "fp32"
         self._model: EmbeddingModel | None = model
         self._trunk = trunk
 
-    def run(self, pixels: np.ndarray) -> dict[str, np.ndarray]:
-        """Return the model's outputs for one batch; see `Engine.run`."""
+    def _run(self, pixels: np.ndarray) -> dict[str, np.ndarray]:
+        """See base class."""
         if self._model is None:
             raise EngineError("this engine is closed")
-        if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[3] != 3:
-            raise EngineError(f"pixels are {pixels.dtype} {pixels.shape}; torch takes uint8 (B, H, W, 3)")
         with torch.inference_mode(), NarrowProducts():
             embedding, weights = self._model.embed(self._trunk.features(self._model, pixels))
         outputs = {EMBEDDING: embedding.numpy()}
@@ -185,7 +184,7 @@ def _load(manifest: Manifest, weights: Path | None) -> LoadedModel:
         loaded = load_model(
             backbone.model,
             weights=weights if backbone.source == "file" else None,
-            random_seed=_seed(manifest),
+            random_seed=seed_of(manifest),
             size=size,
         )
         if preprocess_of(loaded.config) == manifest.preprocess:
@@ -199,7 +198,8 @@ def _load(manifest: Manifest, weights: Path | None) -> LoadedModel:
     return loaded
 
 
-def _seed(manifest: Manifest) -> int | None:
+def seed_of(manifest: Manifest) -> int | None:
+    """Return the seed that a backbone's random weights were drawn from; None where they were not."""
     return int(manifest.backbone.origin.removeprefix("seed ")) if manifest.backbone.source == "random" else None
 
 

@@ -274,10 +274,8 @@ def _progress(results: Iterable[_Item], total: int) -> Iterator[_Item]:
     if not sys.stderr.isatty():
         yield from results
         return
-    from rich.console import Console
-    from rich.progress import track
-
-    yield from track(results, "embedding", total=total, console=Console(stderr=True), transient=True)
+    with click.progressbar(results, length=total, label="embedding", show_pos=True, file=sys.stderr) as bar:
+        yield from bar
 
 
 def _inspected(opened: Artifact, sizes: dict[str, int]) -> list[tuple[str, str]]:

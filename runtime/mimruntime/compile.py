@@ -6,14 +6,13 @@ from pathlib import Path
 
 import msgspec
 
-from mimruntime import parity
 from mimruntime.artifact import Artifact
 from mimruntime.engines import engine_module, open_engine
 from mimruntime.engines.base import EngineModule, Progress
 from mimruntime.engines.compiled import Compiled, publish, staged_engine
 from mimruntime.engines.options import CompileOptions
 from mimruntime.errors import OptionError
-from mimruntime.reference import load_reference
+from mimruntime.reference import check_engine
 
 
 def compile_artifact(path: str | Path, options: CompileOptions, progress: Progress = lambda *_: None) -> Compiled:
@@ -37,7 +36,8 @@ def compile_artifact(path: str | Path, options: CompileOptions, progress: Progre
     with staged_engine(artifact) as stage:
         record = module.compile_engine(artifact, stage, options, progress)
         if module.other_hardware(record) is None:  # else it was compiled ahead, for a machine that is not this one
-            _check_vectors(artifact, Compiled(stage, record))
+            with open_engine(record.engine, artifact.graph, compiled=Compiled(stage, record)) as engine:
+                check_engine(artifact, engine)
         return publish(artifact, stage, msgspec.structs.replace(record, options=options.given()))
 
 
@@ -63,22 +63,6 @@ def check_options(options: CompileOptions, precision: str) -> EngineModule:
     module.library_version()
     module.check_options(options, precision)
     return module
-
-
-def _check_vectors(artifact: Artifact, compiled: Compiled) -> None:
-    """Hold the vectors of what was compiled to those of torch.
-
-    Raises:
-        ParityError: out of tolerance.
-
-    """
-    images, embeddings = load_reference(artifact)
-    with open_engine(compiled.record.engine, artifact.graph, compiled=compiled) as engine:
-        figures = parity.measure(
-            lambda pixels: engine.run(pixels)["embedding"], images, embeddings,
-            engine=engine.name, largest=engine.largest_batch,
-        )  # fmt: skip
-        parity.check(figures, parity.widest(artifact.manifest.graph.precision, engine.precision))
 
 
 def _dashed(names: frozenset[str]) -> str:

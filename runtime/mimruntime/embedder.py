@@ -224,6 +224,7 @@ class Embedder:
 
         Raises:
             ImageError: it cannot be decoded; see `mimruntime.decode.decode`.
+            OptionError: a format that `mimruntime.decode.FORMATS` does not name.
 
         """
         return to_pixels(decode(source, max_pixels=max_pixels, formats=formats), self._artifact.manifest.preprocess)

@@ -17,9 +17,10 @@ MimError                    one line: what, what came, what was expected, what t
 
 from __future__ import annotations
 
+import contextlib
 import copyreg
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 
@@ -100,3 +101,12 @@ class VectorsError(MimError):
 
 class OutputError(MimError):
     """A result that cannot be written where it was asked for."""
+
+
+@contextlib.contextmanager
+def needs(extra: str, purpose: str) -> Iterator[None]:
+    """Say of a library that is missing which extra brings it; see `MissingExtraError`."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise MissingExtraError(purpose, extra) from error

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
+from mimruntime import parity
 from mimruntime.artifact import Artifact
+from mimruntime.engines.base import EMBEDDING, Engine
 from mimruntime.errors import ArtifactError
+from mimruntime.manifest import Parity
 
 
 def load_reference(artifact: Artifact) -> tuple[np.ndarray, np.ndarray]:
@@ -28,3 +31,24 @@ def load_reference(artifact: Artifact) -> tuple[np.ndarray, np.ndarray]:
             f" {embeddings.shape}; expected uint8 (n, {size}, {size}, 3) and float32 (n, {dim})"
         )
     return images, embeddings
+
+
+def check_engine(artifact: Artifact, engine: Engine) -> Parity:
+    """Return how near the vectors of `engine` are to torch's, within the tolerance of the narrowest precision.
+
+    Raises:
+        ArtifactError: no usable reference.
+        ParityError: out of tolerance.
+        EngineError: a run failed.
+
+    """
+    images, embeddings = load_reference(artifact)
+    figures = parity.measure(
+        lambda pixels: engine.run(pixels)[EMBEDDING],
+        images,
+        embeddings,
+        engine=engine.name,
+        largest=engine.largest_batch,
+    )
+    parity.check(figures, parity.widest(artifact.manifest.graph.precision, engine.precision))
+    return figures

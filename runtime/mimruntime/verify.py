@@ -6,10 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mimruntime import parity
 from mimruntime.artifact import Artifact
 from mimruntime.engines import open_for
-from mimruntime.reference import load_reference
+from mimruntime.reference import check_engine
 
 if TYPE_CHECKING:
     from mimruntime.manifest import Parity
@@ -38,19 +37,12 @@ def verify(
 
     Raises:
         ArtifactError: a file was changed, or there is no usable reference.
-        EngineError: the engine or provider does not run here.
+        UnknownNameError, MissingExtraError: no such engine or provider, or its library is not installed.
+        OptionError: threads that the engine does not take.
+        EngineError: it does not run here.
         ParityError: the embeddings are out of tolerance.
 
     """
     artifact = Artifact.open(path)
-    images, embeddings = load_reference(artifact)
     with open_for(artifact, engine, provider=provider, threads=threads) as opened:
-        measured = parity.measure(
-            lambda pixels: opened.run(pixels)["embedding"],
-            images,
-            embeddings,
-            engine=opened.name,
-            largest=opened.largest_batch,
-        )
-        parity.check(measured, parity.widest(artifact.manifest.graph.precision, opened.precision))
-        return Verification(artifact, opened.provider, measured)
+        return Verification(artifact, opened.provider, check_engine(artifact, opened))

@@ -12,7 +12,7 @@ from sklearn.metrics import average_precision_score
 from sklearn.neighbors import KNeighborsClassifier
 
 from mimeval import few_shot, knn, linear_probe
-from mimeval.datasets.crops import others_of_class
+from mimeval.datasets.dataset import others_of_class
 from mimeval.errors import FeaturesError
 from mimeval.metrics import METRICS, Known, Task
 from mimeval.neighbours import nearest, similarities, unit

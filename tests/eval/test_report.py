@@ -19,7 +19,7 @@ from mimeval.markdown import as_markdown
 from mimeval.page import as_page
 from mimeval.plots import frontier
 from mimeval.regression import compare, read_baseline, write_baseline
-from mimeval.report import TORCH, Drifted, Gain, Report, Sample, Score, decode, encode, score
+from mimeval.report import TORCH, Drifted, Gain, Report, Sample, Score, encode, score
 from mimeval.statistics import LOSES, Interval, judge_gain, mcnemar
 from mimeval.verdict import explain
 from mimruntime.errors import OutputError
@@ -105,7 +105,7 @@ def section(page: str, name: str) -> str:
 
 class TestJson:
     def test_it_reads_back_with_the_score_of_every_image(self, report) -> None:
-        again = decode(encode(report))
+        again = msgspec.json.decode(encode(report), type=Report)
         assert again == report
         row = next(row for row in again.scores if row.model == "topk" and row.deployment == TORCH)
         assert row.scores().dtype == np.bool_

@@ -21,13 +21,14 @@ class Counting(Engine):
     """Counts its runs."""
 
     name, provider, version, outputs = "counting", "cpu", "1", ("embedding",)
+    pixel_shape = (64, 64, 3)
 
     def __init__(self, *, largest_batch: int | None = None, best_batch: int | None = None) -> None:
         self.largest_batch, self.best_batch = largest_batch, best_batch
         self.batches: list[int] = []
         self.closed = False
 
-    def run(self, pixels: np.ndarray) -> dict[str, np.ndarray]:
+    def _run(self, pixels: np.ndarray) -> dict[str, np.ndarray]:
         self.batches.append(len(pixels))
         return {}
 
@@ -115,13 +116,13 @@ def test_what_runs_is_said_with_precision_threads_and_streams(toy_artifact: Path
 def test_a_batch_over_what_an_engine_runs_is_cut_and_the_tuned_one_is_measured_too() -> None:
     for engine, sizes in ((Counting(largest_batch=4), {2, 4}), (Counting(best_batch=12), {2, 12, 16})):
         figures = Figures("a", "")
-        measure(figures, engine, np.zeros((3, 2, 2, 3), np.uint8), (2, 16), 0)
+        measure(figures, engine, np.zeros((3, 64, 64, 3), np.uint8), (2, 16), 0)
         assert set(figures.images_per_second) == sizes
 
 
 def test_latency_is_that_of_one_image_whatever_the_batches() -> None:
     figures, engine = Figures("a", ""), Counting()
-    measure(figures, engine, np.zeros((3, 2, 2, 3), np.uint8), (8,), 0)
+    measure(figures, engine, np.zeros((3, 64, 64, 3), np.uint8), (8,), 0)
     assert (set(figures.images_per_second), set(engine.batches)) == ({8}, {1, 8})
     assert set(figures.latency_ms) == {"p50", "p95", "p99"}
 
@@ -158,7 +159,7 @@ def test_the_product_that_openvino_is_asked_for_is_one() -> None:
 
 def test_pairs_alternate_at_each_sides_own_batch() -> None:
     ours, theirs = Counting(), Counting()
-    ratios = in_turn(("a", ours, 4), [("b", theirs, 2)], np.zeros((3, 2, 2, 3), np.uint8), 5)
+    ratios = in_turn(("a", ours, 4), [("b", theirs, 2)], np.zeros((3, 64, 64, 3), np.uint8), 5)
     assert (ours.batches, theirs.batches) == ([4] * 5, [2] * 5)
     assert (ratios[0].ours, ratios[0].theirs, ratios[0].pairs) == ("a", "b", 5)
 

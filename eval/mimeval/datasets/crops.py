@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from mimeval.datasets.dataset import Dataset, Relevance, Split, digest_of
+from mimeval.datasets.dataset import Dataset, Split, digest_of, others_of_class
 from mimeval.datasets.pixels import png
 from mimeval.errors import DataError
 from mimruntime.errors import MissingExtraError
@@ -61,14 +61,6 @@ def open_crops(*, seed: int = 0) -> Dataset:
         digest_of("crops", _VERSION, str(seed), *(_pixels(photo).tobytes() for photo in _find())),
     )
     return Dataset("crops", classes, split, relevance={"": others_of_class(labels)})
-
-
-def others_of_class(labels: np.ndarray) -> Relevance:
-    """Return that every image ought to find the others of its class, and not itself."""
-    rows = np.arange(len(labels))
-    members = {label: np.flatnonzero(labels == label) for label in np.unique(labels)}
-    matches = tuple(members[label][members[label] != row] for row, label in enumerate(labels))
-    return Relevance(rows, matches, tuple(rows[:, None]))
 
 
 def _find() -> list[Path]:

@@ -59,6 +59,15 @@ class Relevance:
     trapezoid: bool = False
 
 
+def others_of_class(labels: np.ndarray) -> Relevance:
+    """Return that every image ought to find the others of its class, and not itself; one that is alone asks nothing."""
+    rows = np.arange(len(labels))
+    members = {label: np.flatnonzero(labels == label) for label in np.unique(labels)}
+    asking = np.array([row for row in rows if len(members[labels[row]]) > 1], np.int64)
+    matches = tuple(members[labels[row]][members[labels[row]] != row] for row in asking)
+    return Relevance(asking, matches, tuple(asking[:, None]))
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Dataset:
     """Images, labels and relevance under one name.

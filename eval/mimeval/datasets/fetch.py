@@ -10,7 +10,6 @@ import tarfile
 import time
 import urllib.error
 import urllib.request
-import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -111,7 +110,7 @@ def unpacked(
                     members = [member for member in opened if member.isdir() or wanted(member.name)]
                     opened.extractall(partial, members, filter="data")
                 partial.rename(folder)
-    except (tarfile.TarError, EOFError, zipfile.BadZipFile) as error:
+    except (tarfile.TarError, EOFError) as error:
         raise DataError(f"{file} is no readable archive ({error}); remove it to download it again") from error
     except OSError as error:
         shutil.rmtree(partial, ignore_errors=True)

@@ -204,7 +204,8 @@ class Fitter:
                 aggregator = make_aggregator("topk", shape, {"k": share, "score": score})
                 if score == LEARNED:
                     aggregator.load_scorer(w)
-                found[score, aggregator.params["k"]] = self._recall(aggregator, views, final=False)
+                pooled = (pool(aggregator, view, self.backbone, final=False) for view in views)
+                found[score, aggregator.params["k"]] = _recall(*pooled)
         ranked = sorted(found.items(), key=lambda item: -item[1])
         return [Candidate(str(score), int(k), recall) for (score, k), recall in ranked]
 
@@ -214,15 +215,15 @@ class Fitter:
         self.report("fitting the whitening")
         first, second = (pool(aggregator, view, self.backbone, final=final) for view in views)
         whitening = fit_two_view(pool(aggregator, whole, self.backbone, final=final), first, second, SHRINKAGE)
-        return whitening, {"two_view_recall_at_1": round(self._recall(aggregator, views, final=final), 4)}
+        return whitening, {"two_view_recall_at_1": round(_recall(first, second), 4)}
 
-    def _recall(self, aggregator: Aggregator, views: tuple[Tokens, Tokens], *, final: bool) -> float:
-        """Fit the whitening on one half of the images and return how well the views of the other half find each other."""
-        first, second = (pool(aggregator, view, self.backbone, final=final) for view in views)
-        half = len(first) // 2
-        mean, matrix = fit_two_view(torch.cat([first[:half], second[:half]]), first[:half], second[:half], SHRINKAGE)
-        held = slice(half, half + 4000)
-        return two_view_recall((first[held] - mean) @ matrix, (second[held] - mean) @ matrix)
+
+def _recall(first: Tensor, second: Tensor) -> float:
+    """Fit the whitening on one half of the images' views (n, D), and return how well those of the other half match."""
+    half = len(first) // 2
+    mean, matrix = fit_two_view(torch.cat([first[:half], second[:half]]), first[:half], second[:half], SHRINKAGE)
+    held = slice(half, half + 4000)
+    return two_view_recall((first[held] - mean) @ matrix, (second[held] - mean) @ matrix)
 
 
 def plain_head(agg: str, fitter: Fitter) -> Head:

@@ -165,7 +165,7 @@ def cut(entries: Iterable[Entry], size: int) -> Iterator[list[Entry]]:
         rest = entry
         while rest.images > room:
             middle = rest.start + room
-            yield [*group, Entry(rest.source, rest.start, middle)] if room else group
+            yield [*group, Entry(rest.source, rest.start, middle)]
             group, room, rest = [], size, Entry(rest.source, middle, rest.stop)
         group.append(rest)
         room -= rest.images
@@ -220,7 +220,7 @@ def _read_record(out: str) -> Record | None:
                 f"{out} holds other files ({others[0]} …) and no job of mimexport; it is left alone, choose another --out"
             ) from None
         return None
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, OSError) as error:
         raise OutputError(f"{out}/{RECORD} is not readable ({error}); choose another --out") from error
     raise OutputError(
         f"{out}/{RECORD} is of the kind {kind.format} {kind.schema}, this program reads {FORMAT} {SCHEMA};"

@@ -24,8 +24,8 @@ _PIECE = 1 << 20
 class Folder(Protocol):
     """The folder a job writes to."""
 
-    def names(self, below: str = "") -> list[str]:
-        """Return the names of the files directly in the folder, or in `below` it; none where it does not exist."""
+    def names(self) -> list[str]:
+        """Return the names of the files directly in the folder; none where it does not exist."""
 
     def read(self, name: str) -> bytes:
         """Return a file's content; FileNotFoundError where it is not there."""
@@ -51,7 +51,7 @@ def open_folder(name: str) -> Folder:
 
     """
     if is_url(name):
-        with _said(name):
+        with _said(name, "cannot reach"):
             filesystem, path = locate(name)
         if filesystem.type_name != "local":
             return RemoteFolder(name.rstrip("/"), filesystem, path.rstrip("/"))
@@ -65,12 +65,11 @@ class LocalFolder:
     def __init__(self, path: Path) -> None:
         self._path = path
 
-    def names(self, below: str = "") -> list[str]:
+    def names(self) -> list[str]:
         """Return file names; see `Folder`."""
-        folder = self._path / below
         if self._path.exists() and not self._path.is_dir():
             raise OutputError(f"{self._path} is a file; expected a folder for the shards, choose another --out")
-        return sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+        return sorted(path.name for path in self._path.iterdir()) if self._path.is_dir() else []
 
     def read(self, name: str) -> bytes:
         """Return a file's content."""
@@ -123,11 +122,10 @@ class RemoteFolder:
         self._is_object_store = url.partition("://")[0] in _OBJECT_STORES
         self._fsspec = filesystem.handler.fs if isinstance(filesystem, arrow().fs.PyFileSystem) else None
 
-    def names(self, below: str = "") -> list[str]:
+    def names(self) -> list[str]:
         """Return file names; see `Folder`."""
-        folder = f"{self._path}/{below}".rstrip("/")
-        selector = arrow().fs.FileSelector(folder, allow_not_found=True)
-        with _said(self._url):
+        selector = arrow().fs.FileSelector(self._path, allow_not_found=True)
+        with _said(self._url, "cannot list"):
             return sorted(info.base_name for info in self._filesystem.get_file_info(selector))
 
     def read(self, name: str) -> bytes:
@@ -188,9 +186,9 @@ class RemoteFolder:
 
 
 @contextlib.contextmanager
-def _said(target: object) -> Iterator[None]:
+def _said(target: object, doing: str = "cannot write") -> Iterator[None]:
     try:
         yield
     except (OSError, NotImplementedError) as error:
         reason = (isinstance(error, OSError) and error.strerror) or str(error) or type(error).__name__
-        raise OutputError(f"cannot write {target}: {reason}") from error
+        raise OutputError(f"{doing} {target}: {reason}") from error

@@ -6,7 +6,8 @@ import importlib
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from mimruntime.errors import MissingExtraError, OptionError, UnknownNameError
+from mimruntime.engines.base import EMBEDDING
+from mimruntime.errors import EngineError, OptionError, UnknownNameError
 
 if TYPE_CHECKING:
     from mimruntime.artifact import Artifact
@@ -31,10 +32,7 @@ def engine_module(name: str) -> EngineModule:
     """
     if name not in ENGINES:
         raise UnknownNameError("engine", name, [*ENGINES])
-    try:
-        return cast("EngineModule", importlib.import_module(ENGINES[name]))
-    except ModuleNotFoundError as error:
-        raise MissingExtraError(f"the engine '{name}'", extra=name) from error
+    return cast("EngineModule", importlib.import_module(ENGINES[name]))
 
 
 def open_engine(
@@ -63,7 +61,11 @@ def open_engine(
     """
     if threads is not None and threads < 1:
         raise OptionError(f"threads must be at least 1, got {threads}")
-    return engine_module(name).open_engine(graph, provider=provider, threads=threads, compiled=compiled)
+    engine = engine_module(name).open_engine(graph, provider=provider, threads=threads, compiled=compiled)
+    if EMBEDDING not in engine.outputs:
+        engine.close()
+        raise EngineError(f"{graph} has outputs {', '.join(engine.outputs)}; expected '{EMBEDDING}'")
+    return engine
 
 
 def open_for(artifact: Artifact, name: str, *, provider: str | None = None, threads: int | None = None) -> Engine:

@@ -8,9 +8,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Protocol, Self
 
-if TYPE_CHECKING:
-    import numpy as np
+import numpy as np
 
+from mimruntime.errors import EngineError
+
+if TYPE_CHECKING:
     from mimruntime.artifact import Artifact
     from mimruntime.engines.compiled import Compiled
     from mimruntime.engines.options import CompileOptions
@@ -32,6 +34,7 @@ class Engine(ABC):
         name: the engine, as in the table of `mimruntime.engines`.
         provider: what really runs it ("cpu", "cuda" …), never merely what was asked for.
         version: the library's version.
+        pixel_shape: (H, W, 3) of an image.
         outputs: the arrays `run` returns: "embedding", and "selection" where the graph has it.
         precision: of the matrix products, asked of the library; None: what the graph says.
         threads: CPU threads of one run; None: it does not run on the CPU.
@@ -45,6 +48,7 @@ class Engine(ABC):
     name: str
     provider: str
     version: str
+    pixel_shape: tuple[int, ...]
     outputs: tuple[str, ...]
     precision: str | None = None
     threads: int | None = None
@@ -53,7 +57,6 @@ class Engine(ABC):
     largest_batch: int | None = None
     compiled: str | None = None
 
-    @abstractmethod
     def run(self, pixels: np.ndarray) -> dict[str, np.ndarray]:
         """Return the graph's outputs for one batch.
 
@@ -67,6 +70,14 @@ class Engine(ABC):
             EngineError: pixels of another shape or type, or a run that failed.
 
         """
+        if pixels.dtype != np.uint8 or pixels.shape[1:] != self.pixel_shape or not len(pixels):
+            expected = ", ".join(str(length) for length in ("B", *self.pixel_shape))
+            raise EngineError(f"pixels are {pixels.dtype} {pixels.shape}; the engine takes uint8 ({expected})")
+        return self._run(pixels)
+
+    @abstractmethod
+    def _run(self, pixels: np.ndarray) -> dict[str, np.ndarray]:
+        """Run pixels that were checked; see `run`."""
 
     @abstractmethod
     def close(self) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 
 from mimruntime.artifact import Artifact
 from mimruntime.cpus import available_cpus, describe_cpu
-from mimruntime.engines.base import EMBEDDING, Engine, Progress
+from mimruntime.engines.base import Engine, Progress
 from mimruntime.engines.compiled import Compiled
 from mimruntime.engines.gpu_name import NO_GPU, gpu_name
 from mimruntime.engines.options import CompileOptions
@@ -69,7 +69,7 @@ def open_engine(graph: Path, *, provider: str | None, threads: int | None, compi
             f"asked for provider '{asked}', onnxruntime {ort.__version__} fell back to '{actual}'"
             f"{missing and ': ' + missing}; {_REMEDIES[asked]}"
         )
-    engine = OnnxRuntimeEngine(session, provider=actual, version=ort.__version__, graph=graph)
+    engine = OnnxRuntimeEngine(session, provider=actual, version=ort.__version__)
     engine.threads = threads
     engine.compiled = compiled.folder.name if compiled else None
     engine.best_batch = tuned.batch if tuned else None
@@ -125,24 +125,19 @@ def compile_engine(artifact: Artifact, folder: Path, options: CompileOptions, pr
 class OnnxRuntimeEngine(Engine):
     """A session of ONNX Runtime."""
 
-    def __init__(self, session: Any, *, provider: str, version: str, graph: Path) -> None:
+    def __init__(self, session: Any, *, provider: str, version: str) -> None:
         self.name = NAME
         self.provider = provider
         self.version = version
         self.outputs = tuple(port.name for port in session.get_outputs())
         self._input = session.get_inputs()[0].name
-        self._pixel_shape = tuple(session.get_inputs()[0].shape[1:])
+        self.pixel_shape = tuple(session.get_inputs()[0].shape[1:])
         self._session = session
-        if EMBEDDING not in self.outputs:
-            raise EngineError(f"{graph} has outputs {', '.join(self.outputs)}; expected '{EMBEDDING}'")
 
-    def run(self, pixels: np.ndarray) -> dict[str, np.ndarray]:
-        """Return the graph's outputs for one batch; see `Engine.run`."""
+    def _run(self, pixels: np.ndarray) -> dict[str, np.ndarray]:
+        """See base class."""
         if self._session is None:
             raise EngineError("this engine is closed")
-        if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[1:] != self._pixel_shape:
-            expected = ", ".join(str(length) for length in ("B", *self._pixel_shape))
-            raise EngineError(f"pixels are {pixels.dtype} {pixels.shape}; the graph takes uint8 ({expected})")
         try:
             arrays = self._session.run(self.outputs, {self._input: pixels})
         except Exception as error:  # one type per status code, none of them public

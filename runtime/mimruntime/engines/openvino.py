@@ -52,7 +52,7 @@ def open_engine(graph: Path, *, provider: str | None, threads: int | None, compi
         return _open_graph(graph, Setting(threads or available_cpus()), precision)
     setting = Setting(tuned.threads, tuned.streams)
     model, memory = _import(compiled, setting)
-    engine = OpenVinoEngine(model, setting, compiled.folder, memory)
+    engine = OpenVinoEngine(model, setting, memory)
     if engine.precision != compiled.record.precision:
         raise EngineError(
             f"{compiled.folder} was compiled in {compiled.record.precision}, it runs in {engine.precision}"
@@ -114,28 +114,23 @@ class OpenVinoEngine(Engine):
 
     precision: str
 
-    def __init__(self, model: Any, setting: Setting, source: Path, memory: Any = None) -> None:
+    def __init__(self, model: Any, setting: Setting, memory: Any = None) -> None:
         self.name = NAME
         self.provider = "cpu"
         self.version = library_version()
         names = (port.get_any_name() for port in model.outputs if port.get_names())
         self.outputs = tuple(name for name in names if name in {EMBEDDING, SELECTION})
         self.precision = _running_precision(model)
-        self._pixel_shape = tuple(int(str(edge)) for edge in list(model.inputs[0].get_partial_shape())[1:])
+        self.pixel_shape = tuple(int(str(edge)) for edge in list(model.inputs[0].get_partial_shape())[1:])
         self.threads, self.streams = setting.threads, setting.streams
         self._memory = memory  # what the model's weights lie in; to be freed after it
         self._model = model
         self._requests = [model.create_infer_request() for _ in range(setting.streams)]
-        if EMBEDDING not in self.outputs:
-            raise EngineError(f"{source} has no output '{EMBEDDING}'; build the artifact again")
 
-    def run(self, pixels: np.ndarray) -> dict[str, np.ndarray]:
-        """Return the graph's outputs for one batch; see `Engine.run`."""
+    def _run(self, pixels: np.ndarray) -> dict[str, np.ndarray]:
+        """See base class."""
         if self._model is None:
             raise EngineError("this engine is closed")
-        if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[1:] != self._pixel_shape or not len(pixels):
-            expected = ", ".join(str(length) for length in ("B", *self._pixel_shape))
-            raise EngineError(f"pixels are {pixels.dtype} {pixels.shape}; the graph takes uint8 ({expected})")
         parts = [part for part in np.array_split(pixels, len(self._requests)) if len(part)]
         busy = self._requests[: len(parts)]
         try:
@@ -183,7 +178,7 @@ def _open_graph(graph: Path, setting: Setting, precision: str | None) -> OpenVin
         compiled = core.compile_model(model, "CPU", _config(setting, wanted))
     except RuntimeError as error:
         raise EngineError(f"openvino {library_version()} cannot load {graph}: {_one_line(error)}") from error
-    engine = OpenVinoEngine(compiled, setting, graph)
+    engine = OpenVinoEngine(compiled, setting)
     # A hint the CPU cannot follow is dropped without a word, so what runs is asked for. Integers come from the graph.
     if precision is not None and engine.precision not in {precision, "int8"}:
         raise EngineError(f"openvino was asked for {precision} and computes in {engine.precision}")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mimruntime.cli import engine_options
-from mimruntime.errors import MissingExtraError, OptionError
+from mimruntime.errors import OptionError, needs
 
 if TYPE_CHECKING:
     from mimruntime.serve.settings import Settings
@@ -81,10 +81,8 @@ def serve(check: bool, **given: Any) -> None:
     Every option is also an environment variable: --max-batch is MIMEXPORT_MAX_BATCH; lists are separated by spaces,
     MIMEXPORT_ARTIFACTS by colons.
     """
-    try:
+    with needs("serve", "the service"):
         from mimruntime.serve.server import serve as serve_forever
-    except ModuleNotFoundError as error:
-        raise MissingExtraError("the service", "serve") from error
     if os.environ.get(_KEY_VARIABLE, "set").strip() == "":
         raise OptionError(f"{_KEY_VARIABLE} is there and empty; unset it to serve without a key")
     settings = _settings(**given)

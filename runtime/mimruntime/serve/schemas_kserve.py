@@ -83,6 +83,7 @@ class InferResponse(BaseModel):
 
     id: str | None = None
     model_name: str
+    model_version: str
     outputs: list[OutputTensor]
     parameters: dict[str, str]
 

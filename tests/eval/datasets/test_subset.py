@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mimeval.datasets import Dataset, Relevance, Split
-from mimeval.datasets.crops import others_of_class
+from mimeval.datasets.dataset import others_of_class
 from mimeval.datasets.subset import balanced, limited
 from mimeval.errors import DataError
 

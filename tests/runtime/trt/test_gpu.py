@@ -15,7 +15,7 @@ from mimruntime.engines import open_for
 from mimruntime.engines.options import CompileOptions
 from mimruntime.engines.record import BatchProfile
 from mimruntime.engines.trt import cuda
-from mimruntime.engines.trt.flavour import FLAVOURS
+from mimruntime.engines.trt.flavour import TENSORRT, TENSORRT_RTX
 from mimruntime.errors import MimError
 from mimruntime.verify import verify
 
@@ -31,12 +31,12 @@ def card():
         pytest.skip(str(error))
 
 
-@pytest.fixture(scope="module", params=FLAVOURS)
+@pytest.fixture(scope="module", params=[TENSORRT, TENSORRT_RTX], ids=lambda flavour: flavour.name)
 def flavour(request, card):
-    chosen = FLAVOURS[request.param]
+    chosen = request.param
     if card.arch in chosen.refused:
         pytest.skip(f"{card}: {chosen.refused[card.arch]}")
-    pytest.importorskip(chosen.module, reason=f"pip install 'mimexport[{chosen.extra}]'")
+    pytest.importorskip(chosen.module, reason=f"pip install 'mimexport[{chosen.name}]'")
     return chosen
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from mimruntime.artifact import Artifact
-from mimruntime.engines.base import EMBEDDING, Engine, Progress
+from mimruntime.engines.base import Engine, Progress
 from mimruntime.engines.compiled import Compiled, list_compiled
 from mimruntime.engines.options import CompileOptions
 from mimruntime.engines.record import BatchProfile, EngineRecord
@@ -78,7 +78,7 @@ def open_engine(
         engine = runtime.deserialize_cuda_engine((compiled.folder / PLAN).read_bytes())
     if engine is None:
         raise messages.failure(f"{flavour.name} {trt.__version__} cannot load {compiled.folder / PLAN}")
-    device = cuda.CudaDevice(_purpose(flavour), flavour.extra)
+    device = cuda.CudaDevice(_purpose(flavour), flavour.name)
     return TensorRtEngine(
         flavour, trt.__version__, Executor(trt, engine, device, messages), compiled, (runtime, logger)
     )
@@ -86,7 +86,7 @@ def open_engine(
 
 def probe(flavour: Flavour) -> cuda.Gpu:
     """Return the GPU at hand; see `mimruntime.engines.trt.cuda.probe`."""
-    return cuda.probe(_purpose(flavour), flavour.extra)
+    return cuda.probe(_purpose(flavour), flavour.name)
 
 
 class TensorRtEngine(Engine):
@@ -98,6 +98,7 @@ class TensorRtEngine(Engine):
         self.name = flavour.name
         self.provider = PROVIDER
         self.version = version
+        self.pixel_shape = executor.pixel_shape
         self.outputs = executor.outputs
         self.precision = compiled.record.precision
         self.largest_batch = executor.sizes[-1]
@@ -105,15 +106,9 @@ class TensorRtEngine(Engine):
         self.compiled = compiled.folder.name
         self._executor = executor
         self._kept = kept  # the runtime and its logger must outlive the engine
-        if EMBEDDING not in self.outputs:
-            self.close()
-            raise EngineError(f"{compiled.folder} has outputs {', '.join(self.outputs)}; expected '{EMBEDDING}'")
 
-    def run(self, pixels: np.ndarray) -> dict[str, np.ndarray]:
-        """Return the graph's outputs for one batch; see `Engine.run`."""
-        if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[1:] != self._executor.pixel_shape:
-            expected = ", ".join(str(length) for length in ("B", *self._executor.pixel_shape))
-            raise EngineError(f"pixels are {pixels.dtype} {pixels.shape}; the graph takes uint8 ({expected})")
+    def _run(self, pixels: np.ndarray) -> dict[str, np.ndarray]:
+        """See base class."""
         return self._executor.run(pixels)
 
     def close(self) -> None:

@@ -16,9 +16,8 @@ class Flavour:
     """One of the two libraries.
 
     Attributes:
-        name: the engine, as in the table of `mimruntime.engines`.
+        name: the engine, as in the table of `mimruntime.engines`; the extra that brings it has the same.
         module: what is imported.
-        extra: the extra of this distribution that brings it.
         architectures: what `--arch` may name; empty where only the GPU at hand can be built for.
         refused: architectures this library does not run on, and what to do instead.
 
@@ -26,7 +25,6 @@ class Flavour:
 
     name: str
     module: str
-    extra: str
     architectures: tuple[str, ...] = ()
     refused: Mapping[str, str] = field(default_factory=dict)
 
@@ -41,20 +39,17 @@ class Flavour:
         try:
             return importlib.import_module(self.module)
         except ModuleNotFoundError as error:
-            raise MissingExtraError(f"the engine '{self.name}'", extra=self.extra) from error
+            raise MissingExtraError(f"the engine '{self.name}'", extra=self.name) from error
         except Exception as error:  # a library that is missing shows as OSError, RuntimeError or ImportError
             raise EngineError(f"{self.name}: the module {self.module} does not load: {one_line(error)}") from error
 
 
 _OTHER = "tensorrt-rtx has no kernels for it; compile on that GPU with --engine tensorrt"
 
-TENSORRT = Flavour("tensorrt", "tensorrt", "tensorrt")
+TENSORRT = Flavour("tensorrt", "tensorrt")
 TENSORRT_RTX = Flavour(
     "tensorrt-rtx",
     "tensorrt_rtx",
-    "tensorrt-rtx",
     architectures=("sm75", "sm80", "sm86", "sm89", "sm120", "sm121"),
     refused={"sm90": _OTHER, "sm100": _OTHER, "sm103": _OTHER},
 )
-
-FLAVOURS = {flavour.name: flavour for flavour in (TENSORRT, TENSORRT_RTX)}
