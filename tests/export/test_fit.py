@@ -2,6 +2,7 @@
 
 import io
 import subprocess
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -167,6 +168,27 @@ def test_a_run_that_was_killed_continues_where_it_stopped(tmp_path, pictures, mo
     seen.clear()
     Fitter(options(tmp_path, pictures)).tokens(pictures[0], "d", "training")
     assert seen == []
+
+
+def test_tokens_of_another_architecture_or_of_other_code_are_not_taken(tmp_path, pictures, monkeypatch):
+    def folders():
+        return {path.parent.name for path in tmp_path.glob("**/done")}
+
+    def compute():
+        Fitter(options(tmp_path, pictures)).tokens(pictures[0][:4], "d", "training")
+
+    compute()
+    first = folders()
+    compute()
+    assert folders() == first
+    other = replace(ALIASES["small"], timm_name="vit_tiny_patch16_384")  # the same tensors by name and shape
+    with monkeypatch.context() as patched:
+        patched.setitem(ALIASES, "small", other)
+        compute()
+    assert len(folders()) == 2
+    monkeypatch.setattr(token_module, "code_digest", lambda: "another")
+    compute()
+    assert len(folders()) == 3
 
 
 def full_at(path, size):
