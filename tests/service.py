@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -79,19 +80,28 @@ class Service:
 def running(
     *arguments: object, log: Path, program: str | Path = START, env: dict[str, str] | None = None, wait: bool = True
 ) -> Iterator[Service]:
-    """Run `mimexport serve` with `arguments` on a free port."""
-    port = free_port()
+    """Run `mimexport serve` with `arguments` on a port the system gives it; without `wait` it may end before it listens."""
     start = ["-c", program] if isinstance(program, str) else [str(program)]
-    command = [sys.executable, *start, "serve", *map(str, arguments), "--port", str(port)]
+    command = [sys.executable, *start, "serve", *map(str, arguments), "--port", "0"]
     with log.open("wb") as out:
         process = subprocess.Popen(command, stdout=out, stderr=out, env={**os.environ, **(env or {})})
-    service = Service(f"http://127.0.0.1:{port}", port, process, log)
     try:
+        port = _port(process, log)
+        service = Service(f"http://127.0.0.1:{port}", port, process, log)
         if wait:
             service.wait_until_ready()
         yield service
     finally:
         stop(process)
+
+
+def _port(process: subprocess.Popen[bytes], log: Path) -> int:
+    """The port the log names, 0 where the process ends before."""
+    while not (said := re.search(r"listen(?:ing)? on http://[^:]+:(\d+)", log.read_text())):
+        if process.poll() is not None:
+            return 0
+        time.sleep(0.02)
+    return int(said[1])
 
 
 def stop(process: subprocess.Popen[bytes]) -> int:

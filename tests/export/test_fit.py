@@ -17,8 +17,8 @@ from mimexport.errors import FitError
 from mimexport.features import Features
 from mimexport.fit import tokens as token_module
 from mimexport.fit.fit import FitOptions, Fitter
-from mimexport.fit.labelled import train
-from mimexport.fit.tokens import Tokens, pool
+from mimexport.fit.labelled import _Trainer, train
+from mimexport.fit.tokens import StoredFeatures, Tokens, pool
 from mimexport.fit.unlabelled import two_view_recall
 from mimexport.fit.views import WHOLE, show
 from mimexport.heads import load_head, save_head
@@ -100,6 +100,30 @@ def test_training_finds_the_one_patch_that_tells_the_class(small_backbone):
         weights = aggregator.weigh(torch.from_numpy(patches).float()).numpy()
     assert weights[np.arange(count), where].mean() > 0.3  # uniform: 0.06
     assert recipe["classes"] == 4
+
+
+@pytest.mark.parametrize("agg", ["abmilp", "ep", "aim"])
+def test_what_was_learned_on_tokens_of_unit_spread_is_made_to_fit_tokens_as_they_are(small_backbone, agg):
+    rng = np.random.default_rng(0)
+    patches = (rng.normal(size=(40, 16, 48)) * rng.uniform(0.1, 9, 48)).astype(np.float16)
+    empty = np.zeros((40, 0))
+    tokens = Tokens(patches, empty, empty, np.zeros((40, 0, 16)))
+    spread = torch.from_numpy(patches.reshape(-1, 48).astype(np.float32).std(0))
+    trainer = _Trainer(lambda: make_aggregator(agg, small_backbone.shape, {}), spread, 2, small_backbone, None, seed=0)
+    trainer.run(tokens, torch.arange(40) % 2, np.arange(40), 1e-2, epochs=2)
+
+    def weights(scale):
+        features = StoredFeatures(tokens, small_backbone.shape, None)
+        features.patches = features.patches / scale
+        with torch.no_grad():
+            return trainer.aggregator.eval()(features).weights
+
+    if agg == "aim":  # scales its tokens itself, by what it was prepared with
+        torch.testing.assert_close(trainer.aggregator.std, spread)
+        return
+    learned = weights(spread)
+    trainer.finished()
+    torch.testing.assert_close(weights(1), learned, atol=1e-4, rtol=1e-3)
 
 
 @pytest.mark.parametrize("agg", ["ep", "simpool", "aim"])

@@ -16,6 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from mimruntime.serve.lifecycle import Lifecycle
 from mimruntime.serve.model import Models
 from mimruntime.serve.problems import Problem, respond
+from mimruntime.serve.protocol import PatientProtocol
 from mimruntime.serve.settings import Settings
 
 OPEN_PATHS = frozenset(
@@ -66,6 +67,9 @@ class Door:
         if self._keys and not self._is_known(headers.get("Authorization", "")):
             raise Problem(401, "invalid_api_key", "send a valid key as 'Authorization: Bearer KEY'")
         self._lifecycle.check_open()
+        if PatientProtocol.open_connections > self._settings.max_connections:
+            refusal = f"over {self._settings.max_connections} connections are open"
+            raise Problem(503, "too_many_connections", refusal, retry_after_s=1, close=True)
         if scope["method"] != "POST":
             return
         if headers.get("Content-Encoding", "identity") != "identity":

@@ -45,15 +45,25 @@ class Problem(HTTPException):
         message: a line a person can act on.
         param: the part of the request it is about, as "input[3]".
         retry_after_s: whole seconds after which the same request may succeed.
+        close: end the connection with it.
 
     """
 
     def __init__(
-        self, status: int, code: str, message: str, *, param: str | None = None, retry_after_s: int | None = None
+        self,
+        status: int,
+        code: str,
+        message: str,
+        *,
+        param: str | None = None,
+        retry_after_s: int | None = None,
+        close: bool = False,
     ) -> None:
         headers = {} if retry_after_s is None else {"Retry-After": str(retry_after_s)}
         if status == 401:
             headers["WWW-Authenticate"] = "Bearer"
+        if close:
+            headers["Connection"] = "close"
         super().__init__(status, message, headers)
         self.code = code
         self.param = param

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import http.client
 import ipaddress
 import socket
 import ssl
+import threading
 import time
 from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -33,38 +35,45 @@ class Fetcher:
         """Return data URIs as they are and URLs as the bytes behind them.
 
         Raises:
-            Problem: 400 with the position of a URL that is not allowed or does not answer.
+            Problem: 400 with the position of a URL that is not allowed or does not answer; 413 where they are too large
+                together.
 
         """
         for index, location in enumerate(locations):
             if not location.startswith("data:"):
                 _check_url(location, self._hosts, index)
-        loop = asyncio.get_running_loop()
+        loop, room = asyncio.get_running_loop(), _Room(self._max_bytes)
         return await asyncio.gather(
             *(
                 _itself(location)
                 if location.startswith("data:")
-                else loop.run_in_executor(self._pool, self._fetch, location, index)
+                else loop.run_in_executor(self._pool, self._fetch, location, index, room)
                 for index, location in enumerate(locations)
             )
         )
 
-    def _fetch(self, url: str, index: int) -> bytes:
+    def _fetch(self, url: str, index: int, room: _Room) -> bytes:
         deadline = time.monotonic() + _TOTAL_S
         for _ in range(_REDIRECTS + 1):
             host, port = _check_url(url, self._hosts, index)
             connection = _PinnedConnection(host, port, _public_address(host, port, index))
+            # Each read has its own time; a server that sends a byte now and then would have them all.
+            alarm = threading.Timer(deadline - time.monotonic(), connection.cut_off)
+            alarm.start()
             try:
-                answer = _get(connection, url)
-                if answer.status in {301, 302, 303, 307, 308}:
-                    url = urljoin(url, answer.getheader("Location", ""))
-                    continue
-                if answer.status != 200:
-                    raise _refused(index, f"{host} answered {answer.status}")
-                return _read(answer, self._max_bytes, deadline, index)
+                with _get(connection, url) as answer:
+                    if answer.status in {301, 302, 303, 307, 308}:
+                        url = urljoin(url, answer.getheader("Location", ""))
+                        continue
+                    if answer.status != 200:
+                        raise _refused(index, f"{host} answered {answer.status}")
+                    return _read(answer, room, deadline, index)
             except (OSError, http.client.HTTPException, ValueError) as error:
+                if time.monotonic() > deadline:
+                    raise _too_slow(index) from error
                 raise _refused(index, f"{host} cannot be read ({type(error).__name__})") from error
             finally:
+                alarm.cancel()
                 connection.close()
         raise _refused(index, f"more than {_REDIRECTS} redirects")
 
@@ -76,10 +85,34 @@ class _PinnedConnection(http.client.HTTPSConnection):
         self._tls = ssl.create_default_context()
         super().__init__(host, port, timeout=_STEP_S, context=self._tls)
         self._address = address
+        self._open: socket.socket | None = None
 
     def connect(self) -> None:
         plain = socket.create_connection((self._address, self.port), self.timeout)
-        self.sock = self._tls.wrap_socket(plain, server_hostname=self.host)
+        self.sock = self._open = self._tls.wrap_socket(plain, server_hostname=self.host, do_handshake_on_connect=False)
+        self.sock.do_handshake()
+
+    def cut_off(self) -> None:
+        """End whatever is waited for, from another thread."""
+        if self._open is not None:  # `sock` is gone once the answer has begun and is the connection's last
+            with contextlib.suppress(OSError):
+                socket.socket.shutdown(self._open, socket.SHUT_RDWR)
+
+
+class _Room:
+    """What the images of one request may still hold, in bytes."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = self._left = limit
+        self._lock = threading.Lock()
+
+    def take(self, count: int, index: int) -> None:
+        """Use `count` bytes for image `index`."""
+        with self._lock:
+            self._left -= count
+            if self._left < 0:
+                reason = f"image {index}: the images of the request are over {self._limit:,} bytes"
+                raise Problem(413, "image_too_large", reason, param=f"input[{index}]")
 
 
 async def _itself(location: str) -> str:
@@ -123,15 +156,18 @@ def _get(connection: http.client.HTTPConnection, url: str) -> http.client.HTTPRe
     return connection.getresponse()
 
 
-def _read(answer: http.client.HTTPResponse, max_bytes: int, deadline: float, index: int) -> bytes:
+def _read(answer: http.client.HTTPResponse, room: _Room, deadline: float, index: int) -> bytes:
     body = bytearray()
     while chunk := answer.read1(_CHUNK):
+        room.take(len(chunk), index)
         body += chunk
-        if len(body) > max_bytes:
-            raise Problem(413, "image_too_large", f"image {index}: over {max_bytes:,} bytes", param=f"input[{index}]")
-        if time.monotonic() > deadline:
-            raise _refused(index, f"not whole within {_TOTAL_S:g} s")
+    if time.monotonic() > deadline:  # cut off, which reads like the end
+        raise _too_slow(index)
     return bytes(body)
+
+
+def _too_slow(index: int) -> Problem:
+    return _refused(index, f"not whole within {_TOTAL_S:g} s")
 
 
 def _refused(index: int, reason: str) -> Problem:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import os
 import signal
@@ -12,17 +11,16 @@ import tempfile
 from functools import partial
 from typing import Any
 
-import h11
 import uvicorn
 from fastapi import FastAPI
 from uvicorn.config import STARTUP_FAILURE
-from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.supervisors import Multiprocess
 
 from mimruntime.artifact import Artifact
 from mimruntime.errors import EngineError, MimError
 from mimruntime.serve.app import create_app
 from mimruntime.serve.metrics import MULTIPROCESS
+from mimruntime.serve.protocol import PatientProtocol
 from mimruntime.serve.settings import Settings
 
 _LOG = logging.getLogger("mimexport")
@@ -30,48 +28,6 @@ _CANCEL_S = 1
 """For what is still open once draining has had its time; uvicorn cancels it then."""
 _KEEP_ALIVE_S = 75
 """Longer than load balancers keep an idle connection (60 s), which would else send into one that is just being closed."""
-
-
-class PatientProtocol(H11Protocol):
-    """HTTP/1.1 whose headers must arrive as soon as a body must.
-
-    h11 is pure Python and slower than httptools, but it limits the size of headers, and an engine is slower than both.
-    """
-
-    patience_s = 20.0
-    _overdue: asyncio.TimerHandle | None = None
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Wait for the first headers."""
-        super().connection_made(transport)
-        self._wait()
-
-    def data_received(self, data: bytes) -> None:
-        """Wait on while headers are incomplete, no longer once they are whole."""
-        super().data_received(data)
-        if self.conn.their_state is h11.IDLE:
-            self._wait()
-        else:
-            self._stop_waiting()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        """Stop waiting."""
-        self._stop_waiting()
-        super().connection_lost(exc)
-
-    def _wait(self) -> None:
-        if self._overdue is None:
-            self._overdue = self.loop.call_later(self.patience_s, self._give_up)
-
-    def _stop_waiting(self) -> None:
-        if self._overdue is not None:
-            self._overdue.cancel()
-            self._overdue = None
-
-    def _give_up(self) -> None:
-        if not self.transport.is_closing():
-            self.transport.write(b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncontent-length: 0\r\n\r\n")
-            self.transport.close()
 
 
 class _Server(uvicorn.Server):
@@ -142,7 +98,6 @@ def _config(settings: Settings, app: Any) -> uvicorn.Config:
         http=PatientProtocol,
         ws="none",
         lifespan="on",
-        limit_concurrency=settings.max_connections,
         timeout_keep_alive=_KEEP_ALIVE_S,
         timeout_graceful_shutdown=_CANCEL_S,
         server_header=False,

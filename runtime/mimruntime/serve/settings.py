@@ -33,7 +33,7 @@ class Settings:
         max_buffered: bytes of all requests that are held at once, else 429.
         max_items: images of one request.
         max_pixels: pixels of one image, read from its header.
-        max_connections: open connections beyond which 503 is answered.
+        max_connections: open connections of a process beyond which requests get 503, those of balancers aside.
         formats: those of `mimruntime.decode.FORMATS` let in.
         api_keys: any of them opens the door; empty: no key is asked for.
         remote_hosts: hosts whose https URLs are fetched; empty: no URL is.

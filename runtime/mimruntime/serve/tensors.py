@@ -102,7 +102,7 @@ def _read_pixels(tensor: InputTensor, raw: memoryview | None, edge: int) -> np.n
             f"input 'pixels' is {tensor.datatype} {tensor.shape}; expected UINT8 [B, {edge}, {edge}, 3]",
         )
     try:
-        flat = np.fromiter(_flat(tensor.data), np.uint8) if raw is None else np.frombuffer(raw, np.uint8)
+        flat = np.fromiter(map(_pixel, _flat(tensor.data)), np.uint8) if raw is None else np.frombuffer(raw, np.uint8)
         return flat.reshape(tensor.shape)
     except (ValueError, OverflowError, TypeError) as error:
         raise Problem(400, "malformed", f"input 'pixels' of shape {tensor.shape}: {error}") from error
@@ -115,3 +115,9 @@ def _flat(data: Any) -> Iterator[Any]:
             yield from _flat(element)
         else:
             yield element
+
+
+def _pixel(element: Any) -> int:
+    if type(element) is not int:  # of 0.5, numpy would make the pixel 0
+        raise TypeError(f"it holds a {type(element).__name__}, pixels are whole numbers from 0 to 255")
+    return element

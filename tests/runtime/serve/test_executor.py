@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -68,6 +69,36 @@ def test_no_memory_for_a_batch_is_the_engine_s_failure_and_passes(
         item.future.result()
     wait_for(lambda: executor.ready)
     assert sent(line).future.result(20).vector.shape == (16,)
+
+
+def test_elsewhere_than_on_a_cpu_a_batch_is_filled_up_and_each_image_has_its_own_vector(
+    toy_artifact: Path, line: Line, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    describe, right, sizes = Embedder.describe, Embedder.run, []
+
+    def run(self: Embedder, pixels: np.ndarray) -> np.ndarray:
+        sizes.append(len(pixels))
+        return right(self, pixels)
+
+    monkeypatch.setattr(Embedder, "describe", lambda self: replace(describe(self), provider="cuda"))
+    monkeypatch.setattr(Embedder, "run", run)
+    executor = Executor(
+        opened(toy_artifact), partial(opened, toy_artifact), line, Metrics("1"), patience_s=9, watchdog_s=30
+    )
+    executor.start()
+    wait_for(lambda: executor.ready)
+    sizes.clear()
+    items = line.admit(3)
+    for shade, item in zip((7, 90, 200), items, strict=True):
+        item.pixels = np.random.default_rng(shade).integers(0, 256, (64, 64, 3), np.uint8)
+        line.put(item)
+    vectors = [item.future.result(20).vector for item in items]
+    executor.stop()
+    executor.join(30)
+    assert sizes == [4]
+    with opened(toy_artifact) as embedder:
+        expected = right(embedder, np.stack([item.pixels for item in items]))
+    np.testing.assert_allclose(vectors, expected, atol=1e-5)
 
 
 def test_an_engine_that_was_opened_anew_and_answers_something_else_is_not_ready(

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import io
 import json
 import os
+import select
+import socket
 import struct
 import subprocess
 import sys
 import time
 import zlib
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -114,6 +118,58 @@ def test_a_body_over_the_limit_is_refused_announced_or_not(toy: Service) -> None
     assert (chunked.status, chunked.json["error"]["code"]) == (413, "body_too_large")
 
 
+@pytest.fixture(scope="module")
+def tight(toy_artifact: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    options = ("--max-body-mb", 1, "--max-buffered-mb", 2, "--max-connections", 4)
+    with running(toy_artifact, *options, log=tmp_path_factory.mktemp("tight") / "log") as service:
+        yield service
+
+
+@contextlib.contextmanager
+def held_open(service: Service, sent: bytes, count: int) -> Iterator[list[socket.socket]]:
+    """Connections that have sent this much and go on with nothing."""
+    with contextlib.ExitStack() as stack:
+        yield [stack.enter_context(contextlib.closing(begun(service, sent))) for _ in range(count)]
+
+
+def begun(service: Service, sent: bytes) -> socket.socket:
+    connection = socket.create_connection(("127.0.0.1", service.port), timeout=20)
+    connection.sendall(sent)
+    return connection
+
+
+def test_bodies_are_counted_while_they_are_held_and_no_longer(tight: Service) -> None:
+    for _ in range(10):
+        assert tight.call("/v1/embeddings/image", bytes(900_000)).json["error"]["code"] == "image_format"
+    unfinished = b"POST /v1/embeddings/image HTTP/1.1\r\nHost: x\r\nContent-Length: 900001\r\n\r\n" + bytes(900_000)
+    with held_open(tight, unfinished, 3) as connections:
+        readable, _, _ = select.select(connections, [], [], 20)
+        answer = readable[0].recv(65536).decode()
+        assert answer.startswith("HTTP/1.1 429 ")
+        assert "memory_full" in answer
+        assert "retry-after: 1" in answer.lower()
+    wait_until(lambda: tight.call("/v1/embeddings/image", bytes(900_000)).json["error"]["code"] == "image_format")
+
+
+def test_over_the_connections_allowed_requests_are_refused_and_balancers_are_not(tight: Service) -> None:
+    wait_until(lambda: tight.call("/v1/models").status == 200)
+    with held_open(tight, b"GET /v1/models HTTP/1.1\r\n", 4):
+        wait_until(lambda: tight.call("/v1/models").status == 503)
+        for path in ("/v1/models", "/v2"):
+            answer = tight.call(path)
+            assert (answer.status, answer.headers["Retry-After"], answer.headers["Connection"]) == (503, "1", "close")
+            assert "over 4 connections are open" in str(answer.json["error"])
+        assert [tight.call(path).status for path in ("/live", "/ready", "/v2/health/live", "/metrics")] == [200] * 4
+    wait_until(lambda: tight.call("/v1/models").status == 200)
+
+
+def wait_until(true: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 20
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
 def test_compressed_bodies_are_not_taken(toy: Service) -> None:
     assert toy.call("/v1/embeddings/image", b"x", Content_Encoding="gzip").status == 415
 
@@ -139,6 +195,10 @@ def test_configured_by_environment_with_keys_two_artifacts_and_json_logs(
         assert service.call("/v1/embeddings/image?model=toy", image).status == 401
         assert service.call("/v1/models", Authorization="Bearer wrong").status == 401
         assert service.call("/v1/models", Authorization="Bearer wrong").headers["WWW-Authenticate"] == "Bearer"
+        closed = ("/v2", "/v2/models/toy", "/v2/models/toy/infer", "/info", "/v1/models")
+        assert {path: service.call(path).status for path in closed} == dict.fromkeys(closed, 401)
+        opened = ("/live", "/ready", "/metrics", "/v2/health/live", "/v2/health/ready")
+        assert {path: service.call(path).status for path in opened} == dict.fromkeys(opened, 200)
         key = {"Authorization": "Bearer second"}
         assert [model["id"] for model in service.call("/v1/models", **key).json["data"]] == ["toy", "other"]
         assert service.call("/v1/embeddings/image?model=other", image, **key).json["model"] == "other"

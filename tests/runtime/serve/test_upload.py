@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 from pathlib import Path
 
 import numpy as np
 import pytest
 from service import Service
+
+from mimruntime.serve.answers import timing
+from mimruntime.serve.line import Embedded
+
+pytestmark = pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
 
 
 def curl(*arguments: object) -> dict:
@@ -28,6 +34,12 @@ def test_a_form_carries_several_files_in_order(toy: Service, photos: list[Path],
     vectors = np.array([item["embedding"] for item in answer["data"]])
     assert (vectors * expected).sum(axis=1).min() > 0.999999
     assert answer["model"] == "toy"
+
+
+def test_times_are_those_of_the_slowest_image_in_milliseconds() -> None:
+    vector = np.zeros(4, np.float32)
+    results = [Embedded(vector, decode_s=0.004, queue_s=0.5, inference_s=1), Embedded(vector, 0.002, 0.25, 2)]
+    assert timing(results) == {"Server-Timing": "decode;dur=4.000, queue;dur=500.000, inference;dur=2000.000"}
 
 
 def test_every_answer_carries_id_space_and_times(toy: Service, photo: Path, space: str) -> None:
