@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +35,26 @@ class Counting(Engine):
 
     def close(self) -> None:
         self.closed = True
+
+
+class Timed(Counting):
+    """Takes a known time for every run, on a clock of its own."""
+
+    def __init__(self, clock: list[float], seconds_of: Callable[[int], float]) -> None:
+        super().__init__()
+        self.clock, self.seconds_of = clock, seconds_of
+
+    def _run(self, pixels: np.ndarray) -> dict[str, np.ndarray]:
+        self.clock[0] += self.seconds_of(len(pixels))
+        return super()._run(pixels)
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """One number, the seconds that `time.perf_counter` gives."""
+    now = [0.0]
+    monkeypatch.setattr("time.perf_counter", lambda: now[0])
+    return now
 
 
 def test_every_figure_is_there_and_peers_are_closed(toy_artifact: Path, photos: list[Path], tmp_path: Path) -> None:
@@ -120,6 +141,14 @@ def test_a_batch_over_what_an_engine_runs_is_cut_and_the_tuned_one_is_measured_t
         assert set(figures.images_per_second) == sizes
 
 
+def test_throughput_is_images_of_a_second_and_latency_is_in_milliseconds(clock: list[float]) -> None:
+    figures, engine = Figures("a", ""), Timed(clock, {1: 0.125, 4: 0.25, 8: 1.0}.__getitem__)
+    measure(figures, engine, np.zeros((3, 64, 64, 3), np.uint8), (1, 4, 8), 0)
+    assert figures.images_per_second == {1: 8.0, 4: 16.0, 8: 8.0}
+    assert figures.latency_ms == {"p50": 125.0, "p95": 125.0, "p99": 125.0}
+    assert figures.best_batch == 4
+
+
 def test_latency_is_that_of_one_image_whatever_the_batches() -> None:
     figures, engine = Figures("a", ""), Counting()
     measure(figures, engine, np.zeros((3, 64, 64, 3), np.uint8), (8,), 0)
@@ -162,6 +191,12 @@ def test_pairs_alternate_at_each_sides_own_batch() -> None:
     ratios = in_turn(("a", ours, 4), [("b", theirs, 2)], np.zeros((3, 64, 64, 3), np.uint8), 5)
     assert (ours.batches, theirs.batches) == ([4] * 5, [2] * 5)
     assert (ratios[0].ours, ratios[0].theirs, ratios[0].pairs) == ("a", "b", 5)
+
+
+def test_a_ratio_over_one_says_how_many_times_faster_ours_is(clock: list[float]) -> None:
+    ours, theirs = Timed(clock, lambda batch: batch / 16), Timed(clock, lambda batch: batch / 8)
+    (ratio,) = in_turn(("a", ours, 4), [("b", theirs, 2)], np.zeros((3, 64, 64, 3), np.uint8), 3)
+    assert (ratio.low, ratio.ratio, ratio.high) == (2.0, 2.0, 2.0)
 
 
 def test_the_best_batch_is_that_of_most_images() -> None:

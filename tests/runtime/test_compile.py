@@ -322,6 +322,31 @@ def test_few_streams_and_many_are_tried_and_one_thread_for_every_two_cpus() -> N
     ]  # fmt: skip
 
 
+class Timed(base.Engine):
+    """Takes 0.25 s and 0.0625 s an image for every run, on the clock that it is given."""
+
+    name, provider, version, outputs, pixel_shape = "timed", "cpu", "1", (base.EMBEDDING,), (64, 64, 3)
+
+    def __init__(self, clock: list[float]) -> None:
+        self.clock = clock
+
+    def _run(self, pixels: np.ndarray) -> dict[str, np.ndarray]:
+        self.clock[0] += 0.25 + len(pixels) / 16
+        return {}
+
+    def close(self) -> None:
+        pass
+
+
+def test_the_batch_of_most_images_a_second_is_tuned(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+    monkeypatch.setattr("time.perf_counter", lambda: clock[0])
+    pixels = np.zeros((2, 64, 64, 3), np.uint8)
+    best, trials = tuning.tune(lambda _: Timed(clock), [tuning.Setting(2)], pixels, lambda *_: None, batches=(1, 4, 12))
+    assert {trial.batch: trial.images_per_second for trial in trials} == {1: 3.2, 4: 8.0, 12: 12.0}
+    assert best.batch == 12
+
+
 def test_many_streams_are_measured_with_one_and_two_images_each(toy_artifact: Path) -> None:
     opened: list[tuning.Setting] = []
 
