@@ -97,10 +97,18 @@ def test_half_precision_and_int8_build_and_are_told_apart(half, quantized):
         build(quantized, plan("fp16"))
 
 
-def test_tf32_is_off_unless_it_is_asked_for(graph):
-    exact = build(graph)
-    assert build(graph, plan(tf32=True)) != exact
-    assert build(graph, plan(workspace_gib=0.5))
+@pytest.mark.parametrize("asked", [False, True])
+def test_tf32_is_off_unless_it_is_asked_for(graph, monkeypatch, asked):
+    real, flags = builder._configure, []
+
+    def configure(*arguments):
+        config = real(*arguments)
+        flags.append(config.get_flag(trt.BuilderFlag.TF32))
+        return config
+
+    monkeypatch.setattr(builder, "_configure", configure)
+    assert build(graph, plan(tf32=asked, workspace_gib=0.5))
+    assert flags == [asked]
 
 
 def test_progress_is_told_in_the_callers_thread(graph):
