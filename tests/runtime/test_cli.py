@@ -9,12 +9,15 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import click
 import numpy as np
 import pytest
 
 from mimruntime import cli
+from mimruntime.engines import cli as engines_cli
+from mimruntime.tuning import BATCHES
 from mimruntime.vectors import read_vectors
 
 
@@ -162,6 +165,46 @@ class TestInspect:
         assert document.pop("engines") == []
         assert document == json.loads((toy_artifact / "manifest.json").read_text())
         assert sizes["model.onnx"] == (toy_artifact / "model.onnx").stat().st_size
+
+
+class TestCompile:
+    @pytest.fixture(autouse=True)
+    def _quick(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("mimruntime.tuning._LEAST_SECONDS", 0.0)
+
+    @staticmethod
+    def compiled(artifact: Path) -> tuple[Path, dict[str, Any]]:
+        """Compile, and return the engine's folder and what was measured best."""
+        assert mimexport("compile", artifact, "--engine", "onnxruntime", commands=engines_cli.COMMANDS) == 0
+        (folder,) = (artifact / "engines").iterdir()
+        return folder, json.loads((folder / "engine.json").read_text())["tuned"]
+
+    def test_every_measurement_is_printed_and_the_one_that_is_taken_marked(
+        self, toy_copy: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        folder, tuned = self.compiled(toy_copy)
+        said = capsys.readouterr().out.splitlines()
+        assert said[0].startswith(f"{folder}: onnxruntime ")
+        assert said[0].endswith(", fp32 on cpu")
+        assert said[1].startswith("  for ")
+        assert len([line for line in said if line.startswith("  batch ")]) >= len(BATCHES)
+        (taken,) = (line for line in said if line.endswith("  <- taken"))
+        assert taken.split()[:2] == ["batch", str(tuned["batch"])]
+        assert f": {tuned['images_per_second']:.1f} images/s  <- taken" in taken
+
+    def test_inspect_says_what_is_compiled_and_whether_it_fits(
+        self, toy_copy: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        folder, tuned = self.compiled(toy_copy)
+        capsys.readouterr()
+        assert mimexport("inspect", toy_copy) == 0
+        (line,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("engine "))
+        assert line.split()[1] == f"{folder.name},"
+        rate = f"{tuned['images_per_second']:.1f} images/s at batch {tuned['batch']}"
+        assert line.endswith(f", {rate}: fits this machine")
+        assert mimexport("inspect", toy_copy, "--json") == 0
+        (engine,) = json.loads(capsys.readouterr().out)["engines"]
+        assert (engine["key"], engine["standing"], engine["tuned"]) == (folder.name, "fits this machine", tuned)
 
 
 class TestVerify:
