@@ -13,9 +13,11 @@ from typing import Any
 
 import click
 import numpy as np
+import onnxruntime
 import pytest
 
 from mimruntime import cli
+from mimruntime.cpus import available_cpus
 from mimruntime.engines import cli as engines_cli
 from mimruntime.tuning import BATCHES
 from mimruntime.vectors import read_vectors
@@ -42,6 +44,21 @@ def folder(tmp_path: Path, photos: list[Path]) -> Path:
     (target / "1b.jpg").touch()
     (target / "sub" / "page.png").write_text("<html>")
     return target
+
+
+@pytest.fixture
+def session_threads(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The threads of every session of ONNX Runtime, as it says itself."""
+    threads: list[int] = []
+    real = onnxruntime.InferenceSession
+
+    def opened(*arguments: Any, **options: Any) -> onnxruntime.InferenceSession:
+        session = real(*arguments, **options)
+        threads.append(session.get_session_options().intra_op_num_threads)
+        return session
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", opened)
+    return threads
 
 
 class TestEmbed:
@@ -84,6 +101,15 @@ class TestEmbed:
         assert mimexport(*embed, "--threads", 1, "--batch-size", 2, "--engine", "onnxruntime", "--provider", "cpu") == 0
         assert mimexport(*embed, "--provider", "cuda") == 1
         assert "provider 'cuda' is not part of" in capsys.readouterr().err
+
+    @pytest.mark.parametrize("out", ["v.npz", "shards"])
+    def test_the_threads_asked_for_run(
+        self, toy_artifact: Path, photo: Path, tmp_path: Path, session_threads: list[int], out: str
+    ) -> None:
+        threads = available_cpus() + 1
+        embed = ("embed", toy_artifact, photo, "--out", tmp_path / out, "--engine", "onnxruntime")
+        assert mimexport(*embed, "--threads", threads) == 0
+        assert session_threads == [threads]
 
     @pytest.mark.parametrize(
         ("arguments", "code", "line"),
@@ -173,16 +199,17 @@ class TestCompile:
         monkeypatch.setattr("mimruntime.tuning._LEAST_SECONDS", 0.0)
 
     @staticmethod
-    def compiled(artifact: Path) -> tuple[Path, dict[str, Any]]:
-        """Compile, and return the engine's folder and what was measured best."""
-        assert mimexport("compile", artifact, "--engine", "onnxruntime", commands=engines_cli.COMMANDS) == 0
+    def compiled(artifact: Path, engine: str, *options: object) -> tuple[Path, dict[str, Any]]:
+        """Compile, and return the engine's folder and its record."""
+        assert mimexport("compile", artifact, "--engine", engine, *options, commands=engines_cli.COMMANDS) == 0
         (folder,) = (artifact / "engines").iterdir()
-        return folder, json.loads((folder / "engine.json").read_text())["tuned"]
+        return folder, json.loads((folder / "engine.json").read_text())
 
     def test_every_measurement_is_printed_and_the_one_that_is_taken_marked(
         self, toy_copy: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        folder, tuned = self.compiled(toy_copy)
+        folder, record = self.compiled(toy_copy, "onnxruntime")
+        tuned = record["tuned"]
         said = capsys.readouterr().out.splitlines()
         assert said[0].startswith(f"{folder}: onnxruntime ")
         assert said[0].endswith(", fp32 on cpu")
@@ -195,7 +222,8 @@ class TestCompile:
     def test_inspect_says_what_is_compiled_and_whether_it_fits(
         self, toy_copy: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        folder, tuned = self.compiled(toy_copy)
+        folder, record = self.compiled(toy_copy, "onnxruntime")
+        tuned = record["tuned"]
         capsys.readouterr()
         assert mimexport("inspect", toy_copy) == 0
         (line,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("engine "))
@@ -206,8 +234,32 @@ class TestCompile:
         (engine,) = json.loads(capsys.readouterr().out)["engines"]
         assert (engine["key"], engine["standing"], engine["tuned"]) == (folder.name, "fits this machine", tuned)
 
+    def test_latency_is_tuned_with_one_image_in_one_stream(self, toy_copy: Path) -> None:
+        _, record = self.compiled(toy_copy, "openvino", "--hint", "latency")
+        (trial,) = record["trials"]
+        assert (trial["batch"], trial["streams"], trial["threads"]) == (1, 1, available_cpus())
+
 
 class TestVerify:
+    @pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
+    def test_the_engine_asked_for_is_checked(
+        self, toy_artifact: Path, capsys: pytest.CaptureFixture[str], engine: str
+    ) -> None:
+        assert mimexport("verify", toy_artifact, "--engine", engine, "--json") == 0
+        assert json.loads(capsys.readouterr().out)["engine"] == engine
+
+    def test_the_provider_asked_for_is_checked(
+        self, toy_artifact: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
+        assert mimexport("verify", toy_artifact, "--engine", "onnxruntime", "--provider", "cuda") == 1
+        assert "provider 'cuda' is not part of onnxruntime" in capsys.readouterr().err
+
+    def test_the_threads_asked_for_run(self, toy_artifact: Path, session_threads: list[int]) -> None:
+        threads = available_cpus() + 1
+        assert mimexport("verify", toy_artifact, "--engine", "onnxruntime", "--threads", threads) == 0
+        assert session_threads == [threads]
+
     def test_the_figures_are_printed(self, toy_artifact: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert mimexport("verify", toy_artifact, "--engine", "onnxruntime") == 0
         assert "worst 1.0000000" in capsys.readouterr().out
