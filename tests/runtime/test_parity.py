@@ -113,6 +113,21 @@ def test_the_limits_of_cosine_are_those_of_the_precision(precision: str, cosine:
             parity.check(result, precision)
 
 
+@pytest.mark.parametrize(
+    ("precisions", "expected"),
+    [
+        (("fp32", "bf16"), "bf16"),
+        (("bf16", "fp16"), "bf16"),
+        ((None, "fp32"), "fp32"),
+        (("int8", None, "bf16"), "int8"),
+    ],
+)
+def test_the_widest_tolerance_is_that_of_the_narrowest_precision(
+    precisions: tuple[str | None, ...], expected: str
+) -> None:
+    assert parity.widest(*precisions) == expected
+
+
 def test_an_engine_for_few_images_is_measured_at_what_it_runs() -> None:
     images = np.random.default_rng(0).integers(0, 256, (5, 2, 2, 3), np.uint8)
 
