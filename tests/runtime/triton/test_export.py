@@ -6,6 +6,7 @@ import hashlib
 import shutil
 import sys
 import types
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -135,6 +136,22 @@ def test_the_ensemble_takes_files_and_gives_the_embedder_s_vectors(
     assert "is not an image" in answers[1].error
     with Embedder.open(toy_artifact) as embedder:
         assert np.array_equal(embedder.run(tensor.array), embedder.embed(photos))
+
+
+def test_every_tensor_of_the_ensemble_comes_from_its_input_or_an_earlier_step(repository: Path) -> None:
+    def tensors(ports: Iterable[Any]) -> dict[str, tuple[int, list[int]]]:
+        return {port.name: (port.data_type, list(port.dims)) for port in ports}
+
+    ensemble = parsed(repository / "toy-images")
+    known = tensors(ensemble.input)
+    for step in ensemble.ensemble_scheduling.step:
+        model = parsed(repository / step.model_name)
+        assert {name: known[source] for name, source in step.input_map.items()} == tensors(model.input)
+        given = tensors(model.output)
+        assert set(step.output_map) == set(given)
+        known |= {step.output_map[name]: tensor for name, tensor in given.items()}
+    assert {port.name: known[port.name] for port in ensemble.output} == tensors(ensemble.output)
+    assert [port.name for port in ensemble.output] == ["embedding", "selection"]
 
 
 def test_the_manifest_for_kserve_is_an_inference_service(repository: Path, toy_artifact: Path, tmp_path: Path) -> None:
