@@ -28,7 +28,17 @@ BANNED = (
     "tensorrt",
     "tensorrt_rtx",
     "cuda",
+    "onnxscript",
+    "safetensors",
+    "openvino",
+    "ray",
+    "fsspec",
+    "matplotlib",
+    "skimage",
+    "sklearn",
+    "scipy",
 )
+SERVING = ("fastapi", "starlette", "uvicorn", "prometheus_client", "python_multipart")
 
 SCRIPT = """
 import importlib, sys
@@ -38,9 +48,9 @@ print(*sorted({module.partition(".")[0] for module in sys.modules} & set(sys.arg
 """
 
 
-def banned_after(*modules: str) -> list[str]:
+def banned_after(*modules: str, banned: tuple[str, ...] = BANNED) -> list[str]:
     """Import `modules` in a fresh interpreter and return the banned packages that came with them."""
-    command = [sys.executable, "-c", SCRIPT, ",".join(BANNED), *modules]
+    command = [sys.executable, "-c", SCRIPT, ",".join(banned), *modules]
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
 
 
@@ -48,6 +58,11 @@ def test_no_module_of_the_runtime_brings_a_banned_package() -> None:
     assert "mimruntime.engines.onnxruntime" in MODULES
     assert len(MODULES) > 12
     assert banned_after(*MODULES) == []
+
+
+def test_only_the_service_brings_the_packages_of_a_service() -> None:
+    others = [name for name in MODULES if not name.startswith("mimruntime.serve.")]
+    assert banned_after(*others, "mimruntime.serve.cli", banned=SERVING) == []
 
 
 def test_the_guard_fails_on_a_planted_violation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
