@@ -13,6 +13,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from mimruntime.engines.gpu_name import NO_GPU, gpu_name
 from mimruntime.engines.record import BatchProfile
 from mimruntime.engines.trt import builder
 from mimruntime.engines.trt.flavour import TENSORRT, TENSORRT_RTX
@@ -20,6 +21,9 @@ from mimruntime.engines.trt.plan import BuildPlan
 from mimruntime.errors import EngineError, OutputError
 
 trt = pytest.importorskip("tensorrt_rtx", reason="pip install 'mimexport[tensorrt-rtx]'")
+without_gpu = pytest.mark.skipif(
+    gpu_name() != NO_GPU, reason="says what a machine without a driver answers, and this one has a GPU"
+)
 
 
 def plan(precision="fp32", batch=(1, 4, 8), **options):
@@ -145,6 +149,7 @@ def with_flag(monkeypatch, name):
     monkeypatch.setattr(builder, "_configure", configure)
 
 
+@without_gpu
 @pytest.mark.parametrize(
     ("flag", "cause"),
     [
@@ -163,6 +168,7 @@ def test_what_needs_a_driver_fails_with_its_cause_and_nothing_on_the_terminal(gr
     assert capfd.readouterr() == ("", "")
 
 
+@without_gpu
 def test_the_architecture_at_hand_needs_a_gpu(graph):
     with pytest.raises(EngineError, match=r"cannot build .*cudaError 35"):
         build(graph, plan(architectures=("current",)))
@@ -295,7 +301,7 @@ cli.run(engines.COMMANDS, ["compile", sys.argv[1], "--engine", "tensorrt-rtx"])
 """
 
 
-@pytest.mark.parametrize(("what", "status"), [("fail", 1), ("interrupt", 130)])
+@pytest.mark.parametrize(("what", "status"), [pytest.param("fail", 1, marks=without_gpu), ("interrupt", 130)])
 def test_ctrl_c_and_failure_leave_nothing_and_progress_still_shows(toy_copy, what, status):
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT, toy_copy, what], capture_output=True, text=True, check=False, timeout=120

@@ -16,6 +16,7 @@ from mimruntime.compile import compile_artifact
 from mimruntime.embedder import Embedder
 from mimruntime.engines import engine_module, open_for, record
 from mimruntime.engines.compiled import list_compiled
+from mimruntime.engines.gpu_name import NO_GPU, gpu_name
 from mimruntime.engines.options import CompileOptions
 from mimruntime.engines.record import BatchProfile
 from mimruntime.engines.trt import cuda
@@ -25,6 +26,9 @@ from mimruntime.errors import EngineError, MissingExtraError, OptionError, Unkno
 from mimruntime.verify import verify
 
 trt = pytest.importorskip("tensorrt_rtx", reason="pip install 'mimexport[tensorrt-rtx]'")
+without_gpu = pytest.mark.skipif(
+    gpu_name() != NO_GPU, reason="says what a machine without a driver answers, and this one has a GPU"
+)
 RTX = "tensorrt-rtx"
 BATCH = BatchProfile(least=1, best=4, most=8)
 
@@ -124,6 +128,7 @@ def test_options_of_other_engines_are_refused(artifact, gpu, options, error, mes
         )
 
 
+@without_gpu
 def test_without_a_driver_opening_says_so_and_never_touches_the_runtime(artifact, monkeypatch):
     monkeypatch.setattr(trt, "Runtime", lambda *_: pytest.fail("the runtime was touched"))
     with pytest.raises(EngineError, match=r"needs an NVIDIA GPU and a driver .*cudaErrorInsufficientDriver 35"):
@@ -177,6 +182,7 @@ def test_a_corrupt_plan_is_refused_by_its_digest(artifact, gpu, monkeypatch, dam
         open_for(Artifact.open(artifact), RTX)
 
 
+@without_gpu
 def test_a_plan_the_library_does_not_take_gives_its_first_cause(artifact, gpu):
     """The real runtime, which without a driver refuses every plan and logs why."""
     with pytest.raises(EngineError, match=r"cannot load .*model\.plan: .*cudaError 35"):
@@ -192,6 +198,7 @@ def test_a_missing_extra_gives_the_pip_line(artifact, monkeypatch, missing):
         assert embedder.describe().engine.startswith("onnxruntime")
 
 
+@without_gpu
 def test_plain_tensorrt_probes_the_driver_before_it_builds(toy_copy, monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorrt", trt)
     with pytest.raises(EngineError, match="the engine 'tensorrt' needs an NVIDIA GPU and a driver"):
@@ -261,9 +268,9 @@ cli.run([*cli.COMMANDS, *engines.COMMANDS], sys.argv[2:])
 @pytest.mark.parametrize(
     ("arch", "arguments", "message"),
     [
-        ("", ["verify", "--engine", RTX], "needs an NVIDIA GPU and a driver"),
+        pytest.param("", ["verify", "--engine", RTX], "needs an NVIDIA GPU and a driver", marks=without_gpu),
         ("sm80", ["verify", "--engine", RTX], "was compiled for sm86, sm89, this GPU is NVIDIA test (sm80)"),
-        ("sm89", ["verify", "--engine", RTX], "cannot load"),
+        pytest.param("sm89", ["verify", "--engine", RTX], "cannot load", marks=without_gpu),
         ("", ["verify", "--engine", "tensorrt"], "pip install 'mimexport[tensorrt]'"),
         ("", ["compile", "--engine", RTX, "--arch", "sm90"], "compile on that GPU with --engine tensorrt"),
         ("", ["compile", "--engine", RTX, "--timing-cache", "x"], "--timing-cache is not an option of the engine"),
