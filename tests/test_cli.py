@@ -7,8 +7,11 @@ from pathlib import Path
 
 import pytest
 import skimage
+from click.testing import CliRunner
 from PIL import Image
 
+from mimexport.build import BuildOptions
+from mimexport.cli import build, fit
 from mimruntime.scenes import draw_scenes
 
 PROGRAM = Path(sys.executable).parent / "mimexport"
@@ -49,6 +52,61 @@ def test_random_weights_are_said_loudly(tmp_path):
     done = mimexport("build", "--model", "vit_tiny_patch16_224", *options)
     assert done.returncode == 0, done.stderr
     assert "WARNING: random weights, the vectors mean nothing" in done.stderr
+
+
+def captured(monkeypatch, name, command, arguments):
+    """The options that a command hands on; what it hands them to is never run."""
+
+    class HandedOnError(Exception):
+        pass
+
+    def take(options, *_, **__):
+        raise HandedOnError(options)
+
+    monkeypatch.setattr(name, take)
+    done = CliRunner().invoke(command, [str(argument) for argument in arguments])
+    assert isinstance(done.exception, HandedOnError), done.output
+    (options,) = done.exception.args
+    return options
+
+
+def test_build_hands_every_option_on(monkeypatch, tmp_path):
+    arguments = [
+        "--model", "mae-tiny", "--agg", "topk", "--out", tmp_path, "--k", "25%", "--score", "norm", "--token-norm", "final",
+        "--precision", "bf16", "--calibrate", "photos", "--image-size", 96, "--with-selection", "--head", "mine",
+        "--whiten", 64, "--weights", "w.pth", "--force",
+    ]  # fmt: skip
+    assert captured(monkeypatch, "mimexport.build.build", build, arguments) == BuildOptions(
+        model="mae-tiny", agg="topk", out=tmp_path, agg_options={"k": "25%", "score": "norm"}, token_norm="final",
+        precision="bf16", calibrate=Path("photos"), size=96, with_selection=True, head="mine", whiten=64,
+        weights=Path("w.pth"), force=True,
+    )  # fmt: skip
+
+
+def test_fit_hands_every_option_on(monkeypatch, tmp_path):
+    for name in ("a/0.png", "a/1.png", "b/0.png", "b/1.png", "b/2.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.new("RGB", (8, 8)).save(tmp_path / name)
+    arguments = [
+        "--model", "mae-tiny", "--agg", "abmilp", "--data", tmp_path, "--out", tmp_path / "h.safetensors", "--prior", "center",
+        "--depth", 2, "--queries", 8, "--score", "norm", "--k", "25%", "--token-norm", "raw", "--weights", "w.pth",
+        "--seed", 7, "--cache", tmp_path / "cache",
+    ]  # fmt: skip
+    options = captured(monkeypatch, "mimexport.fit.fit.Fitter", fit, arguments)
+    assert options.agg_options == {"prior": "center", "depth": 2, "queries": 8, "score": "norm", "k": "25%"}
+    assert (options.model, options.agg, options.token_norm, options.seed) == ("mae-tiny", "abmilp", "raw", 7)
+    assert (options.weights, options.random_seed, options.cache) == (Path("w.pth"), None, tmp_path / "cache")
+    assert (len(options.images), len(options.labels)) == (4, 4)
+    unlabelled = captured(monkeypatch, "mimexport.fit.fit.Fitter", fit, [*arguments, "--unlabelled"])
+    assert unlabelled.labels is None
+
+
+def test_build_with_an_engine_compiles_for_it(workplace):
+    arguments = ["--model", "mae-tiny", "--agg", "topk", "--out", "compiled", "--engine", "onnxruntime"]
+    done = mimexport("build", *arguments, cwd=workplace)
+    assert done.returncode == 0, done.stderr
+    assert "<- taken" in done.stdout
+    assert len(list((workplace / "compiled" / "engines").glob("onnxruntime-*/engine.json"))) == 1
 
 
 @pytest.mark.parametrize(

@@ -118,9 +118,11 @@ def test_an_engine_that_was_opened_anew_and_answers_something_else_is_not_ready(
     )
     executor.start()
     wait_for(lambda: executor.ready)
+    said, set_ready = [], executor._set_ready
+    monkeypatch.setattr(executor, "_set_ready", lambda ready: (said.append(ready), set_ready(ready)))
     wrong.set()
     wait_for(lambda: b'engine_rebuilds_total{model="toy"} 3.0' in metrics.text())
-    assert not executor.ready
+    assert set(said) == {False}
     wrong.clear()
     wait_for(lambda: executor.ready)
     executor.stop()
