@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import msgspec
 import pytest
 
-from mimeval.deployments import Deployment, Skipped, deploy, parse_engines
+import mimruntime
+from mimeval.deployments import Deployment, Skipped, code_digest, deploy, parse_engines
 from mimruntime.artifact import Artifact
 from mimruntime.embedder import Embedder
 from mimruntime.engines import ENGINES, onnxruntime
@@ -92,3 +94,45 @@ def test_another_compiled_engine_has_another_identity(toy_copy) -> None:
             record.write_text(content)
             found.append(deployment.identity)
     assert len(set(found)) == 3
+
+
+@pytest.mark.parametrize(("graph", "engine"), [("fp32", "bf16"), ("bf16", "fp32"), ("bf16", None)])
+def test_the_narrower_precision_of_graph_and_engine_counts(toy_artifact, graph, engine) -> None:
+    with Embedder.open(toy_artifact, engine="onnxruntime") as embedder:
+        artifact = embedder.artifact
+        manifest = msgspec.structs.replace(
+            artifact.manifest, graph=msgspec.structs.replace(artifact.manifest.graph, precision=graph)
+        )
+        embedder._artifact = replace(artifact, manifest=manifest)
+        embedder._engine.precision = engine
+        assert Deployment(embedder.artifact, embedder, "any").precision == "bf16"
+
+
+@pytest.mark.parametrize("part", ["code_digest", "describe_cpu"])
+def test_other_code_or_another_cpu_is_another_identity(toy_artifact, monkeypatch, part) -> None:
+    with Embedder.open(toy_artifact, engine="onnxruntime") as embedder:
+        deployment = Deployment(embedder.artifact, embedder, "onnxruntime fp32")
+        before = deployment.identity
+        monkeypatch.setattr(f"mimeval.deployments.{part}", lambda: "another")
+        assert deployment.identity != before
+
+
+def test_another_preprocessing_is_another_identity(toy_artifact) -> None:
+    with Embedder.open(toy_artifact, engine="onnxruntime") as embedder:
+        artifact = embedder.artifact
+        manifest = msgspec.structs.replace(
+            artifact.manifest,
+            preprocess=msgspec.structs.replace(artifact.manifest.preprocess, interpolation="bilinear"),
+        )
+        same, other = (Deployment(one, embedder, "any") for one in (artifact, replace(artifact, manifest=manifest)))
+        assert other.identity != same.identity
+
+
+@pytest.mark.parametrize("name", ["decode.py", "preprocess.py", "embedder.py", "engines/base.py", "engines/openvino.py"])
+def test_code_between_an_image_and_its_vector_is_in_the_digest(tmp_path, monkeypatch, name) -> None:
+    copy = Path(shutil.copytree(Path(mimruntime.__file__).parent, tmp_path / "mimruntime"))
+    monkeypatch.setattr(mimruntime, "__file__", str(copy / "__init__.py"))
+    before = code_digest.__wrapped__()  # uncached
+    with (copy / name).open("a") as stream:
+        stream.write("# changed")
+    assert code_digest.__wrapped__() != before

@@ -13,6 +13,8 @@ from PIL import Image
 
 import mimruntime.cli
 from mimeval.cli import COMMANDS
+from mimeval.errors import DataError
+from mimeval.verdict import EXIT
 from mimexport.build import BuildOptions, build
 from mimexport.reference import References
 from mimruntime.artifact import Artifact, seal
@@ -58,9 +60,10 @@ def run(capfd, tmp_path):
 def test_random_weights_have_no_gain_to_carry_over_and_that_is_undecided(run, artifacts, folder, tmp_path) -> None:
     code, out, _ = run("eval", artifacts["cls"], artifacts["topk"], "--data", folder, "--engine", "onnxruntime",
                        "--out", tmp_path / "r")  # fmt: skip
-    assert code == 3
-    assert "**UNDECIDED**" in out
     report = json.loads((tmp_path / "r.json").read_text())
+    assert code == EXIT[report["verdict"]] == 3
+    assert "**UNDECIDED**" in out
+    assert report["margin"] == 0.005
     assert report["images"] == {"torch": 24, "engines": 24, "training": 36}
     metrics = {row["metric"] for row in report["scores"]}
     assert {"k-NN", "1-NN", "linear probe", "5-shot", "mAP", "recall@1", "recall@5", "recall@10"} == metrics
@@ -71,7 +74,7 @@ def test_random_weights_have_no_gain_to_carry_over_and_that_is_undecided(run, ar
 def test_the_baseline_is_built_where_none_is_given(run, artifacts, folder, tmp_path) -> None:
     code, out, error = run("eval", artifacts["topk"], "--data", folder, "--engine", "onnxruntime:fp32", "--metric",
                            "knn", "--no-own", "--out", tmp_path / "r")  # fmt: skip
-    assert code in {0, 1, 3}
+    assert code == EXIT[json.loads((tmp_path / "r.json").read_text())["verdict"]]
     assert "is built" in error
     assert "topk - cls-fp32-" in out
 
@@ -97,10 +100,11 @@ def test_unreadable_images_are_left_out_and_named(run, artifacts, folder, tmp_pa
     (copy / "train" / "blue" / "0.png").write_bytes(b"")
     code, out, _ = run("eval", artifacts["cls"], artifacts["topk"], "--data", copy, "--metric", "knn",
                        "--engine", "onnxruntime", "--out", tmp_path / "r")  # fmt: skip
-    assert code in {1, 3}
+    report = json.loads((tmp_path / "r.json").read_text())
+    assert code == EXIT[report["verdict"]]
     assert "1 of 24 test images could not be read and are left out: val/red/3.png" in out
     assert "1 of 36 training images could not be read" in out
-    assert json.loads((tmp_path / "r.json").read_text())["images"]["engines"] == 23
+    assert report["images"]["engines"] == 23
 
 
 def test_names_of_files_and_artifacts_may_hold_anything(run, artifacts, folder, tmp_path) -> None:
@@ -110,7 +114,7 @@ def test_names_of_files_and_artifacts_may_hold_anything(run, artifacts, folder, 
     odd = shutil.copytree(artifacts["topk"], tmp_path / "run_$x_{$")
     code, out, error = run("eval", artifacts["cls"], odd, "--data", copy, "--metric", "knn",
                            "--engine", "onnxruntime", "--out", tmp_path / "r")  # fmt: skip
-    assert code in {1, 3}, error
+    assert code == EXIT[json.loads((tmp_path / "r.json").read_text())["verdict"]], error
     assert r"val/red/4\xe9.png" in out
     assert (tmp_path / "r.html").exists()
 
@@ -153,6 +157,16 @@ def test_options_that_mean_nothing_are_wrong_usage(run, artifacts, folder, argum
     code, _, error = run("eval", artifacts["cls"], artifacts["topk"], "--data", folder, *arguments)
     assert code == 2
     assert message in error
+
+
+@pytest.mark.parametrize(("arguments", "margin"), [([], 0.005), (["--margin", "2"], 0.02)])
+def test_the_margin_is_given_in_points(run, artifacts, folder, monkeypatch, arguments, margin) -> None:
+    def stop(*_arguments, options, **_more):
+        raise DataError(f"the margin is {options.margin}")
+
+    monkeypatch.setattr("mimeval.evaluate.evaluate", stop)
+    _, _, error = run("eval", artifacts["cls"], artifacts["topk"], "--data", folder, *arguments)
+    assert error.endswith(f"the margin is {margin}\n")
 
 
 def test_a_place_that_takes_no_report_is_found_out_before_the_work(run, artifacts, folder, tmp_path) -> None:

@@ -9,19 +9,22 @@ import msgspec
 import numpy as np
 import pytest
 
-from mimeval.datasets import Dataset, Relevance, Split
+from mimeval.datasets import Dataset, Relevance, Split, open_dataset
 from mimeval.datasets.subset import balanced_order
+from mimeval.deployments import Wanted
 from mimeval.errors import DataError
-from mimeval.features import Table
+from mimeval.evaluate import EvalOptions, evaluate
+from mimeval.features import FeatureStore, Table
 from mimeval.images import choose_images
 from mimeval.metrics import METRICS, Task, find_metrics, suited
 from mimeval.models import find_baselines, group_models
-from mimeval.report import Gain
+from mimeval.report import Gain, Report
 from mimeval.retrieval import guessed_precision, retrieve
 from mimeval.statistics import judge_gain
-from mimeval.verdict import at_chance, conclude, explain, worst
+from mimeval.verdict import EXIT, at_chance, conclude, explain, worst
 from mimruntime.artifact import Artifact
 from mimruntime.embedder import Embedder
+from mimruntime.engines import open_for
 from mimruntime.errors import OptionError, UnknownNameError
 
 
@@ -217,6 +220,9 @@ class TestMetrics:
 
 
 class TestVerdict:
+    def test_every_verdict_has_its_exit_status(self) -> None:
+        assert EXIT == {"pass": 0, "fail": 1, "undecided": 3}
+
     def test_labels_that_say_nothing_fail_when_there_are_enough_images(self) -> None:
         rng = np.random.default_rng(0)
         assert at_chance(rng.random(1000) < 0.2, 0.005) == []
@@ -261,6 +267,50 @@ class TestVerdict:
         assert more.verdict == "pass"
         assert more.reference.value == pytest.approx((better ^ base).mean())
         assert more.change == alone.change
+
+
+class TestFlow:
+    @pytest.fixture(scope="class")
+    def judged(self) -> list[int]:
+        """How many gains each gain was judged together with."""
+        return []
+
+    @pytest.fixture(scope="class")
+    def report(self, toy_without_selection, tmp_path_factory, judged) -> Report:
+        """Of one model and its baseline on one engine, which sees 20 of 30 images."""
+        toy = Artifact.open(toy_without_selection).path
+        cls, topk = (
+            dataclasses.replace(artifact_like(toy, name, name), path=toy) for name in ("cls", "topk")
+        )
+        folder = tmp_path_factory.mktemp("flow")
+
+        def noted(*scores, rows, **options):
+            judged.append(rows)
+            return judge_gain(*scores, rows=rows, **options)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("mimeval.evaluate.judge_gain", noted)
+            return evaluate(
+                [topk],
+                [cls],
+                open_dataset("drawn", cache=folder, limit=30, train_limit=30),
+                [Wanted("onnxruntime", None, required=True)],
+                open_references=lambda artifacts: [open_for(one, "onnxruntime") for one in artifacts],
+                store=FeatureStore(folder),
+                options=EvalOptions(metrics=("knn",), deployed=20),
+            )
+
+    def test_a_gain_in_torch_is_established_on_more_images_than_engines_see(self, report) -> None:
+        assert report.images == {"torch": 30, "engines": 20, "training": 30}
+        assert {(gain.found.reference_images, gain.found.images) for gain in report.gains} == {(30, 20)}
+
+    def test_classification_is_decided_by_k_nn(self, report) -> None:
+        assert report.metric == "k-NN"
+        assert {gain.metric for gain in report.gains if gain.decides} == {"k-NN"}
+
+    def test_a_deciding_gain_is_judged_together_with_all_that_decide(self, report, judged) -> None:
+        together = dict(zip([(gain.metric, gain.fitted) for gain in report.gains], judged, strict=True))
+        assert together == {("k-NN", "torch"): 2, ("k-NN", "own"): 2, ("1-NN", "torch"): 1, ("1-NN", "own"): 1}
 
 
 def test_an_embedder_gives_all_outputs_of_a_batch(toy_artifact, toy_without_selection) -> None:

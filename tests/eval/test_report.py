@@ -342,3 +342,13 @@ class TestDrift:
 
     def test_nan_is_too_far(self) -> None:
         assert too_far(Drift(1.0, float("nan"), 1.0, 1.0, None, 50), "fp32") is not None
+
+    @pytest.mark.parametrize(
+        ("precision", "cosine", "overlap"),
+        [("fp32", 0.9999, 0.99), ("fp16", 0.999, 0.95), ("bf16", 0.99, 0.80), ("int8", 0.90, 0.50)],
+    )
+    def test_every_precision_may_cost_as_much_as_its_limits_say(self, precision, cosine, overlap) -> None:
+        at = Drift(0.0, cosine, 1.0, overlap, None, 50)
+        assert too_far(at, precision) is None
+        assert "cosine" in too_far(replace(at, cosine_p1=cosine - 1e-6), precision)
+        assert "neighbours" in too_far(replace(at, overlap=overlap - 1e-6), precision)

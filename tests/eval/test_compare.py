@@ -1,0 +1,52 @@
+"""Of two ways to describe the same images the better one is named, and by how much."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import msgspec
+import numpy as np
+import pytest
+
+from mimeval.compare import compare_artifacts
+from mimeval.datasets import Dataset, Split
+from mimeval.features import Table
+from mimeval.rivals import judge
+from mimruntime.artifact import Artifact
+
+TRAIN_LABELS, TEST_LABELS = np.arange(2).repeat(10), np.array([0, 1, 0, 1])
+TRAIN = np.eye(2, dtype=np.float32)[TRAIN_LABELS]
+TEST = {
+    "A": np.eye(2, dtype=np.float32)[[0, 0, 1, 0]],  # the first image is right
+    "B": np.eye(2, dtype=np.float32)[[0, 1, 0, 0]],  # the first three are
+}
+
+
+class HandMade:
+    """A store that holds the features above, by the names of artifacts."""
+
+    def tables(self, _models, _images, rows, name):
+        table = TRAIN if name.endswith("training") else TEST[name[0]]
+        return [Table(table[rows], None, {}, None)]
+
+
+def test_the_difference_of_two_artifacts_is_that_of_the_second_from_the_first(toy_artifact) -> None:
+    opened = Artifact.open(toy_artifact)
+    first, second = (replace(opened, manifest=msgspec.structs.replace(opened.manifest, name=name)) for name in "AB")
+    test, train = (
+        Split(tuple(map(str, range(len(labels)))), labels, lambda row: b"", "d")
+        for labels in (TEST_LABELS, TRAIN_LABELS)
+    )
+    dataset = Dataset("made up", ("0", "1"), test, train)
+    found = compare_artifacts(first, second, dataset, engine="onnxruntime", metrics=("knn",), store=HandMade())
+    row = found.rows[0]
+    assert (row.metric, row.first.value, row.second.value, row.difference.value) == ("k-NN", 0.25, 0.75, 0.5)
+    assert (row.mcnemar.only_first, row.mcnemar.only_second) == (0, 2)
+
+
+@pytest.mark.parametrize("method", ["k-NN", "linear probe"])
+def test_the_difference_of_a_rival_is_counted_from_the_first(method) -> None:
+    standings = judge({name: (TRAIN, table) for name, table in TEST.items()}, TRAIN_LABELS, TEST_LABELS)
+    first, second = (standing for standing in standings if standing.method == method)
+    assert (first.rival, first.accuracy.value, first.difference) == ("A", 0.25, None)
+    assert (second.rival, second.accuracy.value, second.difference.value) == ("B", 0.75, 0.5)
