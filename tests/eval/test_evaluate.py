@@ -269,46 +269,44 @@ class TestVerdict:
         assert more.change == alone.change
 
 
-class TestFlow:
-    @pytest.fixture(scope="class")
-    def judged(self) -> list[int]:
-        """How many gains each gain was judged together with."""
-        return []
+@pytest.fixture(scope="module")
+def flow(toy_without_selection, tmp_path_factory) -> tuple[Report, list[int]]:
+    """A model and its baseline on one engine that sees 20 of 30 images; how many gains each gain was judged with."""
+    toy, folder = Artifact.open(toy_without_selection).path, tmp_path_factory.mktemp("flow")
+    cls, topk = (dataclasses.replace(artifact_like(toy, name, name), path=toy) for name in ("cls", "topk"))
+    judged = []
 
-    @pytest.fixture(scope="class")
-    def report(self, toy_without_selection, tmp_path_factory, judged) -> Report:
-        """Of one model and its baseline on one engine, which sees 20 of 30 images."""
-        toy = Artifact.open(toy_without_selection).path
-        cls, topk = (
-            dataclasses.replace(artifact_like(toy, name, name), path=toy) for name in ("cls", "topk")
+    def noted(*scores, rows, **options):
+        judged.append(rows)
+        return judge_gain(*scores, rows=rows, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("mimeval.evaluate.judge_gain", noted)
+        report = evaluate(
+            [topk],
+            [cls],
+            open_dataset("drawn", cache=folder, limit=30, train_limit=30),
+            [Wanted("onnxruntime", None, required=True)],
+            open_references=lambda artifacts: [open_for(one, "onnxruntime") for one in artifacts],
+            store=FeatureStore(folder),
+            options=EvalOptions(metrics=("knn",), deployed=20),
         )
-        folder = tmp_path_factory.mktemp("flow")
+    return report, judged
 
-        def noted(*scores, rows, **options):
-            judged.append(rows)
-            return judge_gain(*scores, rows=rows, **options)
 
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("mimeval.evaluate.judge_gain", noted)
-            return evaluate(
-                [topk],
-                [cls],
-                open_dataset("drawn", cache=folder, limit=30, train_limit=30),
-                [Wanted("onnxruntime", None, required=True)],
-                open_references=lambda artifacts: [open_for(one, "onnxruntime") for one in artifacts],
-                store=FeatureStore(folder),
-                options=EvalOptions(metrics=("knn",), deployed=20),
-            )
-
-    def test_a_gain_in_torch_is_established_on_more_images_than_engines_see(self, report) -> None:
+class TestFlow:
+    def test_a_gain_in_torch_is_established_on_more_images_than_engines_see(self, flow) -> None:
+        report, _ = flow
         assert report.images == {"torch": 30, "engines": 20, "training": 30}
         assert {(gain.found.reference_images, gain.found.images) for gain in report.gains} == {(30, 20)}
 
-    def test_classification_is_decided_by_k_nn(self, report) -> None:
+    def test_classification_is_decided_by_k_nn(self, flow) -> None:
+        report, _ = flow
         assert report.metric == "k-NN"
         assert {gain.metric for gain in report.gains if gain.decides} == {"k-NN"}
 
-    def test_a_deciding_gain_is_judged_together_with_all_that_decide(self, report, judged) -> None:
+    def test_a_deciding_gain_is_judged_together_with_all_that_decide(self, flow) -> None:
+        report, judged = flow
         together = dict(zip([(gain.metric, gain.fitted) for gain in report.gains], judged, strict=True))
         assert together == {("k-NN", "torch"): 2, ("k-NN", "own"): 2, ("1-NN", "torch"): 1, ("1-NN", "own"): 1}
 
