@@ -128,7 +128,9 @@ def test_another_preprocessing_is_another_identity(toy_artifact) -> None:
         assert other.identity != same.identity
 
 
-@pytest.mark.parametrize("name", ["decode.py", "preprocess.py", "embedder.py", "engines/base.py", "engines/openvino.py"])
+@pytest.mark.parametrize(
+    "name", ["decode.py", "preprocess.py", "embedder.py", "engines/base.py", "engines/openvino.py"]
+)
 def test_code_between_an_image_and_its_vector_is_in_the_digest(tmp_path, monkeypatch, name) -> None:
     copy = Path(shutil.copytree(Path(mimruntime.__file__).parent, tmp_path / "mimruntime"))
     monkeypatch.setattr(mimruntime, "__file__", str(copy / "__init__.py"))
