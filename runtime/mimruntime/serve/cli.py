@@ -51,7 +51,7 @@ _KEY_VARIABLE = "MIMEXPORT_API_KEY"
 @click.option("--max-buffered-mb", default=512, type=_POSITIVE, help="All bodies held at once, else 429.")
 @click.option("--max-items", default=64, type=_POSITIVE, help="Images of one request, else 413.")
 @click.option("--max-pixels", type=_POSITIVE, help="Pixels of one image by its header, else 413.  [default: 89478485]")
-@click.option("--max-connections", default=1024, type=_POSITIVE, help="Open connections, else 503.")
+@click.option("--max-connections", default=1024, type=_POSITIVE, help="Open connections, else 503, but for balancers.")
 @click.option(
     "--format",
     "formats",
