@@ -59,8 +59,9 @@ test: $(STAMP) lint  ## linters, types, import contracts, the whole suite with c
 	# Two processes of one torch thread each are faster than one of two; who is done first takes from the other.
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal --cov
 
+SLOW = --timeout 1800 -o faulthandler_timeout=1860
 test-slow: $(STAMP)  ## what takes minutes: every backbone class with every aggregator, at full depth once
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow -n 2 --dist worksteal
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow -n 2 --dist worksteal $(SLOW)
 
 # onnxruntime and onnxruntime-gpu exclude each other: an environment of its own.
 GPU_VENV  := .venv-gpu
@@ -91,7 +92,7 @@ $(SCALE_STAMP): $(STAMP)
 	touch $@
 
 test-scale: $(SCALE_STAMP)  ## what needs Ray, S3, Spark, LanceDB, PostgreSQL: installs about 1 GB first
-	$(BIN)/python -m pytest -m "slow or not slow" tests/runtime/collection tests/test_scale_examples.py
+	$(BIN)/python -m pytest -m "slow or not slow" $(SLOW) tests/runtime/collection tests/test_scale_examples.py
 
 LABELLED ?= $(wildcard ../shared/data/tiny-imagenet-64.zip)
 bench-scale: $(SCALE_STAMP)  ## 20,000 images by the local command and by Ray on two workers: images/s, memory, same vectors

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from service import Service
 
-TESTS = Path(__file__).parents[2]
+SUPPORT = Path(__file__).parents[2] / "support"
 
 
 @pytest.mark.parametrize("examples", [2, pytest.param(50, marks=pytest.mark.slow)])
@@ -20,7 +20,7 @@ def test_every_operation_does_what_its_schema_says(toy: Service, space: str, tmp
         "--phases", "examples,coverage,fuzzing", "--max-examples", str(examples), "--seed", "1", "--no-shrink",
         "--continue-on-failure",
     ]  # fmt: skip
-    env = {**os.environ, "PYTHONPATH": str(TESTS), "SCHEMATHESIS_HOOKS": "schema_hooks", "TOY_SPACE": space}
+    env = {**os.environ, "PYTHONPATH": str(SUPPORT), "SCHEMATHESIS_HOOKS": "schema_hooks", "TOY_SPACE": space}
     done = subprocess.run(command, capture_output=True, text=True, env=env, cwd=tmp_path, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "14 selected / 14 total" in done.stdout
