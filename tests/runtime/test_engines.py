@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -174,3 +175,14 @@ def test_the_quota_of_a_container_limits_the_cpus(tmp_path: Path, quota: str, ex
     (tmp_path / "cpu.max").write_text(quota)
     everything = available_cpus(tmp_path / "no such file")
     assert available_cpus(tmp_path / "cpu.max") == (expected or everything)
+
+
+def test_a_signal_after_openvino_was_closed_in_another_thread_reaches_its_handler(graph: Path) -> None:
+    """The library would free the stack on which the kernel runs handlers of the thread that opened it."""
+    work = (
+        "import pathlib, signal, sys, threading; from mimruntime.engines import open_engine;"
+        " signal.signal(signal.SIGTERM, lambda *_: sys.exit(9));"
+        " engine = open_engine('openvino', pathlib.Path(sys.argv[1])); thread = threading.Thread(target=engine.close);"
+        " thread.start(); thread.join(); signal.raise_signal(signal.SIGTERM)"
+    )
+    assert subprocess.run([sys.executable, "-c", work, str(graph)], check=False).returncode == 9

@@ -9,6 +9,7 @@ from collections.abc import Callable
 import numpy as np
 
 from mimruntime.cpus import MULTIPLY_BF16, available_cpus, cpu_instructions
+from mimruntime.engines.openvino import process_core
 
 _SIDE = 2048
 """Edge of the square product that stands for what the machine can do."""
@@ -54,5 +55,5 @@ def _openvino_product(precision: str) -> Callable[[], object]:
     given = opset13.parameter([_SIDE, _SIDE], np.float32)
     model = openvino.Model([opset13.matmul(given, opset13.constant(b), False, False)], [given])
     config = {"INFERENCE_PRECISION_HINT": precision, "INFERENCE_NUM_THREADS": available_cpus(), "NUM_STREAMS": 1}
-    request = openvino.Core().compile_model(model, "CPU", config).create_infer_request()
+    request = process_core().compile_model(model, "CPU", config).create_infer_request()
     return lambda: request.infer({0: a}, share_inputs=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 from pathlib import Path
 from typing import Any
@@ -86,7 +87,7 @@ def check_options(options: CompileOptions, precision: str) -> None:  # noqa: ARG
         raise OptionError(
             f"--hint latency tunes for one image at a time, --batch asks for {options.batch.best}; give one of them"
         )
-    _check_precision(_library().Core(), options.precision or "fp32")
+    _check_precision(process_core(), options.precision or "fp32")
 
 
 def compile_engine(artifact: Artifact, folder: Path, options: CompileOptions, progress: Progress) -> EngineRecord:
@@ -164,8 +165,19 @@ def _library() -> Any:
     return openvino
 
 
+@functools.cache
+def process_core() -> Any:
+    """Return the one `openvino.Core` of this process, which is never let go.
+
+    The CPU plugin of OpenVINO 2026.4 gives the thread that loads it a stack for signal handlers and frees it with the last
+    `Core`. Where that happens in another thread, the kernel still has the old address, and the next signal that has a
+    handler, such as Ctrl-C, ends the process with a segmentation fault.
+    """
+    return _library().Core()
+
+
 def _open_graph(graph: Path, setting: Setting, precision: str | None) -> OpenVinoEngine:
-    core = _library().Core()
+    core = process_core()
     if not graph.is_file():
         raise EngineError(f"{graph}: no such graph")
     try:
@@ -264,7 +276,7 @@ def _import(compiled: Compiled, setting: Setting) -> tuple[Any, Any]:
     config = {name: value for name, value in _config(setting, "fp32").items() if name != "INFERENCE_PRECISION_HINT"}
     try:
         memory = library.Tensor(blob, shared_memory=True)
-        return library.Core().import_model(memory, "CPU", config), (memory, blob)
+        return process_core().import_model(memory, "CPU", config), (memory, blob)
     except RuntimeError as error:
         raise EngineError(f"openvino {library_version()} cannot load {compiled.folder}: {_one_line(error)}") from error
 
