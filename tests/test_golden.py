@@ -1,0 +1,78 @@
+"""What earlier versions wrote still opens: tests/golden/ holds files of every schema, made by the code of their time."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from mimeval.regression import read_baseline
+from mimexport.heads import load_head
+from mimruntime import manifest
+from mimruntime.artifact import Artifact
+from mimruntime.collection import job
+from mimruntime.collection.inputs import Columns
+from mimruntime.engines import compiled, record
+from mimruntime.verify import verify
+
+GOLDEN = Path(__file__).parent / "golden"
+SPACES = {"schema-1": "680bb74dbdf771c3", "schema-2": "99b8975b13aa7d6d"}
+
+
+@pytest.mark.parametrize("schema", SPACES)
+def test_an_artifact_opens_and_gives_its_vectors(schema: str, tmp_path: Path) -> None:
+    # Without its engines, which another version of the library would refuse.
+    copy = shutil.copytree(GOLDEN / schema / "artifact", tmp_path / "toy", ignore=shutil.ignore_patterns("engines"))
+    opened = Artifact.open(copy)
+    assert f"schema-{opened.manifest.schema}" == schema
+    assert opened.manifest.embedding_space == SPACES[schema]
+    assert not opened.manifest.backbone.reads_cls
+    assert verify(opened.path, engine="onnxruntime", threads=1).parity.images == 4
+
+
+def test_a_manifest_with_the_fields_that_schema_2_added_opens() -> None:
+    read = manifest.decode((GOLDEN / "schema-2" / "manifest-int8.json").read_bytes())
+    assert read.graph.precision == "int8"
+    assert read.conversion
+    assert read.conversion.calibration_images == 32
+    assert not read.backbone.reads_cls
+    assert read.backbone.prefix_tokens == 4
+
+
+def test_records_of_compiled_engines_open() -> None:
+    (tuned,) = compiled.list_compiled(Artifact.open(GOLDEN / "schema-2" / "artifact"))
+    assert tuned.record.tuned
+    assert (tuned.record.tuned.batch, tuned.record.tuned.threads) == (16, 1)
+    plan = record.decode((GOLDEN / "schema-2" / "engine-tensorrt.json").read_bytes())
+    assert plan.batch == record.BatchProfile(least=1, best=8, most=32)
+    assert plan.key == "tensorrt-d050420f6960"
+
+
+def test_a_head_opens() -> None:
+    head = load_head(GOLDEN / "schema-2" / "head.safetensors")
+    assert (head.agg, head.token_norm, head.grid, head.figures) == ("abmilp", "raw", (4, 4), {"k-NN": 0.5})
+    assert head.tensors["scorer.0.weight"].shape == (1, 4)
+    assert head.whitening
+    assert head.whitening[1].shape == (4, 4)
+
+
+def test_a_job_is_taken_up_and_its_shards_are_read() -> None:
+    out = GOLDEN / "schema-2" / "shards"
+    read = job._read_record(str(out))
+    assert read
+    assert (read.images, read.shards, read.embedding_space) == (3, 2, SPACES["schema-2"])
+    begun = job.Job(out=str(out), columns=Columns(None, None), record=read)
+    assert begun.pending() == []
+    work = job.WorkList(begun)
+    assert [[entry.source for entry in work.entries(shard)] for shard in range(2)] == [
+        ["images/0.png", "images/1.png"],
+        ["images/2.png"],
+    ]
+    assert (out / read.shard_name(0)).is_file()
+
+
+def test_a_baseline_opens() -> None:
+    (entry,) = read_baseline(GOLDEN / "schema-2" / "baseline.json")
+    assert [(score.model, score.images) for score in entry.scores] == [("cls", 16), ("cls", 16)]
+    assert entry.drifts[0].drift.cosine_worst == 0.9
