@@ -10,8 +10,8 @@ import skimage
 from click.testing import CliRunner
 from PIL import Image
 
-from mimexport.build import BuildOptions
 from mimexport.cli import build, fit
+from mimexport.pipeline import BuildOptions
 from mimruntime.artifact import Artifact
 from mimruntime.scenes import draw_scenes
 
@@ -77,7 +77,7 @@ def test_build_hands_every_option_on(monkeypatch, tmp_path):
         "--precision", "bf16", "--calibrate", "photos", "--image-size", 96, "--with-selection", "--head", "mine",
         "--whiten", 64, "--weights", "w.pth", "--force",
     ]  # fmt: skip
-    assert captured(monkeypatch, "mimexport.build.build", build, arguments) == BuildOptions(
+    assert captured(monkeypatch, "mimexport.pipeline.build", build, arguments) == BuildOptions(
         model="mae-tiny", agg="topk", out=tmp_path, agg_options={"k": "25%", "score": "norm"}, token_norm="final",
         precision="bf16", calibrate=Path("photos"), size=96, with_selection=True, head="mine", whiten=64,
         weights=Path("w.pth"), force=True,
@@ -93,17 +93,17 @@ def test_fit_hands_every_option_on(monkeypatch, tmp_path):
         "--depth", 2, "--queries", 8, "--score", "norm", "--k", "25%", "--token-norm", "raw", "--weights", "w.pth",
         "--seed", 7, "--cache", tmp_path / "cache",
     ]  # fmt: skip
-    options = captured(monkeypatch, "mimexport.fit.fit.Fitter", fit, arguments)
+    options = captured(monkeypatch, "mimexport.fitting.fitter.Fitter", fit, arguments)
     assert options.agg_options == {"prior": "center", "depth": 2, "queries": 8, "score": "norm", "k": "25%"}
     assert (options.model, options.agg, options.token_norm, options.seed) == ("mae-tiny", "abmilp", "raw", 7)
     assert (options.weights, options.random_seed, options.cache) == (Path("w.pth"), None, tmp_path / "cache")
     assert (len(options.images), len(options.labels)) == (4, 4)
-    unlabelled = captured(monkeypatch, "mimexport.fit.fit.Fitter", fit, [*arguments, "--unlabelled"])
+    unlabelled = captured(monkeypatch, "mimexport.fitting.fitter.Fitter", fit, [*arguments, "--unlabelled"])
     assert unlabelled.labels is None
 
 
 def test_build_with_an_engine_compiles_for_it(monkeypatch, toy_copy):
-    monkeypatch.setattr("mimexport.build.build", lambda *_, **__: Artifact.open(toy_copy))
+    monkeypatch.setattr("mimexport.pipeline.build", lambda *_, **__: Artifact.open(toy_copy))
     arguments = ["--model", "mae-tiny", "--engine", "onnxruntime", "--threads", "1"]
     done = CliRunner().invoke(build, arguments, catch_exceptions=False)
     assert "<- taken" in done.output

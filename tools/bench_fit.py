@@ -15,7 +15,7 @@ from pathlib import Path
 import click
 from measure_aggregators import read_part
 
-from mimexport.fit.fit import FitOptions, Fitter
+from mimexport.fitting.fitter import FitOptions, Fitter
 
 SIZES = (3_750, 7_500, 15_000, 30_000)
 _MIB = 1 << 10

@@ -21,9 +21,9 @@ import torch
 from onnx.inliner import inline_local_functions
 
 from mimexport.blocks import ClosedBlock, OpenBlock, take
-from mimexport.build import BuildOptions, build
 from mimexport.features import Features
 from mimexport.patches import OpenPatchEmbed
+from mimexport.pipeline import BuildOptions, build
 from mimruntime.artifact import Artifact
 from mimruntime.bench.measure import in_turn
 from mimruntime.cpus import available_cpus, describe_cpu

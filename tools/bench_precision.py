@@ -21,8 +21,8 @@ import numpy as np
 from onnxruntime import quantization
 from onnxruntime.quantization import CalibrationMethod, QuantType
 
-from mimexport.build import BuildOptions, build
 from mimexport.conversion import load_images
+from mimexport.pipeline import BuildOptions, build
 from mimexport.quantize import Recipe, quantize_graph
 from mimruntime.artifact import Artifact
 from mimruntime.bench.measure import in_turn
@@ -123,7 +123,7 @@ def build_form(form: Form, options: BuildOptions) -> Artifact:
         static(*given, **(options | {k: v for k, v in form.changed.items() if k != "extra"} | {"extra_options": extra}))
 
     with (
-        mock.patch("mimexport.build.quantize_graph", partial(quantize_graph, recipe=form.recipe)),
+        mock.patch("mimexport.pipeline.quantize_graph", partial(quantize_graph, recipe=form.recipe)),
         mock.patch.object(quantization, "quantize_static", changed),
     ):
         return build(options)

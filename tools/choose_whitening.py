@@ -17,8 +17,8 @@ from measure_aggregators import read_part
 from torch import Tensor
 
 from mimeval import knn
-from mimexport.fit.fit import FitOptions, Fitter, plain_head
-from mimexport.fit.tokens import Tokens
+from mimexport.fitting.fitter import FitOptions, Fitter, plain_head
+from mimexport.fitting.tokens import Tokens
 from mimexport.heads import Head, embedded_heads, load_head
 from mimexport.whitening import fit_pca, fit_two_view
 

@@ -21,14 +21,14 @@ from mimeval.cli import Shown, write_reports
 from mimeval.datasets import open_dataset
 from mimeval.datasets.crops import open_crops
 from mimeval.deployments import Skipped, parse_engines
-from mimeval.evaluate import EvalOptions, evaluate
+from mimeval.evaluation import EvalOptions, evaluate
 from mimeval.features import FeatureStore
 from mimeval.models import find_baselines
 from mimeval.regression import compare, read_baseline, write_baseline
 from mimeval.verdict import EXIT
 from mimexport.aggregators import AGGREGATORS
-from mimexport.build import BuildOptions, build
 from mimexport.heads import embedded_heads, load_head
+from mimexport.pipeline import BuildOptions, build
 from mimexport.provenance import code_digest
 from mimexport.reference import References
 from mimruntime.artifact import MANIFEST, Artifact

@@ -24,9 +24,9 @@ from mimeval.datasets import Dataset, Split, open_dataset
 from mimeval.statistics import Interval, mean_interval, paired_difference
 from mimexport.aggregators import make_aggregator
 from mimexport.backbone import Backbone
-from mimexport.build import preprocess_of
-from mimexport.fit.tokens import Tokens, pool
-from mimexport.fit.views import WHOLE, show
+from mimexport.fitting.tokens import Tokens, pool
+from mimexport.fitting.views import WHOLE, show
+from mimexport.pipeline import preprocess_of
 from mimexport.weights import load_model
 
 DOCS = Path(__file__).parents[1] / "docs" / "control.md"

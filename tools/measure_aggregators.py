@@ -21,8 +21,8 @@ import torch
 
 from mimeval import knn, linear_probe
 from mimeval.statistics import Interval, paired_difference
-from mimexport.fit.fit import FitOptions, Fitter
-from mimexport.fit.unlabelled import SHRINKAGE
+from mimexport.fitting.fitter import FitOptions, Fitter
+from mimexport.fitting.unlabelled import SHRINKAGE
 from mimexport.heads import Head, save_head
 from mimexport.measured import FILE, Measured
 from mimexport.whitening import Whitening, fit_pca

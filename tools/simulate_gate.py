@@ -20,7 +20,7 @@ from measure_aggregators import read_part
 from mimeval import knn
 from mimeval.neighbours import unit
 from mimeval.statistics import judge_gain
-from mimexport.fit.fit import FitOptions, Fitter, plain_head
+from mimexport.fitting.fitter import FitOptions, Fitter, plain_head
 
 DOCS = Path(__file__).parents[1] / "docs" / "gate.md"
 MARKER = "<!-- written by tools/simulate_gate.py, below this line -->"

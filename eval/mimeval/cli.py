@@ -235,8 +235,8 @@ def evaluate(
     with needs("eval", "an evaluation"):
         from mimeval.datasets import open_dataset
         from mimeval.deployments import parse_engines
-        from mimeval.evaluate import EvalOptions
-        from mimeval.evaluate import evaluate as run
+        from mimeval.evaluation import EvalOptions
+        from mimeval.evaluation import evaluate as run
         from mimeval.models import find_baselines
         from mimeval.verdict import EXIT
     from mimruntime.artifact import Artifact
@@ -293,7 +293,7 @@ def compare(
     with needs("eval", "an evaluation"):
         import msgspec
 
-        from mimeval.compare import compare_artifacts
+        from mimeval.comparison import compare_artifacts
         from mimeval.datasets import open_dataset
     from mimruntime.artifact import Artifact
 

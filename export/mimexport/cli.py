@@ -24,8 +24,8 @@ from mimruntime.outputs import check_writable
 
 if TYPE_CHECKING:
     from mimeval.statistics import Interval
-    from mimexport.fit.fit import Fitter
-    from mimexport.fit.images import ImageSet
+    from mimexport.fitting.fitter import Fitter
+    from mimexport.fitting.images import ImageSet
     from mimexport.heads import Head
     from mimexport.reference import References
     from mimruntime.artifact import Artifact
@@ -93,13 +93,13 @@ def build(**given: Any) -> None:
         raise click.UsageError("--weights and --random-weights exclude each other")
     compilation = None if given["engine"] is None else make_options(given["engine"], compiling)
     if compilation is not None:
-        from mimruntime.compile import check_options
+        from mimruntime.engines.compilation import check_options
 
         check_options(compilation, given["precision"])  # here too: what follows takes minutes
     with needs("export", _BUILDING):
-        from mimexport.build import BuildOptions
-        from mimexport.build import build as build_artifact
         from mimexport.measured import known_losses, read_measured
+        from mimexport.pipeline import BuildOptions
+        from mimexport.pipeline import build as build_artifact
     if given["random_weights"]:
         click.secho(_RANDOM, fg="yellow", err=True)
     artifact = build_artifact(
@@ -173,8 +173,8 @@ def fit(**given: Any) -> None:
     if given["out"].suffix != ".safetensors":
         raise click.UsageError(f"--out {given['out']}: the name of a head ends in .safetensors")
     with needs("export", _BUILDING):
-        from mimexport.fit.fit import FitOptions, Fitter
-        from mimexport.fit.images import labels_to_judge, open_images
+        from mimexport.fitting.fitter import FitOptions, Fitter
+        from mimexport.fitting.images import labels_to_judge, open_images
         from mimexport.heads import save_head
     train, held_out = open_images(given["data"], seed=given["seed"])
     if train.labels is None and not given["unlabelled"]:
@@ -265,8 +265,8 @@ def _judge(fitter: Fitter, head: Head, sets: tuple[ImageSet, ImageSet]) -> dict[
     """Print and return the accuracy of [cls], mean and the head on held-out images, with intervals of the difference."""
     with needs("eval", "measuring accuracy (leave it out with --no-judge)"):
         from mimeval.rivals import judge
-    from mimexport.fit.fit import plain_head
-    from mimexport.fit.images import labels_to_judge
+    from mimexport.fitting.fitter import plain_head
+    from mimexport.fitting.images import labels_to_judge
 
     names = ("training", "held-out")
     tokens = [fitter.tokens(part.images, part.digest, name) for part, name in zip(sets, names, strict=True)]

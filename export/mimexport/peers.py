@@ -23,8 +23,8 @@ from mimruntime.engines import onnxruntime, openvino
 from mimruntime.engines.base import EMBEDDING, Engine, Progress
 from mimruntime.engines.options import CompileOptions
 from mimruntime.engines.record import Trial
+from mimruntime.engines.tuning import Setting
 from mimruntime.errors import EngineError, OptionError
-from mimruntime.tuning import Setting
 
 
 class _Tunable(Protocol):

@@ -10,12 +10,12 @@ import numpy as np
 import torch
 
 from mimexport.backbone import Backbone, Shape
-from mimexport.build import BuildOptions, build, compose, preprocess_of
 from mimexport.errors import HeadError, WeightsError
 from mimexport.features import Features
 from mimexport.foreign_heads import load_foreign_head
 from mimexport.heads import embedded_heads, load_head
 from mimexport.model import EmbeddingModel, NarrowProducts
+from mimexport.pipeline import BuildOptions, build, compose, preprocess_of
 from mimexport.provenance import code_digest
 from mimexport.weights import LoadedModel, load_model
 from mimruntime.artifact import MANIFEST, Artifact

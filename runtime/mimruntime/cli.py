@@ -116,7 +116,7 @@ def verify(artifact: Path, engine: str, provider: str | None, threads: int | Non
     """Check an artifact's digests, and its vectors against those of torch at the build."""
     import msgspec
 
-    from mimruntime.verify import verify as verify_artifact
+    from mimruntime.verification import verify as verify_artifact
 
     checked = verify_artifact(artifact, engine=engine, provider=provider, threads=threads)
     figures = {**msgspec.to_builtins(checked.parity), "provider": checked.provider}

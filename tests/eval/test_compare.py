@@ -8,7 +8,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from mimeval.compare import compare_artifacts
+from mimeval.comparison import compare_artifacts
 from mimeval.datasets import Dataset, Split
 from mimeval.features import Table
 from mimeval.rivals import judge

@@ -15,7 +15,7 @@ import mimruntime.cli
 from mimeval.cli import COMMANDS
 from mimeval.errors import DataError
 from mimeval.verdict import EXIT
-from mimexport.build import BuildOptions, build
+from mimexport.pipeline import BuildOptions, build
 from mimexport.reference import References
 from mimruntime.artifact import Artifact, seal
 
@@ -164,7 +164,7 @@ def test_the_margin_is_given_in_points(run, artifacts, folder, monkeypatch, argu
     def stop(*_arguments, options, **_more):
         raise DataError(f"the margin is {options.margin}")
 
-    monkeypatch.setattr("mimeval.evaluate.evaluate", stop)
+    monkeypatch.setattr("mimeval.evaluation.evaluate", stop)
     _, _, error = run("eval", artifacts["cls"], artifacts["topk"], "--data", folder, *arguments)
     assert error.endswith(f"the margin is {margin}\n")
 

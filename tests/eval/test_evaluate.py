@@ -13,7 +13,7 @@ from mimeval.datasets import Dataset, Relevance, Split, open_dataset
 from mimeval.datasets.subset import balanced_order
 from mimeval.deployments import Wanted
 from mimeval.errors import DataError
-from mimeval.evaluate import EvalOptions, evaluate
+from mimeval.evaluation import EvalOptions, evaluate
 from mimeval.features import FeatureStore, Table
 from mimeval.images import choose_images
 from mimeval.metrics import METRICS, Task, find_metrics, suited
@@ -281,7 +281,7 @@ def flow(toy_without_selection, tmp_path_factory) -> tuple[Report, list[int]]:
         return judge_gain(*scores, rows=rows, **options)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("mimeval.evaluate.judge_gain", noted)
+        patch.setattr("mimeval.evaluation.judge_gain", noted)
         report = evaluate(
             [topk],
             [cls],

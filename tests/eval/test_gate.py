@@ -16,12 +16,12 @@ from onnx import numpy_helper
 from mimeval.datasets import Dataset, open_dataset
 from mimeval.deployments import Wanted
 from mimeval.errors import DataError
-from mimeval.evaluate import EvalOptions, evaluate
+from mimeval.evaluation import EvalOptions, evaluate
 from mimeval.features import FeatureStore
 from mimeval.models import find_baselines
 from mimeval.regression import compare, read_baseline, write_baseline
 from mimeval.report import Report
-from mimexport.build import BuildOptions, build
+from mimexport.pipeline import BuildOptions, build
 from mimexport.quantize import quantize_graph
 from mimexport.reference import References
 from mimruntime.artifact import Artifact

@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 import skimage
 
-from mimexport import build as building
+from mimexport import pipeline as building
 from mimexport.aliases import ALIASES, Alias
-from mimexport.build import BuildOptions, build, preprocess_of
+from mimexport.pipeline import BuildOptions, build, preprocess_of
 from mimruntime import Embedder, MimError, parity
 from mimruntime.artifact import Artifact
 from mimruntime.errors import MissingExtraError, OptionError, OutputError, ParityError, UnknownNameError
-from mimruntime.verify import verify
+from mimruntime.verification import verify
 
 SMALL = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 3}
 
@@ -164,7 +164,7 @@ def test_an_artifact_is_replaced_by_force_only(tmp_path):
 @pytest.mark.parametrize(("precision", "module"), [("fp32", "onnxruntime"), ("bf16", "openvino")])
 def test_a_missing_engine_to_compare_in_is_found_out_before_the_work(tmp_path, monkeypatch, precision, module):
     monkeypatch.setitem(sys.modules, module, None)
-    monkeypatch.setattr("mimexport.build.load_model", None)
+    monkeypatch.setattr("mimexport.pipeline.load_model", None)
     with pytest.raises(MissingExtraError, match="pip install"):
         build(options(tmp_path / "a", precision=precision))
     assert list(tmp_path.iterdir()) == []
@@ -213,7 +213,7 @@ _KILLED = """
 import sys, time
 from pathlib import Path
 from mimexport.aliases import ALIASES, Alias
-from mimexport.build import BuildOptions, build
+from mimexport.pipeline import BuildOptions, build
 ALIASES["small"] = Alias("vit_tiny_patch16_224", 32, 8, 16, 48, "mit", kwargs={small})
 build(BuildOptions(model="small", agg="topk", out=Path(sys.argv[1]), random_seed=0, force=True))  # warm: later ones are fast
 print("ready", flush=True)
@@ -249,12 +249,12 @@ def test_a_build_that_dies_at_a_named_step_leaves_the_old_artifact_or_none(tmp_p
     build(options(target, agg="mean"))
     place = {
         "rename": "pathlib.Path.rename", "write_bytes": "pathlib.Path.write_bytes",
-        "write_card": "mimexport.build.write_card",
+        "write_card": "mimexport.pipeline.write_card",
     }[call]  # fmt: skip
     owner, name = place.rsplit(".", 1)
     script = f"""
-import os, pathlib, numpy, mimexport.build, mimexport.graph
-from mimexport.build import BuildOptions
+import os, pathlib, numpy, mimexport.pipeline, mimexport.graph
+from mimexport.pipeline import BuildOptions
 from mimexport.aliases import ALIASES, Alias
 ALIASES["small"] = Alias("vit_tiny_patch16_224", 32, 8, 16, 48, "mit", kwargs={SMALL!r})
 right = {owner}.{name}
@@ -262,7 +262,7 @@ def dying(*args, **kwargs):
     right(*args, **kwargs)
     os._exit(9)
 {owner}.{name} = dying
-mimexport.build.build(BuildOptions(model="small", agg="topk", out=pathlib.Path({str(target)!r}), random_seed=0, force=True))
+mimexport.pipeline.build(BuildOptions(model="small", agg="topk", out=pathlib.Path({str(target)!r}), random_seed=0, force=True))
 """
     died = subprocess.run([sys.executable, "-c", script], env=os.environ, check=False)
     assert died.returncode == 9

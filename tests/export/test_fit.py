@@ -12,16 +12,16 @@ from PIL import Image
 from mimexport.aggregators import make_aggregator
 from mimexport.aliases import ALIASES, Alias
 from mimexport.backbone import Backbone
-from mimexport.build import preprocess_of
 from mimexport.errors import FitError
 from mimexport.features import Features
-from mimexport.fit import tokens as token_module
-from mimexport.fit.fit import FitOptions, Fitter
-from mimexport.fit.labelled import _Trainer, train
-from mimexport.fit.tokens import StoredFeatures, Tokens, pool
-from mimexport.fit.unlabelled import two_view_recall
-from mimexport.fit.views import WHOLE, show
+from mimexport.fitting import tokens as token_module
+from mimexport.fitting.fitter import FitOptions, Fitter
+from mimexport.fitting.labelled import _Trainer, train
+from mimexport.fitting.tokens import StoredFeatures, Tokens, pool
+from mimexport.fitting.unlabelled import two_view_recall
+from mimexport.fitting.views import WHOLE, show
 from mimexport.heads import load_head, save_head
+from mimexport.pipeline import preprocess_of
 from mimexport.weights import load_model
 from mimruntime.errors import ImageError, OptionError, OutputError
 from mimruntime.manifest import Preprocess

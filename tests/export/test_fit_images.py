@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from mimexport.errors import FitError
-from mimexport.fit.images import labels_to_judge, open_images
+from mimexport.fitting.images import labels_to_judge, open_images
 from mimruntime.decode import decode
 from mimruntime.errors import ImageError
 

@@ -12,10 +12,10 @@ import torch
 from mimexport.aggregators import make_aggregator
 from mimexport.aliases import ALIASES, Alias
 from mimexport.backbone import Backbone, Shape
-from mimexport.build import BuildOptions, build, choose_head, compose
 from mimexport.errors import HeadError
 from mimexport.foreign_heads import fetch_ep_head, load_foreign_head
 from mimexport.heads import Head, check_fit, embedded_heads, load_head, save_head
+from mimexport.pipeline import BuildOptions, build, choose_head, compose
 from mimexport.weights import load_model
 from mimruntime.errors import OptionError, OutputError, UnknownNameError
 

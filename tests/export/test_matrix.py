@@ -11,8 +11,8 @@ from small_models import BACKBONES
 from mimexport.aggregators import AGGREGATORS, make_aggregator
 from mimexport.aliases import ALIASES, Alias
 from mimexport.backbone import Backbone
-from mimexport.build import BuildOptions, build
 from mimexport.heads import Head, save_head
+from mimexport.pipeline import BuildOptions, build
 from mimexport.weights import load_model
 from mimruntime.reference import load_reference
 

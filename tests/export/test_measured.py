@@ -3,8 +3,8 @@
 import msgspec
 import pytest
 
-from mimexport.build import BuildOptions, build
 from mimexport.measured import Measured, known_losses, read_measured
+from mimexport.pipeline import BuildOptions, build
 
 TABLE = [
     Measured(

@@ -9,11 +9,11 @@ import pytest
 from click.testing import CliRunner
 
 from mimexport import peers
-from mimexport.build import BuildOptions, build
 from mimexport.cli import _open_peers
-from mimruntime import tuning
+from mimexport.pipeline import BuildOptions, build
 from mimruntime.artifact import Artifact
 from mimruntime.bench.cli import bench_command
+from mimruntime.engines import tuning
 from mimruntime.errors import OptionError
 
 SMALL = "vit_tiny_patch16_224"

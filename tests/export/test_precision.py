@@ -17,16 +17,16 @@ from PIL import Image
 from torch import nn
 
 from mimexport import cli
-from mimexport.build import BuildOptions, build, compose
 from mimexport.conversion import compare, load_images, neighbour_overlap
 from mimexport.model import NarrowProducts, embed_with_torch
+from mimexport.pipeline import BuildOptions, build, compose
 from mimexport.quantize import Recipe, products
 from mimexport.weights import load_model
 from mimruntime import manifest, sealed
 from mimruntime.artifact import Artifact
-from mimruntime.compile import compile_artifact
 from mimruntime.engines import open_for
 from mimruntime.engines import openvino as openvino_engine
+from mimruntime.engines.compilation import compile_artifact
 from mimruntime.engines.options import CompileOptions
 from mimruntime.errors import EngineError, OptionError, ParityError
 from mimruntime.reference import load_reference
@@ -189,7 +189,7 @@ def test_images_that_are_all_the_same_calibrate_and_judge_nothing(tmp_path: Path
 def test_what_cannot_be_compiled_is_said_before_anything_is_built(
     monkeypatch: pytest.MonkeyPatch, options: list[str], message: str
 ) -> None:
-    monkeypatch.setattr("mimexport.build.build", lambda *_, **__: pytest.fail("built"))
+    monkeypatch.setattr("mimexport.pipeline.build", lambda *_, **__: pytest.fail("built"))
     assert message in str(CliRunner().invoke(cli.build, ["--model", "mae-tiny", *options]).exception)
 
 

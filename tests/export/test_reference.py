@@ -15,9 +15,9 @@ import torch
 from mimeval.models import find_baselines
 from mimexport import reference as reference_module
 from mimexport.aliases import ALIASES, Alias
-from mimexport.build import BuildOptions, build
 from mimexport.errors import HeadError, WeightsError
 from mimexport.heads import embedded_heads, load_head, save_head
+from mimexport.pipeline import BuildOptions, build
 from mimexport.reference import References
 from mimruntime.artifact import Artifact, seal
 from mimruntime.engines import open_engine

@@ -19,7 +19,7 @@ import pytest
 from mimruntime import cli
 from mimruntime.cpus import available_cpus
 from mimruntime.engines import cli as engines_cli
-from mimruntime.tuning import BATCHES
+from mimruntime.engines.tuning import BATCHES
 from mimruntime.vectors import read_vectors
 
 
@@ -196,7 +196,7 @@ class TestInspect:
 class TestCompile:
     @pytest.fixture(autouse=True)
     def _quick(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("mimruntime.tuning._LEAST_SECONDS", 0.0)
+        monkeypatch.setattr("mimruntime.engines.tuning._LEAST_SECONDS", 0.0)
 
     @staticmethod
     def compiled(artifact: Path, engine: str, *options: object) -> tuple[Path, dict[str, Any]]:

@@ -10,13 +10,12 @@ import numpy as np
 import openvino
 import pytest
 
-from mimruntime import tuning
 from mimruntime.artifact import Artifact
-from mimruntime.compile import compile_artifact
 from mimruntime.embedder import Embedder
-from mimruntime.engines import auto, base, open_engine, open_for, record
+from mimruntime.engines import auto, base, open_engine, open_for, record, tuning
 from mimruntime.engines import onnxruntime as ort_module
 from mimruntime.engines import openvino as ov_module
+from mimruntime.engines.compilation import compile_artifact
 from mimruntime.engines.compiled import choose_compiled, list_compiled, standing
 from mimruntime.engines.options import CompileOptions, parse_batch
 from mimruntime.errors import EngineError, MissingExtraError, OptionError, OutputError, ParityError, UnknownNameError

@@ -9,18 +9,17 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from mimruntime import tuning
 from mimruntime.artifact import Artifact
 from mimruntime.bench.cli import bench_command
-from mimruntime.compile import compile_artifact
 from mimruntime.embedder import Embedder
 from mimruntime.engines import onnxruntime as wrapped
-from mimruntime.engines import open_for
+from mimruntime.engines import open_for, tuning
+from mimruntime.engines.compilation import compile_artifact
 from mimruntime.engines.compiled import choose_compiled
 from mimruntime.engines.gpu_name import NO_GPU, gpu_name
 from mimruntime.engines.options import CompileOptions
 from mimruntime.errors import EngineError
-from mimruntime.verify import verify
+from mimruntime.verification import verify
 
 pytestmark = pytest.mark.gpu
 CUDA = CompileOptions(engine="onnxruntime", provider="cuda")

@@ -11,7 +11,7 @@ import pytest
 from mimruntime import artifact, manifest
 from mimruntime.artifact import Artifact
 from mimruntime.errors import ArtifactError, ParityError
-from mimruntime.verify import verify
+from mimruntime.verification import verify
 
 
 def replace_reference(folder: Path, **arrays: np.ndarray) -> None:

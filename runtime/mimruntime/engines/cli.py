@@ -73,7 +73,7 @@ def make_options(engine: str, given: dict[str, Any]) -> CompileOptions:
 
 def run_compile(artifact: Path, options: CompileOptions) -> None:
     """Compile, and print what came of it."""
-    from mimruntime.compile import compile_artifact
+    from mimruntime.engines.compilation import compile_artifact
 
     compiled = compile_artifact(artifact, options, _show_progress())
     record = compiled.record

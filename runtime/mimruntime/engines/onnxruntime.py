@@ -17,9 +17,9 @@ from mimruntime.engines.compiled import Compiled
 from mimruntime.engines.gpu_name import NO_GPU, gpu_name
 from mimruntime.engines.options import CompileOptions
 from mimruntime.engines.record import EngineRecord, Trial
+from mimruntime.engines.tuning import BATCHES, Setting, tune
 from mimruntime.errors import EngineError, MissingExtraError, UnknownNameError
 from mimruntime.reference import load_reference
-from mimruntime.tuning import BATCHES, Setting, tune
 
 NAME = "onnxruntime"
 OPTIONS = frozenset({"provider", "batch", "threads"})

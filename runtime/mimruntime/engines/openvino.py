@@ -15,9 +15,9 @@ from mimruntime.engines.base import EMBEDDING, SELECTION, Engine, Progress
 from mimruntime.engines.compiled import Compiled
 from mimruntime.engines.options import CompileOptions
 from mimruntime.engines.record import EngineRecord, Trial
+from mimruntime.engines.tuning import Setting, stream_settings, tune
 from mimruntime.errors import EngineError, MissingExtraError, OptionError, UnknownNameError
 from mimruntime.reference import load_reference
-from mimruntime.tuning import Setting, stream_settings, tune
 
 NAME = "openvino"
 OPTIONS = frozenset({"provider", "precision", "hint", "batch", "threads"})

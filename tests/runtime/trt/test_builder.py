@@ -290,7 +290,7 @@ def configure(*arguments):
 builder._configure = configure
 from mimruntime import cli
 from mimruntime.engines import cli as engines, cli as _
-from mimruntime import compile
+from mimruntime.engines import compilation as compile
 real_compile = compile.compile_artifact
 def progress(phase, done, steps):
     print("phase:", phase, file=sys.stderr)

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from mimruntime.artifact import Artifact
-from mimruntime.compile import compile_artifact
 from mimruntime.embedder import Embedder
 from mimruntime.engines import engine_module, open_for, record
+from mimruntime.engines.compilation import compile_artifact
 from mimruntime.engines.compiled import list_compiled
 from mimruntime.engines.gpu_name import NO_GPU, gpu_name
 from mimruntime.engines.options import CompileOptions
@@ -23,7 +23,7 @@ from mimruntime.engines.trt import cuda
 from mimruntime.engines.trt.flavour import TENSORRT, TENSORRT_RTX
 from mimruntime.engines.trt.plan import PORTABLE, BuildPlan, misfit
 from mimruntime.errors import EngineError, MissingExtraError, OptionError, UnknownNameError
-from mimruntime.verify import verify
+from mimruntime.verification import verify
 
 trt = pytest.importorskip("tensorrt_rtx", reason="pip install 'mimexport[tensorrt-rtx]'")
 without_gpu = pytest.mark.skipif(

@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 
 from mimruntime.artifact import Artifact
-from mimruntime.compile import compile_artifact
 from mimruntime.engines import open_for
+from mimruntime.engines.compilation import compile_artifact
 from mimruntime.engines.options import CompileOptions
 from mimruntime.engines.record import BatchProfile
 from mimruntime.engines.trt import cuda
 from mimruntime.engines.trt.flavour import TENSORRT, TENSORRT_RTX
 from mimruntime.errors import MimError
-from mimruntime.verify import verify
+from mimruntime.verification import verify
 
 pytestmark = pytest.mark.gpu
 BATCH = BatchProfile(least=1, best=4, most=8)

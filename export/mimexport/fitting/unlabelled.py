@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mimexport.errors import FitError
-from mimexport.fit.tokens import Tokens
+from mimexport.fitting.tokens import Tokens
 from mimexport.whitening import fit_pca, fit_two_view
 
 STEPS, BATCH, RATE, TEMPERATURE = 400, 512, 0.01, 0.05

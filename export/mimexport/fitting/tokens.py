@@ -20,7 +20,7 @@ from mimexport.aggregators import Aggregator
 from mimexport.backbone import Backbone, Shape
 from mimexport.blocks import OpenBlock, take
 from mimexport.features import Features
-from mimexport.fit.views import show
+from mimexport.fitting.views import show
 from mimexport.provenance import code_digest
 from mimexport.weights import LoadedModel
 from mimruntime.cpus import available_cpus

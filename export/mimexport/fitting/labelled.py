@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from mimexport.aggregators import Aggregator
 from mimexport.backbone import Backbone
 from mimexport.errors import FitError
-from mimexport.fit.tokens import StoredFeatures, Tokens
+from mimexport.fitting.tokens import StoredFeatures, Tokens
 
 RATES = (1e-3, 3e-3, 1e-2)
 """Learning rates tried on a split of the training images."""

@@ -14,13 +14,13 @@ from torch import Tensor
 from mimexport.aggregators import AGGREGATORS, Aggregator, make_aggregator
 from mimexport.aggregators.topk import LEARNED, SCORES
 from mimexport.backbone import Backbone
-from mimexport.build import preprocess_of
 from mimexport.errors import FitError
-from mimexport.fit.labelled import train
-from mimexport.fit.tokens import Subset, Tokens, TokenStore, pool
-from mimexport.fit.unlabelled import SHRINKAGE, fit_scorer, two_view_recall
-from mimexport.fit.views import WHOLE
+from mimexport.fitting.labelled import train
+from mimexport.fitting.tokens import Subset, Tokens, TokenStore, pool
+from mimexport.fitting.unlabelled import SHRINKAGE, fit_scorer, two_view_recall
+from mimexport.fitting.views import WHOLE
 from mimexport.heads import Head
+from mimexport.pipeline import preprocess_of
 from mimexport.weights import LoadedModel, load_model
 from mimexport.whitening import Whitening, fit_two_view
 from mimruntime.decode import Source
