@@ -14,7 +14,7 @@ from mimruntime.artifact import Artifact
 from mimruntime.collection import job
 from mimruntime.collection.inputs import Columns
 from mimruntime.engines import compiled, record
-from mimruntime.verify import verify
+from mimruntime.verification import verify
 
 GOLDEN = Path(__file__).parent / "golden"
 SPACES = {"schema-1": "680bb74dbdf771c3", "schema-2": "99b8975b13aa7d6d"}
