@@ -15,42 +15,14 @@ import msgspec
 
 from mimruntime.artifact import Artifact
 from mimruntime.collection.inputs import Columns, Entry, find_entries
+from mimruntime.collection.record import RECORD, Record, check_same, job_digest, read_record
 from mimruntime.collection.store import open_folder
 from mimruntime.collection.urls import arrow, is_url
-from mimruntime.errors import ImageError, OutputError, SpaceError
+from mimruntime.errors import ImageError, OutputError
 
-FORMAT = "mimexport-shards"
-SCHEMA = 1
-RECORD = "_job/record.json"
-"""Underscored, so that readers of a folder of Parquet files pass over it."""
 _BASE = b"base"
 """Metadata of the list: the folder that relative names start from, in it and in Parquet files."""
 _BUFFER_BYTES = 1 << 20
-
-
-class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """`_job/record.json`: what the shards beside it are."""
-
-    format: str = FORMAT
-    schema: int = SCHEMA
-    model: str
-    embedding_space: str
-    dim: int
-    graph_sha256: str
-    images: int
-    shards: int
-    shard_size: int
-    digest: str
-    """sha256 of the work list: every name in order, the columns, the shard size."""
-
-    @property
-    def list_name(self) -> str:
-        """Where the work list lies; two jobs that begin in one folder do not share it."""
-        return f"_job/list-{self.digest[:12]}.parquet"
-
-    def shard_name(self, index: int) -> str:
-        """Return the file name of one shard: its place in the list, and the list it belongs to."""
-        return f"part-{index:07d}-{self.digest[:12]}.parquet"
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,28 +61,41 @@ def plan(inputs: Iterable[str], out: str, artifact: Artifact, *, columns: Column
 
     """
     where = out if is_url(out) else str(Path(out).absolute())
-    folder = open_folder(where)
-    found = _read_record(where)
+    found = read_record(where)
     with tempfile.NamedTemporaryFile() as stream:
-        images, shards, digest = _write_list(stream, find_entries(inputs, columns), columns, shard_size)
-        manifest = artifact.manifest
+        images, shards, list_digest = _write_list(stream, find_entries(inputs, columns), columns, shard_size)
+        stream.flush()
+        space, graph = artifact.manifest.embedding_space, artifact.graph_sha256
         record = Record(
-            model=manifest.name,
-            embedding_space=manifest.embedding_space,
-            dim=manifest.embedding.dim,
-            graph_sha256=artifact.graph_sha256,
+            model=artifact.manifest.name,
+            embedding_space=space,
+            dim=artifact.manifest.embedding.dim,
+            graph_sha256=graph,
             images=images,
             shards=shards,
             shard_size=shard_size,
-            digest=digest,
+            digest=job_digest(list_digest, space, graph),
         )
         if found is None:
-            stream.flush()
-            folder.upload(record.list_name, Path(stream.name))
-            folder.write(RECORD, msgspec.json.format(msgspec.json.encode(record), indent=2) + b"\n")
-            found = _read_record(where) or record  # another job may have begun here meanwhile
-        _check_same(where, found, record)
-    return Job(out=where, columns=columns, record=record)
+            found = _begin(where, record, Path(stream.name))
+    check_same(where, found, record, list_digest)
+    return Job(out=where, columns=columns, record=found)
+
+
+def _begin(out: str, record: Record, work_list: Path) -> Record:
+    """Make the folder this job's; return the record that stands there, another job's where that was first."""
+    folder = open_folder(out)
+    folder.upload(record.list_name, work_list)
+    if folder.create(RECORD, record.encode()):
+        return record
+    found = read_record(out)
+    if found is None:
+        raise OutputError(
+            f"{out}: another job begins in it at this moment; run the command again, or choose another --out"
+        )
+    if found.digest != record.digest:
+        folder.remove(record.list_name)
+    return found
 
 
 class WorkList:
@@ -196,52 +181,3 @@ def _write_list(stream: Any, entries: Iterator[Entry], columns: Columns, shard_s
     if not images:
         raise ImageError("the inputs hold no images")
     return images, shards, digest.hexdigest()
-
-
-class _Kind(msgspec.Struct):
-    """What every record says of itself, whoever wrote it."""
-
-    format: str
-    schema: int
-
-
-def _read_record(out: str) -> Record | None:
-    """Return the record of the job in `out`; None where the folder is empty or not there."""
-    folder = open_folder(out)
-    try:
-        raw = folder.read(RECORD)
-        kind = msgspec.json.decode(raw, type=_Kind)
-        if (kind.format, kind.schema) == (FORMAT, SCHEMA):
-            return msgspec.json.decode(raw, type=Record)
-    except (FileNotFoundError, NotADirectoryError):
-        others = [name for name in folder.names() if not name.startswith(("_", "."))]
-        if others:
-            raise OutputError(
-                f"{out} holds other files ({others[0]} …) and no job of mimexport; it is left alone, choose another --out"
-            ) from None
-        return None
-    except (msgspec.MsgspecError, UnicodeDecodeError, OSError) as error:
-        raise OutputError(f"{out}/{RECORD} is not readable ({error}); choose another --out") from error
-    raise OutputError(
-        f"{out}/{RECORD} is of the kind {kind.format} {kind.schema}, this program reads {FORMAT} {SCHEMA};"
-        " choose another --out"
-    )
-
-
-def _check_same(out: str, found: Record, wanted: Record) -> None:
-    if found.embedding_space != wanted.embedding_space:
-        raise SpaceError(
-            f"{out} holds vectors of space {found.embedding_space} ({found.model}), this artifact ({wanted.model})"
-            f" embeds into {wanted.embedding_space}; choose another --out"
-        )
-    if found.graph_sha256 != wanted.graph_sha256:
-        raise OutputError(
-            f"{out} was begun with another graph of the same space ({found.model}, {found.graph_sha256[:12]}…, now"
-            f" {wanted.graph_sha256[:12]}…); go on with that artifact, or choose another --out"
-        )
-    if found.digest != wanted.digest:
-        raise OutputError(
-            f"{out} was begun with another list of images ({found.images} in shards of {found.shard_size}, now"
-            f" {wanted.images} in shards of {wanted.shard_size}); give the inputs, columns and --shard-size it was"
-            " begun with, or choose another --out for the new list"
-        )

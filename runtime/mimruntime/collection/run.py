@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -12,7 +13,8 @@ from mimruntime.artifact import Artifact
 from mimruntime.batch import BatchEmbedder
 from mimruntime.collection import here, on_ray
 from mimruntime.collection.inputs import Columns
-from mimruntime.collection.job import Job, Record, plan
+from mimruntime.collection.job import Job, plan
+from mimruntime.collection.record import Record
 from mimruntime.collection.store import open_folder
 from mimruntime.collection.worker import Done, ShardWorker
 from mimruntime.embedder import open_artifact
@@ -96,18 +98,20 @@ def embed_collection(
     started = time.perf_counter()
     written: Iterator[Done] = iter(())
     where = "nothing left to do"
-    if not pending:
-        pass
-    elif ray is None:
-        written, where = _run_here(job, pending, path, threads=threads, strict=strict, **settings)
-        written = progress(written, len(pending))
-    else:
-        written, where = _run_on_ray(job, pending, artifact, ray, workers, threads, strict=strict, **settings)
     images = errors = 0
     first = ""
-    for done in written:
-        images, errors, first = images + done.images, errors + done.errors, first or done.first_error
-    open_folder(job.out).sweep()
+    folder = open_folder(job.out)
+    with folder.hold() if pending else contextlib.nullcontext():
+        if not pending:
+            pass
+        elif ray is None:
+            written, where = _run_here(job, pending, path, threads=threads, strict=strict, **settings)
+            written = progress(written, len(pending))
+        else:
+            written, where = _run_on_ray(job, pending, artifact, ray, workers, threads, strict=strict, **settings)
+        for done in written:
+            images, errors, first = images + done.images, errors + done.errors, first or done.first_error
+    folder.sweep()
     found = job.record.shards - len(pending)
     if images and not found and errors == images:
         raise ImageError(f"none of {images} images could be read, {job.out} holds only errors; first: {first}")

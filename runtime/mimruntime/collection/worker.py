@@ -9,8 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from mimruntime.batch import BatchEmbedder, Row, embed_rows
-from mimruntime.collection.job import Job, Record, WorkList
+from mimruntime.collection.job import Job, WorkList
 from mimruntime.collection.reader import read_images
+from mimruntime.collection.record import Record
 from mimruntime.collection.store import open_folder
 from mimruntime.collection.urls import arrow
 from mimruntime.errors import ImageError
@@ -65,12 +66,13 @@ class ShardWorker:
                     raise ImageError(f"{row.error}; --strict stops here, finished shards stay in {self.job.out}")
             rows.append(row)
         name = self.job.record.shard_name(index)
-        open_folder(self.job.out).write(name, shard(rows, self.job.record))
+        precision = self.embedder.embedder.describe().precision
+        open_folder(self.job.out).write(name, shard(rows, self.job.record, precision))
         return Done(len(rows), len(errors), errors[0] if errors else "")
 
 
-def shard(rows: Sequence[Row], record: Record) -> memoryview:
-    """Return a Parquet file of `rows`: path, vector, error, embedding_space."""
+def shard(rows: Sequence[Row], record: Record, precision: str) -> memoryview:
+    """Return a Parquet file of `rows`: path, vector, error, embedding_space; the running precision is in its metadata."""
     pa = arrow()
     missing = np.array([row.vector is None for row in rows])
     blank = np.zeros(record.dim, np.float32)
@@ -83,7 +85,12 @@ def shard(rows: Sequence[Row], record: Record) -> memoryview:
             "error": pa.array([row.error for row in rows], pa.string()),
             "embedding_space": pa.array([record.embedding_space] * len(rows), pa.string()),
         },
-        metadata={"embedding_space": record.embedding_space, "model": record.model},
+        metadata={
+            "embedding_space": record.embedding_space,
+            "model": record.model,
+            "graph_sha256": record.graph_sha256,
+            "precision": precision,
+        },
     )
     stream = io.BytesIO()
     # Vectors do not repeat: a dictionary of them costs time and space.

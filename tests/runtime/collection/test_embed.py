@@ -25,7 +25,7 @@ from mimruntime.artifact import Artifact
 from mimruntime.batch import BatchEmbedder
 from mimruntime.collection.inputs import Columns
 from mimruntime.collection.job import plan
-from mimruntime.collection.store import LocalFolder, open_folder
+from mimruntime.collection.store import open_folder
 from mimruntime.collection.worker import ShardWorker
 from mimruntime.errors import OutputError
 
@@ -133,9 +133,9 @@ def test_another_job_in_the_same_folder_is_refused(
     record.write_text(record.read_text().replace('"embedding_space": "', '"embedding_space": "0'))
     assert mimexport("embed", toy_artifact, gallery, "--out", out) == 1
     assert "holds vectors of space 0" in capsys.readouterr().err
-    record.write_text(record.read_text().replace('"schema": 1', '"schema": 2, "more": 1'))
+    record.write_text(record.read_text().replace('"schema": 2', '"schema": 3, "more": 1'))
     assert mimexport("embed", toy_artifact, gallery, "--out", out) == 1
-    assert "is of the kind mimexport-shards 2, this program reads mimexport-shards 1" in capsys.readouterr().err
+    assert "is of the kind mimexport-shards 3, this program reads mimexport-shards 1 and 2" in capsys.readouterr().err
     record.write_text("{}")
     assert mimexport("embed", toy_artifact, gallery, "--out", out) == 1
     assert "_job/record.json is not readable" in capsys.readouterr().err
@@ -208,29 +208,6 @@ def test_a_job_taken_up_from_another_folder_finds_the_images_it_was_begun_with(
     monkeypatch.chdir(tmp_path)
     assert mimexport("embed", toy_artifact, named[1], *job) == 0
     assert read_shards(tmp_path / "o") == whole
-
-
-def test_of_two_jobs_that_begin_in_one_folder_at_once_one_is_refused_and_the_other_whole(
-    toy_artifact: Path,
-    gallery: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    first, second = gallery / "001.jpg", gallery / "002.jpg"
-    assert mimexport("embed", toy_artifact, second, "--out", tmp_path / "second") == 0
-    write = LocalFolder.write
-
-    def write_just_before_the_second(folder: LocalFolder, name: str, content: bytes) -> None:
-        write(folder, name, content)
-        shutil.copytree(tmp_path / "second" / "_job", tmp_path / "o" / "_job", dirs_exist_ok=True)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(LocalFolder, "write", write_just_before_the_second)
-        assert mimexport("embed", toy_artifact, first, "--out", tmp_path / "o") == 1
-    assert "was begun with another list of images" in capsys.readouterr().err
-    assert mimexport("embed", toy_artifact, second, "--out", tmp_path / "o") == 0
-    assert read_shards(tmp_path / "o") == read_shards(tmp_path / "second")
 
 
 def test_a_job_without_one_readable_image_fails_and_keeps_its_errors(
