@@ -19,7 +19,8 @@ class Alias:
         license: of the weights.
         note: what a reader of `mimexport models` should know.
         kwargs: arguments of `timm.create_model` beyond the name.
-        embedded: file of this package that holds the weights.
+        embedded: file below `assets` that holds the weights; a wheel leaves the large ones out.
+        sha256: digest of those weights (`weights.tensors_sha256`).
         config: of timm's data configuration, what these weights were trained with instead.
 
     """
@@ -33,6 +34,7 @@ class Alias:
     note: str = ""
     kwargs: dict[str, Any] = field(default_factory=dict)
     embedded: str | None = None
+    sha256: str | None = None
     config: dict[str, Any] = field(default_factory=dict)
 
 
@@ -42,6 +44,7 @@ _MIT = "mit"
 _DINOV3 = "dinov3-license"
 _RESEARCH = "research-only"
 _TINY = {"img_size": 64, "patch_size": 8, "embed_dim": 192, "depth": 12, "num_heads": 3}
+_SMALL = {"img_size": 64}
 # SimMIM's ViT: BEiT's architecture with one bias table shared by all blocks and no position embedding.
 _SIMMIM = {"global_pool": "token", "use_abs_pos_emb": False, "use_rel_pos_bias": False, "use_shared_rel_pos_bias": True}
 _IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
@@ -59,6 +62,20 @@ ALIASES: dict[str, Alias] = {
         "embedded; a demonstration",
         _TINY,
         "mae_tiny_patch8_64.safetensors",
+        "b8932bdbfcf11193b7f1f88bac2e670b8053997e7382b2c6bf029beebc2a6daf",
+        {**_IMAGENET, "crop_pct": 1.0},
+    ),
+    "mae-small": Alias(
+        "vit_small_patch8_224",
+        64,
+        8,
+        64,
+        384,
+        _RESEARCH,
+        "embedded; a demonstration; its weights are not in the wheel",
+        _SMALL,
+        "mae_small_patch8_64.safetensors",
+        "29e8366890894c0e669768848fab217e3e43926c4d09bc9f678a6c443427e305",
         {**_IMAGENET, "crop_pct": 1.0},
     ),
     "mae-b16": Alias("vit_base_patch16_224.mae", 224, 16, 196, 768, _CC),

@@ -14,11 +14,12 @@ import safetensors
 import safetensors.torch
 from torch import Tensor
 
+from mimexport.aliases import ALIASES
 from mimexport.backbone import Shape
 from mimexport.errors import HeadError
 from mimexport.weights import LoadedModel, tensors_sha256
 from mimruntime.errors import OutputError
-from mimruntime.manifest import TokenNorm
+from mimruntime.manifest import Source, TokenNorm
 
 _KEY = "mimexport-head"
 _WHITEN_MEAN, _WHITEN_MATRIX = "whitening.mean", "whitening.matrix"
@@ -125,6 +126,19 @@ def load_head(path: Path) -> Head:
     mean, matrix = tensors.pop(_WHITEN_MEAN, None), tensors.pop(_WHITEN_MATRIX, None)
     fields = {name: getattr(record, name) for name in _Record.__struct_fields__ if name != "schema"}
     return Head(tensors=tensors, whitening=None if mean is None or matrix is None else (mean, matrix), **fields)
+
+
+def shipped_heads(model: str, source: Source, weights_sha256: str) -> dict[str, Path]:
+    """Return the heads this package ships for `model`, by name; none where its weights are not the embedded ones.
+
+    Args:
+        model: name of the backbone.
+        source: where its weights came from; a file may hold the embedded ones.
+        weights_sha256: their digest.
+    """
+    alias = ALIASES.get(model)
+    own = source == "embedded" or (alias is not None and alias.sha256 == weights_sha256)
+    return embedded_heads(model) if own else {}
 
 
 def embedded_heads(model: str) -> dict[str, Path]:

@@ -21,7 +21,7 @@ from mimexport.card import write_card
 from mimexport.conversion import Judge, check_narrow
 from mimexport.errors import HeadError
 from mimexport.foreign_heads import fetch_ep_head, load_foreign_head
-from mimexport.heads import Head, check_fit, embedded_heads, load_head
+from mimexport.heads import Head, check_fit, load_head, shipped_heads
 from mimexport.model import EmbeddingModel, embed_with_torch
 from mimexport.provenance import tool_versions
 from mimexport.quantize import quantize_graph
@@ -220,7 +220,7 @@ def choose_head(loaded: LoadedModel, shape: Shape, options: BuildOptions) -> Hea
         UnknownNameError: it is no file and none of those shipped.
         HeadError: no such head, or one that does not fit.
     """
-    shipped = embedded_heads(loaded.name) if loaded.source == "embedded" else {}
+    shipped = shipped_heads(loaded.name, loaded.source, loaded.sha256)
     learned = AGGREGATORS[options.agg].needs_head or options.agg_options.get("score") == "learned"
     name = options.head
     if name is None:

@@ -13,11 +13,11 @@ from mimexport.backbone import Backbone, Shape
 from mimexport.errors import HeadError, WeightsError
 from mimexport.features import Features
 from mimexport.foreign_heads import load_foreign_head
-from mimexport.heads import embedded_heads, load_head
+from mimexport.heads import embedded_heads, load_head, shipped_heads
 from mimexport.model import EmbeddingModel, NarrowProducts
 from mimexport.pipeline import BuildOptions, build, compose, preprocess_of
 from mimexport.provenance import code_digest
-from mimexport.weights import LoadedModel, load_model
+from mimexport.weights import LoadedModel, embedded_file, load_model
 from mimruntime.artifact import MANIFEST, Artifact
 from mimruntime.engines.base import EMBEDDING, SELECTION, Engine
 from mimruntime.errors import ArtifactError, EngineError, OptionError
@@ -105,7 +105,7 @@ class References:
                 model=manifest.backbone.model,
                 agg=agg,
                 out=out,
-                weights=self.weights if manifest.backbone.source == "file" else None,
+                weights=_weights_for(manifest, self.weights),
                 random_seed=seed_of(manifest),
                 size=manifest.preprocess.size,
                 precision=manifest.graph.precision,
@@ -117,7 +117,8 @@ class References:
     def _whitening_head(self, manifest: Manifest, agg: str) -> Path | None:
         """Return the head that whitens `agg`, which learns nothing else: one that was given, or the shipped one."""
         own = (path for path in self.heads if path.suffix == ".safetensors")
-        shipped = embedded_heads(manifest.backbone.model) if manifest.backbone.source == "embedded" else {}
+        backbone = manifest.backbone
+        shipped = shipped_heads(backbone.model, backbone.source, backbone.weights_sha256)
         return next((path for path in own if load_head(path).agg == agg), shipped.get(agg))
 
 
@@ -183,7 +184,7 @@ def _load(manifest: Manifest, weights: Path | None) -> LoadedModel:
     for size in (None, manifest.preprocess.size):
         loaded = load_model(
             backbone.model,
-            weights=weights if backbone.source == "file" else None,
+            weights=_weights_for(manifest, weights),
             random_seed=seed_of(manifest),
             size=size,
         )
@@ -196,6 +197,13 @@ def _load(manifest: Manifest, weights: Path | None) -> LoadedModel:
             " can be made; give --weights FILE, or build the artifact again"
         )
     return loaded
+
+
+def _weights_for(manifest: Manifest, given: Path | None) -> Path | None:
+    """Return the checkpoint, where the artifact's weights came from one or are not part of this installation."""
+    backbone = manifest.backbone
+    absent = backbone.source == "embedded" and embedded_file(backbone.model) is None
+    return given if absent or backbone.source == "file" else None
 
 
 def seed_of(manifest: Manifest) -> int | None:

@@ -96,8 +96,7 @@ def load_model(
         source, origin = "file", weights.name
     elif alias.embedded:
         model = _create(alias, kwargs)
-        with resources.as_file(resources.files("mimexport") / "assets" / alias.embedded) as path:
-            _fit(model, read_checkpoint(path), alias.embedded)
+        _fit(model, _read_embedded(name, alias.embedded), alias.embedded)
         source, origin = "embedded", alias.embedded
     else:
         model = _fetch(alias, kwargs, name)
@@ -107,16 +106,26 @@ def load_model(
     if "img_size" in kwargs:
         config["input_size"] = (3, kwargs["img_size"], kwargs["img_size"])
     config |= alias.config
+    digest = tensors_sha256(model.state_dict())
+    if source == "embedded" and not size and digest != alias.sha256:
+        raise WeightsError(f"{origin} of this package holds other weights than those of '{name}' ({digest[:12]}…)")
     return LoadedModel(
         model=model,
         name=name,
         timm_name=alias.timm_name,
         source=source,
         origin=origin,
-        sha256=tensors_sha256(model.state_dict()),
+        sha256=digest,
         license="none (random weights)" if source == "random" else alias.license,
         config=config,
     )
+
+
+def embedded_file(name: str) -> Path | None:
+    """Return the file of the backbone's weights, where this installation has it."""
+    alias = ALIASES.get(name)
+    path = None if alias is None or alias.embedded is None else _assets() / alias.embedded
+    return path if path is not None and path.is_file() else None
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
@@ -159,6 +168,20 @@ def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
         digest.update(f"{name}{tuple(tensor.shape)}".encode())
         digest.update(tensor.numpy().data)
     return digest.hexdigest()
+
+
+def _assets() -> Path:
+    return Path(str(resources.files("mimexport"))) / "assets"
+
+
+def _read_embedded(name: str, file: str) -> dict[str, Any]:
+    path = embedded_file(name)
+    if path is None:
+        raise WeightsError(
+            f"the weights of '{name}' are in the source repository and not in the wheel: take the file"
+            f" export/mimexport/assets/{file} from there and give it as --weights FILE"
+        )
+    return read_checkpoint(path)
 
 
 def _timm_entry(name: str) -> Alias:

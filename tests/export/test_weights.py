@@ -14,7 +14,8 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from mimexport.aliases import ALIASES, Alias
 from mimexport.errors import WeightsError
-from mimexport.weights import load_model, tensors_sha256
+from mimexport.heads import shipped_heads
+from mimexport.weights import embedded_file, load_model, tensors_sha256
 from mimruntime.errors import OptionError, UnknownNameError
 
 TINY = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 3}
@@ -232,3 +233,29 @@ def test_another_input_size_resamples_the_position_table():
 def test_a_size_that_the_patches_do_not_divide_is_refused(name, size, unit):
     with pytest.raises(OptionError, match=f"--image-size {size}: .* takes multiples of {unit} px"):
         load_model(name, random_seed=0, size=size)
+
+
+def test_embedded_weights_that_a_wheel_left_out_are_asked_for(tmp_path, monkeypatch):
+    monkeypatch.setattr("mimexport.weights._assets", lambda: tmp_path)
+    with pytest.raises(
+        WeightsError,
+        match=r"'mae-tiny' are in the source repository .*/assets/mae_tiny_\S+ from there .*--weights FILE",
+    ):
+        load_model("mae-tiny")
+
+
+def test_a_file_of_the_embedded_weights_gets_their_heads():
+    path = embedded_file("mae-tiny")
+    loaded = load_model("mae-tiny", weights=path)
+    assert loaded.source == "file"
+    assert "ep" in shipped_heads("mae-tiny", loaded.source, loaded.sha256)
+    other = load_model("mae-tiny", random_seed=0)
+    assert not shipped_heads("mae-tiny", other.source, other.sha256)
+
+
+def test_embedded_weights_that_are_others_are_refused(tmp_path, monkeypatch):
+    state = load_model("mae-tiny", random_seed=0).model.state_dict()
+    safetensors.torch.save_file(state, tmp_path / ALIASES["mae-tiny"].embedded)
+    monkeypatch.setattr("mimexport.weights._assets", lambda: tmp_path)
+    with pytest.raises(WeightsError, match="holds other weights than those of 'mae-tiny'"):
+        load_model("mae-tiny")
