@@ -75,17 +75,20 @@ def embed(inputs: tuple[str, ...], out: str, image_column: str | None, path_colu
     when it is complete. A folder, or a URL, is filled shard by shard, and the same command goes on where it was stopped.
     """
     from mimruntime.collection.inputs import Columns
+    from mimruntime.termination import ends_on_sigterm
     from mimruntime.vectors import is_file_name
 
     columns = Columns(image_column, path_column)
     sharding = {name: given.pop(name) for name in ("shard_size", "ray", "workers")}
-    if not is_file_name(out):
-        _embed_to_folder(inputs, out, columns, **sharding, **given)
-        return
+    is_file = is_file_name(out)
     for name, value in sharding.items():
-        if value is not None:
+        if is_file and value is not None:
             raise OptionError(f"--{name.replace('_', '-')} is for a folder of shards, --out {out} is one file")
-    _embed_to_file(inputs, Path(out), columns, **given)
+    with ends_on_sigterm(TERMINATED):
+        if is_file:
+            _embed_to_file(inputs, Path(out), columns, **given)
+        else:
+            _embed_to_folder(inputs, out, columns, **sharding, **given)
 
 
 @click.command()

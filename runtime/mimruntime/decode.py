@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image, ImageFile
 
 from mimruntime.errors import ImageError, ImageFormatError, ImageSizeError, OptionError
+from mimruntime.images import open_regular
 
 Source = str | Path | bytes | bytearray | memoryview | Image.Image | np.ndarray
 """A path, the bytes of an encoded file, an image of Pillow, or uint8 pixels (H, W, 3) or (H, W)."""
@@ -74,7 +75,7 @@ def decode(source: Source, *, max_pixels: int = MAX_PIXELS, formats: Iterable[st
         if isinstance(source, bytes | bytearray | memoryview):
             return _from_stream(io.BytesIO(source), allowed, max_pixels)
         if isinstance(source, str | Path):
-            with Path(source).open("rb") as stream:
+            with open_regular(source) as stream:
                 return _from_stream(stream, allowed, max_pixels)
     except ImageError as error:
         raise type(error)(f"{describe(source)}: {error}") from error.__cause__

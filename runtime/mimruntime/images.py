@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import glob
 import os
+import stat
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from mimruntime.errors import ImageError
 
@@ -43,6 +45,39 @@ def iter_images(names: Iterable[str]) -> Iterator[Path]:
 def as_text(path: str | Path) -> str:
     r"""Return a path, or a sentence that names one, as valid text; a byte that is not UTF-8 is written as `\xff`."""
     return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
+def open_regular(path: str | Path) -> BinaryIO:
+    """Open a file to read, and nothing else: to open or read a pipe may wait for ever, and a device may have no end.
+
+    Raises:
+        ImageError: it is a pipe, a socket or a device.
+        OSError: it cannot be opened.
+
+    """
+    check_regular(path)
+    stream = open(path, "rb", opener=_open_at_once)  # noqa: SIM115 - the caller closes it
+    try:
+        _check_kind(os.fstat(stream.fileno()).st_mode)  # it may be another one than a moment ago
+    except ImageError:
+        stream.close()
+        raise
+    return stream
+
+
+def check_regular(path: str | Path) -> None:
+    """Refuse what `open_regular` refuses, without opening it; raises the same, without the name."""
+    _check_kind(os.stat(path).st_mode)  # noqa: PTH116 - a path of bytes or text
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+
+
+def _check_kind(mode: int) -> None:
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):  # a folder does not block, and is refused where it is read
+        kinds = {stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
+        raise ImageError(f"is {kinds.get(stat.S_IFMT(mode), 'a device')}; expected a regular file")
 
 
 def _expand(name: str) -> Iterator[Path]:

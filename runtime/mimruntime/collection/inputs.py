@@ -12,7 +12,7 @@ from typing import Any
 
 from mimruntime.collection.urls import arrow, is_url, locate
 from mimruntime.errors import ImageError, OptionError
-from mimruntime.images import EXTENSIONS, iter_images
+from mimruntime.images import EXTENSIONS, check_regular, iter_images
 
 TABLE = ".parquet"
 _MAGIC = re.compile(r"[*?\[]")
@@ -111,9 +111,10 @@ def open_table(source: str) -> Any:
             filesystem, path = locate(source)
             file = filesystem.open_input_file(path)
         else:
+            check_regular(source)
             file = arrow().OSFile(os.fsencode(source))
         return arrow().parquet.ParquetFile(file, buffer_size=_BUFFER_BYTES, pre_buffer=False)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, ImageError) as error:
         raise ImageError(f"{source}: cannot be read as Parquet ({_reason(error)})") from error
 
 

@@ -99,7 +99,8 @@ def _cell(place: str, value: object, name: object) -> Named:
 def _fetched(images: Iterable[Named], base: str) -> Iterator[Named]:
     """Replace URLs by the bytes behind them, a window ahead of the one who reads."""
     window: deque[tuple[str, Source | ImageError | Future[bytes]]] = deque()
-    with ThreadPoolExecutor(_FETCHERS, "mimruntime-fetch") as pool:
+    pool = ThreadPoolExecutor(_FETCHERS, "mimruntime-fetch")
+    try:
         for name, image in images:
             if isinstance(image, str):
                 window.append((name, pool.submit(_fetch, image) if is_url(image) else _absolute(image, base)))
@@ -109,6 +110,8 @@ def _fetched(images: Iterable[Named], base: str) -> Iterator[Named]:
                 yield _arrived(*window.popleft())
         while window:
             yield _arrived(*window.popleft())
+    finally:  # what is still fetched where this is given up, nobody waits for
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _arrived(name: str, image: Source | ImageError | Future[bytes]) -> Named:
