@@ -149,7 +149,7 @@ def _common(command: click.Command) -> click.Command:
 def _data_help() -> str:
     return (
         "A folder or zip of CLASS/image, or NAME[:PATH]: tiny-imagenet, imagenet, imagenette, cifar10, stl10,"
-        " roxford5k, rparis6k, drawn, crops."
+        " roxford5k, rparis6k, drawn, crops. shifted:SPEC moves subjects out of the centre."
     )
 
 

@@ -15,6 +15,7 @@ from mimeval.datasets.folder import open_folder
 from mimeval.datasets.imagenet import open_imagenet, open_imagenette, open_tiny_imagenet
 from mimeval.datasets.revisited import open_revisited
 from mimeval.datasets.shared_images import note_shared
+from mimeval.datasets.shifted import parse_shift, shift
 from mimeval.datasets.stl10 import open_stl10
 from mimeval.datasets.subset import limited
 from mimeval.errors import DataError
@@ -82,7 +83,8 @@ def open_dataset(
     """Open the data set that `spec` names.
 
     Args:
-        spec: `NAME`, `NAME:PATH` (`FAMILIES`), or the path of a folder or zip.
+        spec: `NAME`, `NAME:PATH` (`FAMILIES`), or the path of a folder or zip; `shifted:` before it moves subjects out of
+            the centre (`shifted.KINDS`).
         cache: folder for what is downloaded and unpacked.
         limit: judge at most this many images, drawn from `seed` in balance of classes.
         train_limit: likewise for the images to learn from.
@@ -96,11 +98,13 @@ def open_dataset(
         OutputError: the cache cannot be written.
 
     """
+    kinds, spec = parse_shift(spec)
     name, path = parse(spec)
     family = FAMILIES[name]
     whole = family.open(_Asked(path, cache / "datasets", seed, progress))
     dataset = limited(whole, limit, train_limit, seed)
-    return note_shared(dataset, cache, progress) if family.foreign else dataset
+    noted = note_shared(dataset, cache, progress) if family.foreign else dataset
+    return shift(noted, kinds, seed=seed) if kinds else noted
 
 
 def parse(spec: str) -> tuple[str, Path | None]:
