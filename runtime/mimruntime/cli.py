@@ -45,7 +45,7 @@ def engine_options(command: _Command) -> _Command:
             default="auto",
             show_default=True,
             help="What runs the graph: onnxruntime, openvino, tensorrt, tensorrt-rtx; auto: what was compiled and"
-            " measured fastest, else openvino where the CPU multiplies bf16, else onnxruntime.",
+            " measured fastest, else openvino for a bf16 graph, else onnxruntime.",
         ),
     ):
         command = option(command)

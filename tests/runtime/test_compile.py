@@ -19,7 +19,7 @@ from mimruntime.engines.compilation import compile_artifact
 from mimruntime.engines.compiled import choose_compiled, list_compiled, standing
 from mimruntime.engines.options import CompileOptions, parse_batch
 from mimruntime.errors import EngineError, MissingExtraError, OptionError, OutputError, ParityError, UnknownNameError
-from mimruntime.reference import load_reference
+from mimruntime.reference import check_engine, load_reference
 
 ENGINES = ("onnxruntime", "openvino")
 
@@ -211,24 +211,31 @@ def test_auto_takes_an_engine_that_has_the_provider_asked_for(toy_copy: Path, mo
         open_for(Artifact.open(toy_copy), "auto", provider="cuda")
 
 
-def test_auto_is_openvino_where_nothing_is_compiled_and_the_cpu_multiplies_bf16(
+def test_auto_is_onnxruntime_where_nothing_is_compiled_and_openvino_for_a_bf16_graph(
     toy_copy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(auto, "cpu_instructions", lambda: ("amx_bf16", "avx2"))
-    assert auto.choose_engine(Artifact.open(toy_copy)) == "openvino"
-    monkeypatch.setitem(sys.modules, "openvino", None)
-    assert auto.choose_engine(Artifact.open(toy_copy)) == "onnxruntime"
-
-
-def test_auto_does_not_round_a_whitened_graph_to_bf16(toy_copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(auto, "cpu_instructions", lambda: ("amx_bf16", "avx2"))
     artifact = Artifact.open(toy_copy)
-    embedding = msgspec.structs.replace(artifact.manifest.embedding, whitening="pca")
-    whitened = Artifact(artifact.path, msgspec.structs.replace(artifact.manifest, embedding=embedding))
-    assert auto.choose_engine(whitened) == "onnxruntime"
-    graph = msgspec.structs.replace(whitened.manifest.graph, precision="bf16")
-    built = Artifact(artifact.path, msgspec.structs.replace(whitened.manifest, graph=graph))
-    assert auto.choose_engine(built) == "openvino"
+    assert auto.choose_engine(artifact) == "onnxruntime"
+    graph = msgspec.structs.replace(artifact.manifest.graph, precision="bf16")
+    in_bf16 = Artifact(artifact.path, msgspec.structs.replace(artifact.manifest, graph=graph))
+    assert auto.choose_engine(in_bf16) == "openvino"
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    assert auto.choose_engine(in_bf16) == "onnxruntime"
+
+
+def test_auto_says_that_what_it_takes_was_compiled_in_another_precision(
+    toy_copy: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = rewrite(compiled_with(toy_copy, "openvino"), precision="bf16", options={"precision": "bf16"})
+    assert auto.choose_engine(Artifact.open(toy_copy)) == "openvino"
+    assert f"{folder} computes in bf16, as `compile` was asked to; the graph is fp32" in caplog.text
+
+
+def test_what_was_compiled_in_bf16_unasked_is_refused_with_the_line_that_mends_it(toy_copy: Path) -> None:
+    rewrite(compiled_with(toy_copy, "openvino"), precision="bf16")
+    for engine in ("openvino", "auto"):
+        with pytest.raises(EngineError, match=r"did not ask for; the graph is fp32; run: mimexport compile"):
+            open_for(Artifact.open(toy_copy), engine)
 
 
 def test_an_option_of_another_engine_is_refused(toy_copy: Path) -> None:
@@ -261,6 +268,36 @@ def test_more_images_than_a_plan_runs_are_refused_with_the_line(toy_artifact: Pa
 
 
 class TestOpenVino:
+    def test_a_graph_in_fp32_is_computed_in_fp32_whatever_the_cpu_multiplies(
+        self, toy_copy: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        hints = []
+        config = ov_module._config
+
+        def seen(setting: tuning.Setting, precision: str) -> dict[str, object]:
+            hints.append(precision)
+            return config(setting, precision)
+
+        monkeypatch.setattr(ov_module, "_config", seen)
+        monkeypatch.setattr(ov_module, "_capabilities", lambda core: {"fp32", "bf16", "fp16"})
+        with open_for(Artifact.open(toy_copy), "openvino") as engine:
+            assert engine.precision == "fp32"
+        assert record.decode((compiled_with(toy_copy, "openvino") / record.FILE).read_bytes()).precision == "fp32"
+        with open_for(Artifact.open(toy_copy), "openvino") as engine:
+            assert engine.precision == "fp32"
+        assert set(hints) == {"fp32"}
+
+    def test_bf16_that_was_asked_for_is_measured_and_recorded(self, toy_copy: Path, photos: list[Path]) -> None:
+        if "BF16" not in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+            pytest.skip("this CPU does not multiply bf16")
+        artifact = Artifact.open(toy_copy)
+        said = record.decode((compiled_with(toy_copy, "openvino", precision="bf16") / record.FILE).read_bytes())
+        assert (said.precision, said.options["precision"]) == ("bf16", "bf16")
+        for threads in (None, 1):
+            with open_for(artifact, "openvino", threads=threads) as engine:
+                assert engine.precision == "bf16"
+                assert 0.98 < check_engine(artifact, engine).worst_cosine < 0.9999999
+
     @pytest.mark.parametrize("streams", [1, 2])
     def test_every_batch_gives_what_onnxruntime_gives(self, toy_artifact: Path, streams: int) -> None:
         artifact = Artifact.open(toy_artifact)

@@ -57,7 +57,7 @@ def recording(toy_artifact: Path, engine: RecordingEngine):
 
 @pytest.fixture
 def embedder(toy_artifact: Path):
-    with Embedder.open(toy_artifact, engine="onnxruntime") as opened:  # auto may be another engine, in bf16
+    with Embedder.open(toy_artifact, engine="onnxruntime") as opened:
         yield opened
 
 

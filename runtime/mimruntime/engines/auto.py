@@ -1,10 +1,9 @@
 """What `auto` stands for.
 
 1. Of the engines compiled for this machine: one for a GPU, in the order of the table; else the one that was measured
-   to give the most images per second.
-2. Where nothing is compiled: openvino where it is installed and the CPU multiplies bf16, or the graph is bf16, which
-   onnxruntime cannot run on a CPU; else onnxruntime. A whitened graph must be bf16 itself: whitening can magnify the
-   rounding (of [cls], to a cosine of 0.8), and only a build or a compilation compares with torch.
+   to give the most images per second. One that was asked to compute in another precision than the graph's says so.
+2. Where nothing is compiled: openvino where it is installed and the graph is bf16, which onnxruntime cannot run on a
+   CPU; else onnxruntime.
 
 A provider or a number of threads that was asked for leaves out what does not have it. What was compiled for other
 hardware is passed over with a line in the log: a GPU that is gone must not become a slow CPU service unseen.
@@ -15,7 +14,6 @@ from __future__ import annotations
 import logging
 
 from mimruntime.artifact import Artifact
-from mimruntime.cpus import MULTIPLY_BF16, cpu_instructions
 from mimruntime.engines import ENGINES, engine_module
 from mimruntime.engines.compiled import Compiled, choose_compiled, list_compiled, standing
 from mimruntime.errors import MissingExtraError
@@ -45,6 +43,8 @@ def choose_engine(artifact: Artifact, provider: str | None = None, threads: int 
         chosen = max(compiled, key=lambda name: _rate(compiled[name]))
     else:
         chosen = _default(artifact, provider)
+    if chosen in compiled:
+        _say_other_precision(artifact, compiled[chosen])
     if provider is None and threads is None:
         for one in list_compiled(artifact):
             if one.record.engine not in compiled:
@@ -53,15 +53,18 @@ def choose_engine(artifact: Artifact, provider: str | None = None, threads: int 
     return chosen
 
 
+def _say_other_precision(artifact: Artifact, compiled: Compiled) -> None:
+    built, asked = artifact.manifest.graph.precision, compiled.record.options.get("precision")
+    if asked not in {None, built}:
+        _LOG.warning("%s computes in %s, as `compile` was asked to; the graph is %s", compiled.folder, asked, built)
+
+
 def _default(artifact: Artifact, provider: str | None) -> str:
-    manifest = artifact.manifest
-    may_round = manifest.embedding.whitening is None and MULTIPLY_BF16.intersection(cpu_instructions())
-    wants_openvino = manifest.graph.precision == "bf16" or may_round
-    if provider in {None, "cpu"} and wants_openvino:
+    if provider in {None, "cpu"} and artifact.manifest.graph.precision == "bf16":
         try:
             engine_module("openvino").library_version()
         except MissingExtraError:
-            return "onnxruntime"
+            return "onnxruntime"  # which says what is missing
         return "openvino"
     return "onnxruntime"
 

@@ -35,10 +35,11 @@ def compile_artifact(path: str | Path, options: CompileOptions, progress: Progre
     module = check_options(options, artifact.manifest.graph.precision)
     with staged_engine(artifact) as stage:
         record = module.compile_engine(artifact, stage, options, progress)
+        record = msgspec.structs.replace(record, options=options.given())
         if module.other_hardware(record) is None:  # else it was compiled ahead, for a machine that is not this one
             with open_engine(record.engine, artifact.graph, compiled=Compiled(stage, record)) as engine:
                 check_engine(artifact, engine)
-        return publish(artifact, stage, msgspec.structs.replace(record, options=options.given()))
+        return publish(artifact, stage, record)
 
 
 def check_options(options: CompileOptions, precision: str) -> EngineModule:

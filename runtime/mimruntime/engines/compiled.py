@@ -78,6 +78,9 @@ def stale(artifact: Artifact, module: EngineModule, record: EngineRecord) -> str
         return f"was compiled from another graph ({record.graph_sha256[:12]}…, here is {artifact.graph_sha256[:12]}…)"
     if record.version != (version := module.library_version()):
         return f"was compiled with {record.engine} {record.version}, installed is {version}"
+    built = artifact.manifest.graph.precision
+    if record.precision == "bf16" and "bf16" not in {built, record.options.get("precision")}:
+        return f"was compiled in bf16, which --precision did not ask for; the graph is {built}"
     return None
 
 

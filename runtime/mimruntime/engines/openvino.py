@@ -44,13 +44,13 @@ def other_hardware(record: EngineRecord) -> str | None:
 def open_engine(graph: Path, *, provider: str | None, threads: int | None, compiled: Compiled | None = None) -> Engine:
     """Open `graph`, or what was compiled from it; see `mimruntime.engines.open_engine`.
 
-    Without a compilation one stream runs on all threads, in bf16 where the CPU multiplies it, else in fp32.
+    Without a compilation one stream runs on all threads, in the graph's precision where the CPU multiplies it, else in
+    fp32.
     """
     _check_provider(provider)
     tuned = compiled.record.tuned if compiled else None
     if compiled is None or tuned is None or threads not in {None, tuned.threads}:
-        precision = compiled.record.options.get("precision") if compiled else None
-        return _open_graph(graph, Setting(threads or available_cpus()), precision)
+        return _open_graph(graph, Setting(threads or available_cpus()), _asked(compiled))
     setting = Setting(tuned.threads, tuned.streams)
     model, memory = _import(compiled, setting)
     engine = OpenVinoEngine(model, setting, memory)
@@ -237,10 +237,13 @@ def _config(setting: Setting, precision: str) -> dict[str, Any]:
 
 
 def _best_precision(core: Any, model: Any) -> str:
-    """Return the fastest precision this CPU multiplies that is not narrower than what the graph was checked in."""
+    """Return what the graph's products are typed in where this CPU multiplies it, else fp32: never narrower, unasked.
+
+    Without a hint OpenVINO 2026.4 computes a graph in fp32 in bf16 on every CPU that multiplies it.
+    """
     types = {op.get_input_element_type(1).get_type_name() for op in model.get_ops() if op.get_type_name() == "MatMul"}
-    candidates = ("fp16",) if "f16" in types else ("bf16",)
-    return next((name for name in candidates if name in _capabilities(core)), "fp32")
+    narrow = next((_PRECISIONS[name] for name in ("f16", "bf16") if name in types), "fp32")
+    return narrow if narrow in _capabilities(core) else "fp32"
 
 
 def _capabilities(core: Any) -> set[str]:
@@ -268,15 +271,21 @@ def _running_precision(model: Any) -> str:
     return next((name for name in ("int8", "fp16", "bf16") if name in found), "fp32")
 
 
+def _asked(compiled: Compiled | None) -> str | None:
+    """Return the precision that the compilation was asked for, or None."""
+    return compiled.record.options.get("precision") if compiled else None
+
+
 def _import(compiled: Compiled, setting: Setting) -> tuple[Any, Any]:
     """Return the compiled model and the memory it lives in."""
     library = _library()
     # Mapped, not read; copy-on-write, since the library asks for memory it may write to.
     blob = np.memmap(compiled.folder / _BLOB, dtype=np.uint8, mode="c")
-    config = {name: value for name, value in _config(setting, "fp32").items() if name != "INFERENCE_PRECISION_HINT"}
+    # The precision is chosen again at the import. Integers come from the graph; what is beside them is in fp32 unasked.
+    precision = _asked(compiled) or ("fp32" if compiled.record.precision == "int8" else compiled.record.precision)
     try:
         memory = library.Tensor(blob, shared_memory=True)
-        return process_core().import_model(memory, "CPU", config), (memory, blob)
+        return process_core().import_model(memory, "CPU", _config(setting, precision)), (memory, blob)
     except RuntimeError as error:
         raise EngineError(f"openvino {library_version()} cannot load {compiled.folder}: {_one_line(error)}") from error
 
