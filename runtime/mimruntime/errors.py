@@ -33,6 +33,10 @@ class MimError(Exception):
         return copyreg.__newobj__, (type(self), *self.args), self.__dict__  # type: ignore[attr-defined]
 
 
+_MOST_COMPARED = 100
+"""Characters of a name: what comparing costs grows with their square."""
+
+
 class UnknownNameError(MimError):
     """A name that is in no table.
 
@@ -45,6 +49,8 @@ class UnknownNameError(MimError):
 
     def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
         names = sorted(known)
+        if len(name) > _MOST_COMPARED:
+            name = name[:_MOST_COMPARED] + "…"
         nearest = difflib.get_close_matches(name, names, n=5, cutoff=0.5)
         hint = f"did you mean {', '.join(nearest)}?" if nearest else f"known: {', '.join(names[:20])}"
         super().__init__(f"unknown {kind} '{name}'; {hint}")

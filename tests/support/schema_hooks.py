@@ -23,8 +23,7 @@ JPEGS = st.builds(small_jpeg, st.tuples(*[st.integers(20, 255)] * 3), st.tuples(
 TEXT = base64.b64encode(small_jpeg((200, 120, 40), (9, 9))).decode()
 URIS = JPEGS.map(lambda image: "data:image/jpeg;base64," + base64.b64encode(image).decode())
 
-schemathesis.openapi.format("image-data-uri", URIS)
-schemathesis.openapi.format("image-url", URIS)
+schemathesis.openapi.format("image-location", URIS)
 schemathesis.openapi.format("binary", JPEGS.map(Binary))
 schemathesis.openapi.format("model-name", st.just("toy"))
 schemathesis.openapi.format("embedding-space", st.just(os.environ["TOY_SPACE"]))

@@ -49,7 +49,7 @@ def admit(request: Request, model: Model, expected_space: str | None) -> None:
     model.check_space(request.headers.get(SPACE_HEADER))
 
 
-def embeddings(model: Model, results: Sequence[Embedded], encoding: Encoding) -> Response:
+def embeddings(model: Model, results: Sequence[Embedded], encoding: str) -> Response:
     """Return the answer of OpenAI's protocol."""
     count = len(results) * model.tokens
     content = {
@@ -75,7 +75,7 @@ def timing(results: Sequence[Embedded]) -> dict[str, str]:
     return {"Server-Timing": ", ".join(f"{name};dur={seconds * 1000:.3f}" for name, seconds in stages.items())}
 
 
-def _encoded(vector: np.ndarray, encoding: Encoding) -> list[float] | str:
+def _encoded(vector: np.ndarray, encoding: str) -> list[float] | str:
     if encoding == "float":
         return vector.tolist()  # type: ignore[no-any-return]
     return base64.b64encode(vector.astype("<f4").tobytes()).decode()

@@ -62,9 +62,9 @@ def create_app(settings: Settings) -> FastAPI:
         redoc_url=None,
     )
     for router in (
-        openai.router(models, Fetcher(settings.remote_hosts, settings.max_body)),
-        upload.router(models),
-        kserve.router(models, lifecycle, version),
+        openai.router(models, Fetcher(settings.remote_hosts, settings.max_body), settings.max_items),
+        upload.router(models, settings.max_items),
+        kserve.router(models, lifecycle, version, settings.max_items),
         health.router(models, metrics, lifecycle, version),
     ):
         app.include_router(router)

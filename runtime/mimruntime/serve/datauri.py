@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import binascii
 
 from mimruntime.errors import ImageError
@@ -20,6 +19,6 @@ def decode_base64(text: str) -> bytes:
     """
     payload = text.partition(",")[2] if text.startswith("data:") else text
     try:
-        return base64.b64decode(payload, validate=True)
-    except (binascii.Error, ValueError) as error:
+        return binascii.a2b_base64(payload, strict_mode=True)
+    except ValueError as error:
         raise ImageError(f"is not base64: {error}") from error

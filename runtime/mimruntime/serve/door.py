@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import hashlib
 import hmac
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 
 from starlette.datastructures import Headers
 from starlette.requests import Request
@@ -47,11 +47,11 @@ class Door:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        body = bytearray()
+        body = b""
         try:
             self._check(scope)
-            await self._read(receive, body)
-            await _until_hung_up(self._app, scope, receive, send, bytes(body))
+            body = await self._read(receive)
+            await _until_hung_up(self._app, scope, receive, send, body)
         except Problem as problem:
             await _refuse(respond(Request(scope), problem), receive, send)
         except HungUpError:
@@ -86,28 +86,37 @@ class Door:
         matches = [hmac.compare_digest(given, known) for known in self._keys]
         return scheme.lower() == "bearer" and any(matches)
 
-    async def _read(self, receive: Receive, body: bytearray) -> None:
-        """Read the whole body into `body`, within the limits of size and time."""
+    async def _read(self, receive: Receive) -> bytes:
+        """Return the whole body, read within the limits of size and time; it counts as buffered from then on."""
+        body = bytearray()
         try:
             async with asyncio.timeout(self._settings.body_timeout_s):
-                more = True
-                while more:
-                    message = await receive()
-                    if message["type"] == "http.disconnect":
-                        raise HungUpError
-                    chunk = message.get("body", b"")
+                async for chunk in _chunks(receive):
                     body += chunk
                     self._buffered += len(chunk)
                     if len(body) > self._settings.max_body:
                         raise self._too_large()
                     if self._buffered > self._settings.max_buffered:
                         raise Problem(429, "memory_full", "too many bytes are in flight", retry_after_s=1)
-                    more = message.get("more_body", False)
-        except TimeoutError as error:
-            raise Problem(408, "too_slow", f"not whole within {self._settings.body_timeout_s:g} s") from error
+            return bytes(body)
+        except BaseException as error:
+            self._buffered -= len(body)
+            if isinstance(error, TimeoutError):
+                raise Problem(408, "too_slow", f"not whole within {self._settings.body_timeout_s:g} s") from error
+            raise
 
     def _too_large(self) -> Problem:
         return Problem(413, "body_too_large", f"the body is over {self._settings.max_body:,} bytes")
+
+
+async def _chunks(receive: Receive) -> AsyncIterator[bytes]:
+    more = True
+    while more:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise HungUpError
+        yield message.get("body", b"")
+        more = message.get("more_body", False)
 
 
 async def _refuse(response: Response, receive: Receive, send: Send) -> None:

@@ -7,41 +7,41 @@ from typing import Annotated, Any
 import msgspec
 import numpy as np
 from fastapi import APIRouter, Path
-from pydantic import ValidationError
+from msgspec import Raw
 from starlette.requests import Request
 from starlette.responses import Response
 
 from mimruntime.serve.answers import admit, documented, timing
+from mimruntime.serve.jsonbody import check_marks, decode, measure
 from mimruntime.serve.lifecycle import Lifecycle
 from mimruntime.serve.line import Embedded
 from mimruntime.serve.model import Model, Models
+from mimruntime.serve.offload import parse
 from mimruntime.serve.openai import ExpectedSpace
-from mimruntime.serve.problems import Problem
+from mimruntime.serve.schemas import json_body
 from mimruntime.serve.schemas_kserve import (
     InferRequest,
     InferResponse,
+    InputTensor,
     KserveError,
     ModelMetadata,
     ServerMetadata,
     TensorMetadata,
-    inlined,
 )
 from mimruntime.serve.tensors import HEADER_LENGTH, read_images, split_body, write_embedding
 
 _INFER_ERRORS = documented(KserveError, 400, 401, 404, 408, 409, 413, 415, 422, 429, 500, 503, 504)
 _READ_ERRORS = documented(KserveError, 401, 404, 503)
-_BODY = {
-    "requestBody": {
-        "required": True,
-        "content": {"application/json": {"schema": inlined(InferRequest.model_json_schema())}},
-    }
-}
+_BODY = json_body(InferRequest)
+_COMMAS = 4096
+_MOST_NUMBERS = 8_000_000
+"""Of pixels in JSON, which take four bytes each; the binary extension has no such limit."""
 
 ModelName = Annotated[str, Path(json_schema_extra={"format": "model-name"})]
 
 
-def router(models: Models, lifecycle: Lifecycle, version: str) -> APIRouter:
-    """Return the protocol's routes."""
+def router(models: Models, lifecycle: Lifecycle, version: str, max_items: int) -> APIRouter:
+    """Return the protocol's routes; a request has at most `max_items` images."""
     routes = APIRouter(prefix="/v2", tags=["KServe v2"])
 
     @routes.get("", responses=documented(KserveError, 401, 503))
@@ -77,25 +77,25 @@ def router(models: Models, lifecycle: Lifecycle, version: str) -> APIRouter:
     async def infer(request: Request, model: ModelName, _: ExpectedSpace = None) -> Response:
         """Embed `pixels` or encoded images, in JSON or in the binary-tensor extension."""
         chosen = models.find(model)
+        edge = chosen.manifest.preprocess.size
         text, binary = split_body(await request.body(), request.headers.get(HEADER_LENGTH))
-        asked = _parse(text)
+        asked = await parse(_decode, text, min(max_items * edge * edge * 3, _MOST_NUMBERS))
         expected = asked.parameters.get("embedding_space")
         admit(request, chosen, None if expected is None else str(expected))
-        images = read_images(asked, binary, chosen.manifest.preprocess.size)
+        chosen.check_request(asked.inputs[0].shape[0])
+        images = await parse(lambda _: read_images(asked, binary, edge), text)
         return _answer(chosen, asked, await chosen.embed(images, param="inputs[0]"))
 
     return routes
 
 
-def _parse(text: bytes) -> InferRequest:
-    try:
-        return InferRequest.model_validate_json(text)
-    except ValidationError as error:
-        first = error.errors()[0]
-        if first["type"] == "json_invalid":
-            raise Problem(400, "malformed", f"the body is not JSON: {first['msg']}") from error
-        where = ".".join(str(part) for part in first["loc"])
-        raise Problem(422, "schema", f"{where or 'body'}: {first['msg']}", param=where or None) from error
+def _decode(text: bytes, most_numbers: int) -> InferRequest:
+    check_marks(text, _COMMAS + most_numbers)
+    inputs = measure(text, InferRequest, large="inputs")
+    if memoryview(inputs):
+        (tensor,) = decode(inputs, tuple[Raw], at="inputs")
+        measure(tensor, InputTensor, large="data", at="inputs[0]")
+    return decode(text, InferRequest)
 
 
 def _answer(model: Model, asked: InferRequest, results: list[Embedded]) -> Response:

@@ -10,11 +10,22 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from mimruntime.serve.answers import OPENAI_ERRORS, admit, documented, embeddings
+from mimruntime.serve.jsonbody import check_ascii, check_marks, decode, measure
 from mimruntime.serve.model import Model, Models
 from mimruntime.serve.observe import SPACE_HEADER
+from mimruntime.serve.offload import parse
 from mimruntime.serve.problems import Problem
 from mimruntime.serve.remote import Fetcher
-from mimruntime.serve.schemas import EmbeddingRequest, EmbeddingResponse, ErrorResponse, ImageItem, ModelCard, ModelList
+from mimruntime.serve.schemas import (
+    EXAMPLE_IMAGE,
+    EmbeddingRequest,
+    EmbeddingResponse,
+    ErrorResponse,
+    ImageItem,
+    ModelCard,
+    ModelList,
+    json_body,
+)
 
 ExpectedSpace = Annotated[
     str | None,
@@ -26,13 +37,20 @@ ExpectedSpace = Annotated[
 ]
 
 
-def router(models: Models, fetcher: Fetcher) -> APIRouter:
-    """Return the protocol's routes."""
+_BODY = json_body(EmbeddingRequest, examples=[{"input": EXAMPLE_IMAGE, "model": "mae-tiny-topk"}])
+_COMMAS = 1024
+_COMMAS_PER_ITEM = 16
+"""An item has three, a URL may have some of its own."""
+
+
+def router(models: Models, fetcher: Fetcher, max_items: int) -> APIRouter:
+    """Return the protocol's routes; a request has at most `max_items` images."""
     routes = APIRouter(prefix="/v1", tags=["OpenAI"])
 
-    @routes.post("/embeddings", response_model=EmbeddingResponse, responses=OPENAI_ERRORS)
-    async def embed(request: Request, body: EmbeddingRequest, _: ExpectedSpace = None) -> Response:
+    @routes.post("/embeddings", response_model=EmbeddingResponse, responses=OPENAI_ERRORS, openapi_extra=_BODY)
+    async def embed(request: Request, _: ExpectedSpace = None) -> Response:
         """Embed images given as data URIs; the order is kept."""
+        body = await parse(_decode, await request.body(), max_items)
         model = models.find(body.model)
         admit(request, model, body.embedding_space)
         if body.dimensions not in {None, model.about.dim}:
@@ -53,6 +71,12 @@ def router(models: Models, fetcher: Fetcher) -> APIRouter:
         return ModelList(object="list", data=[_card(model) for model in models])
 
     return routes
+
+
+def _decode(text: bytes, max_items: int) -> EmbeddingRequest:
+    check_marks(text, _COMMAS + _COMMAS_PER_ITEM * max_items)
+    check_ascii(measure(text, EmbeddingRequest, large="input"), "input")
+    return decode(text, EmbeddingRequest)
 
 
 def _locations(body: EmbeddingRequest) -> list[str]:

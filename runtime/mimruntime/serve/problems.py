@@ -32,6 +32,8 @@ _CAUSES: dict[type[MimError], tuple[int, str]] = {
 }
 """Nearest class first."""
 
+_MOST_SHOWN = 1000
+"""Characters of a message."""
 _TYPES = {401: "authentication_error", 429: "rate_limit_error"}
 _CODES = {404: "not_found", 405: "method_not_allowed"}
 
@@ -64,9 +66,14 @@ class Problem(HTTPException):
             headers["WWW-Authenticate"] = "Bearer"
         if close:
             headers["Connection"] = "close"
-        super().__init__(status, message, headers)
+        super().__init__(status, _shown(message), headers)
         self.code = code
-        self.param = param
+        self.param = param and _shown(param)
+
+
+def _shown(text: str) -> str:
+    """Return a text that may repeat what came, of bounded length and without halves of characters."""
+    return (text if len(text) <= _MOST_SHOWN else text[:_MOST_SHOWN] + "…").encode(errors="replace").decode()
 
 
 def from_error(error: MimError, *, param: str | None = None) -> Problem:
@@ -104,13 +111,11 @@ async def on_runtime_error(request: Request, error: Exception) -> JSONResponse:
 
 
 async def on_invalid(request: Request, error: Exception) -> JSONResponse:
-    """Answer a body that is no JSON with 400, and one that does not fit the schema with 422."""
+    """Answer a parameter in the query or a header that does not fit the schema with 422."""
     assert isinstance(error, RequestValidationError)  # noqa: S101 - the handler is registered for this class
     first = error.errors()[0]
-    where = ".".join(str(part) for part in first["loc"] if part not in {"body", "query"})
-    if first["type"] == "json_invalid":
-        return respond(request, Problem(400, "malformed", "the body is not JSON"))
-    return respond(request, Problem(422, "schema", f"{where or 'body'}: {first['msg']}", param=where or None))
+    where = ".".join(map(str, first["loc"][1:]))
+    return respond(request, Problem(422, "schema", f"{where}: {first['msg']}", param=where))
 
 
 async def on_bug(request: Request, _: Exception) -> JSONResponse:

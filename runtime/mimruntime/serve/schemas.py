@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+import msgspec
+from msgspec import Meta
+from pydantic import BaseModel, Field
 
 from mimruntime.serve.datauri import PATTERN
 
@@ -13,65 +15,95 @@ EXAMPLE_IMAGE = (
 )
 _SPACE_ID = "f2688f6e63b1f4ca"
 
-DataUri = Annotated[
+Location = Annotated[
     str,
-    Field(
-        pattern=PATTERN,
-        description="`data:image/…;base64,…`: the bytes of an encoded image.",
+    Meta(
+        pattern=f"{PATTERN}|^https://",
+        description=(
+            "`data:image/…;base64,…`, the bytes of an encoded image; or an `https` URL, fetched only where the operator"
+            " allows its host."
+        ),
         examples=[EXAMPLE_IMAGE],
-        json_schema_extra={"format": "image-data-uri"},
+        extra_json_schema={"format": "image-location"},
     ),
 ]
-RemoteUrl = Annotated[
-    str,
-    Field(
-        pattern="^https://",
-        description="Fetched only where the operator allows its host.",
-        json_schema_extra={"format": "image-url"},
-    ),
-]
-Location = DataUri | RemoteUrl
 
 
-class _Strict(BaseModel):
+def one_of(*names: str, description: str | None = None) -> Meta:
+    """Return the constraint of a string to `names`; other than of a `Literal`, its error says what is expected."""
+    return Meta(pattern=f"^({'|'.join(names)})$", description=description, extra_json_schema={"enum": list(names)})
+
+
+class _Request(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Fields that are not known are refused: a misspelt one would be ignored in silence."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
-
-class ImageUrl(_Strict):
+class ImageUrl(_Request, frozen=True, kw_only=True):
     """Where an image is."""
 
     url: Location
-    detail: Annotated[str, Field(description="Accepted from OpenAI's clients; has no effect.")] = "auto"
+    detail: Annotated[str, Meta(max_length=64, description="Accepted from OpenAI's clients; has no effect.")] = "auto"
 
 
-class ImageItem(_Strict):
+class ImageItem(_Request, frozen=True, kw_only=True):
     """An image as OpenAI's messages write it."""
 
-    type: Literal["image_url"]
+    type: Annotated[str, one_of("image_url")]
     image_url: ImageUrl
 
 
-class EmbeddingRequest(_Strict):
+class EmbeddingRequest(_Request, frozen=True, kw_only=True):
     """`POST /v1/embeddings`."""
 
-    model_config = ConfigDict(json_schema_extra={"examples": [{"input": EXAMPLE_IMAGE, "model": "mae-tiny-topk"}]})
-
-    input: Location | ImageItem | Annotated[list[Location | ImageItem], Field(min_length=1)]
-    model: Annotated[str, Field(description="A name of `GET /v1/models`.", json_schema_extra={"format": "model-name"})]
-    encoding_format: Annotated[Literal["float", "base64"], Field(description="`base64`: little-endian float32.")] = (
-        "float"
+    input: Location | ImageItem | Annotated[list[Location | ImageItem], Meta(min_length=1)]
+    model: Annotated[
+        str, Meta(max_length=256, description="A name of `GET /v1/models`.", extra_json_schema={"format": "model-name"})
+    ]
+    encoding_format: Annotated[str, one_of("float", "base64", description="`base64`: little-endian float32.")] = "float"
+    dimensions: (
+        Annotated[
+            int,
+            Meta(
+                ge=1,
+                le=65_536,
+                description="Accepted where it is the model's own.",
+                extra_json_schema={"format": "dim"},
+            ),
+        ]
+        | None
+    ) = None
+    user: Annotated[str, Meta(max_length=1024, description="Accepted from OpenAI's clients; has no effect.")] | None = (
+        None
     )
-    dimensions: Annotated[
-        int | None,
-        Field(ge=1, description="Accepted where it is the model's own.", json_schema_extra={"format": "dim"}),
-    ] = None
-    user: Annotated[str | None, Field(description="Accepted from OpenAI's clients; has no effect.")] = None
-    embedding_space: Annotated[
-        str | None,
-        Field(description="Answer 409 unless the model has this one.", json_schema_extra={"format": "embedding-space"}),
-    ] = None
+    embedding_space: (
+        Annotated[
+            str,
+            Meta(
+                max_length=64,
+                description="Answer 409 unless the model has this one.",
+                extra_json_schema={"format": "embedding-space"},
+            ),
+        ]
+        | None
+    ) = None
+
+
+def json_body(kind: type[msgspec.Struct], **about: Any) -> dict[str, Any]:
+    """Return what OpenAPI says of a body that is decoded to `kind`; `about` goes into its schema, as `examples`."""
+    schema = msgspec.json.schema(kind)
+    content = {"application/json": {"schema": _inlined(schema, schema["$defs"]) | about}}
+    return {"requestBody": {"required": True, "content": content}}
+
+
+def _inlined(node: Any, definitions: dict[str, Any]) -> Any:
+    """Return `node` with every definition where it is referred to, so that it can stand inside OpenAPI."""
+    if isinstance(node, list | tuple):
+        return [_inlined(element, definitions) for element in node]
+    if not isinstance(node, dict):
+        return node
+    if "$ref" in node:
+        return _inlined(definitions[node["$ref"].rpartition("/")[2]], definitions)
+    return {key: _inlined(value, definitions) for key, value in node.items() if key != "$defs"}
 
 
 class Embedding(BaseModel):

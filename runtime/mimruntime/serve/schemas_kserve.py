@@ -2,41 +2,48 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field
+from msgspec import UNSET, Meta, Raw, Struct, UnsetType
+from pydantic import BaseModel
 
-Parameters = Annotated[dict[str, bool | int | float | str], Field(description="Of the protocol's extensions.")]
+from mimruntime.serve.schemas import one_of
+
+Parameters = Annotated[dict[str, bool | int | float | str], Meta(description="Of the protocol's extensions.")]
 
 
-class _Open(BaseModel):
+class _Request(Struct, frozen=True, kw_only=True):
     """Clients of the protocol add fields of extensions; those unknown are ignored."""
 
-    model_config = ConfigDict(frozen=True)
 
-
-class InputTensor(_Open):
+class InputTensor(_Request, frozen=True, kw_only=True):
     """An input: `pixels` UINT8 [B, H, W, 3], or `image` BYTES [B] of encoded files."""
 
-    name: Literal["pixels", "image"]
-    shape: Annotated[list[Annotated[int, Field(ge=0, le=1_000_000)]], Field(min_length=1, max_length=8)]
-    datatype: Literal["UINT8", "BYTES"]
+    name: Annotated[str, one_of("pixels", "image")]
+    shape: Annotated[list[Annotated[int, Meta(ge=0, le=1_000_000)]], Meta(min_length=1, max_length=8)]
+    datatype: Annotated[str, one_of("UINT8", "BYTES")]
     parameters: Parameters = {}
-    data: Annotated[list[Any], Field(description="Numbers row by row; base64 strings for BYTES.")] = []
+    data: (
+        Annotated[
+            Raw,
+            Meta(description="Numbers row by row; base64 strings for BYTES.", extra_json_schema={"type": "array"}),
+        ]
+        | UnsetType
+    ) = UNSET
 
 
-class RequestedOutput(_Open):
+class RequestedOutput(_Request, frozen=True, kw_only=True):
     """An output that is asked for."""
 
-    name: Literal["embedding"]
+    name: Annotated[str, one_of("embedding")]
     parameters: Parameters = {}
 
 
-class InferRequest(_Open):
+class InferRequest(_Request, frozen=True, kw_only=True):
     """`POST /v2/models/{model}/infer`."""
 
-    id: Annotated[str, Field(max_length=256)] | None = None
-    inputs: Annotated[list[InputTensor], Field(min_length=1, max_length=1)]
+    id: Annotated[str, Meta(max_length=256)] | None = None
+    inputs: tuple[InputTensor]
     outputs: list[RequestedOutput] = []
     parameters: Parameters = {}
 
@@ -92,20 +99,3 @@ class KserveError(BaseModel):
     """An answer other than 200."""
 
     error: str
-
-
-def inlined(schema: dict[str, Any]) -> dict[str, Any]:
-    """Return a JSON schema with its `$defs` put where they are referred to, so that it can stand inside OpenAPI."""
-    definitions = schema.get("$defs", {})
-
-    def resolve(node: Any) -> Any:
-        if isinstance(node, list):
-            return [resolve(element) for element in node]
-        if not isinstance(node, dict):
-            return node
-        if "$ref" in node:
-            return resolve(definitions[node["$ref"].rpartition("/")[2]])
-        return {key: resolve(value) for key, value in node.items() if key != "$defs"}
-
-    resolved: dict[str, Any] = resolve(schema)
-    return resolved

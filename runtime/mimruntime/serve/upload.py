@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query
-from starlette.datastructures import UploadFile
 from starlette.requests import Request
 from starlette.responses import Response
 
 from mimruntime.serve.answers import OPENAI_ERRORS, Encoding, admit, embeddings
+from mimruntime.serve.forms import read_files
 from mimruntime.serve.model import Models
+from mimruntime.serve.offload import parse
 from mimruntime.serve.openai import ExpectedSpace
 from mimruntime.serve.problems import Problem
 from mimruntime.serve.schemas import EmbeddingResponse
@@ -41,8 +42,8 @@ ModelName = Annotated[
 ]
 
 
-def router(models: Models) -> APIRouter:
-    """Return the route."""
+def router(models: Models, max_items: int) -> APIRouter:
+    """Return the route; a form has at most `max_items` files."""
     routes = APIRouter(prefix="/v1", tags=["Images"])
 
     @routes.post("/embeddings/image", response_model=EmbeddingResponse, responses=OPENAI_ERRORS, openapi_extra=_BODY)
@@ -52,21 +53,17 @@ def router(models: Models) -> APIRouter:
         """Embed the file in the body, or every file of a form in its order."""
         chosen = models.find(model)
         admit(request, chosen, None)
-        files = await _files(request)
+        files = await _files(request, max_items)
         return embeddings(chosen, await chosen.embed(files, param="file"), encoding_format)
 
     return routes
 
 
-async def _files(request: Request) -> list[bytes]:
+async def _files(request: Request, max_items: int) -> list[bytes]:
     """Return the encoded files; a body that is no form is one, whatever its type: curl calls any data a form."""
-    if not request.headers.get("Content-Type", "").startswith("multipart/form-data"):
-        body = await request.body()
-        if not body:
-            raise Problem(400, "malformed", "the body is empty; send the bytes of an image", param="file")
-        return [body]
-    async with request.form() as form:
-        uploads = [part for _, part in form.multi_items() if isinstance(part, UploadFile)]
-        if not uploads:
-            raise Problem(400, "malformed", "the form holds no file", param="file")
-        return [await upload.read() for upload in uploads]
+    body, kind = await request.body(), request.headers.get("Content-Type", "")
+    if kind.startswith("multipart/form-data"):
+        return await parse(read_files, body, kind, max_items)
+    if not body:
+        raise Problem(400, "malformed", "the body is empty; send the bytes of an image", param="file")
+    return [body]

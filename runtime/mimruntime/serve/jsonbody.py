@@ -1,0 +1,117 @@
+"""JSON bodies, decoded at a cost that their size bounds.
+
+A general decoder builds objects, and errors, as the sender pleases: two bytes of JSON can cost a kilobyte. Here the marks
+of a body are counted first, each field is measured while it is still text, and only then is anything built.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from typing import Any, TypeVar
+
+import msgspec
+from msgspec import Raw
+
+from mimruntime.serve.problems import Problem
+
+T = TypeVar("T")
+
+SMALL = 16_384
+"""Bytes of JSON that a field may have, unless it carries images."""
+_REST = 65_536
+"""Bytes of JSON outside of known fields."""
+_STEP = 1 << 20
+"""Bytes looked at in one call; other threads run between calls."""
+_SHOWN = 200
+"""Characters of a decoder's error that are passed on: it repeats what the body holds."""
+_BEYOND_ASCII = re.compile(rb"[\x80-\xff]|\\u(?!00[0-7])")
+_PLACED = re.compile(r"(?P<what>.*) - at `(?:key` in `)?\$\.?(?P<where>.*)`", re.DOTALL)
+
+
+def check_marks(text: bytes, most_commas: int) -> None:
+    """Refuse a body of more values than any request has, or one that is mostly escapes.
+
+    Args:
+        text: a body, or the JSON part of one.
+        most_commas: inside and outside of strings.
+
+    Raises:
+        Problem: 413.
+
+    """
+    commas = escapes = 0
+    for start in range(0, len(text), _STEP):
+        piece = text[start : start + _STEP]
+        commas += piece.count(b",")
+        escapes += piece.count(b"\\")
+        if commas > most_commas:
+            raise Problem(413, "too_many_items", f"the JSON has over {most_commas:,} commas, more than a request needs")
+        if escapes > SMALL + len(text) // 16:  # base64 with each '/' or '+' escaped has fewer
+            raise Problem(
+                413, "body_too_large", "over a sixteenth of the JSON are backslashes; send characters plainly"
+            )
+
+
+def measure(text: bytes | Raw, kind: type[msgspec.Struct], *, large: str, at: str = "") -> Raw:
+    """Refuse an object with a field that is longer than it can be good for; nothing is built.
+
+    Args:
+        text: the object.
+        kind: what it is to be decoded to.
+        large: the field that may be of any length.
+        at: where the object is in the body.
+
+    Returns:
+        The text of the large field, empty where it is missing.
+
+    Raises:
+        Problem: 400 no JSON, 422 no object or a field too long.
+
+    """
+    outline = decode(text, _outline(kind), at=at)
+    fields: dict[str, Raw] = {name: getattr(outline, name) for name in kind.__struct_fields__}
+    for name, raw in fields.items():
+        if name != large and len(memoryview(raw)) > SMALL:
+            raise Problem(422, "schema", f"{_join(at, name)}: over {SMALL:,} bytes", param=_join(at, name))
+    rest = len(memoryview(text)) - sum(len(memoryview(raw)) for raw in fields.values())
+    if kind.__struct_config__.forbid_unknown_fields and rest > _REST:  # what is forbidden is named in full
+        raise Problem(422, "schema", f"{at or 'body'}: over {_REST:,} bytes outside of {', '.join(fields)}")
+    return fields[large]
+
+
+def check_ascii(raw: Raw, at: str) -> None:
+    """Refuse strings that hold more than ASCII: one such character makes each of the others four bytes."""
+    if _BEYOND_ASCII.search(memoryview(raw)):
+        raise Problem(422, "schema", f"{at}: not ASCII, as base64 and URLs are", param=at)
+
+
+def decode(text: bytes | Raw, kind: type[T], *, at: str = "") -> T:
+    """Return `text` as `kind`.
+
+    Raises:
+        Problem: 400 where it is no JSON, 422 where it is something else; one line, with the place of the first error.
+
+    """
+    try:
+        return msgspec.json.decode(text, type=kind)
+    except msgspec.ValidationError as error:
+        placed = _PLACED.fullmatch(str(error))
+        where = _join(at, placed["where"][:_SHOWN] if placed else "")
+        what = (placed["what"] if placed else str(error))[:_SHOWN]
+        raise Problem(422, "schema", f"{where or 'body'}: {what}", param=where or None) from None
+    except RecursionError:
+        raise Problem(400, "malformed", "the body is nested too deeply") from None
+    except ValueError as error:  # of msgspec, or of the codec
+        raise Problem(400, "malformed", f"the body is not JSON: {str(error)[:_SHOWN]}") from None
+
+
+@functools.cache
+def _outline(kind: type[msgspec.Struct]) -> type[msgspec.Struct]:
+    """Return `kind` with every field left as text; others are passed over."""
+    fields: list[Any] = [(name, Raw, Raw()) for name in kind.__struct_fields__]
+    return msgspec.defstruct(kind.__name__, fields)
+
+
+def _join(at: str, name: str) -> str:
+    return f"{at}{'.' if at and name and not name.startswith('[') else ''}{name}"

@@ -1,0 +1,24 @@
+"""Parsing that never holds the event loop for long: what is long is parsed in a thread of its own."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Concatenate, ParamSpec, TypeVar
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+SHORT = 65_536
+"""Bytes that are parsed within a millisecond or two, whatever they are."""
+
+# One thread: several would take turns with the interpreter's lock, and the event loop would wait for them all.
+_PARSER = ThreadPoolExecutor(1, "mimexport-parse")
+
+
+async def parse(work: Callable[Concatenate[bytes, P], T], body: bytes, *args: P.args, **kwargs: P.kwargs) -> T:
+    """Return `work(body, …)`, called in another thread where the body is long."""
+    if len(body) <= SHORT:
+        return work(body, *args, **kwargs)
+    return await asyncio.get_running_loop().run_in_executor(_PARSER, lambda: work(body, *args, **kwargs))
