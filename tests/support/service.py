@@ -64,9 +64,13 @@ class Service:
             assert time.monotonic() < deadline, f"not ready in {seconds} s: {self.log.read_text()}"
             time.sleep(0.02)
 
-    def resident_bytes(self) -> int:
+    def resident_bytes(self, *, peak: bool = False) -> int:
+        """Of the process, now or at most since `reset_peak`."""
         status = Path(f"/proc/{self.process.pid}/status").read_text()
-        return int(status.split("VmRSS:")[1].split()[0]) * 1024
+        return int(status.split("VmHWM:" if peak else "VmRSS:")[1].split()[0]) * 1024
+
+    def reset_peak(self) -> None:
+        Path(f"/proc/{self.process.pid}/clear_refs").write_text("5")
 
     def metric(self, name: str) -> float:
         """The sum of a metric's samples."""

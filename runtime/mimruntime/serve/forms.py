@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
@@ -25,6 +27,8 @@ def read_files(body: bytes, content_type: str, max_items: int) -> list[bytes]:
         raise _malformed("has no boundary")
     if body.count(b"--" + boundary) > 2 * max_items + 1:
         raise Problem(413, "too_many_items", f"over {2 * max_items} parts in one form; at most {max_items} files")
+    if re.search(re.escape(boundary) + rb"[ \t]{64}", body):  # the parser takes blanks one by one
+        raise _malformed("has blanks after a boundary")
     form = _Form()
     try:
         parser = MultipartParser(boundary, form.callbacks())  # type: ignore[arg-type]

@@ -25,7 +25,8 @@ _STEP = 1 << 20
 """Bytes looked at in one call; other threads run between calls."""
 _SHOWN = 200
 """Characters of a decoder's error that are passed on: it repeats what the body holds."""
-_BEYOND_ASCII = re.compile(rb"[\x80-\xff]|\\u(?!00[0-7])")
+_ESCAPE = re.compile(rb"\\u(?:[^0]|0[^0]|00[^0-7])")
+"""Of a character beyond ASCII."""
 _PLACED = re.compile(r"(?P<what>.*) - at `(?:key` in `)?\$\.?(?P<where>.*)`", re.DOTALL)
 
 
@@ -82,8 +83,11 @@ def measure(text: bytes | Raw, kind: type[msgspec.Struct], *, large: str, at: st
 
 def check_ascii(raw: Raw, at: str) -> None:
     """Refuse strings that hold more than ASCII: one such character makes each of the others four bytes."""
-    if _BEYOND_ASCII.search(memoryview(raw)):
-        raise Problem(422, "schema", f"{at}: not ASCII, as base64 and URLs are", param=at)
+    text = memoryview(raw)
+    for start in range(0, len(text), _STEP):
+        piece = bytes(text[start : start + _STEP + len("\\u0080")])
+        if not piece.isascii() or _ESCAPE.search(piece):
+            raise Problem(422, "schema", f"{at}: not ASCII, as base64 and URLs are", param=at)
 
 
 def decode(text: bytes | Raw, kind: type[T], *, at: str = "") -> T:

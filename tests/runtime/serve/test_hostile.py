@@ -219,6 +219,25 @@ def test_every_hostile_input_is_refused_and_the_next_good_one_served(
     record_property("figures", f"{statuses}, flips {flips}, +{(guarded.resident_bytes() - after_rare) / 1e6:.1f} MB")
 
 
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/embeddings", b'{"model":"toy","input":[' + b"0," * 500_000 + b"0]}"),
+        ("/v1/embeddings", b'{"input":"x","model":"' + b"a" * 4_000_000 + b'"}'),
+        ("/v2/models/toy/infer", b'{"inputs":[],"outputs":[' + b'{"name":"x"},' * 100_000 + b"{}]}"),
+        ("/v2/models/toy/infer", b'{"inputs":[' + b"{}," * 300_000 + b"{}]}"),
+    ],
+)
+def test_a_body_costs_a_few_times_its_bytes(toy: Service, path: str, body: bytes) -> None:
+    upload(toy, body[:100_000], path)
+    toy.reset_peak()
+    before = toy.resident_bytes()
+    answer = toy.call(path, body, Content_Type="application/json")
+    assert answer.status in {413, 422}
+    assert len(answer.body) < 500
+    assert toy.resident_bytes(peak=True) < before + 3 * len(body) + 20_000_000
+
+
 @pytest.mark.slow
 def test_memory_is_flat_over_many_refused_bodies(guarded: Service) -> None:
     upload(guarded, bytes(BODY_LIMIT - 1))
