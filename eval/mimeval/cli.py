@@ -92,26 +92,23 @@ def write_reports(report: Report, stem: Path, table: Path | None = None) -> None
     from mimeval.page import as_page
     from mimeval.report import encode
     from mimruntime.errors import OutputError
+    from mimruntime.writing import staged_file
 
     text = as_markdown(report)
     parts = {".json": encode(report), ".md": text.encode(), ".html": as_page(report).encode()}
     files = {stem.with_name(stem.name + suffix): raw for suffix, raw in parts.items()}
-    stages = {path: path.with_name(f".{path.name}.partial") for path in (*files, *([table] if table else []))}
     try:
         if table is not None:
             prose = table.read_text(encoding="utf-8").split(_TABLE_MARKER)[0] if table.exists() else ""
             files[table] = f"{prose}{_TABLE_MARKER}\n\n{text}".encode()
         stem.parent.mkdir(parents=True, exist_ok=True)
-        for path, raw in files.items():
-            stages[path].write_bytes(raw)
-        for path, stage in stages.items():
-            stage.replace(path)
+        with contextlib.ExitStack() as stack:  # all are written before the first is put in its place
+            for path, raw in files.items():
+                stream = stack.enter_context(staged_file(path))
+                stream.write(raw)
+                stream.flush()
     except OSError as error:
         raise OutputError(f"cannot write the report {stem}: {error.strerror or error}") from error
-    finally:
-        for stage in stages.values():
-            with contextlib.suppress(OSError):
-                stage.unlink()
     click.echo(text)
     click.echo(f"{stem}.json, .md, .html")
 

@@ -22,6 +22,7 @@ from mimruntime.embedder import Embedder, split
 from mimruntime.engines.base import EMBEDDING, SELECTION
 from mimruntime.errors import MimError, OutputError
 from mimruntime.images import as_text
+from mimruntime.writing import write_file
 
 if TYPE_CHECKING:
     from mimeval.datasets import Split
@@ -252,9 +253,7 @@ class _File:
             os.fsync(stream.fileno())
         self._record.chunks.append(_Chunk(len(rows), zlib.crc32(raw), seconds))
         self._record.errors |= errors
-        stage = self._folder / f"{_RECORD}.partial"
-        stage.write_bytes(msgspec.json.encode(self._record))
-        stage.replace(self._folder / _RECORD)
+        write_file(self._folder / _RECORD, msgspec.json.encode(self._record))
 
     def _read(self, identity: str, report: Report) -> _Record:
         """Return what of the stored table can be trusted, checksum by checksum."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterator, Set
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from mimeval.errors import DataError
 from mimeval.report import Drifted, Fitted, Gain, Report, Score
 from mimeval.statistics import Verdict, is_lower, paired_difference
 from mimeval.verdict import worst
-from mimruntime.errors import OutputError
+from mimruntime.writing import write_file
 
 _GROWTH = 2
 """Times as far from torch as in the baseline; the same graph on another CPU differs by less."""
@@ -76,15 +75,7 @@ def write_baseline(report: Report, path: Path) -> None:
         drifts=report.drifts,
     )
     entries = [old for old in read_baseline(path) if _key(old) != _key(entry)] + [entry]
-    stage = path.with_name(f".{path.name}.partial")
-    try:
-        stage.write_bytes(msgspec.json.format(msgspec.json.encode(entries), indent=1) + b"\n")
-        stage.replace(path)
-    except OSError as error:
-        raise OutputError(f"cannot write {path}: {error.strerror or error}") from error
-    finally:
-        with contextlib.suppress(OSError):
-            stage.unlink()
+    write_file(path, msgspec.json.format(msgspec.json.encode(entries), indent=1) + b"\n")
 
 
 def compare(report: Report, entries: list[Entry]) -> Report:

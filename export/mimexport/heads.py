@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
@@ -20,6 +18,7 @@ from mimexport.errors import HeadError
 from mimexport.weights import LoadedModel, tensors_sha256
 from mimruntime.errors import OutputError
 from mimruntime.manifest import Source, TokenNorm
+from mimruntime.writing import write_file
 
 _KEY = "mimexport-head"
 _WHITEN_MEAN, _WHITEN_MATRIX = "whitening.mean", "whitening.matrix"
@@ -89,16 +88,11 @@ def save_head(head: Head, path: Path) -> None:
     if head.whitening is not None:
         tensors[_WHITEN_MEAN], tensors[_WHITEN_MATRIX] = (part.contiguous() for part in head.whitening)
     record = _Record(**{name: getattr(head, name) for name in _Record.__struct_fields__ if name != "schema"})
-    stage = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        stage.write_bytes(safetensors.torch.save(tensors, {_KEY: msgspec.json.encode(record).decode()}))
-        stage.replace(path)
     except OSError as error:
         raise OutputError(f"cannot write {path}: {error.strerror or error}") from error
-    finally:
-        with contextlib.suppress(OSError):
-            stage.unlink()
+    write_file(path, safetensors.torch.save(tensors, {_KEY: msgspec.json.encode(record).decode()}))
 
 
 def load_head(path: Path) -> Head:

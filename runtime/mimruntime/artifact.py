@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
-import shutil
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
 
+from mimruntime import writing
 from mimruntime.errors import ArtifactError, OutputError
 from mimruntime.manifest import Manifest, decode, encode
 
@@ -111,65 +109,25 @@ def staged_folder(target: Path, *, replace: bool = False) -> Iterator[Path]:
     target = target.resolve() if target.is_symlink() else target.absolute()
     if target.exists() and not (target / MANIFEST).is_file() and not _is_empty_folder(target):
         raise OutputError(f"{target} exists and is not an artifact; it is left alone, choose another --out")
-    if (target / MANIFEST).is_file() and not replace:
+    writing.sweep(target.parent, target.name, MANIFEST)
+    seen = writing.look(target, MANIFEST)
+    if seen is not None and not replace:
         raise OutputError(f"{target} exists; replace it with --force, or choose another --out")
     made = [folder for folder in target.parents if not folder.exists()]
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        stage = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent))
-    except OSError as error:
-        raise OutputError(f"cannot write to {target.parent}: {error.strerror or error}") from error
-    try:
-        stage.chmod(0o755)
-        yield stage
-        replace_folder(stage, target)
+        with writing.staged_folder(target.parent, target.name) as stage:
+            yield stage
+            if seen is None:
+                writing.place(stage, target)
+            else:
+                writing.replace(stage, target, MANIFEST, seen)
     except OSError as error:
         raise OutputError(f"cannot write {target}: {error.strerror or error}") from error
     finally:
-        shutil.rmtree(stage, ignore_errors=True)
         for folder in made:  # nothing built, nothing left
             with contextlib.suppress(OSError):
                 folder.rmdir()
-
-
-def replace_folder(stage: Path, target: Path) -> None:
-    """Rename `stage` to `target`; a rename cannot replace a full folder, so the old one steps aside first.
-
-    Whatever interrupts it, the old folder comes back.
-
-    Raises:
-        OSError: it cannot be renamed.
-
-    """
-    aside = stage.with_suffix(".old")
-    with _locked(target.parent):  # of two that replace one folder, each must see what the other left
-        if not target.exists():
-            stage.rename(target)
-            return
-        target.rename(aside)
-        try:
-            stage.rename(target)
-        except BaseException:
-            aside.rename(target)
-            raise
-    shutil.rmtree(aside, ignore_errors=True)
-
-
-@contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Keep out others that come this way, on a system that has such locks."""
-    try:
-        import fcntl  # noqa: PLC0415 - absent on Windows
-    except ImportError:
-        yield
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        with contextlib.suppress(OSError):
-            fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(handle)
 
 
 def _is_empty_folder(path: Path) -> bool:

@@ -13,6 +13,7 @@ from typing import IO, Any, Protocol
 import numpy as np
 
 from mimruntime.errors import MissingExtraError, OptionError, OutputError, VectorsError
+from mimruntime.writing import staged_file, sweep
 
 SUFFIXES = (".npz", ".parquet")
 _GROUP_ROWS = 2048
@@ -69,24 +70,17 @@ def open_writer(path: str | Path, *, dim: int, space: str, model: str) -> Iterat
     arrow = _arrow() if target.suffix.lower() == ".parquet" else None
     if target.is_dir():
         raise OutputError(f"{target} is a folder; give the name of a file in it: {target / 'vectors.parquet'}")
-    stage = target.with_name(f".{target.name}.{os.getpid()}.partial")
-    try:
-        with stage.open("wb") as stream:
-            if arrow is None:
-                writer: _NpzWriter | _ParquetWriter = _NpzWriter(stream, dim, space, model)
-            else:
-                writer = _ParquetWriter(arrow, stream, dim, space, model)
-            try:
-                yield writer
-                writer.finish()
-            finally:
-                writer.release()
-        stage.replace(target)
-    except OSError as error:
-        raise OutputError(f"cannot write {target}: {error.strerror or error}") from error
-    finally:
-        with contextlib.suppress(OSError):
-            stage.unlink()
+    sweep(target.parent, target.name)
+    with staged_file(target) as stream:
+        if arrow is None:
+            writer: _NpzWriter | _ParquetWriter = _NpzWriter(stream, dim, space, model)
+        else:
+            writer = _ParquetWriter(arrow, stream, dim, space, model)
+        try:
+            yield writer
+            writer.finish()
+        finally:
+            writer.release()
 
 
 def is_file_name(out: str) -> bool:

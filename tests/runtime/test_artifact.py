@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import msgspec
@@ -168,16 +167,6 @@ def test_a_name_that_no_folder_can_have_is_refused(toy_copy: Path, name: str) ->
     reseal(toy_copy, name=name)
     with pytest.raises(ArtifactError, match="which no folder can have; do not trust it"):
         Artifact.open(toy_copy)
-
-
-def test_of_many_that_replace_one_folder_every_one_does(tmp_path: Path) -> None:
-    stages = [tmp_path / f".stage{index}" for index in range(40)]
-    for stage in stages:
-        stage.mkdir()
-        (stage / "file").touch()
-    with ThreadPoolExecutor(8) as pool:
-        list(pool.map(lambda stage: artifact.replace_folder(stage, tmp_path / "target"), stages))
-    assert [path.name for path in tmp_path.iterdir()] == ["target"]
 
 
 def test_a_staged_folder_takes_its_place_only_when_the_block_ends_well(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from typing import IO, Any
 
 from mimeval.errors import DataError
 from mimruntime.errors import OutputError
+from mimruntime.writing import sync_and_rename
 
 ATTEMPTS = 5
 """Connections in a row that bring nothing new before it is given up."""
@@ -69,7 +70,7 @@ def fetch(archive: Archive, cache: Path, progress: Progress = lambda here, total
         with _alone(partial):
             if not file.exists():
                 _complete(archive, partial, progress)
-                partial.replace(file)
+                sync_and_rename(partial, file)
     except urllib.error.URLError as error:
         raise _unreachable(archive, cache, error) from error
     except OSError as error:
@@ -109,7 +110,7 @@ def unpacked(
                 with tarfile.open(file) as opened:
                     members = [member for member in opened if member.isdir() or wanted(member.name)]
                     opened.extractall(partial, members, filter="data")
-                partial.rename(folder)
+                sync_and_rename(partial, folder)
     except (tarfile.TarError, EOFError) as error:
         raise DataError(f"{file} is no readable archive ({error}); remove it to download it again") from error
     except OSError as error:

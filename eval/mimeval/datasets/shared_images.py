@@ -12,6 +12,7 @@ from mimeval.datasets.dataset import Dataset, Split
 from mimeval.datasets.fetch import Progress
 from mimruntime.cpus import available_cpus
 from mimruntime.errors import MimError, OutputError
+from mimruntime.writing import write_file
 
 _CHUNK = 1024
 
@@ -75,8 +76,6 @@ def _digests(split: Split, progress: Callable[[int], None]) -> Iterator[tuple[st
 def _keep(note: str, file: Path) -> None:
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        partial = file.with_suffix(".partial")
-        partial.write_text(note, encoding="utf-8")
-        partial.replace(file)
     except OSError as error:
         raise OutputError(f"{file} cannot be written: {error.strerror or error}") from error
+    write_file(file, note.encode())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -27,6 +26,7 @@ from mimruntime.cpus import available_cpus
 from mimruntime.decode import Source
 from mimruntime.errors import OutputError
 from mimruntime.manifest import Preprocess
+from mimruntime.writing import write_file
 
 _BATCH = 64
 _PROGRESS = "done"
@@ -147,9 +147,7 @@ class TokenStore:
             for chunk, part in self._compute(images, done, view, seed):
                 for name, values in part.items():
                     files[name].write(chunk.start, values)
-                stage = folder / f"{_PROGRESS}.{os.getpid()}.partial"
-                stage.write_text(str(chunk.stop))
-                stage.replace(folder / _PROGRESS)
+                write_file(folder / _PROGRESS, str(chunk.stop).encode())
                 progress(chunk.stop, len(images))
             return Tokens(**{name: file.read() for name, file in files.items()})
         except OSError as error:

@@ -6,15 +6,14 @@ import contextlib
 import datetime as dt
 import re
 import shlex
-import shutil
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
 
-from mimruntime.artifact import Artifact, file_sha256, replace_folder
+from mimruntime import writing
+from mimruntime.artifact import Artifact, file_sha256
 from mimruntime.engines import record as records
 from mimruntime.engines.base import EngineModule
 from mimruntime.engines.record import EngineRecord, FileSeal
@@ -132,16 +131,12 @@ def staged_engine(artifact: Artifact) -> Iterator[Path]:
     """
     try:
         artifact.engines.mkdir(exist_ok=True)
-        stage = Path(tempfile.mkdtemp(prefix=".", suffix=".partial", dir=artifact.engines))
-    except OSError as error:
-        raise OutputError(f"cannot write to {artifact.engines}: {error.strerror or error}") from error
-    try:
-        stage.chmod(0o755)
-        yield stage
+        writing.sweep(artifact.engines, mark=records.FILE)
+        with writing.staged_folder(artifact.engines, "engine") as stage:
+            yield stage
     except OSError as error:
         raise OutputError(f"cannot write to {artifact.engines}: {error.strerror or error}") from error
     finally:
-        shutil.rmtree(stage, ignore_errors=True)
         with contextlib.suppress(OSError):  # nothing compiled, nothing left
             artifact.engines.rmdir()
 
@@ -157,11 +152,10 @@ def publish(artifact: Artifact, stage: Path, record: EngineRecord) -> Compiled:
     whole = msgspec.structs.replace(record, files=files, created=now)
     (stage / records.FILE).write_bytes(records.encode(whole))
     target = artifact.engines / whole.key
-    replace_folder(stage, target)
+    writing.replace(stage, target, records.FILE)
     for old in _superseded(artifact, whole):
         with contextlib.suppress(OSError):
-            # Out of sight first: half of it under its name would be a damaged engine.
-            shutil.rmtree(old.rename(old.with_name(f".{old.name}.old")))
+            writing.discard(old)
     return Compiled(target, records.decode(records.encode(whole)))
 
 

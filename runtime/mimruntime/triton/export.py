@@ -5,11 +5,11 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from mimruntime.artifact import Artifact, replace_folder
+from mimruntime import writing
+from mimruntime.artifact import Artifact
 from mimruntime.errors import OptionError, OutputError
 from mimruntime.triton import model as preprocessing
 from mimruntime.triton.config import Options, ensemble_config, graph_config, names, preprocess_config
@@ -116,17 +116,20 @@ def _staged(repository: Path, entries: list[str], *, force: bool) -> Iterator[Pa
     try:
         repository.mkdir(parents=True, exist_ok=True)
         beside = _on_its_disk(repository.absolute())
-        stage = Path(tempfile.mkdtemp(prefix=".mimexport.", suffix=".partial", dir=beside))
-    except OSError as error:
-        raise OutputError(f"cannot write to {repository}: {error.strerror or error}") from error
-    try:
-        yield stage
+        writing.sweep(beside, "mimexport")
         for name in entries:
-            replace_folder(stage / name, repository / name)
+            writing.sweep(repository, name, CONFIG)
+        with writing.staged_folder(beside, "mimexport") as stage:
+            yield stage
+            for name in entries:
+                if (stage / name).is_file():
+                    writing.sync_and_rename(stage / name, repository / name)
+                elif force:
+                    writing.replace(stage / name, repository / name, CONFIG)
+                else:
+                    writing.place(stage / name, repository / name)
     except OSError as error:
         raise OutputError(f"cannot write to {repository}: {error.strerror or error}") from error
-    finally:
-        shutil.rmtree(stage, ignore_errors=True)
 
 
 def _on_its_disk(repository: Path) -> Path:

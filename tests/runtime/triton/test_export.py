@@ -193,14 +193,11 @@ def test_the_old_model_comes_back_when_the_new_one_is_stopped_half_way(
 ) -> None:
     artifact, repository = Artifact.open(toy_artifact), tmp_path / "repo"
     export(artifact, repository, Options(1, 2))
-    rename = Path.rename
 
-    def stopped(path: Path, target: Path) -> Path:
-        if target == repository / "toy" and not path.name.endswith(".old"):
-            raise SystemExit(143)
-        return rename(path, target)
+    def stopped(*_: Path) -> bool:
+        raise SystemExit(143)
 
-    monkeypatch.setattr(Path, "rename", stopped)
+    monkeypatch.setattr("mimruntime.writing.exchange", stopped)
     with pytest.raises(SystemExit):
         export(artifact, repository, Options(1, 16), force=True)
     assert parsed(repository / "toy").max_batch_size == 2

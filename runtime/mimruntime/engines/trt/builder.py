@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import queue
-import tempfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,8 +11,9 @@ from typing import Any
 from mimruntime.engines.base import Progress
 from mimruntime.engines.trt.messages import Messages, contained_stderr, make_logger, uncollected
 from mimruntime.engines.trt.plan import BuildPlan
-from mimruntime.errors import EngineError, OutputError
+from mimruntime.errors import EngineError
 from mimruntime.outputs import check_writable
+from mimruntime.writing import write_file
 
 _GIB = 1 << 30
 
@@ -59,7 +59,7 @@ def _build(trt: Any, graph: Path, plan: BuildPlan, progress: Progress, messages:
     if built is None:
         raise messages.failure(f"{plan.flavour.name} {trt.__version__} cannot build {graph}")
     if plan.timing_cache is not None:
-        _save_timing_cache(config, plan.timing_cache)
+        write_file(plan.timing_cache, config.get_timing_cache().serialize())
     return built
 
 
@@ -175,17 +175,3 @@ def _load_timing_cache(config: Any, path: Path, messages: Messages) -> None:
         raise messages.failure(
             f"--timing-cache {path}", hint="of another GPU or TensorRT version; delete it or name another file"
         )
-
-
-def _save_timing_cache(config: Any, path: Path) -> None:
-    """Write the cache beside its place and rename it, so that an old one is never half replaced."""
-    stage: Path | None = None
-    try:
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as stream:
-            stage = Path(stream.name)
-            stream.write(config.get_timing_cache().serialize())
-        stage.replace(path)
-    except OSError as error:
-        if stage is not None:
-            stage.unlink(missing_ok=True)
-        raise OutputError(f"--timing-cache {path} cannot be written: {error.strerror}") from error
