@@ -21,6 +21,7 @@ from mimruntime.errors import ImageError, MimError, OptionError
 if TYPE_CHECKING:
     from mimruntime.artifact import Artifact
     from mimruntime.batch import Row
+    from mimruntime.collection.access import Access
     from mimruntime.collection.inputs import Columns
     from mimruntime.engines.record import EngineRecord
     from mimruntime.vectors import Writer
@@ -62,10 +63,32 @@ def engine_options(command: _Command) -> _Command:
 @click.option("--strict", is_flag=True, help="Stop at the first image that cannot be read.")
 @click.option("--image-column", metavar="NAME", help="Parquet: bytes or paths.  [default: image, bytes or path]")
 @click.option("--path-column", metavar="NAME", help="Parquet: what a row is called.  [default: path, else FILE#ROW]")
+@click.option(
+    "--allow-remote",
+    multiple=True,
+    metavar="URL",
+    help="Read URLs that begin like this where a list or a Parquet cell names them: s3://bucket/photos, https://host."
+    "  [default: the buckets and hosts of INPUT]",
+)
+@click.option(
+    "--max-object-mb",
+    type=click.IntRange(min=1),
+    default=64,
+    show_default=True,
+    help="Largest remote image or Parquet cell.",
+)
 @click.option("--shard-size", type=click.IntRange(min=1), help="Folder: images of one shard.  [default: 1000]")
 @click.option("--ray", metavar="ADDRESS|auto", help="Folder: run on this Ray cluster; auto finds or starts one.")
 @click.option("--workers", type=click.IntRange(min=1), help="Ray: embedders.  [default: what the CPUs or GPUs hold]")
-def embed(inputs: tuple[str, ...], out: str, image_column: str | None, path_column: str | None, **given: Any) -> None:
+def embed(
+    inputs: tuple[str, ...],
+    out: str,
+    image_column: str | None,
+    path_column: str | None,
+    allow_remote: tuple[str, ...],
+    max_object_mb: int,
+    **given: Any,
+) -> None:
     """Turn images into a file of vectors, or into a folder of shards.
 
     INPUT is an image, a folder (walked to the bottom), a quoted pattern, a Parquet file, a URL of one of these
@@ -74,11 +97,13 @@ def embed(inputs: tuple[str, ...], out: str, image_column: str | None, path_colu
     The output has one row per image, in order: its path, and its vector or the reason there is none. A file appears
     when it is complete. A folder, or a URL, is filled shard by shard, and the same command goes on where it was stopped.
     """
+    from mimruntime.collection.access import Access
     from mimruntime.collection.inputs import Columns
     from mimruntime.termination import ends_on_sigterm
     from mimruntime.vectors import is_file_name
 
     columns = Columns(image_column, path_column)
+    given["access"] = Access.of(inputs, allow_remote, max_object_mb)
     sharding = {name: given.pop(name) for name in ("shard_size", "ray", "workers")}
     is_file = is_file_name(out)
     for name, value in sharding.items():
@@ -208,7 +233,14 @@ def _close_stdout() -> None:
 
 
 def _embed_to_file(
-    inputs: tuple[str, ...], out: Path, columns: Columns, *, artifact: Path, strict: bool, **settings: Any
+    inputs: tuple[str, ...],
+    out: Path,
+    columns: Columns,
+    *,
+    artifact: Path,
+    strict: bool,
+    access: Access,
+    **settings: Any,
 ) -> None:
     from mimruntime.batch import embed_rows
     from mimruntime.collection.inputs import find_entries
@@ -216,13 +248,13 @@ def _embed_to_file(
     from mimruntime.embedder import Embedder
     from mimruntime.vectors import open_writer
 
-    entries = list(find_entries(inputs, columns))
+    entries = list(find_entries(inputs, columns, access))
     total = sum(entry.images for entry in entries)
     with Embedder.open(artifact, **settings) as embedder:
         about = embedder.describe()
         with open_writer(out, dim=about.dim, space=about.space, model=about.name) as writer:
             started = time.perf_counter()
-            rows = embed_rows(embedder, read_images(entries, columns))
+            rows = embed_rows(embedder, read_images(entries, columns, access=access))
             errors = _write(_progress(rows, total), writer, strict=strict)
             seconds = time.perf_counter() - started
             if len(errors) == total:

@@ -10,14 +10,18 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from mimruntime.collection.urls import arrow, is_url, locate
+from mimruntime.collection.access import LOCAL_ONLY, Access, RefusedError, refusal
+from mimruntime.collection.sources import open_source, open_stream
+from mimruntime.collection.urls import arrow, is_url
 from mimruntime.errors import ImageError, OptionError
-from mimruntime.images import EXTENSIONS, check_regular, iter_images
+from mimruntime.images import EXTENSIONS, as_text, check_regular, iter_images
 
 TABLE = ".parquet"
 _MAGIC = re.compile(r"[*?\[]")
 _IMAGE_COLUMNS = ("image", "bytes", "path")
 _PATH_COLUMN = "path"
+_LONGEST_LINE = 1 << 16
+"""Bytes of a line of a list."""
 _BUFFER_BYTES = 1 << 20
 """Of a column of a Parquet file; without it pyarrow holds the whole column of a row group."""
 
@@ -82,7 +86,7 @@ class Columns:
         return wanted[0], None if path == wanted[0] else path
 
 
-def find_entries(names: Iterable[str], columns: Columns) -> Iterator[Entry]:
+def find_entries(names: Iterable[str], columns: Columns, access: Access = LOCAL_ONLY) -> Iterator[Entry]:
     """Yield what `names` stand for, in the order given, each folder's in order of name.
 
     A local path, folder or pattern is read as `mimruntime.images.find_images` says; a URL likewise in its file system,
@@ -92,15 +96,17 @@ def find_entries(names: Iterable[str], columns: Columns) -> Iterator[Entry]:
 
     Raises:
         ImageError: nothing there, or nothing to embed.
-        OptionError: a Parquet file without the columns.
+        OptionError: a Parquet file without the columns, or a list that names what `access` does not allow.
 
     """
     for name in names:
-        yield from _expand(name, columns)
+        yield from _expand(name, columns, access)
 
 
-def open_table(source: str) -> Any:
+def open_table(source: str, access: Access) -> Any:
     """Open a Parquet file, by path or URL, as a `pyarrow.parquet.ParquetFile`.
+
+    Columns of bytes and of texts are read as dictionaries: a value that many rows share is held once.
 
     Raises:
         ImageError: missing or broken.
@@ -108,25 +114,33 @@ def open_table(source: str) -> Any:
     """
     try:
         if is_url(source):
-            filesystem, path = locate(source)
+            filesystem, path = open_source(source, access)
             file = filesystem.open_input_file(path)
         else:
             check_regular(source)
             file = arrow().OSFile(os.fsencode(source))
-        return arrow().parquet.ParquetFile(file, buffer_size=_BUFFER_BYTES, pre_buffer=False)
+        options = {"buffer_size": _BUFFER_BYTES, "pre_buffer": False}
+        table = arrow().parquet.ParquetFile(file, **options)
+        leaves = [table.schema.column(number) for number in range(table.metadata.num_columns)]
+        shared = [leaf.path for leaf in leaves if leaf.physical_type == "BYTE_ARRAY"]
+        return arrow().parquet.ParquetFile(file, metadata=table.metadata, read_dictionary=shared, **options)
     except (OSError, ValueError, ImageError) as error:
         raise ImageError(f"{source}: cannot be read as Parquet ({_reason(error)})") from error
 
 
-def _expand(name: str, columns: Columns) -> Iterator[Entry]:
+def _expand(name: str, columns: Columns, access: Access) -> Iterator[Entry]:
     if name.startswith("@") and not os.path.lexists(name):
-        for line in _lines(name[1:]):
-            yield from _entry(line, columns)
+        for line in _lines(name[1:], access):
+            try:
+                access.check(line, name[1:])
+            except RefusedError as error:
+                raise OptionError(f"{name}: {as_text(line)} {error}") from error
+            yield from _entry(line, columns, access)
         return
     found = False
-    for source in _expand_url(name) if is_url(name) else map(str, iter_images([name])):
+    for source in _expand_url(name, access) if is_url(name) else map(str, iter_images([name])):
         found = True
-        yield from _entry(source, columns)
+        yield from _entry(source, columns, access)
     if not found:
         raise ImageError(
             f"no images in {name}; looked for {', '.join(sorted(EXTENSIONS))}"
@@ -134,41 +148,41 @@ def _expand(name: str, columns: Columns) -> Iterator[Entry]:
         )
 
 
-def _entry(source: str, columns: Columns) -> Iterator[Entry]:
+def _entry(source: str, columns: Columns, access: Access) -> Iterator[Entry]:
     if not source.endswith(TABLE):
         yield Entry(source)
         return
-    table = open_table(source)
+    table = open_table(source, access)
     columns.of(table.schema_arrow, source)
     if table.metadata.num_rows:
         yield Entry(source, 0, table.metadata.num_rows)
 
 
-def _lines(name: str) -> Iterator[str]:
+def _lines(name: str, access: Access) -> Iterator[str]:
     try:
-        if is_url(name):
-            filesystem, path = locate(name)
-            stream: Any = io.BufferedReader(filesystem.open_input_file(path))
-        else:
-            stream = open(name, "rb")  # noqa: PTH123, SIM115 - the same shape as the branch above
-        with stream:
-            for line in stream:
+        with open_stream(name, access) if is_url(name) else open(name, "rb") as stream:  # noqa: PTH123 - like the other
+            lines = io.BufferedReader(stream) if is_url(name) else stream
+            while line := lines.readline(_LONGEST_LINE):
+                if len(line) == _LONGEST_LINE:
+                    raise ImageError(
+                        f"{name}: a line is longer than {_LONGEST_LINE:,} bytes; expected a path or URL a line"
+                    )
                 if text := os.fsdecode(line.rstrip(b"\r\n")):
                     yield text
     except OSError as error:
         raise ImageError(f"{name}: list cannot be read ({_reason(error)})") from error
 
 
-def _expand_url(url: str) -> Iterator[str]:
+def _expand_url(url: str, access: Access) -> Iterator[str]:
     """Yield the URLs of an object, of a folder's images, or of what a pattern matches, by name."""
     try:
-        filesystem, path = locate(url)
+        filesystem, path = open_source(url, access)
         info = filesystem.get_file_info(path.rstrip("/") or "/")
         if info.is_file:
             yield url
             return
         folder, pattern = (url.rstrip("/"), None) if info.type == arrow().fs.FileType.Directory else _cut_pattern(url)
-        inside = _files_below(folder)
+        inside = _files_below(folder, access)
     except OSError as error:
         raise ImageError(f"{url}: cannot be listed ({_reason(error)})") from error
     for parts in inside:
@@ -184,9 +198,9 @@ def _cut_pattern(url: str) -> tuple[str, list[str] | None]:
     return f"{scheme}://{'/'.join(parts[:first])}", parts[first:] or None
 
 
-def _files_below(folder: str) -> list[list[str]]:
+def _files_below(folder: str, access: Access) -> list[list[str]]:
     """List a folder to the bottom; return the parts of each file's path in it, sorted."""
-    filesystem, path = locate(folder)
+    filesystem, path = open_source(folder, access)
     inside = filesystem.get_file_info(arrow().fs.FileSelector(path, recursive=True))
     above = path.strip("/")  # some file systems put a slash in front of what they list, and some do not
     return sorted(info.path.strip("/").removeprefix(above).strip("/").split("/") for info in inside if info.is_file)
@@ -215,5 +229,6 @@ def _is_image(parts: list[str]) -> bool:
 
 
 def _reason(error: Exception) -> str:
+    error = refusal(error) or error
     text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     return text.split("\n")[0] or type(error).__name__

@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 
 from mimruntime.artifact import Artifact
+from mimruntime.collection.access import LOCAL_ONLY, Access
 from mimruntime.collection.inputs import Columns, Entry, find_entries
 from mimruntime.collection.record import RECORD, Record, check_same, job_digest, read_record
 from mimruntime.collection.store import open_folder
@@ -33,12 +34,14 @@ class Job:
         out: the output folder, absolute path or URL.
         columns: of Parquet inputs.
         record: what is written.
+        access: what Parquet cells may name; how large an object may be.
 
     """
 
     out: str
     columns: Columns
     record: Record
+    access: Access = LOCAL_ONLY
 
     def pending(self) -> list[int]:
         """Return the shards that are not there yet, in order."""
@@ -46,7 +49,15 @@ class Job:
         return [index for index in range(self.record.shards) if self.record.shard_name(index) not in present]
 
 
-def plan(inputs: Iterable[str], out: str, artifact: Artifact, *, columns: Columns, shard_size: int) -> Job:
+def plan(
+    inputs: Iterable[str],
+    out: str,
+    artifact: Artifact,
+    *,
+    columns: Columns,
+    shard_size: int,
+    access: Access = LOCAL_ONLY,
+) -> Job:
     """List the inputs, and begin a job in the folder `out` or take up the one that is there.
 
     The list goes to a file as it is found; what is held of it is an entry of its index per shard, and one folder's
@@ -55,7 +66,7 @@ def plan(inputs: Iterable[str], out: str, artifact: Artifact, *, columns: Column
 
     Raises:
         ImageError: an input that is not there, or no images at all.
-        OptionError: a Parquet file without the columns.
+        OptionError: a Parquet file without the columns, or a list that names what `access` does not allow.
         OutputError: the folder holds something else, or another job.
         SpaceError: the folder holds vectors of another embedding space.
 
@@ -63,7 +74,7 @@ def plan(inputs: Iterable[str], out: str, artifact: Artifact, *, columns: Column
     where = out if is_url(out) else str(Path(out).absolute())
     found = read_record(where)
     with tempfile.NamedTemporaryFile() as stream:
-        images, shards, list_digest = _write_list(stream, find_entries(inputs, columns), columns, shard_size)
+        images, shards, list_digest = _write_list(stream, find_entries(inputs, columns, access), columns, shard_size)
         stream.flush()
         space, graph = artifact.manifest.embedding_space, artifact.graph_sha256
         record = Record(
@@ -79,7 +90,7 @@ def plan(inputs: Iterable[str], out: str, artifact: Artifact, *, columns: Column
         if found is None:
             found = _begin(where, record, Path(stream.name))
     check_same(where, found, record, list_digest)
-    return Job(out=where, columns=columns, record=found)
+    return Job(out=where, columns=columns, record=found, access=access)
 
 
 def _begin(out: str, record: Record, work_list: Path) -> Record:

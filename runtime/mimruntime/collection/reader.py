@@ -8,8 +8,10 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
+from mimruntime.collection.access import LOCAL_ONLY, Access, RefusedError, refusal
 from mimruntime.collection.inputs import Columns, Entry, open_table
-from mimruntime.collection.urls import is_url, locate
+from mimruntime.collection.sources import open_stream
+from mimruntime.collection.urls import is_url
 from mimruntime.decode import Source
 from mimruntime.errors import ImageError, OptionError
 from mimruntime.images import as_text
@@ -19,31 +21,41 @@ _AHEAD = 32
 """Objects that are being fetched or wait to be decoded."""
 _ROWS = 64
 """Rows of a Parquet file that are held as Python objects."""
+_PIECE = 1 << 20
+"""Bytes of an object that are read at a time."""
+_MOST_EXPANSION = 100
+_LONGEST_NAME = 1 << 16
 
 Named = tuple[str, Source | ImageError]
 """What the row is called, and its image or the reason there is none."""
 
 
-def read_images(entries: Iterable[Entry], columns: Columns, base: str = "") -> Iterator[Named]:
+def read_images(
+    entries: Iterable[Entry],
+    columns: Columns,
+    base: str = "",
+    access: Access = LOCAL_ONLY,
+) -> Iterator[Named]:
     """Yield every image of `entries`, in order.
 
     Args:
         entries: files and ranges of rows.
         columns: of the Parquet files among them.
         base: folder that relative paths start from.
+        access: what cells of Parquet files may name, and how large an object or a cell may be.
 
     """
-    return _fetched((named for entry in entries for named in _named(entry, columns, base)), base)
+    return _fetched((named for entry in entries for named in _named(entry, columns, base, access)), base, access)
 
 
-def _named(entry: Entry, columns: Columns, base: str) -> Iterator[Named]:
+def _named(entry: Entry, columns: Columns, base: str, access: Access) -> Iterator[Named]:
     if not entry.is_table:
         yield as_text(entry.source), entry.source
         return
     row = entry.start
     try:
-        for named in _rows(entry, columns, base):
-            yield named
+        for name, image in _rows(entry, columns, base, access):
+            yield name, _checked(image, entry.source, base, access)
             row += 1
         if row < entry.stop:
             raise ImageError(f"the file ends at row {row}; it held more when the list was made")
@@ -53,19 +65,52 @@ def _named(entry: Entry, columns: Columns, base: str) -> Iterator[Named]:
             yield f"{as_text(entry.source)}#{left}", ImageError(str(error).split("\n")[0])
 
 
-def _rows(entry: Entry, columns: Columns, base: str) -> Iterator[Named]:
-    table = open_table(_absolute(entry.source, base))
+def _checked(image: Source | ImageError, table: str, base: str, access: Access) -> Source | ImageError:
+    """Return what a cell of `table` holds, or why it is not read."""
+    try:
+        if isinstance(image, str):
+            access.check(_absolute(image, base), table)
+        elif isinstance(image, bytes):
+            access.check_size(len(image))
+    except RefusedError as error:
+        return ImageError(str(error))
+    return image
+
+
+def _rows(entry: Entry, columns: Columns, base: str, access: Access) -> Iterator[Named]:
+    table = open_table(_absolute(entry.source, base), access)
     image, path = columns.of(table.schema_arrow, entry.source)
+    _check_expansion(table.metadata, image, access)
     groups, row = _groups(table.metadata, entry)
     wanted = [image] if path is None else [image, path]
     for batch in table.iter_batches(batch_size=_ROWS, row_groups=groups, columns=wanted):
         first, row = row, row + len(batch)
         if row <= entry.start or first >= entry.stop:
             continue
-        names = batch.column(path).to_pylist() if path else [None] * len(batch)
+        names = batch.column(path) if path else [None] * len(batch)
         for index, value, name in zip(range(first, row), batch.column(image), names, strict=True):
             if entry.start <= index < entry.stop:
-                yield _cell(f"{as_text(entry.source)}#{index}", value.as_py(), name)
+                yield _cell(f"{as_text(entry.source)}#{index}", value.as_py(), None if name is None else name.as_py())
+
+
+def _check_expansion(metadata: Any, column: str, access: Access) -> None:
+    """Refuse pages that grow as no images do: they are compressed already.
+
+    Raises:
+        ImageError: a row group of the column says so.
+
+    """
+    for group in range(metadata.num_row_groups):
+        about = metadata.row_group(group)
+        for number in range(about.num_columns):
+            chunk = about.column(number)
+            packed, whole = chunk.total_compressed_size, chunk.total_uncompressed_size
+            is_image = chunk.path_in_schema.split(".")[0] == column
+            if is_image and whole > access.max_bytes and whole > _MOST_EXPANSION * packed:
+                raise ImageError(
+                    f"row group {group} of column '{column}' grows from {packed:,} bytes to {whole:,}, as no images do;"
+                    " it is not read"
+                )
 
 
 def _groups(metadata: Any, entry: Entry) -> tuple[list[int], int]:
@@ -91,19 +136,21 @@ def _cell(place: str, value: object, name: object) -> Named:
     if isinstance(value, str):
         path = path or value
     called = as_text(next(str(one) for one in (name, path, place) if one is not None and one != ""))
+    if len(called) > _LONGEST_NAME:
+        return place, ImageError(f"has a name of {len(called):,} characters; at most {_LONGEST_NAME:,} are read")
     if isinstance(value, bytes | str):
         return called, value
     return called, ImageError(f"holds {'nothing' if value is None else type(value).__name__}; expected bytes or a path")
 
 
-def _fetched(images: Iterable[Named], base: str) -> Iterator[Named]:
+def _fetched(images: Iterable[Named], base: str, access: Access) -> Iterator[Named]:
     """Replace URLs by the bytes behind them, a window ahead of the one who reads."""
     window: deque[tuple[str, Source | ImageError | Future[bytes]]] = deque()
     pool = ThreadPoolExecutor(_FETCHERS, "mimruntime-fetch")
     try:
         for name, image in images:
             if isinstance(image, str):
-                window.append((name, pool.submit(_fetch, image) if is_url(image) else _absolute(image, base)))
+                window.append((name, pool.submit(_fetch, image, access) if is_url(image) else _absolute(image, base)))
             else:
                 window.append((name, image))
             if len(window) > _AHEAD:
@@ -120,15 +167,19 @@ def _arrived(name: str, image: Source | ImageError | Future[bytes]) -> Named:
     try:
         return name, image.result()
     except Exception as error:  # every file system has its own
+        if refused := refusal(error):
+            return name, ImageError(str(refused))
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         return name, ImageError(f"cannot be read ({reason.splitlines()[0] if reason else type(error).__name__})")
 
 
-def _fetch(url: str) -> bytes:
-    filesystem, path = locate(url)
-    with filesystem.open_input_stream(path) as stream:
-        content: bytes = stream.read()
-    return content
+def _fetch(url: str, access: Access) -> bytes:
+    content = bytearray()
+    with open_stream(url, access) as stream:
+        while piece := stream.read(_PIECE):
+            content += piece
+            access.check_size(len(content))
+    return bytes(content)
 
 
 def _absolute(path: str, base: str) -> str:

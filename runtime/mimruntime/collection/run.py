@@ -12,6 +12,7 @@ from typing import Any
 from mimruntime.artifact import Artifact
 from mimruntime.batch import BatchEmbedder
 from mimruntime.collection import here, on_ray
+from mimruntime.collection.access import LOCAL_ONLY, Access
 from mimruntime.collection.inputs import Columns
 from mimruntime.collection.job import Job, plan
 from mimruntime.collection.record import Record
@@ -61,6 +62,7 @@ def embed_collection(
     *,
     path: Path,
     shard_size: int = SHARD_SIZE,
+    access: Access = LOCAL_ONLY,
     ray: str | None = None,
     workers: int | None = None,
     threads: int | None = None,
@@ -77,6 +79,7 @@ def embed_collection(
         columns: of Parquet inputs.
         path: of the artifact, as every worker sees it.
         shard_size: images of one shard.
+        access: what lists and Parquet cells may name; how large an object may be.
         ray: address of a cluster, or "auto"; None runs here. The engine "auto" is chosen where this runs.
         workers: embedders on Ray.
         threads: CPUs of one embedder.
@@ -93,7 +96,7 @@ def embed_collection(
     if workers is not None and ray is None:
         raise OptionError("--workers is for --ray; here one embedder uses every CPU, or --threads of them")
     artifact = open_artifact(path, expect_space)
-    job = plan(inputs, out, artifact, columns=columns, shard_size=shard_size)
+    job = plan(inputs, out, artifact, columns=columns, shard_size=shard_size, access=access)
     pending = job.pending()
     started = time.perf_counter()
     written: Iterator[Done] = iter(())

@@ -57,7 +57,7 @@ class ShardWorker:
         """
         if self._list is None:
             self._list = WorkList(self.job)
-        images = read_images(self._list.entries(index), self.job.columns, self._list.base)
+        images = read_images(self._list.entries(index), self.job.columns, self._list.base, self.job.access)
         rows, errors = [], []
         for row in embed_rows(self.embedder.embedder, images):
             if row.error is not None:

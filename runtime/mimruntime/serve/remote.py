@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import http.client
-import ipaddress
 import socket
 import ssl
 import threading
@@ -14,6 +13,7 @@ from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from urllib.parse import urljoin, urlsplit
 
+from mimruntime.addresses import is_public
 from mimruntime.serve.problems import Problem
 
 _REDIRECTS = 3
@@ -139,15 +139,9 @@ def _public_address(host: str, port: int, index: int) -> str:
         found = [str(entry[4][0]) for entry in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)]
     except OSError as error:
         raise _refused(index, f"{host} has no address") from error
-    if not all(_is_public(address) for address in found):
+    if not all(is_public(address) for address in found):
         raise _refused(index, f"{host} has an address that is not public")
     return found[0]
-
-
-def _is_public(address: str) -> bool:
-    parsed = ipaddress.ip_address(address.partition("%")[0])
-    mapped = parsed.ipv4_mapped if isinstance(parsed, ipaddress.IPv6Address) else None
-    return (mapped or parsed).is_global and not parsed.is_multicast
 
 
 def _get(connection: http.client.HTTPConnection, url: str) -> http.client.HTTPResponse:

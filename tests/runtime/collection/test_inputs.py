@@ -16,6 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mimruntime.collection.access import Access
 from mimruntime.collection.inputs import Columns, Entry, find_entries
 from mimruntime.collection.job import cut
 from mimruntime.collection.reader import read_images
@@ -23,12 +24,13 @@ from mimruntime.collection.urls import locate
 from mimruntime.errors import ImageError, OptionError
 
 
-def entries(*names: object, columns: Columns = Columns()) -> list[Entry]:  # noqa: B008 - frozen
-    return list(find_entries(map(str, names), columns))
+def entries(*names: object, columns: Columns = Columns(), allow: tuple[str, ...] = ()) -> list[Entry]:  # noqa: B008 - frozen
+    return list(find_entries(map(str, names), columns, Access.of(map(str, names), allow)))
 
 
-def images(*names: object, columns: Columns = Columns()) -> list[tuple]:  # noqa: B008
-    return list(read_images(entries(*names, columns=columns), columns))
+def images(*names: object, columns: Columns = Columns(), allow: tuple[str, ...] = ()) -> list[tuple]:  # noqa: B008
+    access = Access.of(map(str, names), allow)
+    return list(read_images(entries(*names, columns=columns, allow=allow), columns, access=access))
 
 
 @pytest.fixture
@@ -95,7 +97,8 @@ def test_an_object_with_brackets_in_its_name_is_no_pattern(bucket: str) -> None:
 )
 def test_a_list_cannot_say_where_keys_are_sent(tmp_path: Path, url: str) -> None:
     (tmp_path / "list.txt").write_text(f"{url}\n")
-    ((name, image),) = images(f"@{tmp_path}/list.txt")
+    allowed = f"{url.partition('://')[0]}://"
+    ((name, image),) = images(f"@{tmp_path}/list.txt", allow=(allowed,))
     assert name == url
     assert "refused; expected" in str(image) or "chained by :: are not opened" in str(image)
 
@@ -125,12 +128,12 @@ class QuietHandler(http.server.SimpleHTTPRequestHandler):
 def test_a_list_is_taken_as_it_stands(folder: Path, bucket: str, tmp_path: Path) -> None:
     text = f"{folder}/b.jpg\r\n\n{bucket}/a.jpg\n{folder}/gone.jpg\n{bucket}/gone.jpg\n"
     (tmp_path / "list.txt").write_text(text)
-    read = images(f"@{tmp_path}/list.txt")
+    read = images(f"@{tmp_path}/list.txt", allow=(bucket,))
     assert [name for name, _ in read] == text.split()
     assert read[1][1] == (folder / "a.jpg").read_bytes()
     assert isinstance(read[3][1], ImageError)
     fsspec.filesystem("memory").pipe("/lists/list.txt", text.encode())
-    assert images("@memory://lists/list.txt")[0][0] == f"{folder}/b.jpg"
+    assert images("@memory://lists/list.txt", allow=(bucket, f"file://{folder}"))[0][0] == f"{folder}/b.jpg"
 
 
 def table(path: Path, columns: dict, rows_a_group: int = 3) -> Path:

@@ -88,7 +88,8 @@ def test_sigterm_ends_embed_whatever_waits(
 ) -> None:
     (tmp_path / "list.txt").write_text(f"{gallery}/000.jpg\nfile://{gallery}/001.jpg\n")
     command = [sys.executable, "-c", f"{STUCK}\n{WHERE[what]}\n{START}", "embed", toy_artifact, f"@{tmp_path}/list.txt"]
-    with subprocess.Popen([*command, "--out", out], cwd=tmp_path, stdout=subprocess.PIPE) as process:
+    command += ["--allow-remote", "file://", "--out", out]
+    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == b"stuck\n"
         process.send_signal(signal.SIGTERM)
