@@ -45,7 +45,7 @@ class Folder(Protocol):
         """Keep other processes out, where the storage has locks that end with a process; OutputError if one is in."""
 
     def sweep(self) -> None:
-        """Remove what killed writers left behind an hour ago or longer."""
+        """Remove what killed writers left behind."""
 
 
 def partial_name(name: str) -> str:

@@ -6,14 +6,15 @@ import contextlib
 import os
 import shutil
 import socket
-import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any, BinaryIO
+from typing import IO, Any
 
-from mimruntime.collection.folder import PARTIAL, PIECE, STALE_S, partial_name, said
+from mimruntime.collection.folder import PIECE, partial_name, said
 from mimruntime.collection.urls import arrow
 from mimruntime.errors import OutputError
+from mimruntime.filesystem import sync
+from mimruntime.writing import staged_file, sweep, write_file
 
 LOCK = "_job/lock"
 """Locked while a process writes shards; holds that process's number and machine."""
@@ -41,25 +42,23 @@ class LocalFolder:
 
     def write(self, name: str, content: memoryview | bytes) -> None:
         """Write a file."""
-        with self._staged(name) as stream:
-            stream.write(content)
+        write_file(self._place(name), content)
 
     def upload(self, name: str, source: Path) -> None:
         """Copy a file in."""
-        with self._staged(name) as stream, source.open("rb") as pieces:
+        with staged_file(self._place(name)) as stream, source.open("rb") as pieces:
             shutil.copyfileobj(pieces, stream, PIECE)
 
     def create(self, name: str, content: bytes) -> bool:
         """Write a new file: linked into place, which fails where the name is taken, on NFS as well."""
-        target = self._path / name
+        target = self._place(name)
         stage = target.with_name(partial_name(target.name))
+        write_file(stage, content)
         with said(target):
-            target.parent.mkdir(parents=True, exist_ok=True)
             try:
-                _write_synced(stage, content)
                 if not _link(stage, target):
-                    _write_synced(target, content)
-                _sync_folder(target.parent)
+                    _write_new(target, content)
+                sync(target.parent)
             except FileExistsError:
                 return False
             finally:
@@ -74,9 +73,8 @@ class LocalFolder:
     @contextlib.contextmanager
     def hold(self) -> Iterator[None]:
         """Lock the folder. The system unlocks it when the process ends, however that ends."""
-        place = self._path / LOCK
+        place = self._place(LOCK)
         with said(place):
-            place.parent.mkdir(parents=True, exist_ok=True)
             stream = place.open("a+")
         with stream:
             if not _lock(stream):
@@ -91,29 +89,16 @@ class LocalFolder:
             yield
 
     def sweep(self) -> None:
-        """Remove hidden partial files."""
-        for path in self._path.rglob(f".*{PARTIAL}"):
-            with contextlib.suppress(FileNotFoundError):
-                if time.time() - path.stat().st_mtime > STALE_S:
-                    path.unlink()
+        """Remove hidden partial files whose writer has ended."""
+        for folder in (self._path, (self._path / LOCK).parent):
+            sweep(folder)
 
-    @contextlib.contextmanager
-    def _staged(self, name: str) -> Iterator[BinaryIO]:
-        """Write beside the place, flush to disk, rename, flush the name."""
-        target = self._path / name
-        stage = target.with_name(partial_name(target.name))
-        with said(target):
-            target.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                with stage.open("xb") as stream:
-                    yield stream
-                    stream.flush()
-                    os.fsync(stream.fileno())
-                stage.replace(target)
-                _sync_folder(target.parent)
-            except BaseException:
-                stage.unlink(missing_ok=True)
-                raise
+    def _place(self, name: str) -> Path:
+        """Return where a file goes, in a folder that is there."""
+        place = self._path / name
+        with said(place):
+            place.parent.mkdir(parents=True, exist_ok=True)
+        return place
 
 
 def _lock(stream: IO[str]) -> bool:
@@ -143,18 +128,8 @@ def _link(source: Path, target: Path) -> bool:
     return True
 
 
-def _write_synced(path: Path, content: bytes) -> None:
+def _write_new(path: Path, content: bytes) -> None:
     with path.open("xb") as stream:
         stream.write(content)
         stream.flush()
         os.fsync(stream.fileno())
-
-
-def _sync_folder(folder: Path) -> None:
-    """Keep a new name through a power cut, where the system lets a folder be synced."""
-    with contextlib.suppress(OSError):
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)

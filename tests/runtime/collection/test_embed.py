@@ -28,6 +28,7 @@ from mimruntime.collection.job import plan
 from mimruntime.collection.store import open_folder
 from mimruntime.collection.worker import ShardWorker
 from mimruntime.errors import OutputError
+from mimruntime.filesystem import locked
 
 
 @pytest.fixture
@@ -308,17 +309,15 @@ def test_parquet_rows_and_image_files_share_a_job(toy_artifact: Path, gallery: P
     assert mimexport("embed", toy_artifact, tmp_path / "t.parquet", "--out", tmp_path / "v.npz") == 0
 
 
-def test_a_partial_file_of_a_killed_writer_is_swept_when_it_is_old(
-    toy_artifact: Path, gallery: Path, tmp_path: Path
-) -> None:
+def test_a_partial_file_is_swept_once_its_writer_has_ended(toy_artifact: Path, gallery: Path, tmp_path: Path) -> None:
     (tmp_path / "o").mkdir()
-    for name, age_s in (("old", 4000), ("new", 60)):
-        partial = tmp_path / "o" / f".{name}-x.parquet.abc.partial"
-        partial.write_bytes(b"half")
-        os.utime(partial, (time.time() - age_s,) * 2)
-    assert mimexport("embed", toy_artifact, gallery, "--out", tmp_path / "o") == 0
-    # What was written a minute ago may be another writer's.
-    assert sorted(path.name[:5] for path in (tmp_path / "o").iterdir()) == [".new-", "_job", "part-"]
+    dead, alive = (tmp_path / "o" / f".x.parquet.{name}.partial" for name in ("dead", "alive"))
+    for path in (dead, alive):
+        path.write_bytes(b"half")
+    with locked(alive, shared=True):
+        assert mimexport("embed", toy_artifact, gallery, "--out", tmp_path / "o") == 0
+        assert sorted(path.name[:8] for path in (tmp_path / "o").iterdir()) == [".x.parqu", "_job", "part-000"]
+        assert alive.exists()
 
 
 @pytest.mark.slow
