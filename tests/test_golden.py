@@ -12,6 +12,7 @@ from mimexport.heads import load_head
 from mimruntime import manifest
 from mimruntime.artifact import Artifact
 from mimruntime.collection import job
+from mimruntime.collection import record as collection
 from mimruntime.collection.inputs import Columns
 from mimruntime.engines import compiled, record
 from mimruntime.verification import verify
@@ -59,7 +60,7 @@ def test_a_head_opens() -> None:
 
 def test_a_job_is_taken_up_and_its_shards_are_read() -> None:
     out = GOLDEN / "schema-2" / "shards"
-    read = job._read_record(str(out))
+    read = collection.read_record(str(out))
     assert read
     assert (read.images, read.shards, read.embedding_space) == (3, 2, SPACES["schema-2"])
     begun = job.Job(out=str(out), columns=Columns(None, None), record=read)

@@ -11,8 +11,11 @@ from mimeval.errors import DataError
 from mimeval.report import Drifted, Fitted, Gain, Report, Score
 from mimeval.statistics import Verdict, is_lower, paired_difference
 from mimeval.verdict import worst
+from mimruntime import records
 from mimruntime.writing import write_file
 
+_FORMAT = "mimexport-baseline"
+_SCHEMA = 1
 _GROWTH = 2
 """Times as far from torch as in the baseline; the same graph on another CPU differs by less."""
 _NO_DRIFT = 1e-5
@@ -40,6 +43,14 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
     drifts: list[Drifted] = []
 
 
+class _Baseline(msgspec.Struct, frozen=True, kw_only=True):
+    """The file, whole."""
+
+    format: str = _FORMAT
+    schema: int = _SCHEMA
+    entries: list[Entry]
+
+
 def read_baseline(path: Path) -> list[Entry]:
     """Return the entries of a baseline file; none where there is no file.
 
@@ -48,13 +59,16 @@ def read_baseline(path: Path) -> list[Entry]:
 
     """
     try:
-        return msgspec.json.decode(path.read_bytes(), type=list[Entry])
+        raw = path.read_bytes()
+        if raw.startswith(b"["):  # before there was a schema
+            return records.parse(raw, list[Entry])
+        return records.decode(raw, _Baseline, format_name=_FORMAT, schema=_SCHEMA).entries
     except FileNotFoundError:
         return []
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror or error}") from error
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-        raise DataError(f"{path} is no baseline ({error}); write one: make eval-baseline") from error
+    except ValueError as error:
+        raise DataError(f"{path} {error}; or write one: make eval-baseline") from error
 
 
 def write_baseline(report: Report, path: Path) -> None:
@@ -75,7 +89,7 @@ def write_baseline(report: Report, path: Path) -> None:
         drifts=report.drifts,
     )
     entries = [old for old in read_baseline(path) if _key(old) != _key(entry)] + [entry]
-    write_file(path, msgspec.json.format(msgspec.json.encode(entries), indent=1) + b"\n")
+    write_file(path, msgspec.json.format(msgspec.json.encode(_Baseline(entries=entries)), indent=1) + b"\n")
 
 
 def compare(report: Report, entries: list[Entry]) -> Report:

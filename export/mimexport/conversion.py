@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import msgspec
 import numpy as np
 
 from mimexport.model import EmbeddingModel, embed_with_torch
@@ -55,10 +54,10 @@ class Judge:
         report(f"embedding {len(judged)} images with torch to judge {precision} by")
         return cls(calibration if precision == "int8" else none, judged, embed_with_torch(model, judged))
 
-    def conversion(self, run: Run) -> Conversion | msgspec.UnsetType:
-        """Return what `run` loses, UNSET where there are no images."""
+    def conversion(self, run: Run) -> Conversion | None:
+        """Return what `run` loses, None where there are no images."""
         if not len(self.judged):
-            return msgspec.UNSET
+            return None
         return compare(embed(run, self.judged), self.reference, len(self.calibration))
 
 

@@ -16,6 +16,7 @@ from mimexport.aliases import ALIASES
 from mimexport.backbone import Shape
 from mimexport.errors import HeadError
 from mimexport.weights import LoadedModel, tensors_sha256
+from mimruntime import records
 from mimruntime.errors import OutputError
 from mimruntime.manifest import Source, TokenNorm
 from mimruntime.writing import write_file
@@ -112,11 +113,9 @@ def load_head(path: Path) -> Head:
     if header is None:
         raise HeadError(f"{path} is safetensors, but no head of this program; fit one with: mimexport fit")
     try:
-        record = msgspec.json.decode(header, type=_Record)
-    except msgspec.MsgspecError as error:
-        raise HeadError(f"{path} has a damaged header ({error})") from error
-    if record.schema > _SCHEMA:
-        raise HeadError(f"{path} has schema {record.schema}, this program reads up to {_SCHEMA}; upgrade mimexport")
+        record = records.decode(header, _Record, format_name="", schema=_SCHEMA)
+    except ValueError as error:
+        raise HeadError(f"{path}: its header {error}") from error
     mean, matrix = tensors.pop(_WHITEN_MEAN, None), tensors.pop(_WHITEN_MATRIX, None)
     fields = {name: getattr(record, name) for name in _Record.__struct_fields__ if name != "schema"}
     return Head(tensors=tensors, whitening=None if mean is None or matrix is None else (mean, matrix), **fields)

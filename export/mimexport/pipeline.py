@@ -107,7 +107,7 @@ def build(options: BuildOptions, report: Callable[[str], None] = lambda _: None)
         report(f"exporting the graph ({options.precision}, opset {graph_file.OPSET})")
         model.set_precision(options.precision)
         inputs, outputs = graph_file.export_graph(model, stage, preprocess.size)
-        conversion: m.Conversion | msgspec.UnsetType = msgspec.UNSET
+        conversion: m.Conversion | None = None
         if options.precision in _IN_TORCH:
             report(f"computing in {options.precision} with torch, to compare with fp32")
             check_narrow(embed_with_torch(model, images), reference, options.precision)
@@ -327,5 +327,5 @@ def _backbone_record(loaded: LoadedModel, backbone: Backbone, size: int) -> m.Ba
         grid=backbone.shape.grid,
         prefix_tokens=backbone.shape.prefix,
         dim=backbone.shape.dim,
-        has_cls=False if backbone.shape.prefix and not backbone.shape.has_cls else msgspec.UNSET,
+        has_cls=backbone.shape.has_cls,
     )

@@ -47,7 +47,7 @@ class Artifact:
         except FileNotFoundError as error:
             raise ArtifactError(f"{folder} is not an artifact: it holds no {MANIFEST}") from error
         except (ValueError, OSError) as error:
-            raise ArtifactError(f"{folder / MANIFEST}: {error}; build the artifact again") from error
+            raise ArtifactError(f"{folder / MANIFEST}: {error}; or build the artifact again") from error
         if manifest.graph.file not in manifest.files:
             raise ArtifactError(f"{folder / MANIFEST}: its graph '{manifest.graph.file}' is not among its files")
         for name, expected in manifest.files.items():

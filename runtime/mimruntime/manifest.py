@@ -10,8 +10,9 @@ import msgspec
 from mimruntime import sealed
 
 FORMAT = "mimexport-artifact"
-SCHEMA = 2
-"""2 added `conversion` and the precisions bf16 and int8; what has schema 1 opens as before."""
+SCHEMA = 3
+"""2 added `conversion` and the precisions bf16 and int8. From 3 on readers pass over fields they do not know: those of 1
+and 2 refused them. All open; see docs/format.md."""
 
 Precision = Literal["fp32", "fp16", "bf16", "int8"]
 TokenNorm = Literal["raw", "final"]
@@ -19,8 +20,8 @@ Source = Literal["embedded", "hub", "file", "random"]
 Interpolation = Literal["bilinear", "bicubic", "lanczos"]
 
 
-class _Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Base of the manifest's parts: frozen, strict about what it reads."""
+class _Record(msgspec.Struct, frozen=True):
+    """Base of the manifest's parts."""
 
 
 class Backbone(_Record, frozen=True, kw_only=True):
@@ -43,13 +44,13 @@ class Backbone(_Record, frozen=True, kw_only=True):
     prefix_tokens: int
     """[cls] and registers in front of the patch tokens."""
     dim: int
-    has_cls: bool | msgspec.UnsetType = msgspec.UNSET
-    """Whether [cls] is among them; unset where that follows from there being any."""
+    has_cls: bool | None = None
+    """Whether [cls] is among them; None, as in older files: where there are any."""
 
     @property
     def reads_cls(self) -> bool:
         """Whether the backbone has a [cls] token."""
-        return self.prefix_tokens > 0 if isinstance(self.has_cls, msgspec.UnsetType) else self.has_cls
+        return self.prefix_tokens > 0 if self.has_cls is None else self.has_cls
 
 
 class Aggregator(_Record, frozen=True, kw_only=True):
@@ -136,7 +137,7 @@ class Conversion(_Record, frozen=True, kw_only=True):
 
 
 class Manifest(_Record, frozen=True, kw_only=True):
-    """`manifest.json`, whole. `sha256` covers every other field, so one changed byte is seen."""
+    """`manifest.json`, whole; `sha256`, the last field, covers every byte before it."""
 
     format: str = FORMAT
     schema: int = SCHEMA
@@ -151,8 +152,8 @@ class Manifest(_Record, frozen=True, kw_only=True):
     preprocess: Preprocess
     graph: Graph
     parity: Parity
-    conversion: Conversion | msgspec.UnsetType = msgspec.UNSET
-    """Absent in fp32, and where no real images were given."""
+    conversion: Conversion | None = None
+    """None in fp32, and where no real images were given."""
     versions: dict[str, str]
     files: dict[str, str]
     """sha256 of every other file, by path relative to the artifact."""

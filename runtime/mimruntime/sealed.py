@@ -1,31 +1,32 @@
-"""JSON records that carry their own digest: one changed byte is seen, a foreign or newer file is named as such."""
+"""JSON records that end in their own digest, so that one changed byte is seen."""
 
 from __future__ import annotations
 
 import hashlib
+import re
 from typing import TypeVar
 
 import msgspec
 
+from mimruntime import records
+
 Record = TypeVar("Record", bound=msgspec.Struct)
-"""A struct with the fields `format`, `schema` and `sha256`; the last covers every other."""
+"""A struct with the fields `format`, `schema` and, last, `sha256`."""
 
-
-class _Header(msgspec.Struct):
-    """The two fields read first, so that a foreign or newer file is recognised before its details are."""
-
-    format: str = ""
-    schema: int = 0
+_SEAL = re.compile(rb'"sha256": "([0-9a-f]{64})"\n\}\n\Z')
+_BLANK = b'"sha256": ""\n}\n'
 
 
 def encode(record: msgspec.Struct) -> bytes:
-    """Return the canonical bytes of `record`, sealed: its `sha256` is computed here."""
-    seal = hashlib.sha256(_canonical(msgspec.structs.replace(record, sha256=""))).hexdigest()
-    return _canonical(msgspec.structs.replace(record, sha256=seal))
+    """Return the bytes of `record`, sealed: its last field, `sha256`, becomes the digest of the bytes without it."""
+    blank = msgspec.json.format(msgspec.json.encode(msgspec.structs.replace(record, sha256="")), indent=2) + b"\n"
+    if not blank.endswith(_BLANK):
+        raise TypeError(f"the last field of {type(record).__name__} must be sha256")
+    return blank.removesuffix(_BLANK) + b'"sha256": "%s"\n}\n' % hashlib.sha256(blank).hexdigest().encode()
 
 
 def decode(raw: bytes, kind: type[Record], *, format_name: str, schema: int) -> Record:
-    """Parse and check a sealed record.
+    """Parse and check a sealed record; the digest is of the file's bytes, so fields of later versions are covered too.
 
     Args:
         raw: the file's bytes.
@@ -37,22 +38,11 @@ def decode(raw: bytes, kind: type[Record], *, format_name: str, schema: int) -> 
         ValueError: with a text that completes "FILE …".
 
     """
-    try:
-        header = msgspec.json.decode(raw, type=_Header)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise ValueError(f"is not a readable record ({error})") from error
-    if header.format != format_name:
-        raise ValueError(f"is not of this program: format is '{header.format}', expected '{format_name}'")
-    if header.schema > schema:
-        raise ValueError(f"has schema {header.schema}, this program reads up to {schema}; upgrade mimexport")
-    try:
-        record = msgspec.json.decode(raw, type=kind)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise ValueError(f"is damaged ({error})") from error
-    if encode(record) != raw:
+    records.check_kind(raw, format_name=format_name, schema=schema)
+    seal = _SEAL.search(raw)
+    if seal is None:
+        raise ValueError("is damaged or cut short (it does not end in its own digest)")
+    blank = raw[: seal.start(1)] + raw[seal.end(1) :]
+    if hashlib.sha256(blank).hexdigest().encode() != seal[1]:
         raise ValueError("was changed after it was written (its own digest does not match)")
-    return record
-
-
-def _canonical(record: msgspec.Struct) -> bytes:
-    return msgspec.json.format(msgspec.json.encode(record), indent=2) + b"\n"
+    return records.decode(raw, kind, format_name=format_name, schema=schema)

@@ -92,7 +92,7 @@ def test_a_cut_or_missing_file_is_refused(toy_copy: Path, name: str) -> None:
 
 def test_a_newer_schema_says_to_upgrade(toy_copy: Path) -> None:
     reseal(toy_copy, schema=manifest.SCHEMA + 1)
-    with pytest.raises(ArtifactError, match="has schema 3, this program reads up to 2; upgrade mimexport"):
+    with pytest.raises(ArtifactError, match="has schema 4, this program reads up to 3; upgrade mimexport"):
         Artifact.open(toy_copy)
 
 

@@ -6,6 +6,7 @@ import hashlib
 
 import msgspec
 
+from mimruntime import records
 from mimruntime.collection.store import open_folder
 from mimruntime.errors import OutputError, SpaceError
 
@@ -17,7 +18,7 @@ RECORD = "_job/record.json"
 """Underscored, so that readers of a folder of Parquet files pass over it."""
 
 
-class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Record(msgspec.Struct, frozen=True, kw_only=True):
     """`_job/record.json`: what the shards beside it are."""
 
     format: str = FORMAT
@@ -58,13 +59,6 @@ def job_digest(list_digest: str, embedding_space: str, graph_sha256: str) -> str
     return hashlib.sha256(msgspec.json.encode((list_digest, embedding_space, graph_sha256))).hexdigest()
 
 
-class _Kind(msgspec.Struct):
-    """What every record says of itself, whoever wrote it."""
-
-    format: str
-    schema: int
-
-
 def read_record(out: str) -> Record | None:
     """Return the record of the job in `out`; None where the folder is empty or not there.
 
@@ -74,10 +68,7 @@ def read_record(out: str) -> Record | None:
     """
     folder = open_folder(out)
     try:
-        raw = folder.read(RECORD)
-        kind = msgspec.json.decode(raw, type=_Kind)
-        if kind.format == FORMAT and kind.schema in {_LIST_ONLY, SCHEMA}:
-            return msgspec.json.decode(raw, type=Record)
+        return records.decode(folder.read(RECORD), Record, format_name=FORMAT, schema=SCHEMA)
     except (FileNotFoundError, NotADirectoryError):
         others = [name for name in folder.names() if not name.startswith(("_", "."))]
         if others:
@@ -85,12 +76,10 @@ def read_record(out: str) -> Record | None:
                 f"{out} holds other files ({others[0]} …) and no job of mimexport; it is left alone, choose another --out"
             ) from None
         return None
-    except (msgspec.MsgspecError, UnicodeDecodeError, OSError) as error:
-        raise OutputError(f"{out}/{RECORD} is not readable ({error}); choose another --out") from error
-    raise OutputError(
-        f"{out}/{RECORD} is of the kind {kind.format} {kind.schema}, this program reads {FORMAT} {_LIST_ONLY} and"
-        f" {SCHEMA}; choose another --out"
-    )
+    except OSError as error:
+        raise OutputError(f"{out}/{RECORD} cannot be read ({error}); choose another --out") from error
+    except ValueError as error:
+        raise OutputError(f"{out}/{RECORD} {error}; or choose another --out") from error
 
 
 def check_same(out: str, found: Record, wanted: Record, list_digest: str) -> None:

@@ -13,8 +13,8 @@ SCHEMA = 1
 FILE = "engine.json"
 
 
-class _Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Base of the parts: frozen, strict about what it reads."""
+class _Record(msgspec.Struct, frozen=True, kw_only=True):
+    """Base of the parts."""
 
 
 class BatchProfile(_Record, frozen=True, kw_only=True):

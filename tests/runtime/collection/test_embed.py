@@ -136,10 +136,10 @@ def test_another_job_in_the_same_folder_is_refused(
     assert "holds vectors of space 0" in capsys.readouterr().err
     record.write_text(record.read_text().replace('"schema": 2', '"schema": 3, "more": 1'))
     assert mimexport("embed", toy_artifact, gallery, "--out", out) == 1
-    assert "is of the kind mimexport-shards 3, this program reads mimexport-shards 1 and 2" in capsys.readouterr().err
+    assert "has schema 3, this program reads up to 2; upgrade mimexport" in capsys.readouterr().err
     record.write_text("{}")
     assert mimexport("embed", toy_artifact, gallery, "--out", out) == 1
-    assert "_job/record.json is not readable" in capsys.readouterr().err
+    assert "_job/record.json is not a readable record" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
