@@ -79,7 +79,7 @@ def read_record(out: str) -> Record | None:
     except OSError as error:
         raise OutputError(f"{out}/{RECORD} cannot be read ({error}); choose another --out") from error
     except ValueError as error:
-        raise OutputError(f"{out}/{RECORD} {error}; or choose another --out") from error
+        raise OutputError(f"{out}/{RECORD} {error}; choose another --out") from error
 
 
 def check_same(out: str, found: Record, wanted: Record, list_digest: str) -> None:

@@ -139,7 +139,7 @@ def test_another_job_in_the_same_folder_is_refused(
     assert "has schema 3, this program reads up to 2; upgrade mimexport" in capsys.readouterr().err
     record.write_text("{}")
     assert mimexport("embed", toy_artifact, gallery, "--out", out) == 1
-    assert "_job/record.json is not a readable record" in capsys.readouterr().err
+    assert "_job/record.json is not of this program" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
