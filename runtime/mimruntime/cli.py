@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 import click
 
 from mimruntime.errors import ImageError, MimError, OptionError
+from mimruntime.exit import leave
 
 if TYPE_CHECKING:
     from mimruntime.artifact import Artifact
@@ -180,23 +181,33 @@ def run(commands: Iterable[click.Command], argv: Sequence[str] | None = None, *,
         warnings.filterwarnings("ignore", module=r"PIL\.")
     with contextlib.suppress(ValueError):  # only the main thread may set it
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))
+    code = _exit_code(_program(commands), arguments, obj, debug=debug)
+    if argv is None:
+        leave(code)
+    sys.exit(code)
+
+
+def _exit_code(program: click.Group, arguments: list[str], obj: object, *, debug: bool) -> int:
+    """Run the program and say on stderr what ended it."""
     try:
-        code = _program(commands).main(arguments, prog_name="mimexport", standalone_mode=False, obj=obj)
+        code = program.main(arguments, prog_name="mimexport", standalone_mode=False, obj=obj)
     except click.ClickException as error:
         error.show()
-        sys.exit(error.exit_code)
-    except click.Abort:
-        sys.exit(INTERRUPTED)
+        return error.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        return INTERRUPTED
+    except SystemExit as error:
+        code = error.code
     except BrokenPipeError:
         _close_stdout()
-        sys.exit(1)
+        return 1
     except Exception as error:
         if debug:
             traceback.print_exc()
         else:
             click.echo(f"error: {_one_line(error)}", err=True)
-        sys.exit(1)
-    sys.exit(code if isinstance(code, int) else 0)
+        return 1
+    return code if isinstance(code, int) else 0
 
 
 def _program(commands: Iterable[click.Command]) -> click.Group:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import importlib.metadata
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from fastapi import FastAPI
@@ -24,11 +23,14 @@ from mimruntime.serve.remote import Fetcher
 from mimruntime.serve.settings import Settings
 
 _MOST_DECODERS = 8
-_JOIN_S = 5.0
 
 
-def create_app(settings: Settings) -> FastAPI:
+def create_app(settings: Settings, spaces: Sequence[str] | None = None) -> FastAPI:
     """Open every artifact and return the application; engines warm up once it is started.
+
+    Args:
+        settings: of the service.
+        spaces: refuse artifacts of other embedding spaces, in order; None: take them as they are.
 
     Raises:
         MimError: an artifact or engine that cannot be opened.
@@ -38,20 +40,19 @@ def create_app(settings: Settings) -> FastAPI:
     metrics = Metrics(version)
     lifecycle = Lifecycle(settings.grace_s)
     pool = ThreadPoolExecutor(settings.decode_threads or min(available_cpus(), _MOST_DECODERS), "mimexport-decode")
-    models = Models(Model(open_embedder(path, settings), settings, metrics, pool) for path in settings.artifacts)
+    models = _open_models(settings, spaces, metrics, pool)
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         lifecycle.install()
-        for model in models:
-            model.executor.start()
-        yield
-        pool.shutdown(wait=False, cancel_futures=True)
-        for model in models:
-            model.executor.stop()
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(_JOIN_S):
-                await asyncio.gather(*(asyncio.to_thread(model.executor.join, _JOIN_S) for model in models))
+        try:
+            for model in models:
+                model.executor.start()
+            yield
+        finally:  # the process ends once these threads have
+            pool.shutdown(wait=False, cancel_futures=True)
+            for model in models:
+                model.executor.stop()
 
     app = FastAPI(
         title="mimexport",
@@ -60,7 +61,6 @@ def create_app(settings: Settings) -> FastAPI:
         lifespan=lifespan,
         docs_url=None,  # its page would fetch scripts from elsewhere
         redoc_url=None,
-        redirect_slashes=False,  # to a host that the request names
     )
     for router in (
         openai.router(models, Fetcher(settings.remote_hosts, settings.max_body), settings.max_items),
@@ -76,3 +76,18 @@ def create_app(settings: Settings) -> FastAPI:
     app.add_middleware(Door, settings=settings, models=models, lifecycle=lifecycle)
     app.add_middleware(Observe, metrics=metrics, lifecycle=lifecycle, spaces=models.spaces)
     return app
+
+
+def _open_models(
+    settings: Settings, spaces: Sequence[str] | None, metrics: Metrics, pool: ThreadPoolExecutor
+) -> Models:
+    """Open every artifact, or none."""
+    expected: Sequence[str | None] = spaces or [None] * len(settings.artifacts)
+    with contextlib.ExitStack() as on_error:
+        embedders = [
+            on_error.enter_context(open_embedder(path, settings, space))
+            for path, space in zip(settings.artifacts, expected, strict=True)
+        ]
+        models = Models(Model(embedder, settings, metrics, pool) for embedder in embedders)
+        on_error.pop_all()
+    return models

@@ -34,9 +34,9 @@ class Executor(threading.Thread):
         patience_s: float,
         watchdog_s: float,
     ) -> None:
-        super().__init__(name="mimexport-executor", daemon=True)
+        super().__init__(name="mimexport-executor")
         about = embedder.describe()
-        self._name = about.name
+        self._model = about.name
         self._sizes = about.batch_sizes
         # A CPU computes padding at full price, so it takes what fills a size; elsewhere a run costs more than padding.
         self._pads = about.provider != "cpu"
@@ -81,13 +81,15 @@ class Executor(threading.Thread):
         self._embedder.close()
 
     def stop(self) -> None:
-        """Let the thread end after what is queued; does not wait."""
+        """Let the thread end after what is queued and close its engine; does not wait."""
         self._stopping.set()
         self._line.close()
+        if self.ident is None:
+            self._embedder.close()
 
     def _take(self) -> list[Item] | None:
         batch = self._line.take(self._sizes[0], self._how_many, patience_s=self._patience_s, idle_s=self._watchdog_s)
-        self._metrics.queue_length.labels(self._name).set(self._line.queued)
+        self._metrics.queue_length.labels(self._model).set(self._line.queued)
         return batch
 
     def _how_many(self, waiting: int) -> int:
@@ -101,7 +103,7 @@ class Executor(threading.Thread):
         error = self._attempt(mine)
         if error is None:
             return
-        _LOG.warning("%s: a batch of %d failed and is tried again in halves: %s", self._name, len(mine), error)
+        _LOG.warning("%s: a batch of %d failed and is tried again in halves: %s", self._model, len(mine), error)
         middle = (len(mine) + 1) // 2
         failures = [(half, self._attempt(half)) for half in (mine[:middle], mine[middle:]) if half]
         last = next((failure for _, failure in failures if failure), None)
@@ -147,12 +149,12 @@ class Executor(threading.Thread):
 
     def _record(self, items: list[Item], started: float, seconds: float) -> None:
         self._line.observe(seconds, len(items))
-        self._metrics.inference_seconds.labels(self._name).observe(seconds)
-        self._metrics.batch_size.labels(self._name).observe(len(items))
-        self._metrics.images.labels(self._name).inc(len(items))
+        self._metrics.inference_seconds.labels(self._model).observe(seconds)
+        self._metrics.batch_size.labels(self._model).observe(len(items))
+        self._metrics.images.labels(self._model).inc(len(items))
         for item in items:
-            self._metrics.decode_seconds.labels(self._name).observe(item.decode_s)
-            self._metrics.queue_seconds.labels(self._name).observe(started - item.ready_at)
+            self._metrics.decode_seconds.labels(self._model).observe(item.decode_s)
+            self._metrics.queue_seconds.labels(self._model).observe(started - item.ready_at)
 
     def _warm_up(self) -> None:
         """Run every size once, so that no request pays for a first time."""
@@ -180,18 +182,18 @@ class Executor(threading.Thread):
         """Close the engine and open it anew, until it works or the service ends."""
         self._set_ready(False)
         for pause_s in chain(_PAUSES_S, repeat(_PAUSES_S[-1])):
-            _LOG.error("%s: the engine is opened anew: %s", self._name, cause)
-            self._metrics.rebuilds.labels(self._name).inc()
+            _LOG.error("%s: the engine is opened anew: %s", self._model, cause)
+            self._metrics.rebuilds.labels(self._model).inc()
             try:
                 self._embedder.close()
                 self._embedder = self._reopen()
                 self._warm_up()
                 return
             except Exception as error:  # whatever keeps it from opening may pass
-                _LOG.exception("%s: the engine does not open; next try in %.1f s", self._name, pause_s, exc_info=error)
+                _LOG.exception("%s: the engine does not open; next try in %.1f s", self._model, pause_s, exc_info=error)
             if self._stopping.wait(pause_s):
                 return
 
     def _set_ready(self, ready: bool) -> None:
         self._ready = ready
-        self._metrics.ready.labels(self._name).set(ready)
+        self._metrics.ready.labels(self._model).set(ready)

@@ -42,7 +42,7 @@ class Model:
         self._pool = pool
         self.executor = Executor(
             embedder,
-            partial(open_embedder, embedder.artifact.path, settings),
+            partial(open_embedder, embedder.artifact.path, settings, embedder.space),
             self.line,
             metrics,
             patience_s=settings.max_delay_ms / 1000,
@@ -197,7 +197,7 @@ class Models:
         return self._by_name[name]
 
 
-def open_embedder(path: object, settings: Settings) -> Embedder:
+def open_embedder(path: object, settings: Settings, expect_space: str | None = None) -> Embedder:
     """Open one artifact as the settings say; one thread of its own decodes nothing, the service has a pool."""
     engine, threads = settings.engine, settings.threads
     if threads is None and settings.workers > 1:
@@ -211,6 +211,7 @@ def open_embedder(path: object, settings: Settings) -> Embedder:
         provider=settings.provider,
         threads=threads,
         batch_size=settings.max_batch,
+        expect_space=expect_space,
         workers=1,
     )
 

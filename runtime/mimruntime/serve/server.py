@@ -3,25 +3,22 @@
 from __future__ import annotations
 
 import logging
-import os
 import signal
 import socket
 import sys
-import tempfile
 from functools import partial
 from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
-from uvicorn.config import STARTUP_FAILURE
-from uvicorn.supervisors import Multiprocess
 
 from mimruntime.artifact import Artifact
-from mimruntime.errors import EngineError, MimError
+from mimruntime.errors import OptionError
 from mimruntime.serve.app import create_app
-from mimruntime.serve.metrics import MULTIPROCESS
+from mimruntime.serve.logs import set_up_logs
 from mimruntime.serve.protocol import PatientProtocol
 from mimruntime.serve.settings import Settings
+from mimruntime.serve.workers import create_in_worker, run_workers
 
 _LOG = logging.getLogger("mimexport")
 _CANCEL_S = 1
@@ -34,10 +31,18 @@ class _Server(uvicorn.Server):
     """A server that says where it listens, once it does."""
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
+        try:
+            await super().startup(sockets)
+        except OSError as error:  # another began to listen while the engine was opened
+            raise _cannot_listen(self.config.host, self.config.port, error) from error
         for server in self.servers:
             for listener in server.sockets:
                 _LOG.info("listening on %s", _url(self.config.host, listener))
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().shutdown(sockets)
+        if self.force_exit:  # uvicorn leaves this out then; the engines are to be closed all the same
+            await self.lifespan.shutdown()
 
 
 def _url(host: str, listener: Any) -> str:
@@ -49,42 +54,55 @@ def serve(settings: Settings) -> None:
     """Serve until SIGTERM or Ctrl-C; what was accepted is answered first.
 
     Raises:
-        MimError: an artifact or engine that cannot be opened.
+        MimError: an artifact or engine that cannot be opened, or an address that is taken.
+        KeyboardInterrupt: after Ctrl-C, once the service has stopped.
+        SystemExit: after SIGTERM, likewise, with 0.
 
     """
     set_up_logs(as_json=settings.log_json)
+    # uvicorn raises a signal again once it has stopped; the work is done then.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     if settings.workers > 1:
         _serve_with_workers(settings)
         return
-    server = _Server(_config(settings, create_app(settings)))
-    # Once it has stopped, uvicorn raises SIGTERM again; the work is done then, and the exit code is 0.
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    server.run()
+    listeners = _bind(settings.host, settings.port)
+    _Server(_config(settings, create_app(settings))).run(listeners)
+
+
+def _bind(host: str, port: int) -> list[socket.socket]:
+    """Return a socket for every address of `host`, bound before an engine is opened in vain; nobody is let in yet."""
+    bound = []
+    try:
+        for family, kind, protocol, _, address in socket.getaddrinfo(
+            host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        ):
+            listener = socket.socket(family, kind, protocol)
+            bound.append(listener)
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6:
+                listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            listener.bind(address)
+            listener.set_inheritable(True)
+    except OSError as error:
+        for listener in bound:
+            listener.close()
+        raise _cannot_listen(host, port, error) from error
+    return bound
+
+
+def _cannot_listen(host: str, port: int, error: OSError) -> OptionError:
+    return OptionError(
+        f"cannot listen on {host}:{port} ({error.strerror}); stop what does, or give another --host or --port"
+    )
 
 
 def _serve_with_workers(settings: Settings) -> None:
     """Start the processes, and start again whichever ends."""
-    for path in settings.artifacts:
-        Artifact.open(path)
-    with tempfile.TemporaryDirectory(prefix="mimexport-metrics-") as figures:
-        os.environ[MULTIPROCESS] = figures
-        config = _config(settings, partial(_create_in_worker, settings))
-        listener = config.bind_socket()
+    spaces = [Artifact.open(path).manifest.embedding_space for path in settings.artifacts]
+    listeners = _bind(settings.host, settings.port)
+    for listener in listeners:
         _LOG.info("%d workers start, to listen on %s", settings.workers, _url(settings.host, listener))
-        supervisor = Multiprocess(config, [listener])
-        supervisor.run()
-    if any(process.exitcode == STARTUP_FAILURE for process in supervisor.processes):
-        raise EngineError("a worker could not start; its line above says why")
-
-
-def _create_in_worker(settings: Settings) -> FastAPI:
-    set_up_logs(as_json=settings.log_json)
-    PatientProtocol.patience_s = settings.body_timeout_s
-    try:
-        return create_app(settings)
-    except MimError as error:
-        _LOG.error("%s", error)
-        sys.exit(STARTUP_FAILURE)
+    run_workers(_config(settings, partial(create_in_worker, settings, spaces)), listeners, settings.grace_s)
 
 
 def _config(settings: Settings, app: Any) -> uvicorn.Config:
@@ -104,14 +122,3 @@ def _config(settings: Settings, app: Any) -> uvicorn.Config:
         access_log=False,
         log_config=None,
     )
-
-
-def set_up_logs(*, as_json: bool) -> None:
-    """Send the log to stderr; with `as_json`, one JSON line per request too."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
-    logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
-    access = logging.getLogger("mimexport.access")
-    access.setLevel(logging.INFO if as_json else logging.WARNING)
-    access.propagate = False
-    if as_json and not access.handlers:
-        access.addHandler(logging.StreamHandler(sys.stderr))

@@ -5,20 +5,28 @@ from __future__ import annotations
 import contextlib
 import http.client
 import os
+import shutil
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import msgspec
 import pytest
 from fastapi import FastAPI
 from service import FAULTY, Service, running
 
+from mimruntime import Embedder
+from mimruntime.artifact import Artifact, seal
+from mimruntime.errors import ArtifactError
 from mimruntime.serve import server
+from mimruntime.serve.app import create_app
 from mimruntime.serve.settings import Settings
 
 
@@ -74,7 +82,7 @@ class TestEngineFailure:
         with running(toy_artifact, *options, log=tmp_path / "log", program=FAULTY, env={"FAULT_SLEEP": "0"}) as service:
             assert service.call("/live").status == 200
         with running(
-            toy_artifact, *options, log=tmp_path / "log", program=FAULTY, env={"FAULT_SLEEP": "2"}, wait=False
+            toy_artifact, *options, log=tmp_path / "log", program=FAULTY, env={"FAULT_SLEEP": "60"}, wait=False
         ) as service:
             statuses = set()
             deadline = time.monotonic() + 10
@@ -83,6 +91,11 @@ class TestEngineFailure:
                     statuses.add(service.call("/live").status)
                 time.sleep(0.05)
             assert 503 in statuses
+            while service.process.poll() is None:  # drain; no, end; no, at once
+                service.process.send_signal(signal.SIGINT)
+                time.sleep(0.05)
+            assert service.process.returncode == 130
+        assert "Traceback" not in (tmp_path / "log").read_text()
 
 
 def inject(fault: Path, failures: int | str) -> None:
@@ -198,11 +211,14 @@ def test_a_batch_call_and_a_single_call_are_refused_alike(toy_artifact: Path, tm
         assert int(single.headers["Retry-After"]) >= 1
 
 
-@pytest.mark.parametrize(("stop", "status"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    ("engine", "stop", "status"), [("onnxruntime", signal.SIGTERM, 0), ("openvino", signal.SIGINT, 130)]
+)
 def test_a_signal_under_load_answers_what_was_accepted_and_ends(
-    toy_artifact: Path, tmp_path: Path, photo: Path, stop: signal.Signals, status: int
+    toy_artifact: Path, tmp_path: Path, photo: Path, engine: str, stop: signal.Signals, status: int
 ) -> None:
-    with running(toy_artifact, log=tmp_path / "log", program=FAULTY, env={"FAULT_SLEEP": "0.05"}) as service:
+    options = ("--engine", engine)
+    with running(toy_artifact, *options, log=tmp_path / "log", program=FAULTY, env={"FAULT_SLEEP": "0.05"}) as service:
         with ThreadPoolExecutor(12) as pool:
             sent = [pool.submit(post, service, photo.read_bytes()) for _ in range(12)]
             while service.metric("mimexport_images_in_flight") < 12 and not all(future.done() for future in sent):
@@ -238,31 +254,72 @@ def test_while_it_drains_no_balancer_sends_more_and_after_the_grace_it_ends(
             assert cut_off.exception() is not None or cut_off.result() in {0, 500, 503}
 
 
+def test_a_thread_that_never_ends_does_not_keep_the_process() -> None:
+    work = (
+        "import threading; from mimruntime import exit; exit._WAIT_S = 0.1;"
+        " threading.Thread(target=threading.Event().wait, name='stuck').start(); exit.leave(7)"
+    )
+    done = subprocess.run([sys.executable, "-c", work], check=False, capture_output=True, text=True)
+    assert done.returncode == 7
+    assert "without its threads that did not end within 0.1 s: stuck" in done.stderr
+
+
+def test_a_service_that_cannot_start_closes_the_engines_it_had_opened(
+    toy_artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    closed: list[Embedder] = []
+    monkeypatch.setattr(Embedder, "close", lambda self: closed.append(self))  # noqa: PLW0108 - a method is bound
+    with pytest.raises(ArtifactError, match="no artifact at"):
+        create_app(Settings(artifacts=(toy_artifact, tmp_path / "none")))
+    assert len(closed) == 1
+
+
 def test_the_grace_is_spent_once() -> None:
     """uvicorn waits after draining has; what is open then is only to be cancelled."""
     settings = Settings(artifacts=(Path("a"),), grace_s=30)
     assert server._config(settings, FastAPI()).timeout_graceful_shutdown == 1
 
 
+@pytest.fixture(scope="module")
+def pair(toy_artifact: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Service, Path]]:
+    """A service of two workers, and its artifact, which a test may change."""
+    folder = tmp_path_factory.mktemp("pair")
+    artifact = Path(shutil.copytree(toy_artifact, folder / "toy"))
+    with running(artifact, "--workers", 2, log=folder / "log") as service:
+        wait_for(lambda: len(workers(service)) == 2)
+        yield service, artifact
+
+
 def test_a_worker_that_is_killed_comes_back_within_seconds(
-    toy_artifact: Path, tmp_path: Path, photo: Path, record_property: Callable[..., None]
+    pair: tuple[Service, Path], photo: Path, record_property: Callable[..., None]
 ) -> None:
-    with running(toy_artifact, "--workers", 2, log=tmp_path / "log") as service:
-        deadline = time.monotonic() + 30
-        while len(first := workers(service)) < 2:
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
-        os.kill(min(first), signal.SIGKILL)
-        killed = time.monotonic()
-        while len(now := workers(service)) < 2 or min(first) in now:
-            assert time.monotonic() - killed < 10
-            time.sleep(0.05)
-        service.wait_until_ready(20)
-        record_property("back after", f"{time.monotonic() - killed:.1f} s")
-        assert post(service, photo.read_bytes()) == 200
-        assert service.metric("mimexport_images_total") >= 1  # of both workers together
-        service.process.send_signal(signal.SIGTERM)
-        assert service.process.wait(20) == 0
+    service, _ = pair
+    first = workers(service)
+    os.kill(min(first), signal.SIGKILL)
+    killed = time.monotonic()
+    wait_for(lambda: len(now := workers(service)) == 2 and min(first) not in now)
+    service.wait_until_ready(20)
+    record_property("back after", f"{time.monotonic() - killed:.1f} s")
+    assert post(service, photo.read_bytes()) == 200
+    assert service.metric("mimexport_images_total") >= 1  # of both workers together
+
+
+def test_a_worker_that_would_embed_into_another_space_does_not_serve(pair: tuple[Service, Path], space: str) -> None:
+    service, artifact = pair
+    seal(artifact, msgspec.structs.replace(Artifact.open(artifact).manifest, embedding_space="another"))
+    os.kill(max(workers(service)), signal.SIGKILL)  # the other is ready for sure
+    wait_for(lambda: "the others serve on, it is started again in 10 s" in service.log.read_text())
+    assert f"embeds into space another, expected {space}" in service.log.read_text()
+    assert {service.call("/ready").headers["X-Embedding-Space"] for _ in range(5)} == {space}
+    service.process.send_signal(signal.SIGINT)
+    assert service.process.wait(60) == 130
+
+
+def wait_for(true: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 def workers(service: Service) -> set[int]:
