@@ -7,6 +7,14 @@ STAMP  := $(VENV)/.installed
 # Photographs that installed packages ship are used where no folder is given.
 IMAGES ?= $(shell $(BIN)/python -c "import pathlib, skimage, sklearn; print(pathlib.Path(skimage.__file__).parent / 'data', pathlib.Path(sklearn.__file__).parent / 'datasets/images')" 2>/dev/null)
 
+# CPU=plain: decisions and oneDNN as on a CPU without bf16, VNNI and AMX; docs/engines.md says what cannot be masked.
+ifeq ($(CPU),plain)
+export MIMEXPORT_CPU := plain
+export ONEDNN_MAX_CPU_ISA := AVX512_CORE
+else ifneq ($(CPU),)
+$(error CPU=$(CPU): expected plain, or nothing)
+endif
+
 .DEFAULT_GOAL := help
 .PHONY: help install quickstart bench bench-gpu bench-serve bench-scale eval-engines eval-baseline eval-table test test-scale test-slow gpu-test lint clean
 
@@ -42,7 +50,7 @@ bench: $(STAMP)  ## engines against torch and timm's plain export: ViT-B/16 (ran
 # Tiny ImageNet where it lies beside the checkout, else images drawn from a seed; DATA=SPEC for your own.
 # A thread of torch that waits must not spin: engines and decoding want its core.
 EVAL = OMP_WAIT_POLICY=PASSIVE $(BIN)/python tools/eval_engines.py $(if $(DATA),--data $(DATA))
-eval-engines: $(STAMP)  ## the regression gate over every engine and precision here; exit status 0 pass, 1 fail, 3 undecided
+eval-engines: $(STAMP)  ## the regression gate over every engine and precision here (CPU=plain: as without bf16, VNNI, AMX); exit status 0 pass, 1 fail, 3 undecided
 	$(EVAL)
 
 eval-baseline: $(STAMP)  ## the same, and what is found becomes eval/baseline.json

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Set
+from collections.abc import Iterator, Sequence, Set
 from pathlib import Path
 
 import msgspec
 
+from mimeval.coverage import Row, absent, keep_other_cpus
 from mimeval.errors import DataError
 from mimeval.report import Drifted, Fitted, Gain, Report, Score
 from mimeval.statistics import Verdict, is_lower, paired_difference
-from mimeval.verdict import worst
+from mimeval.verdict import explain, worst
 from mimruntime import records
 from mimruntime.writing import write_file
 
 _FORMAT = "mimexport-baseline"
 _SCHEMA = 1
+_Row = tuple[str, str, str, Fitted]
+"""Model, deployment, metric and side."""
+_NAMED = 4
+"""Rows that a note names."""
 _GROWTH = 2
 """Times as far from torch as in the baseline; the same graph on another CPU differs by less."""
 _NO_DRIFT = 1e-5
@@ -71,8 +76,11 @@ def read_baseline(path: Path) -> list[Entry]:
         raise DataError(f"{path} {error}; or write one: make eval-baseline") from error
 
 
-def write_baseline(report: Report, path: Path) -> None:
-    """Put `report` into the baseline file; other data sets keep their entries.
+def write_baseline(report: Report, path: Path) -> list[str]:
+    """Put `report` into the baseline file; other data sets keep their entries, other kinds of CPU their rows.
+
+    Returns:
+        The deployments of other kinds of CPU that were kept.
 
     Raises:
         DataError: the file is something else.
@@ -86,60 +94,71 @@ def write_baseline(report: Report, path: Path) -> None:
         training=report.images["training"],
         metric=report.metric,
         scores=scores,
-        drifts=report.drifts,
+        drifts=list(report.drifts),
     )
-    entries = [old for old in read_baseline(path) if _key(old) != _key(entry)] + [entry]
+    before = read_baseline(path)
+    others: set[Row] = set()
+    for old in (old for old in before if _key(old) == _key(entry)):
+        others = keep_other_cpus(old.scores, report)
+        entry.scores.extend(row for row in old.scores if (row.model, row.deployment) in others)
+        entry.drifts.extend(row for row in old.drifts if (row.model, row.deployment) in others)
+    entries = [old for old in before if _key(old) != _key(entry)] + [entry]
     write_file(path, msgspec.json.format(msgspec.json.encode(_Baseline(entries=entries)), indent=1) + b"\n")
+    return sorted({deployment for _, deployment in others})
 
 
-def compare(report: Report, entries: list[Entry]) -> Report:
+def compare(report: Report, entries: list[Entry], *, part: bool = False) -> Report:
     """Return `report` with what the baseline says added to its verdict.
 
     A score fails when its loss against the baseline, image by image, is shown and may exceed the margin; vectors fail
-    that are twice as far from torch's as they were: what costs little accuracy may still be broken. So does a
-    deployment the baseline has and whose engine, though installed, would not run; where the engine is not installed it
-    is noted. A gain that is there in torch, and whose change these images leave undecided, passes when the baseline has
-    it, other gains pass by themselves and none of that is found: what was accepted then is still so.
+    that are twice as far from torch's as they were: what costs little accuracy may still be broken. So does a row of
+    the baseline that is absent without a reason; see `mimeval.coverage.absent`. A gain that is there in torch, and
+    whose change these images leave undecided, passes when the baseline has it, other gains pass by themselves and none
+    of that is found: what was accepted then is still so. A row that the baseline lacks has to pass by itself.
+
+    Args:
+        report: of a run.
+        entries: of the baseline file.
+        part: whether some artifacts or engines alone were asked for.
+
     """
     wanted = report.digest, report.images["training"], report.metric
     entry = next((entry for entry in entries if _key(entry) == wanted), None)
     if entry is None:
         note = f"no baseline for these {report.images['engines']} images of {report.dataset}; make eval-baseline writes one"
         return msgspec.structs.replace(report, notes=[*report.notes, note])
-    now = {_row(score): score for score in report.scores}
-    refused = {(skip.artifact, skip.deployment) for skip in report.skipped if skip.kind == "refused"}
-    reasons: list[tuple[Verdict, str]] = []
-    notes = []
-    compared = sum(_row(old) in now for old in entry.scores)
-    for old in entry.scores:
-        score = now.get(_row(old))
-        if score is not None:
-            if text := _regression(score, old, report, rows=compared):
-                reasons.append(("fail", text))
-        elif any(_is_of(old, name, where) for name, where in refused):
-            reasons.append(("fail", f"{old.model} on {old.deployment} ran for the baseline and does not now"))
-        else:
-            notes.append(f"{old.model} on {old.deployment}")
-    reasons += [("fail", text) for old in entry.drifts for text in _drifted(old, report)]
-    if notes:
-        many = sorted(set(notes))
-        reports = [*report.notes, f"{len(many)} rows of the baseline did not run here: {', '.join(many[:4])} …"]
-        report = msgspec.structs.replace(report, notes=reports)
-    verdict, texts = worst(report.verdict, report.reasons, reasons)
-    open_gains = [gain for gain in report.gains if gain.decides and gain.found.verdict == "undecided"]
-    known = {_row(old) for old in entry.scores} & now.keys()
-    accepted_before = all(_has(known, gain) and gain.found.reference.low > 0 for gain in open_gains)
-    passed = any(gain.decides and gain.found.verdict == "pass" for gain in report.gains)
-    if verdict == "undecided" and len(texts) == len(open_gains) and accepted_before and passed:
-        accepted = f"what these images leave undecided is as it was in the baseline ({len(open_gains)} rows)"
-        verdict, texts = "pass", [f"every other gain carried over, and {accepted}"]
-    return msgspec.structs.replace(report, verdict=verdict, reasons=texts)
+    now = {_row(score): score for score in report.scores if score.metric == report.metric}
+    both = [(now[_row(old)], old) for old in entry.scores if _row(old) in now]
+    lost, noted = absent(entry.scores, report, part=part)
+    found = [text for score, old in both if (text := _regression(score, old, report, rows=len(both)))]
+    found += [*lost, *(text for old in entry.drifts for text in _drifted(old, report))]
+    added = dict.fromkeys(f"{row[0]} on {row[1]}" for row in now.keys() - {_row(old) for old in entry.scores})
+    notes = [*_note(noted, "of the baseline did not run here"), *_note(sorted(added), "are not in the baseline")]
+    verdict, texts = worst(report.verdict, report.reasons, [("fail", text) for text in found])
+    if verdict == "undecided":
+        verdict, texts = _accept(report, texts, {_row(old) for _, old in both})
+    return msgspec.structs.replace(report, verdict=verdict, reasons=texts, notes=[*report.notes, *notes])
 
 
-def _is_of(old: Score, artifact: str, deployment: str) -> bool:
-    """Return whether a row would have come from an artifact on an engine, known by its name and its graph's precision."""
-    ran = " ".join(old.deployment.split()[:2])  # what it computed in, and on which hardware, shows when it runs
-    return ran == deployment and (artifact == old.model or artifact.startswith(f"{old.model}."))
+def _note(names: Sequence[str], what: str) -> list[str]:
+    more = " …" if len(names) > _NAMED else ""
+    return [f"{len(names)} rows {what}: {', '.join(names[:_NAMED])}{more}"] if names else []
+
+
+def _accept(report: Report, reasons: list[str], known: Set[_Row]) -> tuple[Verdict, list[str]]:
+    """Return the verdict on a report that is undecided, and its reasons, without the gains that the baseline has."""
+    gains = [gain for gain in report.gains if gain.decides]
+    accepted = {
+        explain(gain)
+        for gain in gains
+        if gain.found.verdict == "undecided" and gain.found.reference.low > 0 and _has(known, gain)
+    }
+    if not accepted or not any(gain.found.verdict == "pass" for gain in gains):
+        return "undecided", reasons
+    said = f"what these images leave undecided is as it was in the baseline ({len(accepted)} rows)"
+    if left := [text for text in reasons if text not in accepted]:
+        return "undecided", [*left, f"of other rows, {said}"]
+    return "pass", [f"every other gain carried over, and {said}"]
 
 
 def _regression(score: Score, old: Score, report: Report, *, rows: int) -> str | None:
@@ -166,11 +185,11 @@ def _drifted(old: Drifted, report: Report) -> Iterator[str]:
             )
 
 
-def _has(known: Set[tuple[str, str, str, Fitted]], gain: Gain) -> bool:
+def _has(known: Set[_Row], gain: Gain) -> bool:
     return all((name, gain.deployment, gain.metric, gain.fitted) in known for name in (gain.model, gain.baseline))
 
 
-def _row(score: Score) -> tuple[str, str, str, Fitted]:
+def _row(score: Score) -> _Row:
     return score.model, score.deployment, score.metric, score.fitted
 
 

@@ -70,6 +70,11 @@ def report() -> Report:
     )
 
 
+def renamed(scores: list[Score], deployment: str) -> list[Score]:
+    """Return the rows of the engine under another deployment's name."""
+    return [msgspec.structs.replace(row, deployment=deployment) for row in scores if row.deployment != TORCH]
+
+
 class Elements(HTMLParser):
     """Every element of a page, and its text."""
 
@@ -233,10 +238,86 @@ class TestBaseline:
         refused = [Skipped("topk", "ort fp32", "it broke", "refused")]
         broken = msgspec.structs.replace(report, verdict="pass", scores=left, skipped=refused)
         assert compare(broken, read_baseline(path)).verdict == "fail"
-        missing = msgspec.structs.replace(broken, skipped=[])
-        noted = compare(missing, read_baseline(path))
-        assert noted.verdict == "pass"
-        assert "did not run here" in noted.notes[-1]
+
+    def test_a_row_that_is_gone_without_a_reason_fails(self, report, tmp_path) -> None:
+        path = tmp_path / "baseline.json"
+        write_baseline(report, path)
+        left = [row for row in report.scores if not (row.model == "topk" and row.deployment == "ort fp32")]
+        gone = msgspec.structs.replace(report, verdict="pass", reasons=[], scores=left, skipped=[])
+        found = compare(gone, read_baseline(path))
+        assert found.verdict == "fail"
+        assert "topk on ort fp32 is in the baseline and did not run; where that is meant" in found.reasons[0]
+        not_built = [Skipped("topk.fp32", "fp32", "not built: no extra", "missing")]
+        for noted in (
+            compare(gone, read_baseline(path), part=True),
+            compare(msgspec.structs.replace(gone, skipped=not_built), read_baseline(path)),
+        ):
+            assert noted.verdict == "pass"
+            assert noted.notes[-1] == "1 rows of the baseline did not run here: topk on ort fp32"
+
+    def test_a_row_that_the_baseline_lacks_is_said_and_has_to_pass_by_itself(self, report, tmp_path) -> None:
+        path = tmp_path / "baseline.json"
+        write_baseline(report, path)
+        added = msgspec.structs.replace(
+            report, verdict="pass", reasons=[], scores=[*report.scores, *renamed(report.scores, "ort bf16")]
+        )
+        found = compare(added, read_baseline(path))
+        assert found.verdict == "pass"
+        assert found.notes[-1] == "3 rows are not in the baseline: " + ", ".join(
+            f"{name} on ort bf16" for name in ("cls", "mean", "topk")
+        )
+        gains = [
+            msgspec.structs.replace(
+                gain,
+                deployment=where,
+                found=replace(gain.found, verdict="undecided" if gain.model == "topk" else "pass"),
+            )
+            for where in ("ort fp32", "ort bf16")
+            for gain in report.gains
+        ]
+        reasons = [explain(gain) for gain in gains if gain.model == "topk"]
+        unsure = msgspec.structs.replace(added, verdict="undecided", reasons=reasons, gains=gains)
+        found = compare(unsure, read_baseline(path))
+        assert found.verdict == "undecided"
+        assert "topk on ort bf16" in found.reasons[0]
+        assert found.reasons[1].startswith("of other rows, what these images leave undecided is as it was")
+
+    @pytest.mark.parametrize(
+        ("multiplies", "before", "now", "verdict"),
+        [
+            (True, "ov bf16 in fp32", "ov bf16", "pass"),
+            (False, "ov bf16", "ov bf16 in fp32", "pass"),
+            (True, "ov bf16", "ov bf16 in fp32", "fail"),
+            (False, "ov fp32", "ov fp32 in bf16", "fail"),
+            (True, "ov fp32", "ov fp32 in bf16", "fail"),
+            (False, "ov fp16 in fp32", "ov fp16", "pass"),
+            (True, "ov int8", "ov int8 in fp32", "fail"),
+        ],
+    )
+    def test_what_another_cpu_makes_of_a_graph_is_noted_and_kept(
+        self, report, tmp_path, monkeypatch, multiplies, before, now, verdict
+    ) -> None:
+        monkeypatch.setattr("mimeval.coverage.multiplies_bf16", lambda: multiplies)
+        path = tmp_path / "baseline.json"
+        passed = msgspec.structs.replace(report, verdict="pass", reasons=[])
+        old, new = (
+            msgspec.structs.replace(
+                passed,
+                scores=[row for row in report.scores if row.deployment == TORCH] + renamed(report.scores, name),
+                drifts=[msgspec.structs.replace(row, deployment=name) for row in report.drifts],
+            )
+            for name in (before, now)
+        )
+        write_baseline(old, path)
+        found = compare(new, read_baseline(path))
+        assert found.verdict == verdict
+        if verdict == "fail":
+            assert f"cls on {before} is in the baseline and did not run, but {now} did" in found.reasons[0]
+        assert write_baseline(new, path) == ([before] if verdict == "pass" else [])
+        (entry,) = read_baseline(path)
+        assert {row.deployment for row in entry.scores} == {TORCH, now, *([before] if verdict == "pass" else [])}
+        assert {row.deployment for row in entry.drifts} == {now, *([before] if verdict == "pass" else [])}
+        assert compare(new, read_baseline(path)).verdict == "pass"
 
     def test_it_is_known_though_what_it_computed_in_shows_only_when_it_runs(self, report, tmp_path) -> None:
         path = tmp_path / "baseline.json"
@@ -275,12 +356,13 @@ class TestBaseline:
             )
             for gain in report.gains
         ]
-        undecided = msgspec.structs.replace(report, verdict="undecided", reasons=["too few images"], gains=unsure)
+        reasons = [explain(gain) for gain in unsure if gain.model == "topk"]
+        undecided = msgspec.structs.replace(report, verdict="undecided", reasons=reasons, gains=unsure)
         write_baseline(undecided, path)
         found = compare(undecided, read_baseline(path))
         assert (found.verdict, len(found.reasons)) == ("pass", 1)
         assert "what these images leave undecided is as it was in the baseline (1 rows)" in found.reasons[0]
-        more = msgspec.structs.replace(undecided, reasons=["too few images", "chance"])
+        more = msgspec.structs.replace(undecided, reasons=[*reasons, "chance"])
         assert compare(more, read_baseline(path)).verdict == "undecided"
         without = msgspec.structs.replace(report, scores=[row for row in report.scores if row.model != "topk"])
         write_baseline(without, path)
@@ -298,7 +380,7 @@ class TestBaseline:
                 msgspec.structs.replace(gain, found=replace(gain.found, verdict="undecided", **changed))
                 for gain in report.gains
             ]
-            reasons = ["too few images"] * sum(gain.decides for gain in gains)
+            reasons = [explain(gain) for gain in gains]
             undecided = msgspec.structs.replace(report, verdict="undecided", reasons=reasons, gains=gains)
             write_baseline(undecided, path)
             assert compare(undecided, read_baseline(path)).verdict == "undecided"

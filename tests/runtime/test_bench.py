@@ -176,7 +176,7 @@ def test_a_rate_in_bf16_is_measured_where_the_cpu_multiplies_it(monkeypatch: pyt
     monkeypatch.setattr(matrix, "_rate", lambda multiply: 1.0)
     monkeypatch.setattr(matrix, "_openvino_product", lambda precision: None)
     for instructions, expected in ((("avx2",), {"fp32"}), (("amx_bf16",), {"fp32", "bf16"})):
-        monkeypatch.setattr(matrix, "cpu_instructions", lambda found=instructions: found)
+        monkeypatch.setattr("mimruntime.cpus.cpu_instructions", lambda found=instructions: found)
         assert set(matrix.matrix_rates()) == expected
 
 

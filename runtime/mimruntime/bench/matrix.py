@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from mimruntime.cpus import MULTIPLY_BF16, available_cpus, cpu_instructions
+from mimruntime.cpus import available_cpus, multiplies_bf16
 from mimruntime.engines.openvino import process_core
 
 _SIDE = 2048
@@ -19,7 +19,7 @@ _PRODUCTS = 5
 def matrix_rates() -> dict[str, float]:
     """Return FLOP/s by precision: "fp32" in numpy; "bf16" in OpenVINO where both are there. Others are not measured."""
     rates = {"fp32": _rate(_numpy_product())}
-    if MULTIPLY_BF16.intersection(cpu_instructions()):
+    if multiplies_bf16():
         with contextlib.suppress(ImportError):
             rates["bf16"] = _rate(_openvino_product("bf16"))
     return rates

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from mimruntime.artifact import Artifact
-from mimruntime.cpus import available_cpus, describe_cpu
+from mimruntime.cpus import available_cpus, describe_cpu, is_plain
 from mimruntime.engines.base import EMBEDDING, SELECTION, Engine, Progress
 from mimruntime.engines.compiled import Compiled
 from mimruntime.engines.options import CompileOptions
@@ -247,7 +247,8 @@ def _best_precision(core: Any, model: Any) -> str:
 
 
 def _capabilities(core: Any) -> set[str]:
-    return {name.lower() for name in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")}
+    found = {name.lower() for name in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")}
+    return found - {"bf16", "fp16"} if is_plain() else found
 
 
 def _check_provider(provider: str | None) -> None:
