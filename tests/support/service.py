@@ -41,12 +41,14 @@ class Service:
     process: subprocess.Popen[bytes]
     log: Path
 
-    def call(self, path: str, body: object = None, *, timeout: float = 60, **headers: str) -> Answer:
-        """GET without a body, else POST; a dict is sent as JSON."""
+    def call(
+        self, path: str, body: object = None, *, method: str | None = None, timeout: float = 60, **headers: str
+    ) -> Answer:
+        """GET without a body, else POST, unless a method is named; a dict is sent as JSON."""
         named = {name.replace("_", "-"): value for name, value in headers.items()}
         if isinstance(body, dict):
             body, named = json.dumps(body).encode(), {"Content-Type": "application/json"} | named
-        request = urllib.request.Request(self.url + path, data=body, headers=named)
+        request = urllib.request.Request(self.url + path, data=body, headers=named, method=method)
         try:
             with urllib.request.urlopen(request, timeout=timeout) as answer:
                 return Answer(answer.status, answer.headers, answer.read())

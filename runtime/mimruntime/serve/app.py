@@ -61,6 +61,7 @@ def create_app(settings: Settings, spaces: Sequence[str] | None = None) -> FastA
         lifespan=lifespan,
         docs_url=None,  # its page would fetch scripts from elsewhere
         redoc_url=None,
+        redirect_slashes=False,  # to a host that the request names
     )
     for router in (
         openai.router(models, Fetcher(settings.remote_hosts, settings.max_body), settings.max_items),

@@ -49,8 +49,7 @@ class Door:
             return
         body = b""
         try:
-            self._check(scope)
-            body = await self._read(receive)
+            body = await self._read(receive, self._check(scope))
             await _until_hung_up(self._app, scope, receive, send, body)
         except Problem as problem:
             await _refuse(respond(Request(scope), problem), receive, send)
@@ -59,11 +58,15 @@ class Door:
         finally:
             self._buffered -= len(body)
 
-    def _check(self, scope: Scope) -> None:
-        """Refuse what needs no body to be refused."""
-        if scope["path"] in OPEN_PATHS:
-            return
+    def _check(self, scope: Scope) -> int:
+        """Refuse what needs no body to be refused; return the bytes that the body may have."""
         headers = Headers(scope=scope)
+        if "Content-Length" in headers and "Transfer-Encoding" in headers:
+            # Where a proxy goes by the other of the two, the rest of the body would be the next request.
+            raise Problem(400, "malformed", "both Content-Length and Transfer-Encoding; send one", close=True)
+        if scope["path"] in OPEN_PATHS:
+            _check_length(headers, 0)
+            return 0
         if self._keys and not self._is_known(headers.get("Authorization", "")):
             raise Problem(401, "invalid_api_key", "send a valid key as 'Authorization: Bearer KEY'")
         self._lifecycle.check_open()
@@ -71,13 +74,12 @@ class Door:
             refusal = f"over {self._settings.max_connections} connections are open"
             raise Problem(503, "too_many_connections", refusal, retry_after_s=1, close=True)
         if scope["method"] != "POST":
-            return
+            return self._settings.max_body
         if headers.get("Content-Encoding", "identity") != "identity":
             raise Problem(415, "content_encoding", "bodies are taken as they are, without Content-Encoding")
-        length = headers.get("Content-Length", "0")
-        if length.isdecimal() and int(length) > self._settings.max_body:
-            raise self._too_large()
+        _check_length(headers, self._settings.max_body)
         self._models.check_room()
+        return self._settings.max_body
 
     def _is_known(self, authorization: str) -> bool:
         scheme, _, key = authorization.partition(" ")
@@ -86,16 +88,16 @@ class Door:
         matches = [hmac.compare_digest(given, known) for known in self._keys]
         return scheme.lower() == "bearer" and any(matches)
 
-    async def _read(self, receive: Receive) -> bytes:
-        """Return the whole body, read within the limits of size and time; it counts as buffered from then on."""
+    async def _read(self, receive: Receive, most: int) -> bytes:
+        """Return the whole body of at most `most` bytes, read in time; it counts as buffered from then on."""
         body = bytearray()
         try:
             async with asyncio.timeout(self._settings.body_timeout_s):
                 async for chunk in _chunks(receive):
                     body += chunk
                     self._buffered += len(chunk)
-                    if len(body) > self._settings.max_body:
-                        raise self._too_large()
+                    if len(body) > most:
+                        raise _too_large(most)
                     if self._buffered > self._settings.max_buffered:
                         raise Problem(429, "memory_full", "too many bytes are in flight", retry_after_s=1)
             return bytes(body)
@@ -105,8 +107,15 @@ class Door:
                 raise Problem(408, "too_slow", f"not whole within {self._settings.body_timeout_s:g} s") from error
             raise
 
-    def _too_large(self) -> Problem:
-        return Problem(413, "body_too_large", f"the body is over {self._settings.max_body:,} bytes")
+
+def _check_length(headers: Headers, most: int) -> None:
+    """Refuse a body that is announced to be over `most` bytes; h11 has made sure that it is a number."""
+    if int(headers.get("Content-Length", "0")) > most:
+        raise _too_large(most)
+
+
+def _too_large(most: int) -> Problem:
+    return Problem(413, "body_too_large", f"the body is over {most:,} bytes" if most else "this path takes no body")
 
 
 async def _chunks(receive: Receive) -> AsyncIterator[bytes]:

@@ -6,6 +6,7 @@ import logging
 import re
 import time
 import uuid
+from typing import Any
 
 import msgspec
 from starlette.datastructures import Headers, MutableHeaders
@@ -19,6 +20,7 @@ SPACE_HEADER = "X-Embedding-Space"
 REQUEST_ID_HEADER = "X-Request-Id"
 
 _ACCESS = logging.getLogger("mimexport.access")
+_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 _GOOD_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
 
@@ -52,17 +54,19 @@ class Observe:
                     headers["Connection"] = "close"
             await send(message)
 
+        # HEAD is GET without the content, which the server leaves out by itself.
+        served = {**scope, "method": "GET"} if scope["method"] == "HEAD" else scope
         started = time.monotonic()
         with self._lifecycle.request():
             try:
-                await self._app(scope, receive, send_observed)
+                await self._app(served, receive, send_observed)
             finally:
-                self._record(scope, status, time.monotonic() - started, request_id)
+                self._record(scope, served.get("route"), status, time.monotonic() - started, request_id)
 
-    def _record(self, scope: Scope, status: int, seconds: float, request_id: str) -> None:
-        route = scope.get("route")
-        # The path as declared, never as sent: metrics must not grow with what strangers ask for.
-        endpoint, method = (route.path, scope["method"]) if route else ("none", "any")
+    def _record(self, scope: Scope, route: Any, status: int, seconds: float, request_id: str) -> None:
+        # The path as declared and a method that exists, never as sent: metrics must not grow with what strangers send.
+        endpoint = route.path if route else "none"
+        method = scope["method"] if route and scope["method"] in _METHODS else "other"
         self._metrics.requests.labels(endpoint, method, status).inc()
         self._metrics.request_seconds.labels(endpoint, method).observe(seconds)
         if status >= 400:

@@ -132,6 +132,7 @@ def test_each_refusal_has_its_status_and_reason(toy: Service, request_: dict, st
         (2, b"ab", None, "ends inside a length"),
         (4, b"1234", "9999", "Inference-Header-Content-Length is '9999'"),
         (4, b"1234", "-1", "Inference-Header-Content-Length is '-1'"),
+        (4, b"1234", "1" * 5000, "Inference-Header-Content-Length is '1111"),
     ],
 )
 def test_binary_tensors_that_do_not_add_up_are_refused(

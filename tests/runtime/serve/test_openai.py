@@ -92,3 +92,9 @@ def test_an_unknown_model_is_answered_with_the_nearest(toy: Service, photo: Path
 def test_a_body_that_is_no_json_is_malformed(toy: Service) -> None:
     answer = toy.call("/v1/embeddings", b"{", Content_Type="application/json")
     assert (answer.status, answer.json["error"]["code"]) == (400, "malformed")
+
+
+@pytest.mark.parametrize("field", ["model", "embedding_space", "user", "input"])
+def test_half_a_character_is_malformed(toy: Service, field: str) -> None:
+    fields = {"model": "toy", "input": "data:image/png;base64,AAAA"} | {field: "\ud800"}
+    assert toy.call("/v1/embeddings", fields).status in {400, 422}

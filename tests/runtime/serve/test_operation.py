@@ -83,6 +83,41 @@ def test_metrics_do_not_grow_with_what_strangers_ask_for(toy: Service) -> None:
     assert "models/a" not in text
 
 
+def test_metrics_do_not_grow_with_methods_that_do_not_exist(toy: Service) -> None:
+    for number in range(3):
+        assert toy.call("/live", method=f"M{number}").status == 405
+    text = toy.call("/metrics").body.decode()
+    assert 'method="M' not in text
+    assert 'mimexport_requests_total{endpoint="/live",method="other",status="405"}' in text
+
+
+@pytest.mark.parametrize("path", ["/live", "/ready", "/health", "/metrics", "/v2/health/live", "/v2/health/ready"])
+def test_head_is_get_without_content(toy: Service, path: str) -> None:
+    answer = toy.call(path, method="HEAD")
+    assert (answer.status, answer.body) == (200, b"")
+    assert int(answer.headers["Content-Length"]) > 0
+
+
+def test_a_host_header_sends_nobody_elsewhere(toy: Service) -> None:
+    answer = toy.call("/live/", Host="elsewhere.example")
+    assert (answer.status, answer.headers["Location"]) == (404, None)
+
+
+@pytest.mark.parametrize("pieces", [None, 2])
+def test_what_is_open_to_all_takes_no_body(toy: Service, pieces: int | None) -> None:
+    for path in ("/live", "/ready", "/metrics", "/openapi.json"):
+        answer = toy.call(path, iter([b"x"] * pieces) if pieces else bytes(1_000_000))
+        assert (answer.status, answer.json["error"]["message"]) == (413, "this path takes no body")
+
+
+def test_a_request_with_two_ideas_of_its_end_is_the_last_of_its_connection(toy: Service) -> None:
+    both = b"POST /v1/embeddings/image HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n"
+    with begun(toy, both + b"0\r\n\r\nGET /live HTTP/1.1\r\nHost: x\r\n\r\n") as connection:
+        answers = b"".join(iter(lambda: connection.recv(4096), b""))
+    assert answers.startswith(b"HTTP/1.1 400 ")
+    assert answers.count(b"HTTP/1.1 ") == 1
+
+
 def test_a_connection_may_be_idle_for_longer_than_uvicorn_would_keep_it(toy: Service) -> None:
     connection = http.client.HTTPConnection("127.0.0.1", toy.port, timeout=20)
     for pause_s in (6, 0):

@@ -63,6 +63,15 @@ def test_a_request_may_state_the_space_it_expects(toy: Service, photo: Path, spa
     assert call("f" * 16).headers["X-Embedding-Space"] == space
 
 
+def test_a_form_may_name_a_charset_that_does_not_exist(toy: Service, photo: Path) -> None:
+    fields = (
+        b'--b\r\nContent-Disposition: form-data; name="file"; filename="a"',
+        photo.read_bytes() + b"\r\n--b--\r\n",
+    )
+    kind = "multipart/form-data; charset=undefined; boundary=b"
+    assert toy.call("/v1/embeddings/image", b"\r\n\r\n".join(fields), Content_Type=kind).status == 200
+
+
 @pytest.mark.parametrize("headers", [{}, {"Content_Type": "multipart/form-data; boundary=b"}])
 def test_an_empty_body_is_malformed(toy: Service, headers: dict[str, str]) -> None:
     answer = toy.call("/v1/embeddings/image", b"--b--\r\n" if headers else b"", **headers)
