@@ -71,7 +71,8 @@ _KEY_VARIABLE = "MIMEXPORT_API_KEY"
     "remote_hosts",
     multiple=True,
     envvar="MIMEXPORT_REMOTE_HOST",
-    help="Fetch https URLs of this host.  [default: none]",
+    metavar="HOST[:PORT]",
+    help="Fetch https URLs of this host, on port 443 or PORT.  [default: none]",
 )
 @click.option("--log-json", is_flag=True, help="A JSON line per request on stderr.")
 @click.option("--check", is_flag=True, help="Print what would be served, and exit.")

@@ -3,33 +3,38 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import http.client
 import socket
 import ssl
-import threading
-import time
-from collections.abc import Collection, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from urllib.parse import urljoin, urlsplit
+from urllib.parse import quote, urljoin, urlsplit
+
+import h11
 
 from mimruntime.addresses import is_public
 from mimruntime.serve.problems import Problem
+from mimruntime.serve.settings import parse_remote_host
 
 _REDIRECTS = 3
 _TOTAL_S = 10.0
-_STEP_S = 3.0
+"""Of one image: waiting for a place, look-ups, connections, redirects and all of its bytes."""
 _CHUNK = 65536
 _AT_ONCE = 8
+_URL_SAFE = "%/:?#[]@!$&'()*+,;=~"
 
 
 class Fetcher:
-    """Turns what clients name into sources; only https URLs of allowed hosts are fetched."""
+    """Turns what clients name into sources; only https URLs of allowed hosts are fetched.
 
-    def __init__(self, hosts: Collection[str], max_bytes: int) -> None:
-        self._hosts = frozenset(host.lower() for host in hosts)
+    Everything but the look-up runs on the event loop, so that the deadline cancels it wherever it is. A look-up cannot be
+    cancelled; it has threads of its own, which nothing else waits for.
+    """
+
+    def __init__(self, hosts: Iterable[str], max_bytes: int) -> None:
+        self._hosts = frozenset(parse_remote_host(host) for host in hosts)
         self._max_bytes = max_bytes
-        self._pool = ThreadPoolExecutor(_AT_ONCE, "mimexport-fetch")
+        self._slots = asyncio.Semaphore(_AT_ONCE)
+        self._lookups = ThreadPoolExecutor(_AT_ONCE, "mimexport-lookup")
 
     async def resolve(self, locations: Sequence[str]) -> list[bytes | str]:
         """Return data URIs as they are and URLs as the bytes behind them.
@@ -39,64 +44,68 @@ class Fetcher:
                 together.
 
         """
-        for index, location in enumerate(locations):
-            if not location.startswith("data:"):
-                _check_url(location, self._hosts, index)
-        loop, room = asyncio.get_running_loop(), _Room(self._max_bytes)
-        return await asyncio.gather(
-            *(
-                _itself(location)
-                if location.startswith("data:")
-                else loop.run_in_executor(self._pool, self._fetch, location, index, room)
-                for index, location in enumerate(locations)
-            )
-        )
+        found: list[bytes | str] = list(locations)
+        remote = [index for index, location in enumerate(locations) if not location.startswith("data:")]
+        for index in remote:
+            self._check_url(locations[index], index)
+        room = _Room(self._max_bytes)
+        tasks = [asyncio.create_task(self._fetch(locations[index], index, room)) for index in remote]
+        try:
+            for index, body in zip(remote, await asyncio.gather(*tasks), strict=True):
+                found[index] = body
+        finally:
+            for task in tasks:
+                task.cancel()
+        return found
 
-    def _fetch(self, url: str, index: int, room: _Room) -> bytes:
-        deadline = time.monotonic() + _TOTAL_S
+    async def _fetch(self, url: str, index: int, room: _Room) -> bytes:
+        try:
+            async with asyncio.timeout(_TOTAL_S), self._slots:
+                return await self._follow(url, index, room)
+        except TimeoutError as error:
+            raise _refused(index, f"not whole within {_TOTAL_S:g} s") from error
+
+    async def _follow(self, url: str, index: int, room: _Room) -> bytes:
         for _ in range(_REDIRECTS + 1):
-            host, port = _check_url(url, self._hosts, index)
-            connection = _PinnedConnection(host, port, _public_address(host, port, index))
-            # Each read has its own time; a server that sends a byte now and then would have them all.
-            alarm = threading.Timer(deadline - time.monotonic(), connection.cut_off)
-            alarm.start()
+            host, port = self._check_url(url, index)
+            address = await self._public_address(host, port, index)
             try:
-                with _get(connection, url) as answer:
-                    if answer.status in {301, 302, 303, 307, 308}:
-                        url = urljoin(url, answer.getheader("Location", ""))
-                        continue
-                    if answer.status != 200:
-                        raise _refused(index, f"{host} answered {answer.status}")
-                    return _read(answer, room, deadline, index)
-            except (OSError, http.client.HTTPException, ValueError) as error:
-                if time.monotonic() > deadline:
-                    raise _too_slow(index) from error
+                status, location, body = await _get(url, host, port, address, room, index)
+            except (OSError, h11.ProtocolError, ValueError) as error:
                 raise _refused(index, f"{host} cannot be read ({type(error).__name__})") from error
-            finally:
-                alarm.cancel()
-                connection.close()
+            if status == 200:
+                return body
+            if status not in {301, 302, 303, 307, 308}:
+                raise _refused(index, f"{host} answered {status}")
+            url = urljoin(url, location)
         raise _refused(index, f"more than {_REDIRECTS} redirects")
 
+    def _check_url(self, url: str, index: int) -> tuple[str, int]:
+        """Return host and port of a URL that is https and allowed."""
+        try:
+            parts = urlsplit(url)
+            host, port = parts.hostname or "", parts.port or 443
+        except ValueError as error:
+            raise _refused(index, "is no URL") from error
+        if not self._hosts:
+            raise _refused(index, "URLs are not fetched here; send the image as a data URI")
+        if parts.scheme != "https" or parts.username is not None or (host, port) not in self._hosts:
+            raise _refused(index, "only https URLs of the hosts the operator allows are fetched")
+        return host, port
 
-class _PinnedConnection(http.client.HTTPSConnection):
-    """Connects to the address that was checked: a second look-up could give another."""
-
-    def __init__(self, host: str, port: int, address: str) -> None:
-        self._tls = ssl.create_default_context()
-        super().__init__(host, port, timeout=_STEP_S, context=self._tls)
-        self._address = address
-        self._open: socket.socket | None = None
-
-    def connect(self) -> None:
-        plain = socket.create_connection((self._address, self.port), self.timeout)
-        self.sock = self._open = self._tls.wrap_socket(plain, server_hostname=self.host, do_handshake_on_connect=False)
-        self.sock.do_handshake()
-
-    def cut_off(self) -> None:
-        """End whatever is waited for, from another thread."""
-        if self._open is not None:  # `sock` is gone once the answer has begun and is the connection's last
-            with contextlib.suppress(OSError):
-                socket.socket.shutdown(self._open, socket.SHUT_RDWR)
+    async def _public_address(self, host: str, port: int, index: int) -> str:
+        """Return an address of `host`, all of which must be public."""
+        loop = asyncio.get_running_loop()
+        try:
+            entries = await loop.run_in_executor(self._lookups, _look_up, host, port)
+        except (OSError, UnicodeError) as error:
+            raise _refused(index, f"{host} has no address") from error
+        found = [str(entry[4][0]) for entry in entries]
+        if not found:
+            raise _refused(index, f"{host} has no address")
+        if not all(is_public(address) for address in found):
+            raise _refused(index, f"{host} has an address that is not public")
+        return found[0]
 
 
 class _Room:
@@ -104,64 +113,69 @@ class _Room:
 
     def __init__(self, limit: int) -> None:
         self._limit = self._left = limit
-        self._lock = threading.Lock()
 
     def take(self, count: int, index: int) -> None:
         """Use `count` bytes for image `index`."""
-        with self._lock:
-            self._left -= count
-            if self._left < 0:
-                reason = f"image {index}: the images of the request are over {self._limit:,} bytes"
-                raise Problem(413, "image_too_large", reason, param=f"input[{index}]")
+        self._left -= count
+        if self._left < 0:
+            reason = f"image {index}: the images of the request are over {self._limit:,} bytes"
+            raise Problem(413, "image_too_large", reason, param=f"input[{index}]")
 
 
-async def _itself(location: str) -> str:
-    return location
+def _look_up(host: str, port: int) -> list[tuple[object, object, object, object, tuple[object, ...]]]:
+    return list(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
 
 
-def _check_url(url: str, hosts: Collection[str], index: int) -> tuple[str, int]:
-    """Return host and port of a URL that is https and allowed."""
+async def _connect(host: str, port: int, address: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """Connect to the address that was checked, since a second look-up could give another."""
+    return await asyncio.open_connection(address, port, ssl=ssl.create_default_context(), server_hostname=host)
+
+
+async def _get(url: str, host: str, port: int, address: str, room: _Room, index: int) -> tuple[int, str, bytes]:
+    """Return status, Location and, where the status is 200, body."""
+    reader, writer = await _connect(host, port, address)
     try:
-        parts = urlsplit(url)
-        host, port = parts.hostname or "", parts.port or 443
-    except ValueError as error:
-        raise _refused(index, "is no URL") from error
-    if not hosts:
-        raise _refused(index, "URLs are not fetched here; send the image as a data URI")
-    if parts.scheme != "https" or parts.username is not None or host not in hosts:
-        raise _refused(index, "only https URLs of the hosts the operator allows are fetched")
-    return host, port
+        connection = h11.Connection(h11.CLIENT)
+        writer.write(_request(connection, url, host, port))
+        status, location, body = 0, "", bytearray()
+        async for event in _events(connection, reader):
+            if isinstance(event, h11.Response):
+                status = event.status_code
+                location = dict(event.headers).get(b"location", b"").decode("latin-1")
+                if status != 200:
+                    break
+            elif isinstance(event, h11.Data):
+                room.take(len(event.data), index)
+                body += event.data
+        return status, location, bytes(body)
+    finally:
+        writer.transport.abort()
 
 
-def _public_address(host: str, port: int, index: int) -> str:
-    """Return an address of `host`, all of which must be public."""
-    try:
-        found = [str(entry[4][0]) for entry in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)]
-    except OSError as error:
-        raise _refused(index, f"{host} has no address") from error
-    if not all(is_public(address) for address in found):
-        raise _refused(index, f"{host} has an address that is not public")
-    return found[0]
-
-
-def _get(connection: http.client.HTTPConnection, url: str) -> http.client.HTTPResponse:
+def _request(connection: h11.Connection, url: str, host: str, port: int) -> bytes:
     parts = urlsplit(url)
-    connection.request("GET", f"{parts.path or '/'}{'?' + parts.query if parts.query else ''}")
-    return connection.getresponse()
+    target = quote(f"{parts.path or '/'}{'?' + parts.query if parts.query else ''}", safe=_URL_SAFE)
+    name = f"[{host}]" if ":" in host else host
+    headers = {
+        "Host": name if port == 443 else f"{name}:{port}",
+        "Accept-Encoding": "identity",
+        "User-Agent": "mimexport",
+        "Connection": "close",
+    }
+    request = connection.send(h11.Request(method="GET", target=target, headers=list(headers.items())))
+    return (request or b"") + (connection.send(h11.EndOfMessage()) or b"")
 
 
-def _read(answer: http.client.HTTPResponse, room: _Room, deadline: float, index: int) -> bytes:
-    body = bytearray()
-    while chunk := answer.read1(_CHUNK):
-        room.take(len(chunk), index)
-        body += chunk
-    if time.monotonic() > deadline:  # cut off, which reads like the end
-        raise _too_slow(index)
-    return bytes(body)
-
-
-def _too_slow(index: int) -> Problem:
-    return _refused(index, f"not whole within {_TOTAL_S:g} s")
+async def _events(connection: h11.Connection, reader: asyncio.StreamReader) -> AsyncIterator[h11.Event]:
+    """Yield what the server sends until its answer is whole."""
+    while True:
+        event = connection.next_event()
+        if event is h11.NEED_DATA:
+            connection.receive_data(await reader.read(_CHUNK))
+        elif isinstance(event, h11.Response | h11.Data | h11.InformationalResponse):
+            yield event
+        else:
+            return
 
 
 def _refused(index: int, reason: str) -> Problem:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from mimruntime.decode import FORMATS, MAX_PIXELS
 from mimruntime.errors import OptionError
@@ -36,7 +37,7 @@ class Settings:
         max_connections: open connections of a process beyond which requests get 503, those of balancers aside.
         formats: those of `mimruntime.decode.FORMATS` let in.
         api_keys: any of them opens the door; empty: no key is asked for.
-        remote_hosts: hosts whose https URLs are fetched; empty: no URL is.
+        remote_hosts: HOST or HOST:PORT whose https URLs are fetched, on port 443 where none is named; empty: no URL is.
         log_json: a JSON line per request on stderr.
 
     """
@@ -70,7 +71,8 @@ class Settings:
         """Refuse what could never work.
 
         Raises:
-            OptionError: no artifact, an unknown format, an empty key, or one body larger than all bodies together.
+            OptionError: no artifact, an unknown format, an empty key, what is no host, or one body larger than all bodies
+                together.
 
         """
         if not self.artifacts:
@@ -80,5 +82,26 @@ class Settings:
                 raise OptionError(f"unknown image format '{name}'; known: {', '.join(FORMATS)}")
         if any(not key.strip() for key in self.api_keys):
             raise OptionError("an API key is empty; leave it out, or no request could be told from a stranger's")
+        for host in self.remote_hosts:
+            parse_remote_host(host)
         if self.max_body > self.max_buffered:
             raise OptionError(f"max_body {self.max_body} is more than max_buffered {self.max_buffered} bytes")
+
+
+def parse_remote_host(given: str) -> tuple[str, int]:
+    """Return host, in small letters, and port of "HOST" or "HOST:PORT".
+
+    Raises:
+        OptionError: it is neither.
+
+    """
+    try:
+        parts = urlsplit(f"//{given}")
+        host, port = parts.hostname, parts.port or 443
+    except ValueError:
+        host = None
+    if not host or parts.path or parts.query or parts.fragment or parts.username is not None:
+        raise OptionError(
+            f"a remote host is HOST or HOST:PORT, got '{given}'; give example.org, not https://example.org/"
+        )
+    return host, port

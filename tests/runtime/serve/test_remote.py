@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-import http.client
 import http.server
 import socket
 import threading
 from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 
+from mimruntime.errors import OptionError
 from mimruntime.serve import remote
 from mimruntime.serve.problems import Problem
 from mimruntime.serve.remote import Fetcher
+from mimruntime.serve.settings import Settings
 
 
 class Site(http.server.BaseHTTPRequestHandler):
@@ -52,15 +55,19 @@ class Site(http.server.BaseHTTPRequestHandler):
         """Say nothing."""
 
 
+async def local(*_: object) -> str:
+    return "127.0.0.1"
+
+
 @pytest.fixture
 def site(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """An address under which a server of this machine answers as a public host would, without TLS."""
 
-    def connect(self: remote._PinnedConnection) -> None:
-        self.sock = self._open = socket.create_connection((self._address, self.port), self.timeout)
+    async def connect(_: str, port: int, address: str) -> object:
+        return await asyncio.open_connection(address, port)
 
-    monkeypatch.setattr(remote, "_public_address", lambda *_: "127.0.0.1")
-    monkeypatch.setattr(remote._PinnedConnection, "connect", connect)
+    monkeypatch.setattr(Fetcher, "_public_address", local)
+    monkeypatch.setattr(remote, "_connect", connect)
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Site)
     server.done = threading.Event()
     threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -71,7 +78,8 @@ def site(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 
 def fetch(*urls: str, most: int = 100) -> list[bytes | str]:
-    return asyncio.run(Fetcher({"public.example"}, most).resolve(urls))
+    hosts = {"public.example", *(urlsplit(url).netloc for url in urls if url.startswith("https://public.example"))}
+    return asyncio.run(Fetcher(hosts, most).resolve(urls))
 
 
 def test_what_is_behind_a_url_is_fetched_through_redirects_and_data_stays_as_it_is(site: str) -> None:
@@ -109,12 +117,76 @@ def test_a_server_that_drips_is_cut_off(site: str, part: str, monkeypatch: pytes
         fetch(f"{site}/drip/{part}", most=1_000_000)
 
 
+def test_a_server_that_never_shakes_hands_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remote, "_TOTAL_S", 0.3)
+    monkeypatch.setattr(Fetcher, "_public_address", local)
+    with socket.create_server(("127.0.0.1", 0)) as silent, pytest.raises(Problem, match=r"not whole within 0\.3 s"):
+        fetch(f"https://public.example:{silent.getsockname()[1]}/cat.jpg")
+
+
+def test_a_look_up_without_an_answer_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    answered = threading.Event()
+    monkeypatch.setattr(remote, "_TOTAL_S", 0.3)
+    monkeypatch.setattr(remote.socket, "getaddrinfo", lambda *_, **__: answered.wait(20) and [])
+    try:
+        with pytest.raises(Problem, match=r"not whole within 0\.3 s"):
+            fetch("https://public.example/cat.jpg")
+    finally:
+        answered.set()
+
+
+def test_where_one_image_fails_the_others_are_not_fetched_on(site: str) -> None:
+    """The rest would hold places and memory that no answer is waiting for."""
+
+    async def failing() -> set[str]:
+        port = urlsplit(site).netloc
+        with pytest.raises(Problem, match="answered 404"):
+            await Fetcher({port}, 100).resolve([f"{site}/missing", f"{site}/drip/body"])
+        await asyncio.sleep(0)
+        return {task.get_coro().__name__ for task in asyncio.all_tasks()}
+
+    assert "_fetch" not in asyncio.run(failing())
+
+
+def resolved_to(monkeypatch: pytest.MonkeyPatch, addresses: list[str]) -> None:
+    entries = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, 443)) for address in addresses]
+    monkeypatch.setattr(remote.socket, "getaddrinfo", lambda *_, **__: entries)
+    monkeypatch.setattr(remote, "_connect", None)  # it is not even asked
+
+
 @pytest.mark.parametrize(
-    "found", [["93.184.216.34", "10.0.0.1"], ["::ffff:127.0.0.1"], ["fe80::1%eth0"], ["224.0.0.1"]]
+    "found",
+    [
+        ["93.184.216.34", "10.0.0.1"],
+        ["::ffff:127.0.0.1"],
+        ["fe80::1%eth0"],
+        ["224.0.0.1"],
+        ["64:ff9b::7f00:1"],
+        ["64:ff9b:1::1"],
+        ["2002:7f00:1::1"],
+        ["::127.0.0.1"],
+        ["fec0::1"],
+    ],
 )
 def test_one_address_that_is_not_public_is_enough_to_refuse(found: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    entries = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, 443)) for address in found]
-    monkeypatch.setattr(remote.socket, "getaddrinfo", lambda *_, **__: entries)
-    monkeypatch.setattr(http.client.HTTPSConnection, "request", None)  # it is not even asked
+    resolved_to(monkeypatch, found)
     with pytest.raises(Problem, match="has an address that is not public"):
         fetch("https://public.example/cat.jpg")
+
+
+def test_an_empty_answer_of_the_resolver_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    resolved_to(monkeypatch, [])
+    with pytest.raises(Problem, match=r"public\.example has no address"):
+        fetch("https://public.example/cat.jpg")
+
+
+@pytest.mark.parametrize(("allowed", "port"), [("public.example", ":8443"), ("public.example:8443", "")])
+def test_a_port_that_was_not_allowed_is_refused(allowed: str, port: str) -> None:
+    with pytest.raises(Problem, match="only https URLs of the hosts the operator allows"):
+        asyncio.run(Fetcher({allowed}, 100).resolve([f"https://public.example{port}/cat.jpg"]))
+
+
+@pytest.mark.parametrize("given", ["https://a.example", "a.example/x", "u@a.example", "a.example:x", ""])
+def test_what_is_no_host_is_refused_at_the_start(given: str) -> None:
+    with pytest.raises(OptionError, match="a remote host is HOST or HOST:PORT"):
+        Settings(artifacts=(Path("a"),), remote_hosts=(given,))
