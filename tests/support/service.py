@@ -103,7 +103,7 @@ def running(
 
 def _port(process: subprocess.Popen[bytes], log: Path) -> int:
     """The port the log names, 0 where the process ends before."""
-    while not (said := re.search(r"listen(?:ing)? on http://[^:]+:(\d+)", log.read_text())):
+    while not (said := re.search(r"listen(?:ing)? on https?://[^:]+:(\d+)", log.read_text())):
         if process.poll() is not None:
             return 0
         time.sleep(0.02)

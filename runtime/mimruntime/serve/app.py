@@ -15,6 +15,7 @@ from mimruntime.cpus import available_cpus
 from mimruntime.errors import MimError
 from mimruntime.serve import health, kserve, openai, problems, upload
 from mimruntime.serve.door import Door
+from mimruntime.serve.keys import Keys
 from mimruntime.serve.lifecycle import Lifecycle
 from mimruntime.serve.metrics import Metrics
 from mimruntime.serve.model import Model, Models, open_embedder
@@ -33,18 +34,20 @@ def create_app(settings: Settings, spaces: Sequence[str] | None = None) -> FastA
         spaces: refuse artifacts of other embedding spaces, in order; None: take them as they are.
 
     Raises:
-        MimError: an artifact or engine that cannot be opened.
+        MimError: an artifact or engine that cannot be opened, or no keys in their file.
 
     """
     version = importlib.metadata.version("mimexport")
     metrics = Metrics(version)
     lifecycle = Lifecycle(settings.grace_s)
+    keys = Keys(settings.api_keys, settings.api_key_file)
     pool = ThreadPoolExecutor(settings.decode_threads or min(available_cpus(), _MOST_DECODERS), "mimexport-decode")
     models = _open_models(settings, spaces, metrics, pool)
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         lifecycle.install()
+        keys.install()
         try:
             for model in models:
                 model.executor.start()
@@ -74,7 +77,7 @@ def create_app(settings: Settings, spaces: Sequence[str] | None = None) -> FastA
     app.add_exception_handler(MimError, problems.on_runtime_error)
     app.add_exception_handler(RequestValidationError, problems.on_invalid)
     app.add_exception_handler(Exception, problems.on_bug)
-    app.add_middleware(Door, settings=settings, models=models, lifecycle=lifecycle)
+    app.add_middleware(Door, settings=settings, keys=keys, models=models, lifecycle=lifecycle)
     app.add_middleware(Observe, metrics=metrics, lifecycle=lifecycle, spaces=models.spaces)
     return app
 

@@ -18,7 +18,14 @@ if TYPE_CHECKING:
 _POSITIVE = click.IntRange(min=1)
 _SECONDS = click.FloatRange(min=0, min_open=True)
 _MB = 1_000_000
-_KEY_VARIABLE = "MIMEXPORT_API_KEY"
+_KEY_VARIABLES = ("MIMEXPORT_API_KEY", "MIMEXPORT_API_KEY_FILE")
+
+
+class _Key(click.types.StringParamType):
+    """A text that is one value in a variable too, where click would take every word for one."""
+
+    def split_envvar_value(self, rv: str) -> list[str]:
+        return [rv]
 
 
 @click.command(context_settings={"auto_envvar_prefix": "MIMEXPORT", "show_default": True})
@@ -63,9 +70,20 @@ _KEY_VARIABLE = "MIMEXPORT_API_KEY"
     "--api-key",
     "api_keys",
     multiple=True,
-    help="Key asked of clients; better set as MIMEXPORT_API_KEY.",
-    envvar=_KEY_VARIABLE,
+    type=_Key(),
+    help="Key asked of clients; better set as MIMEXPORT_API_KEY, which is one key, blanks and all.",
+    envvar=_KEY_VARIABLES[0],
 )
+@click.option(
+    "--api-key-file",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="More keys, one a line; read again at SIGHUP.",
+    envvar=_KEY_VARIABLES[1],
+)
+@click.option(
+    "--tls-cert", type=click.Path(path_type=Path, dir_okay=False), help="Serve https: certificate chain, PEM."
+)
+@click.option("--tls-key", type=click.Path(path_type=Path, dir_okay=False), help="Its private key, PEM, not encrypted.")
 @click.option(
     "--remote-host",
     "remote_hosts",
@@ -80,12 +98,13 @@ def serve(check: bool, **given: Any) -> None:
     """Serve embeddings over HTTP, in the protocols of OpenAI's and Triton's clients.
 
     Every option is also an environment variable: --max-batch is MIMEXPORT_MAX_BATCH; lists are separated by spaces,
-    MIMEXPORT_ARTIFACTS by colons.
+    MIMEXPORT_ARTIFACTS by colons, and MIMEXPORT_API_KEY is one key.
     """
     with needs("serve", "the service"):
         from mimruntime.serve.server import serve as serve_forever
-    if os.environ.get(_KEY_VARIABLE, "set").strip() == "":
-        raise OptionError(f"{_KEY_VARIABLE} is there and empty; unset it to serve without a key")
+    for variable in _KEY_VARIABLES:
+        if os.environ.get(variable, "set").strip() == "":
+            raise OptionError(f"{variable} is there and empty; unset it to serve without a key")
     settings = _settings(**given)
     if check:
         _print_check(settings)
@@ -122,8 +141,12 @@ def _settings(
 
 
 def _print_check(settings: Settings) -> None:
+    from mimruntime.serve.keys import Keys
     from mimruntime.serve.model import open_embedder
+    from mimruntime.serve.tls import check_certificate
 
+    check_certificate(settings.tls_cert, settings.tls_key)
+    keys = Keys(settings.api_keys, settings.api_key_file)
     for path in settings.artifacts:
         with open_embedder(path, settings) as embedder:
             about = embedder.describe()
@@ -134,6 +157,6 @@ def _print_check(settings: Settings) -> None:
         click.echo(f"  batches of {', '.join(map(str, about.batch_sizes))}")
     for field in dataclasses.fields(settings):
         value = getattr(settings, field.name)
-        shown = f"{len(value)} set" if field.name == "api_keys" else value
+        shown = f"{len(keys)} set" if field.name == "api_keys" else value
         if field.name != "artifacts":
             click.echo(f"{field.name:<16} {shown}")

@@ -18,6 +18,7 @@ from mimruntime.serve.app import create_app
 from mimruntime.serve.logs import set_up_logs
 from mimruntime.serve.protocol import PatientProtocol
 from mimruntime.serve.settings import Settings
+from mimruntime.serve.tls import check_certificate
 from mimruntime.serve.workers import create_in_worker, run_workers
 
 _LOG = logging.getLogger("mimexport")
@@ -37,7 +38,7 @@ class _Server(uvicorn.Server):
             raise _cannot_listen(self.config.host, self.config.port, error) from error
         for server in self.servers:
             for listener in server.sockets:
-                _LOG.info("listening on %s", _url(self.config.host, listener))
+                _LOG.info("listening on %s", _url(self.config, listener))
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         await super().shutdown(sockets)
@@ -45,9 +46,9 @@ class _Server(uvicorn.Server):
             await self.lifespan.shutdown()
 
 
-def _url(host: str, listener: Any) -> str:
-    name = f"[{host}]" if ":" in host else host
-    return f"http://{name}:{listener.getsockname()[1]}"
+def _url(config: uvicorn.Config, listener: Any) -> str:
+    name = f"[{config.host}]" if ":" in config.host else config.host
+    return f"{'https' if config.is_ssl else 'http'}://{name}:{listener.getsockname()[1]}"
 
 
 def serve(settings: Settings) -> None:
@@ -60,6 +61,7 @@ def serve(settings: Settings) -> None:
 
     """
     set_up_logs(as_json=settings.log_json)
+    check_certificate(settings.tls_cert, settings.tls_key)
     # uvicorn raises a signal again once it has stopped; the work is done then.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     if settings.workers > 1:
@@ -100,9 +102,10 @@ def _serve_with_workers(settings: Settings) -> None:
     """Start the processes, and start again whichever ends."""
     spaces = [Artifact.open(path).manifest.embedding_space for path in settings.artifacts]
     listeners = _bind(settings.host, settings.port)
+    config = _config(settings, partial(create_in_worker, settings, spaces))
     for listener in listeners:
-        _LOG.info("%d workers start, to listen on %s", settings.workers, _url(settings.host, listener))
-    run_workers(_config(settings, partial(create_in_worker, settings, spaces)), listeners, settings.grace_s)
+        _LOG.info("%d workers start, to listen on %s", settings.workers, _url(config, listener))
+    run_workers(config, listeners, settings.grace_s)
 
 
 def _config(settings: Settings, app: Any) -> uvicorn.Config:
@@ -112,6 +115,8 @@ def _config(settings: Settings, app: Any) -> uvicorn.Config:
         factory=not isinstance(app, FastAPI),
         host=settings.host,
         port=settings.port,
+        ssl_certfile=settings.tls_cert,
+        ssl_keyfile=settings.tls_key,
         workers=settings.workers,
         http=PatientProtocol,
         ws="none",

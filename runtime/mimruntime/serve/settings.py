@@ -37,6 +37,8 @@ class Settings:
         max_connections: open connections of a process beyond which requests get 503, those of balancers aside.
         formats: those of `mimruntime.decode.FORMATS` let in.
         api_keys: any of them opens the door; empty: no key is asked for.
+        api_key_file: more of them, a key a line, read again at SIGHUP.
+        tls_cert, tls_key: PEM files of a certificate with its chain and of its private key; both or neither.
         remote_hosts: HOST or HOST:PORT whose https URLs are fetched, on port 443 where none is named; empty: no URL is.
         log_json: a JSON line per request on stderr.
 
@@ -64,6 +66,9 @@ class Settings:
     max_connections: int = 1024
     formats: tuple[str, ...] = DEFAULT_FORMATS
     api_keys: tuple[str, ...] = ()
+    api_key_file: Path | None = None
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
     remote_hosts: tuple[str, ...] = ()
     log_json: bool = False
 
@@ -71,8 +76,8 @@ class Settings:
         """Refuse what could never work.
 
         Raises:
-            OptionError: no artifact, an unknown format, an empty key, what is no host, or one body larger than all bodies
-                together.
+            OptionError: no artifact, an unknown format, an empty key, half of TLS, what is no host, or one body larger
+                than all together.
 
         """
         if not self.artifacts:
@@ -84,6 +89,8 @@ class Settings:
             raise OptionError("an API key is empty; leave it out, or no request could be told from a stranger's")
         for host in self.remote_hosts:
             parse_remote_host(host)
+        if (self.tls_cert is None) != (self.tls_key is None):
+            raise OptionError("--tls-cert and --tls-key go together: one is missing")
         if self.max_body > self.max_buffered:
             raise OptionError(f"max_body {self.max_body} is more than max_buffered {self.max_buffered} bytes")
 

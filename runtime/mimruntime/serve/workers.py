@@ -124,6 +124,12 @@ class _Supervisor(Multiprocess):
         self.interrupted = True
         super().handle_int()
 
+    def handle_hup(self) -> None:
+        """Have the workers read their keys again; uvicorn would replace them."""
+        for process in self.processes:
+            if process.pid is not None and process.exitcode is None:
+                os.kill(process.pid, signal.SIGHUP)
+
     def join_all(self) -> None:
         """Wait for the workers until their grace is over or Ctrl-C comes again; kill what is left then."""
         deadline = time.monotonic() + self._grace_s + _END_S

@@ -8,7 +8,9 @@ import io
 import json
 import os
 import select
+import signal
 import socket
+import ssl
 import struct
 import subprocess
 import sys
@@ -221,7 +223,7 @@ def test_configured_by_environment_with_keys_two_artifacts_and_json_logs(
     other = renamed(toy_without_selection, tmp_path / "other", "other")
     env = {
         "MIMEXPORT_ARTIFACTS": f"{toy_artifact}:{other}",
-        "MIMEXPORT_API_KEY": "first second",
+        "MIMEXPORT_API_KEY": "first second \u00e9",
         "MIMEXPORT_FORMAT": "JPEG TIFF",
         "MIMEXPORT_LOG_JSON": "1",
     }
@@ -234,7 +236,11 @@ def test_configured_by_environment_with_keys_two_artifacts_and_json_logs(
         assert {path: service.call(path).status for path in closed} == dict.fromkeys(closed, 401)
         opened = ("/live", "/ready", "/metrics", "/v2/health/live", "/v2/health/ready")
         assert {path: service.call(path).status for path in opened} == dict.fromkeys(opened, 200)
-        key = {"Authorization": "Bearer second"}
+        for part in ("first", "second", "first second", "\u00e9"):
+            assert service.call("/v1/models", Authorization=f"Bearer {part}").status == 401
+        as_utf8 = "first second \u00e9".encode().decode("latin-1")  # as curl sends it
+        assert service.call("/v1/models", Authorization=f"Bearer {as_utf8}").status == 200
+        key = {"Authorization": "Bearer first second \u00e9"}
         assert [model["id"] for model in service.call("/v1/models", **key).json["data"]] == ["toy", "other"]
         assert service.call("/v1/embeddings/image?model=other", image, **key).json["model"] == "other"
         assert service.call("/v1/embeddings/image", image, **key).status == 404
@@ -243,6 +249,48 @@ def test_configured_by_environment_with_keys_two_artifacts_and_json_logs(
     assert {"request_id", "status", "ms", "path"} <= set(entries[0])
     assert any(entry["reason"] == "invalid_api_key" for entry in entries)
     assert "second" not in (tmp_path / "log").read_text()
+
+
+def test_keys_in_a_file_are_read_again_at_sighup_by_every_worker_over_https(toy_artifact: Path, tmp_path: Path) -> None:
+    keys, cert, key = tmp_path / "keys", tmp_path / "cert.pem", tmp_path / "key.pem"
+    keys.write_text("old key\r\n\n\u00e9t\u00e9\n", "utf-8")
+    make_certificate(cert, key)
+    options = ("--api-key-file", keys, "--tls-cert", cert, "--tls-key", key, "--workers", 2)
+    with running(toy_artifact, *options, log=tmp_path / "log", wait=False) as service:
+        context = ssl.create_default_context(cafile=cert)
+
+        def answer(key: str, status: int) -> bool:
+            """Whether every one of some connections, to one worker or the other, gets this answer."""
+            return all(https_status(service, context, key) == status for _ in range(6))
+
+        wait_until(lambda: answer("old key", 200))
+        assert answer("\u00e9t\u00e9", 200)
+        assert answer("old", 401)
+        assert answer("", 401)
+        keys.write_text("new key\n")
+        service.process.send_signal(signal.SIGHUP)
+        wait_until(lambda: answer("new key", 200))
+        wait_until(lambda: answer("old key", 401))
+        keys.write_text("\n")
+        service.process.send_signal(signal.SIGHUP)
+        wait_until(lambda: "holds no key" in (tmp_path / "log").read_text())
+        assert https_status(service, context, "new key") == 200
+    assert f"listen on https://127.0.0.1:{service.port}" in (tmp_path / "log").read_text()
+
+
+def https_status(service: Service, context: ssl.SSLContext, key: str) -> int:
+    """0 where nobody listens yet."""
+    connection = http.client.HTTPSConnection("localhost", service.port, timeout=20, context=context)
+    with contextlib.closing(connection), contextlib.suppress(ConnectionError):
+        connection.request("GET", "/v1/models", headers={"Authorization": f"Bearer {key}"})
+        return connection.getresponse().status
+    return 0
+
+
+def make_certificate(cert: Path, key: Path) -> None:
+    command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
+    about = ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost", "-keyout", key, "-out", cert]
+    subprocess.run([*command, *about], check=True, capture_output=True)
 
 
 def test_a_vector_that_is_not_finite_is_never_sent(toy: Service) -> None:
@@ -293,6 +341,10 @@ def test_check_prints_what_would_be_served_and_exits(toy_artifact: Path, space: 
         (["{toy}", "--provider", "cuda"], 1, "error: provider 'cuda' is not part of"),
         (["{toy}", "--port", "{port}"], 1, "error: cannot listen on 127.0.0.1:{port} (Address already in use); stop"),
         (["{toy}", "--api-key", " "], 1, "error: an API key is empty"),
+        (["{toy}", "--api-key-file", "no-such-file"], 1, "error: the file of API keys no-such-file cannot be read"),
+        (["{toy}", "--api-key-file", os.devnull], 1, f"error: the file of API keys {os.devnull} holds no key"),
+        (["{toy}", "--tls-cert", "cert.pem"], 1, "error: --tls-cert and --tls-key go together"),
+        (["{toy}", "--tls-cert", "no.pem", "--tls-key", "no.pem"], 1, "--tls-key no.pem cannot be used: "),
         (["{toy}", "--format", "JPG"], 1, "error: unknown image format 'JPG'"),
         (["{toy}", "--max-batch", "0"], 2, "--max-batch"),
         ([], 2, "Missing argument"),
@@ -307,12 +359,12 @@ def test_what_cannot_be_served_ends_at_once_in_one_line(
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize("key", ["", "  "])
-def test_a_key_that_was_lost_on_the_way_does_not_open_the_door(toy_artifact, monkeypatch, key: str) -> None:
-    monkeypatch.setenv("MIMEXPORT_API_KEY", key)
+@pytest.mark.parametrize(("variable", "key"), [("API_KEY", ""), ("API_KEY", "  "), ("API_KEY_FILE", "")])
+def test_a_key_that_was_lost_on_the_way_does_not_open_the_door(toy_artifact, monkeypatch, variable, key) -> None:
+    monkeypatch.setenv(f"MIMEXPORT_{variable}", key)
     done = mimexport("serve", toy_artifact, "--check")
     assert done.returncode == 1
-    assert "error: MIMEXPORT_API_KEY is there and empty; unset it to serve without a key" in done.stderr
+    assert f"error: MIMEXPORT_{variable} is there and empty; unset it to serve without a key" in done.stderr
 
 
 @pytest.mark.parametrize("engine", ["auto", "tensorrt-rtx"])

@@ -1,0 +1,23 @@
+"""The certificate of https, checked before an engine is opened."""
+
+from __future__ import annotations
+
+import ssl
+from pathlib import Path
+
+from mimruntime.errors import OptionError
+
+
+def check_certificate(cert: Path | None, key: Path | None) -> None:
+    """Refuse what the server could not serve https with; None for both is plain HTTP.
+
+    Raises:
+        OptionError: a file cannot be read, is no PEM or encrypted, or the two do not belong together.
+
+    """
+    if cert is None or key is None:
+        return
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(cert, key, password=b"")  # or it would be asked for
+    except (OSError, ValueError) as error:
+        raise OptionError(f"--tls-cert {cert} and --tls-key {key} cannot be used: {error}") from error
