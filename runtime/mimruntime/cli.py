@@ -148,7 +148,7 @@ def verify(artifact: Path, engine: str, provider: str | None, threads: int | Non
     from mimruntime.verification import verify as verify_artifact
 
     checked = verify_artifact(artifact, engine=engine, provider=provider, threads=threads)
-    figures = {**msgspec.to_builtins(checked.parity), "provider": checked.provider}
+    figures = {**msgspec.to_builtins(checked.parity), "provider": checked.provider, "precision": checked.precision}
     if as_json:
         click.echo(json.dumps(figures, indent=2))
         return
@@ -156,7 +156,7 @@ def verify(artifact: Path, engine: str, provider: str | None, threads: int | Non
     _table(
         [
             ("artifact", f"{artifact}, {len(checked.artifact.manifest.files)} files, every digest as built"),
-            ("engine", f"{parity.engine} on {checked.provider}"),
+            ("engine", f"{parity.engine} on {checked.provider}, in {checked.precision}"),
             ("compared", f"{parity.images} images at batch {', '.join(map(str, parity.batches))}"),
             ("cosine", f"worst {parity.worst_cosine:.7f}, median {parity.median_cosine:.7f}"),
             ("difference", f"worst {parity.worst_abs_diff:.2e}"),
@@ -263,7 +263,7 @@ def _embed_to_file(
     total = sum(entry.images for entry in entries)
     with Embedder.open(artifact, **settings) as embedder:
         about = embedder.describe()
-        with open_writer(out, dim=about.dim, space=about.space, model=about.name) as writer:
+        with open_writer(out, dim=about.dim, space=about.space, model=about.name, precision=about.precision) as writer:
             started = time.perf_counter()
             rows = embed_rows(embedder, read_images(entries, columns, access=access))
             errors = _write(_progress(rows, total), writer, strict=strict)

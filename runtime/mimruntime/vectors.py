@@ -17,7 +17,7 @@ from mimruntime.writing import staged_file, sweep
 
 SUFFIXES = (".npz", ".parquet")
 _GROUP_ROWS = 2048
-_SPACE, _MODEL = "embedding_space", "model"
+_SPACE, _MODEL, _PRECISION = "embedding_space", "model", "precision"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -30,6 +30,7 @@ class Vectors:
         errors: n texts; None where there is a vector.
         space: vectors of two files are comparable only where this is equal.
         model: name of the artifact.
+        precision: in which the vectors were computed; None: written before this was stored.
 
     """
 
@@ -38,6 +39,7 @@ class Vectors:
     errors: tuple[str | None, ...]
     space: str
     model: str
+    precision: str | None
 
 
 class Writer(Protocol):
@@ -48,7 +50,7 @@ class Writer(Protocol):
 
 
 @contextlib.contextmanager
-def open_writer(path: str | Path, *, dim: int, space: str, model: str) -> Iterator[Writer]:
+def open_writer(path: str | Path, *, dim: int, space: str, model: str, precision: str) -> Iterator[Writer]:
     """Yield a writer of `path`; the file appears when the block ends well, and only then.
 
     `.parquet` is written in groups of rows as they come. `.npz` is kept in memory until the end.
@@ -58,6 +60,7 @@ def open_writer(path: str | Path, *, dim: int, space: str, model: str) -> Iterat
         dim: length of a vector.
         space: the embedding space, stored in the file.
         model: name of the artifact, stored in the file.
+        precision: in which the vectors are computed, stored in the file.
 
     Raises:
         OptionError: another suffix.
@@ -71,11 +74,12 @@ def open_writer(path: str | Path, *, dim: int, space: str, model: str) -> Iterat
     if target.is_dir():
         raise OutputError(f"{target} is a folder; give the name of a file in it: {target / 'vectors.parquet'}")
     sweep(target.parent, target.name)
+    labels = {_SPACE: space, _MODEL: model, _PRECISION: precision}
     with staged_file(target) as stream:
         if arrow is None:
-            writer: _NpzWriter | _ParquetWriter = _NpzWriter(stream, dim, space, model)
+            writer: _NpzWriter | _ParquetWriter = _NpzWriter(stream, dim, labels)
         else:
-            writer = _ParquetWriter(arrow, stream, dim, space, model)
+            writer = _ParquetWriter(arrow, stream, dim, labels)
         try:
             yield writer
             writer.finish()
@@ -138,9 +142,9 @@ def read_vectors(path: str | Path) -> Vectors:
 
 
 class _NpzWriter:
-    def __init__(self, stream: IO[bytes], dim: int, space: str, model: str) -> None:
+    def __init__(self, stream: IO[bytes], dim: int, labels: dict[str, str]) -> None:
         self._stream = stream
-        self._space, self._model = np.array(space), np.array(model)
+        self._labels: dict[str, Any] = {name: np.array(text) for name, text in labels.items()}
         self._dim = dim
         self._rows: list[tuple[str, np.ndarray | None, str | None]] = []
 
@@ -154,19 +158,17 @@ class _NpzWriter:
                 row[:] = vector
         paths = np.array([path for path, _, _ in self._rows], dtype=np.str_)
         errors = np.array([error or "" for _, _, error in self._rows], dtype=np.str_)
-        np.savez(
-            self._stream, path=paths, vectors=vectors, error=errors, embedding_space=self._space, model=self._model
-        )
+        np.savez(self._stream, path=paths, vectors=vectors, error=errors, **self._labels)
 
     def release(self) -> None:
         self._rows.clear()
 
 
 class _ParquetWriter:
-    def __init__(self, arrow: ModuleType, stream: IO[bytes], dim: int, space: str, model: str) -> None:
+    def __init__(self, arrow: ModuleType, stream: IO[bytes], dim: int, labels: dict[str, str]) -> None:
         self._arrow: Any = arrow
         fields = [("path", arrow.string()), ("vector", arrow.list_(arrow.float32(), dim)), ("error", arrow.string())]
-        self._schema = arrow.schema(fields, metadata={_SPACE: space, _MODEL: model})
+        self._schema = arrow.schema(fields, metadata=labels)
         self._file = arrow.parquet.ParquetWriter(stream, self._schema)
         self._dim = dim
         self._rows: list[tuple[str, np.ndarray | None, str | None]] = []
@@ -220,6 +222,7 @@ def _read_npz(path: Path) -> Vectors:
             errors=tuple(error or None for error in arrays["error"].tolist()),
             space=str(arrays[_SPACE]),
             model=str(arrays[_MODEL]),
+            precision=str(arrays[_PRECISION]) if _PRECISION in arrays else None,
         )
 
 
@@ -231,11 +234,12 @@ def _read_parquet(path: Path) -> Vectors:
     dim = column.type.list_size
     vectors = np.full((len(column), dim), np.nan, np.float32)
     vectors[np.asarray(column.is_valid())] = column.flatten().to_numpy(zero_copy_only=False).reshape(-1, dim)
-    labels = table.schema.metadata
+    labels = {name.decode(): text.decode() for name, text in table.schema.metadata.items()}
     return Vectors(
         paths=tuple(table.column("path").to_pylist()),
         vectors=vectors,
         errors=tuple(table.column("error").to_pylist()),
-        space=labels[_SPACE.encode()].decode(),
-        model=labels[_MODEL.encode()].decode(),
+        space=labels[_SPACE],
+        model=labels[_MODEL],
+        precision=labels.get(_PRECISION),
     )

@@ -21,12 +21,14 @@ class Verification:
     Attributes:
         artifact: opened, every digest checked.
         provider: the provider that ran.
-        parity: within the tolerance of the graph's precision.
+        precision: of the matrix products, as they ran.
+        parity: within the tolerance of the narrower of that and the graph's precision.
 
     """
 
     artifact: Artifact
     provider: str
+    precision: str
     parity: Parity
 
 
@@ -45,4 +47,5 @@ def verify(
     """
     artifact = Artifact.open(path)
     with open_for(artifact, engine, provider=provider, threads=threads) as opened:
-        return Verification(artifact, opened.provider, check_engine(artifact, opened))
+        precision = opened.precision or artifact.manifest.graph.precision
+        return Verification(artifact, opened.provider, precision, check_engine(artifact, opened))

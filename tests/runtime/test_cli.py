@@ -246,7 +246,8 @@ class TestVerify:
         self, toy_artifact: Path, capsys: pytest.CaptureFixture[str], engine: str
     ) -> None:
         assert mimexport("verify", toy_artifact, "--engine", engine, "--json") == 0
-        assert json.loads(capsys.readouterr().out)["engine"] == engine
+        said = json.loads(capsys.readouterr().out)
+        assert (said["engine"], said["precision"]) == (engine, "fp32")
 
     def test_the_provider_asked_for_is_checked(
         self, toy_artifact: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -262,7 +263,9 @@ class TestVerify:
 
     def test_the_figures_are_printed(self, toy_artifact: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert mimexport("verify", toy_artifact, "--engine", "onnxruntime") == 0
-        assert "worst 1.0000000" in capsys.readouterr().out
+        said = capsys.readouterr().out
+        assert "worst 1.0000000" in said
+        assert "onnxruntime on cpu, in fp32" in said
         assert mimexport("verify", toy_artifact, "--json") == 0
         assert json.loads(capsys.readouterr().out)["deterministic"] is True
 

@@ -20,13 +20,13 @@ ROWS = [
 
 
 def write(path: Path, rows: list = ROWS) -> None:
-    with open_writer(path, dim=4, space="cafe", model="toy") as writer:
+    with open_writer(path, dim=4, space="cafe", model="toy", precision="bf16") as writer:
         for row in rows:
             writer.add(*row)
 
 
 def write_and_raise(path: Path, rows: list, error: BaseException) -> None:
-    with open_writer(path, dim=4, space="cafe", model="toy") as writer:
+    with open_writer(path, dim=4, space="cafe", model="toy", precision="bf16") as writer:
         for row in rows:
             writer.add(*row)
         raise error
@@ -42,7 +42,7 @@ def test_what_was_written_is_read_back(out: Path) -> None:
     read = read_vectors(out)
     assert read.paths == ("a.jpg", "b.jpg", "dir/ç 日本.jpg")
     assert read.errors == (None, "b.jpg: is empty", None)
-    assert (read.space, read.model) == ("cafe", "toy")
+    assert (read.space, read.model, read.precision) == ("cafe", "toy", "bf16")
     assert read.vectors.dtype == np.float32
     assert np.isnan(read.vectors[1]).all()
     assert (read.vectors[[0, 2]] == np.stack([ROWS[0][1], ROWS[2][1]])).all()
@@ -66,7 +66,7 @@ def test_parquet_has_the_columns_the_format_says(tmp_path: Path) -> None:
     schema = parquet.schema_arrow
     assert schema.names == ["path", "vector", "error"]
     assert schema.field("vector").type == pa.list_(pa.float32(), 4)
-    assert schema.metadata[b"embedding_space"] == b"cafe"
+    assert (schema.metadata[b"embedding_space"], schema.metadata[b"precision"]) == (b"cafe", b"bf16")
     column = parquet.read().column("vector")
     assert column.null_count == 1000
     parquet.close()
@@ -112,7 +112,7 @@ def test_a_place_that_cannot_be_written_is_found_out_before_the_block(out: Path,
     (out.parent / "file.txt").touch()
     with (
         pytest.raises(OutputError, match="cannot write"),
-        open_writer(out.parent / folder / out.name, dim=4, space="s", model="m"),
+        open_writer(out.parent / folder / out.name, dim=4, space="s", model="m", precision="fp32"),
     ):
         pytest.fail("the block was entered")
 

@@ -43,8 +43,8 @@ OPENAI_ERRORS = documented(ErrorResponse, *_REASONS)
 
 
 def admit(request: Request, model: Model, expected_space: str | None) -> None:
-    """Bind `request` to `model`: its answer carries the model's space, and must be in the one it expects."""
-    request.state.space = model.about.space
+    """Bind `request` to `model`: its answer carries the model's space and precision, and must be in the space it expects."""
+    request.state.space, request.state.precision = model.about.space, model.about.precision
     model.check_space(expected_space)
     model.check_space(request.headers.get(SPACE_HEADER))
 
@@ -60,6 +60,7 @@ def embeddings(model: Model, results: Sequence[Embedded], encoding: str) -> Resp
         ],
         "model": model.about.name,
         "embedding_space": model.about.space,
+        "precision": model.about.precision,
         "usage": {"prompt_tokens": count, "total_tokens": count},
     }
     return Response(msgspec.json.encode(content), media_type="application/json", headers=timing(results))

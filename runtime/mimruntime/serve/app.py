@@ -78,7 +78,9 @@ def create_app(settings: Settings, spaces: Sequence[str] | None = None) -> FastA
     app.add_exception_handler(RequestValidationError, problems.on_invalid)
     app.add_exception_handler(Exception, problems.on_bug)
     app.add_middleware(Door, settings=settings, keys=keys, models=models, lifecycle=lifecycle)
-    app.add_middleware(Observe, metrics=metrics, lifecycle=lifecycle, spaces=models.spaces)
+    app.add_middleware(
+        Observe, metrics=metrics, lifecycle=lifecycle, spaces=models.spaces, precisions=models.precisions
+    )
     return app
 
 

@@ -108,7 +108,7 @@ def _answer(model: Model, asked: InferRequest, results: list[Embedded]) -> Respo
             "model_name": model.about.name,
             "model_version": "1",
             "outputs": [tensor],
-            "parameters": {"embedding_space": model.about.space},
+            "parameters": {"embedding_space": model.about.space, "precision": model.about.precision},
         }
     )
     headers = timing(results)
@@ -130,5 +130,5 @@ def _metadata(model: Model) -> ModelMetadata:
             TensorMetadata(name="image", datatype="BYTES", shape=[-1]),
         ],
         outputs=[TensorMetadata(name="embedding", datatype="FP32", shape=[-1, model.about.dim])],
-        parameters={"embedding_space": model.about.space},
+        parameters={"embedding_space": model.about.space, "precision": model.about.precision},
     )

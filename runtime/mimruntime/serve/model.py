@@ -160,6 +160,11 @@ class Models:
         """Every embedding space served, comma-separated."""
         return ",".join(sorted({model.about.space for model in self}))
 
+    @property
+    def precisions(self) -> str:
+        """Every precision that runs, comma-separated."""
+        return ",".join(sorted({model.about.precision for model in self}))
+
     def check_live(self) -> None:
         """Raise the 503 of an engine that does not come back: only a restart helps."""
         if any(model.executor.stuck for model in self):

@@ -17,6 +17,7 @@ from mimruntime.serve.metrics import Metrics
 from mimruntime.serve.problems import CLIENT_CLOSED
 
 SPACE_HEADER = "X-Embedding-Space"
+PRECISION_HEADER = "X-Embedding-Precision"
 REQUEST_ID_HEADER = "X-Request-Id"
 
 _ACCESS = logging.getLogger("mimexport.access")
@@ -27,11 +28,12 @@ _GOOD_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 class Observe:
     """ASGI middleware, the outermost."""
 
-    def __init__(self, app: ASGIApp, *, metrics: Metrics, lifecycle: Lifecycle, spaces: str) -> None:
+    def __init__(self, app: ASGIApp, *, metrics: Metrics, lifecycle: Lifecycle, spaces: str, precisions: str) -> None:
         self._app = app
         self._metrics = metrics
         self._lifecycle = lifecycle
         self._spaces = spaces
+        self._precisions = precisions
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request and record what became of it."""
@@ -50,6 +52,7 @@ class Observe:
                 headers = MutableHeaders(scope=message)
                 headers[REQUEST_ID_HEADER] = request_id
                 headers.setdefault(SPACE_HEADER, state.get("space", self._spaces))
+                headers.setdefault(PRECISION_HEADER, state.get("precision", self._precisions))
                 if self._lifecycle.draining:
                     headers["Connection"] = "close"
             await send(message)

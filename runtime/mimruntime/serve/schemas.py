@@ -130,6 +130,7 @@ class EmbeddingResponse(BaseModel):
     data: list[Embedding]
     model: str
     embedding_space: Annotated[str, Field(description="Compare vectors only where equal.", examples=[_SPACE_ID])]
+    precision: Annotated[str, Field(description="Of the matrix products, as they ran.", examples=["fp32"])]
     usage: Usage
 
 

@@ -75,7 +75,7 @@ def test_health_and_metadata_answer_the_client(client, space: str) -> None:
     about = client.get_model_metadata("toy")
     assert [tensor["name"] for tensor in about["inputs"]] == ["pixels", "image"]
     assert about["outputs"] == [{"name": "embedding", "datatype": "FP32", "shape": [-1, 16]}]
-    assert about["parameters"]["embedding_space"] == space
+    assert about["parameters"] == {"embedding_space": space, "precision": "fp32"}
 
 
 def test_the_client_reads_the_refusal(client, triton, photo: Path) -> None:

@@ -42,10 +42,11 @@ def test_times_are_those_of_the_slowest_image_in_milliseconds() -> None:
     assert timing(results) == {"Server-Timing": "decode;dur=4.000, queue;dur=500.000, inference;dur=2000.000"}
 
 
-def test_every_answer_carries_id_space_and_times(toy: Service, photo: Path, space: str) -> None:
+def test_every_answer_carries_id_space_precision_and_times(toy: Service, photo: Path, space: str) -> None:
     answer = toy.call("/v1/embeddings/image", photo.read_bytes(), X_Request_Id="my-id.7")
     assert answer.headers["X-Request-Id"] == "my-id.7"
     assert answer.headers["X-Embedding-Space"] == answer.json["embedding_space"] == space
+    assert answer.headers["X-Embedding-Precision"] == answer.json["precision"] == "fp32"
     assert [part.split(";")[0] for part in answer.headers["Server-Timing"].split(", ")] == [
         "decode",
         "queue",
@@ -54,6 +55,7 @@ def test_every_answer_carries_id_space_and_times(toy: Service, photo: Path, spac
     other = toy.call("/nowhere", X_Request_Id="bad id\t")
     assert other.headers["X-Request-Id"] != "bad id\t"
     assert other.headers["X-Embedding-Space"] == space
+    assert other.headers["X-Embedding-Precision"] == "fp32"
 
 
 def test_a_request_may_state_the_space_it_expects(toy: Service, photo: Path, space: str) -> None:
