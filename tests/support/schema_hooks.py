@@ -32,7 +32,11 @@ schemathesis.openapi.media_type("application/octet-stream", JPEGS)
 
 @schemathesis.hook
 def map_case(context, case):
-    """Make a valid call of `infer` one in its shapes too: that they agree with the data is beyond JSON Schema."""
-    if case.path.endswith("/infer") and case.meta is not None and case.meta.generation.mode.is_positive:
+    """Make valid calls agree with the model: the shapes of `infer`, and `dimensions`, are beyond JSON Schema."""
+    if case.meta is None or not case.meta.generation.mode.is_positive:
+        return case
+    if case.path.endswith("/infer"):
         case.body = {**case.body, "inputs": [{"name": "image", "datatype": "BYTES", "shape": [1], "data": [TEXT]}]}
+    if case.path.endswith("/embeddings") and case.body.get("dimensions") is not None:
+        case.body = {**case.body, "dimensions": 16}
     return case

@@ -42,7 +42,9 @@ class ImageUrl(_Request, frozen=True, kw_only=True):
     """Where an image is."""
 
     url: Location
-    detail: Annotated[str, Meta(max_length=64, description="Accepted from OpenAI's clients; has no effect.")] = "auto"
+    detail: Annotated[
+        str, Meta(pattern="^[ -~]{0,64}$", description="Accepted from OpenAI's clients; has no effect.")
+    ] = "auto"
 
 
 class ImageItem(_Request, frozen=True, kw_only=True):
