@@ -122,8 +122,8 @@ class TorchEngine(Engine):
             vectors = self._model(torch.from_numpy(pixels).to(self.provider))
             return {EMBEDDING: vectors.float().cpu().numpy()}
 
-    def close(self) -> None:
-        """Let go of the model, which on a GPU is a copy of this engine's own."""
+    def _close(self) -> None:
+        """See base class."""
         self._model = None
 
 

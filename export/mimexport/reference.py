@@ -152,8 +152,8 @@ class TorchReference(Engine):
             # The vectors of the build do not vouch for these: whatever computes them tells them apart.
             self.version = f"{self.version} {code_digest()}"
 
-    def close(self) -> None:
-        """Let go of the model."""
+    def _close(self) -> None:
+        """See base class."""
         self._model = None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
@@ -50,17 +51,23 @@ class BatchEmbedder:
         self.artifact = str(artifact)
         self.column = column
         self.settings = settings
+        self._forget()
+
+    def _forget(self) -> None:
         self._embedder: Embedder | None = None
         self._opening = threading.Lock()
+        self._process = os.getpid()
 
     @property
     def embedder(self) -> Embedder:
-        """The opened embedder of this process.
+        """The opened embedder of this process, also where it was forked off one that had opened another.
 
         Raises:
             MimError: as `Embedder.open`.
 
         """
+        if self._process != os.getpid():  # what was opened before the fork stays with the parent
+            self._forget()
         with self._opening:
             if self._embedder is None:
                 self._embedder = Embedder.open(self.artifact, **self.settings)
@@ -101,6 +108,8 @@ class BatchEmbedder:
 
     def close(self) -> None:
         """Let the engine go; a later use opens it again."""
+        if self._process != os.getpid():
+            self._forget()
         with self._opening:
             if self._embedder is not None:
                 self._embedder.close()

@@ -248,11 +248,14 @@ class Embedder:
             EngineError: as `run`.
 
         """
+        self._engine.check_process()  # before a lock that somebody may have held when the process was forked off
         with self._running:
             return self._engine.run(pixels)
 
     def close(self) -> None:
         """Stop the threads and let the engine go; a second call does nothing."""
+        if self._engine.is_inherited:
+            return
         self._pool.shutdown(wait=True, cancel_futures=True)
         with self._running:
             self._engine.close()
@@ -276,6 +279,7 @@ class Embedder:
 
     def _outcomes(self, sources: Iterable[Source], output: str) -> Iterator[_Outcome]:
         """Decode ahead, run batch by batch, yield in order."""
+        self._engine.check_process()
         remaining = iter(sources)
         batch = self._sizes[0]
         window: deque[tuple[Source, Future[np.ndarray]]] = deque()

@@ -33,7 +33,7 @@ class Counting(Engine):
         self.batches.append(len(pixels))
         return {}
 
-    def close(self) -> None:
+    def _close(self) -> None:
         self.closed = True
 
 

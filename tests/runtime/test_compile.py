@@ -368,7 +368,7 @@ class Timed(base.Engine):
         self.clock[0] += 0.25 + len(pixels) / 16
         return {}
 
-    def close(self) -> None:
+    def _close(self) -> None:
         pass
 
 

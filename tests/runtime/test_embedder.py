@@ -40,7 +40,7 @@ class RecordingEngine(Engine):
         self._busy.release()
         return {"embedding": means}
 
-    def close(self) -> None:
+    def _close(self) -> None:
         self.closed = True
 
 

@@ -27,5 +27,5 @@ class Planted(Engine):
         outputs["embedding"] = FAULTS.get("embedding", lambda array: array)(outputs["embedding"])
         return outputs
 
-    def close(self):
+    def _close(self):
         self._engine.close()

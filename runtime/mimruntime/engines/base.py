@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Protocol, Self
 
 import numpy as np
 
+from mimruntime.engines.forks import refusal, stays_with_process
 from mimruntime.errors import EngineError
 
 if TYPE_CHECKING:
@@ -57,6 +59,30 @@ class Engine(ABC):
     largest_batch: int | None = None
     compiled: str | None = None
 
+    _process: int
+
+    def __new__(cls, *_: object, **__: object) -> Self:
+        """Note the process; see `check_process`."""
+        engine = super().__new__(cls)
+        engine._process = os.getpid()
+        stays_with_process(engine)
+        return engine
+
+    @property
+    def is_inherited(self) -> bool:
+        """Whether this process was forked off after the engine was opened."""
+        return self._process != os.getpid()
+
+    def check_process(self) -> None:
+        """Refuse an engine that is inherited: a run would wait for threads that stayed with the parent.
+
+        Raises:
+            EngineError: it is; the text says where to open one.
+
+        """
+        if self.is_inherited:
+            raise EngineError(refusal(self.name))
+
     def run(self, pixels: np.ndarray) -> dict[str, np.ndarray]:
         """Return the graph's outputs for one batch.
 
@@ -67,9 +93,10 @@ class Engine(ABC):
             "embedding": float32 (B, D); "selection", where the graph has it: float32 (B, gh, gw).
 
         Raises:
-            EngineError: pixels of another shape or type, or a run that failed.
+            EngineError: pixels of another shape or type, a run that failed, or a process that was forked off.
 
         """
+        self.check_process()
         if pixels.dtype != np.uint8 or pixels.shape[1:] != self.pixel_shape or not len(pixels):
             expected = ", ".join(str(length) for length in ("B", *self.pixel_shape))
             raise EngineError(f"pixels are {pixels.dtype} {pixels.shape}; the engine takes uint8 ({expected})")
@@ -79,9 +106,14 @@ class Engine(ABC):
     def _run(self, pixels: np.ndarray) -> dict[str, np.ndarray]:
         """Run pixels that were checked; see `run`."""
 
-    @abstractmethod
     def close(self) -> None:
-        """Let go of the library's memory; a second call does nothing."""
+        """Let go of the library's memory; a second call does nothing, nor does one in a process that was forked off."""
+        if not self.is_inherited:
+            self._close()
+
+    @abstractmethod
+    def _close(self) -> None:
+        """Close in the process that opened it; see `close`."""
 
     def __enter__(self) -> Self:
         return self

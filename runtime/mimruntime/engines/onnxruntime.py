@@ -144,8 +144,8 @@ class OnnxRuntimeEngine(Engine):
             raise EngineError(f"onnxruntime failed on a batch of {len(pixels)}: {_first_line(error)}") from error
         return dict(zip(self.outputs, arrays, strict=True))
 
-    def close(self) -> None:
-        """Let go of the session."""
+    def _close(self) -> None:
+        """See base class."""
         self._session = None
 
 

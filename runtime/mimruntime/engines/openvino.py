@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import io
+import os
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from mimruntime.artifact import Artifact
 from mimruntime.cpus import available_cpus, describe_cpu, is_plain
 from mimruntime.engines.base import EMBEDDING, SELECTION, Engine, Progress
 from mimruntime.engines.compiled import Compiled
+from mimruntime.engines.forks import refusal, stays_with_process
 from mimruntime.engines.options import CompileOptions
 from mimruntime.engines.record import EngineRecord, Trial
 from mimruntime.engines.tuning import Setting, stream_settings, tune
@@ -150,8 +152,8 @@ class OpenVinoEngine(Engine):
         self._model.export_model(stream)
         path.write_bytes(stream.getbuffer())
 
-    def close(self) -> None:
-        """Let go of the model."""
+    def _close(self) -> None:
+        """See base class."""
         self._requests = []
         self._model = None
         self._memory = None
@@ -165,15 +167,29 @@ def _library() -> Any:
     return openvino
 
 
-@functools.cache
 def process_core() -> Any:
     """Return the one `openvino.Core` of this process, which is never let go.
 
     The CPU plugin of OpenVINO 2026.4 gives the thread that loads it a stack for signal handlers and frees it with the last
     `Core`. Where that happens in another thread, the kernel still has the old address, and the next signal that has a
     handler, such as Ctrl-C, ends the process with a segmentation fault.
+
+    Raises:
+        EngineError: this process was forked off one that had a core, whose threads are not here.
+
     """
-    return _library().Core()
+    core, process = _first_core()
+    if process != os.getpid():
+        raise EngineError(refusal(NAME))
+    return core
+
+
+@functools.cache
+def _first_core() -> tuple[Any, int]:
+    """Return a core and the process that made it."""
+    core = _library().Core()
+    stays_with_process(core)
+    return core, os.getpid()
 
 
 def _open_graph(graph: Path, setting: Setting, precision: str | None) -> OpenVinoEngine:

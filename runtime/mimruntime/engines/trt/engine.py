@@ -111,8 +111,8 @@ class TensorRtEngine(Engine):
         """See base class."""
         return self._executor.run(pixels)
 
-    def close(self) -> None:
-        """Give all memory of the GPU back."""
+    def _close(self) -> None:
+        """See base class."""
         self._executor.close()
 
 
