@@ -6,6 +6,7 @@ import importlib.util
 import shutil
 import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -48,6 +49,29 @@ def photos() -> list[Path]:
 def photo(photos: list[Path]) -> Path:
     """A JPEG of a rocket, 640x427."""
     return next(path for path in photos if path.name == "rocket.jpg")
+
+
+@pytest.fixture(scope="module")
+def small_alias() -> Iterator[str]:
+    """The name of a backbone of two blocks, 48 wide, for 32 px in patches of 8; an alias as long as a module's tests run."""
+    from mimexport.aliases import ALIASES, Alias
+
+    kwargs = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 3}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(ALIASES, "small", Alias("vit_tiny_patch16_224", 32, 8, 16, 48, "mit", kwargs=kwargs))
+        yield "small"
+
+
+@pytest.fixture(scope="session")
+def calibration_crops(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of a hundred crops of photographs, others than `open_dataset("crops")` draws without a seed."""
+    from mimeval.datasets import open_dataset
+
+    folder = tmp_path_factory.mktemp("calibration")
+    crops = open_dataset("crops", cache=tmp_path_factory.mktemp("cache"), limit=100, seed=1).test
+    for row in range(len(crops)):
+        (folder / f"{row:03}.png").write_bytes(crops.load(row))
+    return folder
 
 
 @pytest.fixture(scope="session")

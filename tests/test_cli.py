@@ -1,16 +1,21 @@
 """The program as a user types it: what it prints, where, and with which exit status."""
 
+import contextlib
+import io
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import skimage
+from catalogue import built, copied
 from click.testing import CliRunner
 from PIL import Image
 
-from mimexport.cli import build, fit
+from mimexport.cli import build, fit, main
 from mimexport.pipeline import BuildOptions
 from mimruntime.artifact import Artifact
 from mimruntime.scenes import draw_scenes
@@ -18,18 +23,37 @@ from mimruntime.scenes import draw_scenes
 PROGRAM = Path(sys.executable).parent / "mimexport"
 
 
-def mimexport(*arguments, cwd=None):
+def in_a_process(*arguments, cwd):
+    """Run the installed program."""
     return subprocess.run([PROGRAM, *arguments], cwd=cwd, capture_output=True, text=True, check=False)
+
+
+def mimexport(*arguments, cwd="."):
+    """Run the program here, where torch is imported already."""
+    out, error, on_sigterm = io.StringIO(), io.StringIO(), signal.getsignal(signal.SIGTERM)
+    typed = mock.patch.object(sys, "argv", ["mimexport", *arguments])
+    try:
+        with contextlib.chdir(cwd), contextlib.redirect_stdout(out), contextlib.redirect_stderr(error), typed:
+            main()
+    except SystemExit as ended:
+        return subprocess.CompletedProcess(arguments, ended.code or 0, out.getvalue(), error.getvalue())
+    finally:
+        signal.signal(signal.SIGTERM, on_sigterm)
 
 
 @pytest.fixture(scope="module")
 def workplace(tmp_path_factory):
     """A folder in which the sentence users type was typed."""
     folder = tmp_path_factory.mktemp("work")
-    built = mimexport("build", "--model", "mae-tiny", "--agg", "topk", cwd=folder)
-    assert built.returncode == 0, built.stderr
-    assert built.stdout.startswith("artifacts/mae-tiny-topk: 192 numbers a vector, space ")
+    with mock.patch("mimexport.pipeline.build", lambda options, *_, **__: copied(tiny(), options.out)):
+        done = mimexport("build", "--model", "mae-tiny", "--agg", "topk", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("artifacts/mae-tiny-topk: 192 numbers a vector, space ")
     return folder
+
+
+def tiny():
+    return built(model="mae-tiny", agg="topk", with_selection=True)
 
 
 def test_from_a_name_to_vectors(workplace):
@@ -49,8 +73,8 @@ def test_inspect_and_verify_agree_with_the_build(workplace):
 
 
 def test_random_weights_are_said_loudly(tmp_path):
-    options = ["--random-weights", "--image-size", "32", "--agg", "mean", "--out", str(tmp_path / "a")]
-    done = mimexport("build", "--model", "vit_tiny_patch16_224", *options)
+    options = ["--random-weights", "--image-size", "32", "--agg", "mean", "--out", "a"]
+    done = in_a_process("build", "--model", "vit_tiny_patch16_224", *options, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "WARNING: random weights, the vectors mean nothing" in done.stderr
 
@@ -137,7 +161,7 @@ def test_what_goes_wrong_is_one_line_with_its_exit_status(arguments, status, mes
 
 
 def test_debug_gives_the_trace(tmp_path):
-    assert "Traceback" in mimexport("build", "--model", "mae-tinny", "--debug", cwd=tmp_path).stderr
+    assert "Traceback" in in_a_process("build", "--model", "mae-tinny", "--debug", cwd=tmp_path).stderr
 
 
 def test_models_and_aggregators_are_listed_for_people_and_programs():

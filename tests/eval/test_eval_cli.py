@@ -9,27 +9,21 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import pytest
+from catalogue import built
 from PIL import Image
 
 import mimruntime.cli
 from mimeval.cli import COMMANDS
 from mimeval.errors import DataError
 from mimeval.verdict import EXIT
-from mimexport.pipeline import BuildOptions, build
 from mimexport.reference import References
 from mimruntime.artifact import Artifact, seal
 
-SIZE = 64
-
 
 @pytest.fixture(scope="module")
-def artifacts(tmp_path_factory) -> dict[str, str]:
-    """A random backbone of one short kind, as [cls] and as top-k."""
-    folder = tmp_path_factory.mktemp("cli")
-    common = {"model": "vit_tiny_patch16_224", "random_seed": 0, "size": SIZE}
-    for agg in ("cls", "topk"):
-        build(BuildOptions(agg=agg, out=folder / agg, **common))
-    return {agg: str(folder / agg) for agg in ("cls", "topk")}
+def artifacts(small_alias) -> dict[str, str]:
+    """A small random backbone, as [cls] and as top-k."""
+    return {agg: str(built(agg=agg, model=small_alias, random_seed=0).path) for agg in ("cls", "topk")}
 
 
 @pytest.fixture(scope="module")

@@ -149,7 +149,7 @@ class TestVerdict:
         """As in the gate: what one [cls] wins, 0.5 points more than the heads here, every row loses."""
         rng = np.random.default_rng(10)
         red = 0
-        for seed in range(200):
+        for seed in range(60):
             cls, head = draw(rng, 600, 0.10, 0.16)
             turned = rng.random(600) < 0.015
             found = [
@@ -157,7 +157,7 @@ class TestVerdict:
                 for _ in range(12)
             ]
             red += any(judged.verdict == "fail" for judged in found)
-        assert red <= 10
+        assert red <= 3
 
     def test_so_must_a_loss_in_torch(self) -> None:
         cls, head = (np.arange(100) < right for right in (50, 44))

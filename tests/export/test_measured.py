@@ -4,7 +4,7 @@ import msgspec
 import pytest
 
 from mimexport.measured import Measured, known_losses, read_measured
-from mimexport.pipeline import BuildOptions, build
+from mimruntime.artifact import Artifact
 
 TABLE = [
     Measured(
@@ -15,13 +15,10 @@ TABLE = [
 ]
 
 
-@pytest.fixture(scope="module")
-def manifest(tmp_path_factory):
-    options = BuildOptions(
-        model="vit_tiny_patch16_224", agg="topk", out=tmp_path_factory.mktemp("m") / "a", random_seed=0, size=32,
-        agg_options={"score": "norm", "k": "50%"},
-    )  # fmt: skip
-    return build(options).manifest
+@pytest.fixture
+def manifest(toy_artifact):
+    """Half of the 64 patches of the toy, by their norm."""
+    return with_aggregator(Artifact.open(toy_artifact).manifest, "topk", score="norm", k=32)
 
 
 def with_aggregator(manifest, name, **params):
@@ -36,7 +33,7 @@ def test_a_loss_is_told_with_its_interval(manifest):
 
 def test_the_same_score_is_told_apart_by_its_share_of_patches(manifest):
     assert known_losses(manifest, TABLE) is None
-    assert "k-NN -2.0" in known_losses(with_aggregator(manifest, "topk", score="norm", k=1), TABLE)
+    assert "k-NN -2.0" in known_losses(with_aggregator(manifest, "topk", score="norm", k=16), TABLE)
 
 
 def test_what_was_not_measured_or_is_whitened_is_not_judged(manifest):

@@ -1,0 +1,108 @@
+"""Artifacts and graphs that many tests read: made once, for all processes and for later runs of the same code."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+import small_models
+
+import mimruntime
+from mimexport.aggregators import make_aggregator
+from mimexport.aliases import ALIASES
+from mimexport.backbone import Backbone
+from mimexport.graph import FILE, export_graph
+from mimexport.model import EmbeddingModel
+from mimexport.pipeline import BuildOptions, build
+from mimexport.provenance import code_digest
+from mimruntime.artifact import Artifact
+
+_ROOT = Path(__file__).parents[2] / "build" / "test-artifacts"
+_KEPT_SECONDS = 24 * 3600
+"""So long artifacts of other code stay: a change that is taken back finds them again."""
+
+
+def built(*, name: str | None = None, **options: Any) -> Artifact:
+    """Return what `build` makes of `BuildOptions`, for reading alone: a test that changes an artifact takes `copied`.
+
+    Args:
+        name: of the folder and so of the artifact; None takes that of the aggregator.
+        options: all but where it lies.
+    """
+    make = partial(_build, options)
+    return Artifact.open(kept(f"{_key(options)}/{name or options['agg']}", make))
+
+
+def graph_of(backbone: str) -> Path:
+    """Return the graph of a backbone of `SMALL_MODELS` under the mean of its raw tokens."""
+    return kept(f"graphs/{backbone.replace(' ', '-')}", partial(_export, backbone)) / FILE
+
+
+def kept(name: str, make: Callable[[Path], None]) -> Path:
+    """Return the folder `name`, which `make` writes where this code has not written it yet."""
+    folder = _code_folder() / name
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with _locked(folder.with_name(f"{folder.name}.lock")):
+        done = folder.with_name(f"{folder.name}.done")
+        if not done.exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            make(folder)
+            done.touch()
+    return folder
+
+
+def copied(artifact: Artifact, target: Path) -> Artifact:
+    """Return a copy of `artifact` at `target` that a test may damage."""
+    return Artifact.open(shutil.copytree(artifact.path, target))
+
+
+def _build(options: dict[str, Any], folder: Path) -> None:
+    build(BuildOptions(**options, out=folder))
+
+
+def _export(backbone: str, folder: Path) -> None:
+    folder.mkdir()
+    opened = Backbone(small_models.make_small(backbone))
+    model = EmbeddingModel(opened, make_aggregator("mean", opened.shape, {}), "raw", *[(0.5, 0.5, 0.5)] * 2).eval()
+    export_graph(model, folder, 64 if backbone == "hiera" else 32)
+
+
+@cache
+def _code_folder() -> Path:
+    """Return the folder of what this very code builds, and sweep those of other code."""
+    digest = hashlib.sha256(code_digest().encode())
+    package = Path(mimruntime.__file__).parent
+    for path in (*sorted(package.rglob("*.py")), Path(__file__), Path(small_models.__file__)):
+        digest.update(path.name.encode() + path.read_bytes())
+    folder = _ROOT / digest.hexdigest()[:12]
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "used").touch()
+    for other in _ROOT.iterdir():
+        with contextlib.suppress(OSError):
+            if time.time() - (other / "used").stat().st_mtime > _KEPT_SECONDS:
+                shutil.rmtree(other, ignore_errors=True)
+    return folder
+
+
+def _key(options: dict[str, Any]) -> str:
+    """Return a digest of the options: of an alias what it stands for, of a folder what its files hold."""
+    parts = [repr(ALIASES.get(options["model"]))]
+    for name, value in sorted(options.items()):
+        files = sorted(value.rglob("*")) if isinstance(value, Path) else []
+        held = [hashlib.sha256(file.read_bytes()).hexdigest() for file in files if file.is_file()]
+        parts.append(f"{name}={held or value!r}")
+    return hashlib.sha256(" ".join(parts).encode()).hexdigest()[:12]
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    with path.open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
