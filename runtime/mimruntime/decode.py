@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import io
+import math
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 from PIL import Image, ImageFile
 
-from mimruntime.errors import ImageError, ImageFormatError, ImageSizeError, OptionError
-from mimruntime.images import open_regular
+from mimruntime.decoding.container import Container, length_of
+from mimruntime.decoding.convert import UPRIGHT, orientation_of, to_rgb, turned_upright
+from mimruntime.decoding.cost import RGB_BYTES, check_seconds, converted_memory, cost_of
+from mimruntime.decoding.gif import read_gif
+from mimruntime.decoding.jpeg import read_jpeg
+from mimruntime.decoding.png import read_png
+from mimruntime.decoding.tiff import add_parts, read_tiff
+from mimruntime.decoding.webp import read_webp
+from mimruntime.errors import ImageError, ImageFormatError, ImageSizeError, MimError, OptionError
 
 Source = str | Path | bytes | bytearray | memoryview | Image.Image | np.ndarray
 """A path, the bytes of an encoded file, an image of Pillow, or uint8 pixels (H, W, 3) or (H, W)."""
@@ -30,22 +41,35 @@ _PLUGINS = {
     "BMP": ("PIL.BmpImagePlugin", "BmpImageFile"),
     "TIFF": ("PIL.TiffImagePlugin", "TiffImageFile"),
 }
+_READERS: dict[str, Callable[[IO[bytes]], Container]] = {
+    "JPEG": read_jpeg,
+    "PNG": read_png,
+    "WebP": read_webp,
+    "GIF": read_gif,
+    "TIFF": read_tiff,
+}
 FORMATS = tuple(_PLUGINS)
 
-_ORIENTATION_TAG = 0x0112
-_UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-_ALPHA_MODES = {"RGBA", "LA", "PA", "RGBa", "La"}
-_STRIP = 1 << 21
-"""Pixels."""
 _LOADING = threading.Lock()
+
+
+@dataclass(frozen=True, slots=True)
+class OpenedImage:
+    """A picture whose header was read and found within bounds.
+
+    Attributes:
+        width, height: px; turning it upright may exchange them.
+        memory: bytes that `load` takes at its peak, estimated from above.
+        kept: bytes that are held once it is decoded, likewise.
+        load: decode it, to an upright RGB image; called once.
+
+    """
+
+    width: int
+    height: int
+    memory: int
+    kept: int
+    load: Callable[[], Image.Image]
 
 
 def decode(source: Source, *, max_pixels: int = MAX_PIXELS, formats: Iterable[str] = FORMATS) -> Image.Image:
@@ -61,29 +85,42 @@ def decode(source: Source, *, max_pixels: int = MAX_PIXELS, formats: Iterable[st
 
     Raises:
         ImageFormatError: the format is unknown or not among `formats`.
-        ImageSizeError: more than `max_pixels`.
+        ImageSizeError: more than `max_pixels`, or more work than so many pixels explain.
         ImageError: anything else came; the text names the source, what it is and what was expected.
         OptionError: `formats` names one that does not exist.
 
     """
+    with open_image(source, max_pixels=max_pixels, formats=formats) as opened:
+        return opened.load()
+
+
+@contextlib.contextmanager
+def open_image(
+    source: Source, *, max_pixels: int = MAX_PIXELS, formats: Iterable[str] = FORMATS
+) -> Iterator[OpenedImage]:
+    """Read the header of `source`, and say what decoding it takes.
+
+    Whatever goes wrong within the context is an ImageError that names the source.
+
+    Args:
+        source: as `decode` takes it.
+        max_pixels: as `decode` takes it.
+        formats: as `decode` takes them.
+
+    Raises:
+        ImageError, OptionError: as `decode`.
+
+    """
     allowed = _known_formats(formats)
     try:
-        if isinstance(source, np.ndarray):
-            return _from_array(source, max_pixels)
-        if isinstance(source, Image.Image):
-            return _from_image(source, max_pixels)
-        if isinstance(source, bytes | bytearray | memoryview):
-            return _from_stream(io.BytesIO(source), allowed, max_pixels)
-        if isinstance(source, str | Path):
-            with open_regular(source) as stream:
-                return _from_stream(stream, allowed, max_pixels)
+        with contextlib.ExitStack() as stack:
+            yield _open(source, allowed, max_pixels, stack)
     except ImageError as error:
         raise type(error)(f"{describe(source)}: {error}") from error.__cause__
+    except MimError:
+        raise
     except Exception as error:  # Pillow meets damage with a dozen types, SyntaxError and struct.error among them
         raise ImageError(f"{describe(source)}: cannot be read ({_reason(error)})") from error
-    raise ImageError(
-        f"{describe(source)}: expected a path, encoded bytes, a Pillow image or a uint8 array (H, W, 3) or (H, W)"
-    )
 
 
 def describe(source: object) -> str:
@@ -107,32 +144,83 @@ def _known_formats(formats: Iterable[str]) -> tuple[str, ...]:
     return allowed
 
 
-def _from_array(array: np.ndarray, max_pixels: int) -> Image.Image:
+def _open(source: object, allowed: tuple[str, ...], max_pixels: int, stack: contextlib.ExitStack) -> OpenedImage:
+    if isinstance(source, np.ndarray):
+        return _open_array(source, max_pixels)
+    if isinstance(source, Image.Image):
+        return _open_pillow(source, max_pixels)
+    if isinstance(source, bytes | bytearray | memoryview):
+        return _open_stream(io.BytesIO(source), allowed, max_pixels)
+    if isinstance(source, str | Path):
+        return _open_stream(stack.enter_context(Path(source).open("rb")), allowed, max_pixels)
+    raise ImageError("expected a path, encoded bytes, a Pillow image or a uint8 array (H, W, 3) or (H, W)")
+
+
+def _open_array(array: np.ndarray, max_pixels: int) -> OpenedImage:
     grey = array.ndim == 2
     if array.dtype != np.uint8 or not (grey or (array.ndim == 3 and array.shape[2] == 3)):
         raise ImageError("expected uint8 pixels of shape (H, W, 3) or (H, W), values 0 to 255")
-    _check_size(array.shape[1], array.shape[0], max_pixels)
+    height, width = array.shape[:2]
+    _check_size(width, height, max_pixels)
+    memory = array.nbytes + 2 * RGB_BYTES * width * height
+    return OpenedImage(width, height, memory, memory, partial(_load_array, array))
+
+
+def _load_array(array: np.ndarray) -> Image.Image:
     return Image.fromarray(np.ascontiguousarray(array)).convert("RGB")
 
 
-def _from_image(image: Image.Image, max_pixels: int) -> Image.Image:
+def _open_pillow(image: Image.Image, max_pixels: int) -> OpenedImage:
     _check_size(image.width, image.height, max_pixels)
+    pixels = image.width * image.height
+    # Its owner opened it: what its container holds is not looked at, and it may have to be loaded first.
+    memory = converted_memory(image) + 4 * RGB_BYTES * pixels
+    return OpenedImage(image.width, image.height, memory, memory, partial(_load_copy, image))
+
+
+def _load_copy(image: Image.Image) -> Image.Image:
     # A Pillow image may be lazy and may stand in a list twice: two threads must not load it at once.
     with _LOADING:
         own = image.copy()
-        orientation = _orientation(image)
-    return _turned(_rgb(own), orientation)
+        orientation = orientation_of(image)
+    return turned_upright(to_rgb(own), orientation)
 
 
-def _from_stream(stream: IO[bytes], allowed: tuple[str, ...], max_pixels: int) -> Image.Image:
-    image = _open_header(stream, allowed)
+def _open_stream(stream: IO[bytes], allowed: tuple[str, ...], max_pixels: int) -> OpenedImage:
+    name = _recognise(stream, allowed)
+    container = _READERS[name](stream) if name in _READERS else Container()
+    container.length = length_of(stream)
+    # Before Pillow opens it, which already handles every piece of the container.
+    if container.size is not None:
+        _check_size(*container.size, max_pixels)
+    check_seconds(container.seconds, math.prod(container.size or (max_pixels,)))
+    stream.seek(0)
+    module, plugin = _PLUGINS[name]
+    factory: Any = getattr(importlib.import_module(module), plugin)
+    image: ImageFile.ImageFile = factory(stream)
+    if container.size not in {None, image.size}:
+        raise ImageError(f"cannot be read (its header says both {container.size} and {image.size} pixels)")
     _check_size(image.width, image.height, max_pixels)
+    if name == "TIFF":
+        add_parts(container, image, stream)  # type: ignore[arg-type]
+    # Not of a PNG, which would load itself to find its EXIF block.
+    turned = container.turns or (name != "PNG" and orientation_of(image) in UPRIGHT)
+    cost = cost_of(image, container, turned=turned)
+    check_seconds(cost.seconds, image.width * image.height)
+    return OpenedImage(image.width, image.height, cost.memory, cost.kept, partial(_load_file, image))
+
+
+def _load_file(image: ImageFile.ImageFile) -> Image.Image:
     image.load()
     # After load, not before: a TIFF turns itself upright while loading and forgets its tag.
-    return _turned(_rgb(image), _orientation(image))
+    orientation = orientation_of(image)
+    picture = to_rgb(image)
+    if picture is not image:
+        image.close()
+    return turned_upright(picture, orientation)
 
 
-def _open_header(stream: IO[bytes], allowed: tuple[str, ...]) -> ImageFile.ImageFile:
+def _recognise(stream: IO[bytes], allowed: tuple[str, ...]) -> str:
     head = stream.read(16)
     if not head:
         raise ImageError("is empty, 0 bytes")
@@ -144,10 +232,7 @@ def _open_header(stream: IO[bytes], allowed: tuple[str, ...]) -> ImageFile.Image
     if name not in allowed:
         raise ImageFormatError(f"is a {name} image, which is not let in here; expected {', '.join(allowed)}")
     stream.seek(0)
-    module, plugin = _PLUGINS[name]
-    factory: Any = getattr(importlib.import_module(module), plugin)
-    image: ImageFile.ImageFile = factory(stream)
-    return image
+    return name
 
 
 def _format_of(head: bytes) -> str | None:
@@ -169,59 +254,6 @@ def _check_size(width: int, height: int, max_pixels: int) -> None:
         raise ImageError(f"has no pixels: {width}x{height}")
     if width * height > max_pixels:
         raise ImageSizeError(f"is {width}x{height}, {width * height:,} pixels; at most {max_pixels:,} are decoded")
-
-
-def _rgb(image: Image.Image) -> Image.Image:
-    """Return a loaded image in mode RGB, whatever mode it came in."""
-    if image.mode == "RGB" and "transparency" not in image.info:
-        return image
-    if image.mode == "F":
-        raise ImageError("holds 32-bit floats, whose range is not defined; expected 8 or 16 bits, convert it first")
-    if image.mode == "I" or image.mode.startswith("I;16"):
-        return _scaled_to_8_bits(image)
-    if image.mode in _ALPHA_MODES or "transparency" in image.info:
-        return _on_white(image)
-    return image.convert("RGB")
-
-
-def _scaled_to_8_bits(image: Image.Image) -> Image.Image:
-    values = np.asarray(image)
-    if values.min() < 0 or values.max() > 65535:
-        raise ImageError("holds integers beyond 16 bits, whose range is not defined; expected 8 or 16 bits")
-    grey = np.empty(values.shape, np.uint8)
-    for rows in _strips(image):
-        grey[rows] = (values[rows].astype(np.uint32) * 255 + 32767) // 65535
-    return Image.fromarray(grey).convert("RGB")
-
-
-def _on_white(image: Image.Image) -> Image.Image:
-    result = Image.new("RGB", image.size)
-    for rows in _strips(image):
-        strip = image.crop((0, rows.start, image.width, rows.stop))
-        picture = (strip.convert("LA") if strip.mode == "La" else strip).convert("RGBA")
-        white = Image.new("RGBA", picture.size, (255, 255, 255, 255))
-        result.paste(Image.alpha_composite(white, picture).convert("RGB"), (0, rows.start))
-    return result
-
-
-def _strips(image: Image.Image) -> Iterator[slice]:
-    """Yield rows, some megapixels at a time: what is made of them on the way takes many times the memory of the image."""
-    step = max(1, _STRIP // image.width)
-    for start in range(0, image.height, step):
-        yield slice(start, min(start + step, image.height))
-
-
-def _orientation(image: Image.Image) -> int:
-    """Return the EXIF orientation, 1 to 8; a damaged EXIF block says nothing about the pixels, so it counts as 1."""
-    try:
-        return int(image.getexif().get(_ORIENTATION_TAG, 1))
-    except Exception:  # as many types as for the image itself
-        return 1
-
-
-def _turned(image: Image.Image, orientation: int) -> Image.Image:
-    turn = _UPRIGHT.get(orientation)
-    return image if turn is None else image.transpose(turn)
 
 
 def _reason(error: Exception) -> str:

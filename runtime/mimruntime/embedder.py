@@ -17,11 +17,12 @@ from PIL import Image
 
 from mimruntime.artifact import Artifact
 from mimruntime.cpus import available_cpus
-from mimruntime.decode import FORMATS, MAX_PIXELS, Source, decode, describe
+from mimruntime.decode import FORMATS, MAX_PIXELS, Source, describe
+from mimruntime.decoding.budget import DEFAULT_MB, MemoryBudget
 from mimruntime.engines import open_for
 from mimruntime.engines.base import EMBEDDING, SELECTION, Engine
 from mimruntime.errors import EngineError, ImageError, OptionError, SpaceError
-from mimruntime.preprocess import to_pixels
+from mimruntime.preparation import prepare
 
 _WINDOW_BATCHES = 3
 """Batches that are being decoded, waiting or running: enough to overlap, few enough for memory to stay flat."""
@@ -92,7 +93,13 @@ class Embedder:
     """
 
     def __init__(
-        self, artifact: Artifact, engine: Engine, *, batch_size: int | None = None, workers: int | None = None
+        self,
+        artifact: Artifact,
+        engine: Engine,
+        *,
+        batch_size: int | None = None,
+        workers: int | None = None,
+        max_decode_mb: int = DEFAULT_MB,
     ) -> None:
         size = batch_size if batch_size is not None else engine.best_batch or _BATCH_SIZE
         if size < 1 or (workers is not None and workers < 1):
@@ -106,6 +113,7 @@ class Embedder:
         self._engine = engine
         self._sizes = batch_sizes(size)
         self._pool = ThreadPoolExecutor(workers or min(available_cpus(), _MOST_WORKERS), "mimruntime-decode")
+        self._budget = MemoryBudget(max_decode_mb)
         self._running = threading.Lock()
 
     @classmethod
@@ -119,6 +127,7 @@ class Embedder:
         batch_size: int | None = None,
         expect_space: str | None = None,
         workers: int | None = None,
+        max_decode_mb: int = DEFAULT_MB,
     ) -> Embedder:
         """Open the artifact at `path`, every digest checked.
 
@@ -130,6 +139,7 @@ class Embedder:
             batch_size: images of one run at most; None is what was tuned, or else 8.
             expect_space: refuse an artifact of another embedding space.
             workers: threads that decode; None is one per CPU, at most 8.
+            max_decode_mb: memory for all images that are being decoded, 10^6 bytes; one that alone takes more is refused.
 
         Raises:
             ArtifactError: missing, broken, foreign or changed.
@@ -141,7 +151,7 @@ class Embedder:
         artifact = open_artifact(path, expect_space)
         opened = open_for(artifact, engine, provider=provider, threads=threads)
         try:
-            return cls(artifact, opened, batch_size=batch_size, workers=workers)
+            return cls(artifact, opened, batch_size=batch_size, workers=workers, max_decode_mb=max_decode_mb)
         except BaseException:
             opened.close()
             raise
@@ -219,15 +229,29 @@ class Embedder:
         _refuse_single(sources)
         return (_result(outcome) for outcome in self._outcomes(sources, EMBEDDING))
 
-    def prepare(self, source: Source, *, max_pixels: int = MAX_PIXELS, formats: Iterable[str] = FORMATS) -> np.ndarray:
+    def prepare(
+        self,
+        source: Source,
+        *,
+        max_pixels: int = MAX_PIXELS,
+        formats: Iterable[str] = FORMATS,
+        budget: MemoryBudget | None = None,
+    ) -> np.ndarray:
         """Return what the graph takes for one image, uint8 (size, size, 3); safe from any number of threads.
+
+        Args:
+            source: as `embed` takes it.
+            max_pixels: images of more are refused by their header.
+            formats: those of `mimruntime.decode.FORMATS` that are let in.
+            budget: the memory that decoders share; None is this Embedder's own.
 
         Raises:
             ImageError: it cannot be decoded; see `mimruntime.decode.decode`.
             OptionError: a format that `mimruntime.decode.FORMATS` does not name.
 
         """
-        return to_pixels(decode(source, max_pixels=max_pixels, formats=formats), self._artifact.manifest.preprocess)
+        spec = self._artifact.manifest.preprocess
+        return prepare(source, spec, budget or self._budget, max_pixels=max_pixels, formats=formats)
 
     def run(self, pixels: np.ndarray) -> np.ndarray:
         """Return the vectors of one prepared batch, float32 (B, D), in one run of the engine.

@@ -23,6 +23,12 @@ _SUPPORT = 3
 _STRIP = 16
 """Aspect ratio beyond which an enlarged picture would be giant before the crop."""
 
+_TALL = 100
+"""Pillow's own: aspect ratio beyond which it resizes columns before rows."""
+_COEFFICIENT_BYTES = 8 * (2 * _SUPPORT + 1)
+"""A px of either edge; Pillow keeps a float64 for every px that a filter reaches."""
+_RGB_BYTES = 4
+
 _Box = tuple[float, float, float, float]
 
 
@@ -59,6 +65,18 @@ def resized_edges(width: int, height: int, spec: Preprocess) -> tuple[int, int]:
         return spec.resize, spec.resize
     longer = int(spec.resize * max(width, height) / min(width, height))
     return (spec.resize, longer) if width <= height else (longer, spec.resize)
+
+
+def resize_memory(width: int, height: int, spec: Preprocess) -> int:
+    """Return the bytes that `to_pixels` takes beside an image of so many px, estimated from above."""
+    shorter, longer = sorted((width, height))
+    if spec.mode == "shortest" and longer > _STRIP * shorter and shorter < spec.resize:
+        return 4 * _RGB_BYTES * spec.resize * spec.resize  # only a piece of it is resized
+    coefficients = _COEFFICIENT_BYTES * (width + height + 2 * spec.resize)
+    across, down = resized_edges(width, height, spec)
+    # Pillow resizes rows first, and columns first only where an image is very tall.
+    between = width * down if height > _TALL * width else across * height
+    return coefficients + _RGB_BYTES * (between + across * down)
 
 
 def _resize_whole(image: Image.Image, spec: Preprocess) -> np.ndarray:

@@ -214,7 +214,7 @@ class TestModes:
         else:
             image = alpha.convert("LA").convert(kind) if kind != "RGBA" else alpha
         whole = decode(image)
-        monkeypatch.setattr("mimruntime.decode._STRIP", 3 * picture.width)
+        monkeypatch.setattr("mimruntime.decoding.convert.STRIP", 3 * picture.width)
         assert difference(decode(image), whole) == 0
 
     @pytest.mark.parametrize("mode", ["La", "RGBa", "PA", "HSV", "YCbCr"])

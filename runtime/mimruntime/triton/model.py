@@ -10,10 +10,10 @@ import msgspec
 import numpy as np
 
 from mimruntime.cpus import available_cpus
-from mimruntime.decode import decode
+from mimruntime.decoding.budget import MemoryBudget
 from mimruntime.errors import ImageError
 from mimruntime.manifest import Preprocess
-from mimruntime.preprocess import to_pixels
+from mimruntime.preparation import prepare
 from mimruntime.serve.settings import DEFAULT_FORMATS
 
 
@@ -25,6 +25,7 @@ class TritonPythonModel:
         spec = json.loads(args["model_config"])["parameters"]["preprocess"]["string_value"]
         self._spec = msgspec.json.decode(spec, type=Preprocess)
         self._pool = ThreadPoolExecutor(min(4, available_cpus()))
+        self._budget = MemoryBudget()
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """Answer each request; one that holds no image fails alone."""
@@ -46,4 +47,4 @@ class TritonPythonModel:
         self._pool.shutdown(wait=True, cancel_futures=True)
 
     def _prepare(self, file: bytes) -> np.ndarray:
-        return to_pixels(decode(file, formats=DEFAULT_FORMATS), self._spec)
+        return prepare(file, self._spec, self._budget, formats=DEFAULT_FORMATS)

@@ -1,0 +1,108 @@
+"""CPU time and memory of decoding one image, from its header; both are estimated from above."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from PIL import Image
+
+from mimruntime.decoding.container import Container
+from mimruntime.errors import ImageSizeError
+
+ALPHA_MODES = {"RGBA", "LA", "PA", "RGBa", "La"}
+RGB_BYTES = 4
+"""Of a pixel in Pillow's memory, in any mode of more than one channel."""
+STRIP = 1 << 21
+"""Pixels that are converted at a time."""
+
+_STORED_BYTES = {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16L": 2, "I;16B": 2, "I;16N": 2}
+_STRIP_BYTES = 24
+_SLACK = 2_000_000
+_CANVASES = 8
+"""Bytes a pixel that WebP's decoder holds beside the picture; a canvas of four stays until the picture is let go."""
+
+_BASE_SECONDS = 0.5
+_SECONDS_PER_PIXEL = 5e-8
+_WEBP, _WEBP_LOSSLESS, _PLAIN, _CONVERTED = 1.5e-8, 3e-8, 8e-9, 1.2e-8
+_RLE_PIXEL, _RLE_BYTE = 1.6e-7, 2.5e-7
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What decoding takes.
+
+    Attributes:
+        seconds: of one CPU.
+        memory: bytes at the peak.
+        kept: bytes that are held once it is decoded.
+
+    """
+
+    seconds: float
+    memory: int
+    kept: int
+
+
+def check_seconds(seconds: float, pixels: int) -> None:
+    """Refuse an image that costs more than its pixels explain: half a second, and a second for each 20 megapixels.
+
+    A progressive JPEG of ten scans without subsampling, or a PNG of four channels of 16 bits, is within it at any size.
+
+    Raises:
+        ImageSizeError: it is not within it.
+
+    """
+    most = _BASE_SECONDS + pixels * _SECONDS_PER_PIXEL
+    if seconds > most:
+        raise ImageSizeError(
+            f"would take about {seconds:.1f} s to decode, expected at most {most:.1f} s for {pixels:,} pixels (too many"
+            " scans, chunks or bytes of metadata); save it again with another program"
+        )
+
+
+def cost_of(image: Image.Image, container: Container, *, turned: bool) -> Cost:
+    """Return what decoding an opened image takes, to an upright RGB image.
+
+    Args:
+        image: its header was read, its pixels were not.
+        container: what was read beside Pillow.
+        turned: whether it has to be turned upright.
+
+    """
+    pixels = image.width * image.height
+    stored = pixels * _STORED_BYTES.get(image.mode, RGB_BYTES)
+    buffer, kept, seconds = container.buffer, 0, container.seconds
+    if image.format == "WEBP":
+        buffer, kept = buffer + _CANVASES * pixels, 4 * pixels
+        seconds += pixels * (_WEBP if image.mode == "RGB" else _WEBP_LOSSLESS)
+    elif image.format == "BMP" and image.info.get("compression") in {1, 2}:
+        buffer += 2 * pixels
+        seconds += pixels * _RLE_PIXEL + container.length * _RLE_BYTE
+    elif image.format not in {"JPEG", "PNG"}:
+        seconds += pixels * _PLAIN
+    if needs_conversion(image):
+        seconds += pixels * _CONVERTED
+    loading = buffer + stored * (2 if turned and image.format == "TIFF" else 1)
+    kept += RGB_BYTES * pixels + _SLACK
+    turning = kept + RGB_BYTES * pixels if turned else kept
+    converting = kept - RGB_BYTES * pixels + converted_memory(image)
+    return Cost(seconds, max(loading + _SLACK, converting, turning), kept)
+
+
+def needs_conversion(image: Image.Image) -> bool:
+    """Tell whether an image is in another mode than opaque RGB."""
+    return image.mode != "RGB" or "transparency" in image.info
+
+
+def converted_memory(image: Image.Image) -> int:
+    """Return the bytes of an image and of all that is made of it on the way to RGB."""
+    pixels = image.width * image.height
+    stored = pixels * _STORED_BYTES.get(image.mode, RGB_BYTES)
+    if not needs_conversion(image):
+        return stored
+    memory = stored + RGB_BYTES * pixels
+    if image.mode.startswith("I"):
+        memory += stored + pixels
+    if image.mode.startswith("I") or image.mode in ALPHA_MODES or "transparency" in image.info:
+        memory += _STRIP_BYTES * min(pixels, STRIP)
+    return memory

@@ -1,0 +1,40 @@
+"""One source becomes the pixels that the graph takes, within a budget of memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+
+from mimruntime.decode import FORMATS, MAX_PIXELS, Source, open_image
+from mimruntime.decoding.budget import MemoryBudget
+from mimruntime.manifest import Preprocess
+from mimruntime.preprocess import resize_memory, to_pixels
+
+
+def prepare(
+    source: Source,
+    spec: Preprocess,
+    budget: MemoryBudget,
+    *,
+    max_pixels: int = MAX_PIXELS,
+    formats: Iterable[str] = FORMATS,
+) -> np.ndarray:
+    """Read the header, wait for the memory it asks for, decode, and resize; return uint8 (size, size, 3).
+
+    Args:
+        source: as `mimruntime.decode.decode` takes it.
+        spec: the manifest's `preprocess`.
+        budget: shared with whoever else decodes.
+        max_pixels: images of more are refused by their header.
+        formats: those of `mimruntime.decode.FORMATS` that are let in.
+
+    Raises:
+        ImageSizeError: more pixels, work or memory than is allowed.
+        ImageError, OptionError: as `mimruntime.decode.decode`.
+
+    """
+    with open_image(source, max_pixels=max_pixels, formats=formats) as opened:
+        memory = max(opened.memory, opened.kept + resize_memory(opened.width, opened.height, spec))
+        with budget.reserve(memory):
+            return to_pixels(opened.load(), spec)
