@@ -8,7 +8,7 @@ MimError                    one line: what, what came, what was expected, what t
 ├── SpaceError              vectors of two embedding spaces would meet
 ├── ImageError              something that is not an image this program decodes
 │   ├── ImageFormatError    of a format that is unknown or not let in
-│   └── ImageSizeError      of more pixels than are decoded
+│   └── ImageSizeError      of more pixels, work or memory than is given to decoding
 ├── EngineError             an engine or provider that cannot run what was asked
 ├── ParityError             embeddings that are not those of the reference, or change from run to run
 ├── VectorsError            a file of vectors that is missing, broken or of another program
@@ -90,7 +90,7 @@ class ImageFormatError(ImageError):
 
 
 class ImageSizeError(ImageError):
-    """An image of more pixels than are decoded, refused by its header."""
+    """An image of more pixels, work or memory than is given to decoding, refused by its header."""
 
 
 class EngineError(MimError):

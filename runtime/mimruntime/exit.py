@@ -24,7 +24,7 @@ def leave(code: int) -> NoReturn:
     """
     for number in (signal.SIGTERM, signal.SIGINT):
         with contextlib.suppress(ValueError):  # only the main thread may set it
-            signal.signal(number, lambda *_: _end_now(code))
+            signal.signal(number, lambda *_: end_now(code))
     with contextlib.suppress(RuntimeError):  # no thread can be started any more
         threading.Thread(target=_end_later, args=(code,), name="mimexport-end", daemon=True).start()
     sys.exit(code)
@@ -35,10 +35,11 @@ def _end_later(code: int) -> None:
     time.sleep(_WAIT_S)
     names = ", ".join(thread.name for thread in threading.enumerate() if thread.is_alive() and not thread.daemon)
     _LOG.error("the program ends without its threads that did not end within %g s: %s", _WAIT_S, names)
-    _end_now(code)
+    end_now(code)
 
 
-def _end_now(code: int) -> NoReturn:
+def end_now(code: int) -> NoReturn:
+    """End the process with exit status `code`, whatever its threads do."""
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError):
             stream.flush()

@@ -1,6 +1,7 @@
 """The program `mimexport` with an engine that is slow or fails on request, for tests of the service.
 
 FAULT_SLEEP: seconds a run takes longer per image.
+FAULT_DECODE: an image of this many bytes is decoded for an hour.
 FAULT_FILE: while this file exists, runs fail; its content is how many more, or "all".
 """
 
@@ -28,7 +29,17 @@ def faulty_run(self, pixels):
     return _run(self, pixels)
 
 
+_prepare = Embedder.prepare
+
+
+def faulty_prepare(self, source, **options):
+    if isinstance(source, bytes) and len(source) == int(os.environ.get("FAULT_DECODE", "-1")):
+        time.sleep(3600)
+    return _prepare(self, source, **options)
+
+
 Embedder.run = faulty_run
+Embedder.prepare = faulty_prepare
 
 if __name__ == "__main__":
     main()

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from mimruntime.errors import ImageSizeError, OptionError
 
 DEFAULT_MB = 1024
-"""Enough for one photograph of 89 megapixels in a progressive JPEG, or of 64 in WebP; for dozens of 12 at once."""
+"""Enough for one photograph of 89 megapixels in a progressive JPEG, or of 50 in WebP; for twenty of 12 at once."""
 
 
 class MemoryBudget:

@@ -16,14 +16,14 @@ STRIP = 1 << 21
 """Pixels that are converted at a time."""
 
 _STORED_BYTES = {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16L": 2, "I;16B": 2, "I;16N": 2}
-_STRIP_BYTES = 24
+_STRIP_BYTES, _STRIP_BYTES_OF_INTEGERS = 24, 8
 _SLACK = 2_000_000
-_CANVASES = 8
-"""Bytes a pixel that WebP's decoder holds beside the picture; a canvas of four stays until the picture is let go."""
+_CANVASES = 16
+"""Bytes a pixel that WebP's decoder holds beside the picture; half of them until the picture is let go."""
 
 _BASE_SECONDS = 0.5
-_SECONDS_PER_PIXEL = 5e-8
-_WEBP, _WEBP_LOSSLESS, _PLAIN, _CONVERTED = 1.5e-8, 3e-8, 8e-9, 1.2e-8
+_SECONDS_PER_PIXEL = 8e-8
+_WEBP, _WEBP_ALPHA, _PLAIN, _CONVERTED = 1.5e-8, 2.5e-8, 8e-9, 1.2e-8
 _RLE_PIXEL, _RLE_BYTE = 1.6e-7, 2.5e-7
 
 
@@ -44,7 +44,7 @@ class Cost:
 
 
 def check_seconds(seconds: float, pixels: int) -> None:
-    """Refuse an image that costs more than its pixels explain: half a second, and a second for each 20 megapixels.
+    """Refuse an image that costs more than its pixels explain: half a second, and a second for each 12.5 megapixels.
 
     A progressive JPEG of ten scans without subsampling, or a PNG of four channels of 16 bits, is within it at any size.
 
@@ -73,12 +73,12 @@ def cost_of(image: Image.Image, container: Container, *, turned: bool) -> Cost:
     stored = pixels * _STORED_BYTES.get(image.mode, RGB_BYTES)
     buffer, kept, seconds = container.buffer, 0, container.seconds
     if image.format == "WEBP":
-        buffer, kept = buffer + _CANVASES * pixels, 4 * pixels
-        seconds += pixels * (_WEBP if image.mode == "RGB" else _WEBP_LOSSLESS)
+        buffer, kept = buffer + _CANVASES * pixels, _CANVASES // 2 * pixels
+        seconds += pixels * (_WEBP if image.mode == "RGB" else _WEBP_ALPHA)
     elif image.format == "BMP" and image.info.get("compression") in {1, 2}:
         buffer += 2 * pixels
         seconds += pixels * _RLE_PIXEL + container.length * _RLE_BYTE
-    elif image.format not in {"JPEG", "PNG"}:
+    elif image.format not in {"JPEG", "PNG", "TIFF"}:
         seconds += pixels * _PLAIN
     if needs_conversion(image):
         seconds += pixels * _CONVERTED
@@ -102,7 +102,7 @@ def converted_memory(image: Image.Image) -> int:
         return stored
     memory = stored + RGB_BYTES * pixels
     if image.mode.startswith("I"):
-        memory += stored + pixels
-    if image.mode.startswith("I") or image.mode in ALPHA_MODES or "transparency" in image.info:
+        memory += stored + pixels + _STRIP_BYTES_OF_INTEGERS * min(pixels, STRIP)
+    elif image.mode in ALPHA_MODES or "transparency" in image.info:
         memory += _STRIP_BYTES * min(pixels, STRIP)
     return memory

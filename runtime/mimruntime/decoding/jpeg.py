@@ -26,7 +26,8 @@ _PER_EXIF_BYTE = 1e-10  # joined segment by segment, so each is copied as often 
 _PER_SAMPLE = 3.5e-9
 _PER_BUFFERED_SAMPLE = 7e-9
 _PER_SCANNED_SAMPLE = 0.7e-9
-_PER_CODED_BYTE = 2e-8
+_PER_CODED_BYTE = 5e-9
+_PER_SCANNED_BYTE = 1e-8
 _PER_ARITHMETIC_BYTE = 15e-8
 
 
@@ -110,8 +111,11 @@ def _add_scans(result: Container, frame: _Frame, stream: IO[bytes], *, first: in
     """Add what the scans cost; the stream stands in the first, which has `first` components."""
     several = frame.progressive or first < frame.components
     coded = length_of(stream) - stream.tell()
+    if not several:
+        coded = min(coded, 4 * frame.samples)  # more cannot be in one scan; a film may follow the picture
     result.size = (frame.width, frame.height)
-    result.seconds += coded * (_PER_ARITHMETIC_BYTE if frame.arithmetic else _PER_CODED_BYTE)
+    huffman = _PER_SCANNED_BYTE if several else _PER_CODED_BYTE
+    result.seconds += coded * (_PER_ARITHMETIC_BYTE if frame.arithmetic else huffman)
     if several:
         result.buffer = 2 * frame.samples
         result.seconds += frame.samples * (_PER_BUFFERED_SAMPLE + _count_scans(stream) * _PER_SCANNED_SAMPLE)

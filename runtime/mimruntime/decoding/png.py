@@ -16,7 +16,7 @@ _LEAST_DATA = 64
 _PER_CHUNK = 4e-6
 _PER_INFLATED_CHUNK = 3e-3  # Pillow stops at a megabyte
 _PER_RAW_BYTE = 6e-9
-_PER_CODED_BYTE = 1e-8
+_PER_CODED_BYTE = 5e-9
 
 
 def read_png(stream: IO[bytes]) -> Container:

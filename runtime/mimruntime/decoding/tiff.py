@@ -18,8 +18,9 @@ _MAX_TAGS = 4096
 
 _PER_TAG = 1e-5
 _PER_PART = 4e-5
-_PER_CODED_BYTE = 4e-8
-_PER_RAW_BYTE = 8e-9
+_PER_COPIED_BYTE = 1e-9
+_PER_CODED_BYTE = 3e-9
+_PER_RAW_BYTE = 5e-9
 _PER_SCANNED_SAMPLE = 0.7e-9
 
 
@@ -48,7 +49,7 @@ def read_tiff(stream: IO[bytes]) -> Container:
         if tag in {_STRIP_OFFSETS, _TILE_OFFSETS, _STRIP_SIZES, _TILE_SIZES}
     )
     check_pieces(parts // 4, "strips or tiles")
-    return Container(seconds=tags * _PER_TAG + parts / 2 * _PER_PART + length_of(stream) * _PER_CODED_BYTE)
+    return Container(seconds=tags * _PER_TAG + parts / 2 * _PER_PART)
 
 
 def add_parts(result: Container, image: TiffImageFile, stream: IO[bytes]) -> None:
@@ -62,9 +63,10 @@ def add_parts(result: Container, image: TiffImageFile, stream: IO[bytes]) -> Non
     part = samples * max(1, max(bits) // 8)
     offsets = tags.get(_TILE_OFFSETS, tags.get(_STRIP_OFFSETS, ()))
     sizes = tags.get(_TILE_SIZES, tags.get(_STRIP_SIZES, ()))
-    result.buffer += part * (2 if len(offsets) > 1 else 1)
-    result.seconds += part * len(offsets) * _PER_RAW_BYTE
-    if tags.get(_COMPRESSION, 1) in _JPEG:
+    compression, raw = tags.get(_COMPRESSION, 1), part * len(offsets)
+    result.seconds += raw * _PER_COPIED_BYTE if compression == 1 else raw * _PER_RAW_BYTE + sum(sizes) * _PER_CODED_BYTE
+    result.buffer += part if compression != 1 else 0
+    if compression in _JPEG:
         scans = _count_scans(stream, offsets, sizes)
         result.buffer += 2 * samples
         result.seconds += samples * scans * _PER_SCANNED_SAMPLE

@@ -8,7 +8,7 @@ from typing import IO
 from mimruntime.decoding.container import Container, check_pieces, length_of
 
 _PER_CHUNK = 4e-6
-_PER_CODED_BYTE = 4e-8
+_PER_CODED_BYTE = 2e-8
 
 
 def read_webp(stream: IO[bytes]) -> Container:
@@ -25,4 +25,4 @@ def read_webp(stream: IO[bytes]) -> Container:
         check_pieces(count, "chunks")
         length = struct.unpack("<I", head[4:])[0]
         stream.seek(length + length % 2, 1)
-    return Container(seconds=count * _PER_CHUNK + total * _PER_CODED_BYTE, buffer=3 * total)
+    return Container(seconds=count * _PER_CHUNK + total * _PER_CODED_BYTE, buffer=2 * total)

@@ -5,15 +5,16 @@ from __future__ import annotations
 import contextlib
 import importlib.metadata
 from collections.abc import AsyncIterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
 from mimruntime.cpus import available_cpus
+from mimruntime.decoding.budget import MemoryBudget
 from mimruntime.errors import MimError
 from mimruntime.serve import health, kserve, openai, problems, upload
+from mimruntime.serve.decoders import Decoders
 from mimruntime.serve.door import Door
 from mimruntime.serve.keys import Keys
 from mimruntime.serve.lifecycle import Lifecycle
@@ -41,8 +42,8 @@ def create_app(settings: Settings, spaces: Sequence[str] | None = None) -> FastA
     metrics = Metrics(version)
     lifecycle = Lifecycle(settings.grace_s)
     keys = Keys(settings.api_keys, settings.api_key_file)
-    pool = ThreadPoolExecutor(settings.decode_threads or min(available_cpus(), _MOST_DECODERS), "mimexport-decode")
-    models = _open_models(settings, spaces, metrics, pool)
+    decoders = Decoders(settings.decode_threads or min(available_cpus(), _MOST_DECODERS))
+    models = _open_models(settings, spaces, metrics, decoders)
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -53,7 +54,7 @@ def create_app(settings: Settings, spaces: Sequence[str] | None = None) -> FastA
                 model.executor.start()
             yield
         finally:  # the process ends once these threads have
-            pool.shutdown(wait=False, cancel_futures=True)
+            decoders.close()
             for model in models:
                 model.executor.stop()
 
@@ -84,9 +85,7 @@ def create_app(settings: Settings, spaces: Sequence[str] | None = None) -> FastA
     return app
 
 
-def _open_models(
-    settings: Settings, spaces: Sequence[str] | None, metrics: Metrics, pool: ThreadPoolExecutor
-) -> Models:
+def _open_models(settings: Settings, spaces: Sequence[str] | None, metrics: Metrics, decoders: Decoders) -> Models:
     """Open every artifact, or none."""
     expected: Sequence[str | None] = spaces or [None] * len(settings.artifacts)
     with contextlib.ExitStack() as on_error:
@@ -94,6 +93,7 @@ def _open_models(
             on_error.enter_context(open_embedder(path, settings, space))
             for path, space in zip(settings.artifacts, expected, strict=True)
         ]
-        models = Models(Model(embedder, settings, metrics, pool) for embedder in embedders)
+        budget = MemoryBudget(settings.max_decode_mb)
+        models = Models(Model(embedder, settings, metrics, decoders, budget) for embedder in embedders)
         on_error.pop_all()
     return models

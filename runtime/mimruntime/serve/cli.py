@@ -58,6 +58,12 @@ class _Key(click.types.StringParamType):
 @click.option("--max-buffered-mb", default=512, type=_POSITIVE, help="All bodies held at once, else 429.")
 @click.option("--max-items", default=64, type=_POSITIVE, help="Images of one request, else 413.")
 @click.option("--max-pixels", type=_POSITIVE, help="Pixels of one image by its header, else 413.  [default: 89478485]")
+@click.option(
+    "--max-decode-mb",
+    default=1024,
+    type=_POSITIVE,
+    help="Memory of all images being decoded; one that needs more: 413.",
+)
 @click.option("--max-connections", default=1024, type=_POSITIVE, help="Open connections, else 503, but for balancers.")
 @click.option(
     "--format",

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import signal
+import threading
 from collections.abc import Iterator
 from types import FrameType
 
+from mimruntime.exit import end_now
 from mimruntime.serve.problems import Problem
 
+_LOG = logging.getLogger("mimexport")
 _TICK_S = 0.05
+_OVER_S = 1.0
+"""After the grace, for connections to be closed and engines to be let go; then the process ends whatever runs."""
 
 
 class Lifecycle:
@@ -58,9 +64,22 @@ class Lifecycle:
 
         def begin(number: int, frame: FrameType | None) -> None:
             if self._stopping is None:
+                _end_after(self._grace_s + _OVER_S, number)
                 self._stopping = loop.create_task(drain(number, frame))
             elif number == signal.SIGINT:
                 stop(number, frame)
 
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *received: loop.call_soon_threadsafe(begin, *received) and None)
+
+
+def _end_after(seconds: float, number: int) -> None:
+    """End the process after so long, if it is still there: no thread that decodes or runs an engine is waited for."""
+    timer = threading.Timer(seconds, _end, (128 + number if number == signal.SIGINT else 0,))
+    timer.daemon = True
+    timer.start()
+
+
+def _end(code: int) -> None:
+    _LOG.error("the grace is over; the process ends whatever still runs in it")
+    end_now(code)

@@ -5,18 +5,19 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import numpy as np
 
 from mimruntime.artifact import Artifact
 from mimruntime.cpus import available_cpus
+from mimruntime.decoding.budget import MemoryBudget
 from mimruntime.embedder import Description, Embedder
 from mimruntime.engines.auto import GPU_ENGINES, choose_engine
 from mimruntime.errors import ImageError, MimError, OptionError, SpaceError, UnknownNameError
 from mimruntime.manifest import Manifest
 from mimruntime.serve.datauri import decode_base64
+from mimruntime.serve.decoders import Decoders
 from mimruntime.serve.executor import Executor
 from mimruntime.serve.line import Embedded, Item, Line, LineFullError
 from mimruntime.serve.metrics import Metrics
@@ -30,7 +31,9 @@ Source = bytes | str | np.ndarray
 class Model:
     """An opened artifact with its line and its executor; `embed` is called from the event loop."""
 
-    def __init__(self, embedder: Embedder, settings: Settings, metrics: Metrics, pool: ThreadPoolExecutor) -> None:
+    def __init__(
+        self, embedder: Embedder, settings: Settings, metrics: Metrics, decoders: Decoders, budget: MemoryBudget
+    ) -> None:
         self.about: Description = embedder.describe()
         self.manifest: Manifest = embedder.artifact.manifest
         self.line = Line(settings.max_queue, settings.deadline_s)
@@ -39,7 +42,8 @@ class Model:
         self._embedder = embedder
         self._settings = settings
         self._metrics = metrics
-        self._pool = pool
+        self._decoders = decoders
+        self._budget = budget
         self.executor = Executor(
             embedder,
             partial(open_embedder, embedder.artifact.path, settings, embedder.space),
@@ -56,9 +60,18 @@ class Model:
             raise SpaceError(f"model '{self.about.name}' embeds into space {self.about.space}, expected {expected}")
 
     def check_ready(self) -> None:
-        """Raise the 503 a request would meet while the engine warms up, is opened anew or is stuck."""
+        """Raise the 503 a request would meet while the engine warms up, is opened anew or is stuck, or decoding is."""
         if not self.executor.ready:
             raise Problem(503, "not_ready", f"model '{self.about.name}' is not ready", retry_after_s=1)
+        deadline_s = self._settings.deadline_s
+        if self._decoders.stuck(deadline_s):
+            text = f"every thread that decodes has been busy with one image for more than {deadline_s:g} s"
+            raise Problem(503, "decoding_stuck", text, retry_after_s=1)
+
+    @property
+    def decoding_lost(self) -> bool:
+        """Whether no thread that decodes has come back for so long that only a restart helps."""
+        return self._decoders.stuck(self._settings.deadline_s + self._settings.watchdog_s)
 
     def check_room(self) -> None:
         """Raise the 429 a request would meet now; asked before its body is read, and again before it is decoded."""
@@ -91,7 +104,7 @@ class Model:
         self._count_in_flight()
         for item, source in zip(items, sources, strict=True):
             item.future.add_done_callback(self._count_in_flight)
-            self._pool.submit(self._prepare, item, source)
+            self._decoders.submit(partial(self._prepare, item, source))
         try:
             return await self._gather(items, param)
         finally:
@@ -136,7 +149,9 @@ class Model:
         if isinstance(source, np.ndarray):
             return source
         encoded = decode_base64(source) if isinstance(source, str) else source
-        return self._embedder.prepare(encoded, max_pixels=self._settings.max_pixels, formats=self._settings.formats)
+        return self._embedder.prepare(
+            encoded, max_pixels=self._settings.max_pixels, formats=self._settings.formats, budget=self._budget
+        )
 
     def _count_in_flight(self, _: object = None) -> None:
         self._metrics.in_flight.labels(self.about.name).set(self.line.in_flight)
@@ -169,6 +184,8 @@ class Models:
         """Raise the 503 of an engine that does not come back: only a restart helps."""
         if any(model.executor.stuck for model in self):
             raise Problem(503, "stuck", "an engine does not come back", retry_after_s=1)
+        if any(model.decoding_lost for model in self):
+            raise Problem(503, "stuck", "no thread that decodes comes back", retry_after_s=1)
 
     def check_ready(self) -> None:
         """Raise the 503 of the first model that is not ready."""

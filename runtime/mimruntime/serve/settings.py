@@ -7,6 +7,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from mimruntime.decode import FORMATS, MAX_PIXELS
+from mimruntime.decoding.budget import DEFAULT_MB
 from mimruntime.errors import OptionError
 
 DEFAULT_FORMATS = ("JPEG", "PNG", "WebP", "GIF", "BMP")
@@ -34,6 +35,7 @@ class Settings:
         max_buffered: bytes of all requests that are held at once, else 429.
         max_items: images of one request.
         max_pixels: pixels of one image, read from its header.
+        max_decode_mb: 10^6 bytes for all images that are being decoded; one that alone takes more is refused.
         max_connections: open connections of a process beyond which requests get 503, those of balancers aside.
         formats: those of `mimruntime.decode.FORMATS` let in.
         api_keys: any of them opens the door; empty: no key is asked for.
@@ -63,6 +65,7 @@ class Settings:
     max_buffered: int = 512_000_000
     max_items: int = 64
     max_pixels: int = MAX_PIXELS
+    max_decode_mb: int = DEFAULT_MB
     max_connections: int = 1024
     formats: tuple[str, ...] = DEFAULT_FORMATS
     api_keys: tuple[str, ...] = ()

@@ -8,6 +8,7 @@ import http.client
 import io
 import json
 import random
+import re
 import socket
 import struct
 import time
@@ -16,6 +17,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import hostile_images
 import pytest
 from PIL import Image
 from service import Service, running
@@ -236,6 +238,21 @@ def test_a_body_costs_a_few_times_its_bytes(toy: Service, path: str, body: bytes
     assert answer.status in {413, 422}
     assert len(answer.body) < 500
     assert toy.resident_bytes(peak=True) < before + 3 * len(body) + 20_000_000
+
+
+@pytest.mark.parametrize(
+    ("image", "reason"),
+    [
+        (hostile_images.jpeg_of_scans(2400, 1600, 1000), "would take about .* s to decode"),
+        (hostile_images.png(*[hostile_images.chunk(b"iCCP", b"a\0\0")] * 500), "would take about .* s to decode"),
+        (hostile_images.jpeg(9400, 9400, hostile_images.scan(4, 0, 0), components=4), "MB to decode; at most 1,024 MB"),
+    ],
+    ids=["scans", "profiles", "memory"],
+)
+def test_an_image_that_asks_for_too_much_is_413_with_the_reason(toy: Service, image: bytes, reason: str) -> None:
+    answer = toy.call("/v1/embeddings/image", image)
+    assert (answer.status, answer.json["error"]["code"]) == (413, "image_too_large")
+    assert re.search(f"image 0: [\\d,]+ bytes: .*{reason}", answer.json["error"]["message"])
 
 
 @pytest.mark.slow

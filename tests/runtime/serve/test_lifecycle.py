@@ -274,6 +274,25 @@ def test_a_service_that_cannot_start_closes_the_engines_it_had_opened(
     assert len(closed) == 1
 
 
+def test_decoding_that_does_not_come_back_is_known_to_ready_and_does_not_keep_the_process(
+    toy_artifact: Path, tmp_path: Path, photo: Path
+) -> None:
+    options = ("--decode-threads", 1, "--deadline", 0.5, "--watchdog", 0.5, "--grace", 1)
+    log, env = tmp_path / "log", {"FAULT_DECODE": "1000"}
+    with running(toy_artifact, *options, log=log, program=FAULTY, env=env) as service:
+        assert post(service, photo.read_bytes()) == 200
+        assert post(service, bytes(1000)) == 504
+        while (ready := service.call("/ready")).status == 200:
+            time.sleep(0.05)
+        assert (ready.status, ready.json["error"]["code"]) == (503, "decoding_stuck")
+        assert "busy with one image for more than 0.5 s" in ready.json["error"]["message"]
+        assert service.call("/v1/embeddings/image", photo.read_bytes()).json["error"]["code"] == "decoding_stuck"
+        while service.call("/live").status == 200:  # only a restart helps
+            time.sleep(0.05)
+        service.process.send_signal(signal.SIGTERM)
+        assert service.process.wait(25) == 0
+
+
 def test_the_grace_is_spent_once() -> None:
     """uvicorn waits after draining has; what is open then is only to be cancelled."""
     settings = Settings(artifacts=(Path("a"),), grace_s=30)

@@ -1,0 +1,99 @@
+"""Small files that ask for much: each is made here, byte by byte, as the format's own specification writes it."""
+
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+
+from PIL import Image
+
+BASELINE, PROGRESSIVE = 0xC0, 0xC2
+
+
+def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
+    stream = io.BytesIO()
+    image.save(stream, kind, **options)
+    return stream.getvalue()
+
+
+def segment(marker: int, body: bytes) -> bytes:
+    return bytes([0xFF, marker]) + struct.pack(">H", len(body) + 2) + body
+
+
+def scan(components: int, first: int, last: int, approximation: int = 0) -> bytes:
+    """The header of a scan without data: libjpeg goes over all its blocks nevertheless."""
+    named = b"".join(bytes([index + 1, 0]) for index in range(components))
+    return segment(0xDA, bytes([components]) + named + bytes([first, last, approximation]))
+
+
+def jpeg(
+    width: int, height: int, *scans: bytes, components: int = 3, kind: int = PROGRESSIVE, before: bytes = b""
+) -> bytes:
+    """A grey picture that claims to be so large; `before` stands ahead of its tables."""
+    tables = segment(0xDB, b"\0" + bytes([1] * 64))
+    tables += b"".join(segment(0xC4, bytes([kind << 4, 1, 1, *[0] * 14, 0, 1])) for kind in (0, 1))
+    parts = b"".join(bytes([index + 1, 0x11, 0]) for index in range(components))
+    frame = segment(kind, struct.pack(">BHHB", 8, height, width, components) + parts)
+    return b"\xff\xd8" + before + tables + frame + b"".join(scans) + b"\xff\xd9"
+
+
+def jpeg_of_scans(width: int, height: int, count: int) -> bytes:
+    """A progressive JPEG of `count` scans, all but the first of them empty."""
+    return jpeg(width, height, scan(3, 0, 0, 1), *[scan(1, 1, 63)] * (count - 1))
+
+
+def repeated_scans(photo: Image.Image, count: int) -> bytes:
+    """A photograph as a progressive JPEG, its last scan's header repeated `count` times."""
+    whole = encoded(photo, "JPEG", progressive=True)
+    last = whole.rindex(b"\xff\xda")
+    header = whole[last : last + 2 + struct.unpack(">H", whole[last + 2 : last + 4])[0]]
+    return whole[:-2] + header * count + b"\xff\xd9"
+
+
+def chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def png(*before: bytes, after: bytes = b"") -> bytes:
+    """A PNG of 8 x 8 px with chunks before and after its pixels."""
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 8, 8, 8, 2, 0, 0, 0))
+    pixels = chunk(b"IDAT", zlib.compress(bytes(8 * 25)))
+    return b"\x89PNG\r\n\x1a\n" + header + b"".join(before) + pixels + after + chunk(b"IEND", b"")
+
+
+def gif_of_comments(count: int) -> bytes:
+    frame = b",\0\0\0\0\1\0\1\0\0\2\2\x4c\1\0;"
+    return b"GIF89a" + struct.pack("<HHBBB", 1, 1, 0, 0, 0) + b"!\xfe" + b"\1a" * count + b"\0" + frame
+
+
+def webp_of_frames(count: int) -> bytes:
+    picture = encoded(Image.new("RGB", (8, 8)), "WEBP")[12:]
+    placed = bytes(6) + b"\7\0\0" * 2 + b"\1\0\0\0" + picture
+    frames = (b"ANMF" + struct.pack("<I", len(placed)) + placed) * count
+    head = b"VP8X" + struct.pack("<I", 10) + b"\2\0\0\0" + b"\7\0\0" * 2 + b"ANIM" + struct.pack("<I", 6) + bytes(6)
+    return b"RIFF" + struct.pack("<I", 4 + len(head) + len(frames)) + b"WEBP" + head + frames
+
+
+def run_length_bmp(edge: int) -> bytes:
+    """A BMP whose rows are one run-length byte each; Pillow fills the rest of a row in Python, px by px."""
+    body = b"\1\1\0\0" * edge
+    header = struct.pack("<IiiHHIIiiII", 40, edge, edge, 1, 8, 1, len(body), 0, 0, 256, 0)
+    start = 14 + len(header) + 1024
+    return b"BM" + struct.pack("<IHHI", start + len(body), 0, 0, start) + header + bytes(1024) + body
+
+
+def tiff_of_tiles(count: int) -> bytes:
+    """A TIFF of 8 x 8 px whose only strip is said to lie in `count` places."""
+    tags = [(256, 3, 1, 8), (257, 3, 1, 8), (258, 3, 1, 8), (259, 3, 1, 1), (262, 3, 1, 1), (273, 4, count, 8)]
+    tags += [(278, 3, 1, 8), (279, 4, count, 8)]
+    table = struct.pack("<H", len(tags)) + b"".join(struct.pack("<HHII", *tag) for tag in tags) + bytes(4)
+    values = bytes(4 * count)
+    return b"II*\0" + struct.pack("<I", 8 + len(values)) + values + table
+
+
+def exif_bomb() -> bytes:
+    """A JPEG of 65 kB whose EXIF block has 5,200 entries, each of which claims all of the block."""
+    entries = b"".join(struct.pack("<HHII", 1000 + index, 7, 64_900, 8) for index in range(5200))
+    block = b"Exif\0\0II*\0" + struct.pack("<IH", 8, 5200) + entries + bytes(4)
+    return jpeg(8, 8, scan(3, 0, 63), kind=BASELINE, before=segment(0xE1, block.ljust(65_000, b"\0")))
