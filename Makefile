@@ -16,7 +16,7 @@ $(error CPU=$(CPU): expected plain, or nothing)
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart bench bench-gpu bench-serve bench-scale eval-engines eval-baseline eval-table test test-scale test-slow gpu-test lint clean
+.PHONY: help install quickstart bench bench-gpu bench-serve bench-scale eval-engines eval-baseline eval-table test test-cpu test-scale test-slow gpu-test lint clean
 
 help:  ## list the verbs
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -66,6 +66,9 @@ eval-table: $(STAMP)  ## all 10,000 validation images on five deployments, an ho
 test: $(STAMP) lint  ## linters, types, import contracts, the whole suite with coverage
 	# Two processes of one torch thread each are faster than one of two; who is done first takes from the other.
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal --cov
+
+test-cpu: $(STAMP)  ## what may come out otherwise on another CPU; with CPU=plain as without bf16, VNNI and AMX
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "cpu and not slow" -n 2 --dist worksteal
 
 SLOW = --timeout 1800 -o faulthandler_timeout=1860
 test-slow: $(STAMP)  ## what takes minutes: every backbone class with every aggregator, at full depth once

@@ -72,6 +72,7 @@ def test_the_kernel_the_definition_and_torch_agree(batch, queries, tokens, heads
         np.testing.assert_allclose(found, expected, atol=2e-5)
 
 
+@pytest.mark.cpu
 def test_openvino_reads_the_definition():
     model, rng = one_attention(4, 32, 0.3), np.random.default_rng(0)
     tensors = {name: rng.standard_normal((2, 5, 32), np.float32) for name in ("query", "key", "value")}

@@ -16,6 +16,8 @@ from mimruntime.bench.cli import bench_command
 from mimruntime.engines import tuning
 from mimruntime.errors import OptionError
 
+pytestmark = pytest.mark.cpu
+
 SMALL = "vit_tiny_patch16_224"
 NAMES = ["torch eager fp32", "torch autocast bf16", "timm export, onnxruntime", "timm export, openvino"]
 

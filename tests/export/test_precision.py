@@ -31,6 +31,8 @@ from mimruntime.engines.options import CompileOptions
 from mimruntime.errors import EngineError, OptionError, ParityError
 from mimruntime.reference import load_reference
 
+pytestmark = pytest.mark.cpu
+
 
 @pytest.fixture(scope="module")
 def crops(tmp_path_factory: pytest.TempPathFactory, photos: list[Path]) -> Path:

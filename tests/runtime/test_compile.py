@@ -22,6 +22,8 @@ from mimruntime.errors import EngineError, MissingExtraError, OptionError, Outpu
 from mimruntime.reference import check_engine, load_reference
 from mimruntime.verification import verify
 
+pytestmark = pytest.mark.cpu
+
 ENGINES = ("onnxruntime", "openvino")
 
 

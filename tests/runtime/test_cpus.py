@@ -13,6 +13,8 @@ from mimruntime import cpus
 from mimruntime.engines import openvino as ov_module
 from mimruntime.errors import OptionError
 
+pytestmark = pytest.mark.cpu
+
 ROOT = Path(__file__).parents[2]
 FLAGS = "flags\t\t: fpu avx2 avx512f avx512_vnni avx512_bf16 amx_bf16 amx_int8 avx_vnni\n"
 PRODUCTS = """

@@ -17,6 +17,8 @@ from mimruntime.engines import onnxruntime as wrapped
 from mimruntime.engines import open_engine, open_for
 from mimruntime.errors import EngineError, MissingExtraError, OptionError, UnknownNameError
 
+pytestmark = pytest.mark.cpu
+
 
 @pytest.fixture
 def graph(toy_artifact: Path) -> Path:

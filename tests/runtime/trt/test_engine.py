@@ -25,6 +25,8 @@ from mimruntime.engines.trt.plan import PORTABLE, BuildPlan, misfit
 from mimruntime.errors import EngineError, MissingExtraError, OptionError, UnknownNameError
 from mimruntime.verification import verify
 
+pytestmark = pytest.mark.cpu
+
 trt = pytest.importorskip("tensorrt_rtx", reason="pip install 'mimexport[tensorrt-rtx]'")
 without_gpu = pytest.mark.skipif(
     gpu_name() != NO_GPU, reason="says what a machine without a driver answers, and this one has a GPU"
