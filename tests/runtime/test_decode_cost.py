@@ -45,6 +45,10 @@ COSTLY: dict[str, tuple[Callable[[], bytes], str]] = {
         lambda: b"\xff\xd8\xff\x01" + bytes(16_000_000) + hostile.jpeg(8, 8, hostile.scan(3, 0, 63))[2:],
         TOO_MUCH_WORK,
     ),
+    "jpeg behind 16 MB of fill bytes": (
+        lambda: b"\xff\xd8" + b"\xff" * 16_000_000 + hostile.jpeg(8, 8, hostile.scan(3, 0, 63))[2:],
+        TOO_MUCH_WORK,
+    ),
     "png of 500 colour profiles": (
         lambda: hostile.png(*[hostile.chunk(b"iCCP", b"a\0\0")] * 500),
         TOO_MUCH_WORK,
@@ -200,6 +204,11 @@ class TestMemory:
         for name, estimated, taken in lines:
             assert int(taken) <= int(estimated) + 2_000_000, done.stdout
             assert int(estimated) <= 2 * int(taken) + 4_000_000, f"{name}: {done.stdout}"
+
+
+def test_a_jpeg_of_nothing_but_fill_bytes_is_read_once() -> None:
+    with pytest.raises(ImageError, match="a JPEG without a picture"):
+        decode(b"\xff\xd8" + b"\xff" * 4_000_000)
 
 
 def kinds(large: Image.Image) -> dict[str, bytes]:
