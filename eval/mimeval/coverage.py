@@ -6,11 +6,8 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence, Set
 
 from mimeval.deployments import Skipped
-from mimeval.report import Drifted, Report, Score
+from mimeval.report import Report, Score
 from mimruntime.cpus import multiplies_bf16
-
-Row = tuple[str, str]
-"""A model and a deployment."""
 
 
 def absent(rows: Sequence[Score], report: Report, *, part: bool) -> tuple[list[str], list[str]]:
@@ -46,12 +43,6 @@ def absent(rows: Sequence[Score], report: Report, *, part: bool) -> tuple[list[s
                 + (f", but {', '.join(instead)} did" if instead else "; where that is meant, run: make eval-baseline")
             )
     return lost, noted
-
-
-def keep_other_cpus(old: Sequence[Score | Drifted], report: Report) -> set[Row]:
-    """Return the rows of a baseline that another kind of CPU gives of artifacts that ran here."""
-    here = _deployments(report.scores)
-    return {(row.model, row.deployment) for row in old if of_another_cpu(row.deployment, here[row.model])}
 
 
 def of_another_cpu(deployment: str, here: Set[str]) -> bool:

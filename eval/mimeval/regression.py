@@ -7,7 +7,7 @@ from pathlib import Path
 
 import msgspec
 
-from mimeval.coverage import Row, absent, keep_other_cpus
+from mimeval.coverage import absent, of_another_cpu
 from mimeval.errors import DataError
 from mimeval.report import Drifted, Fitted, Gain, Report, Score
 from mimeval.statistics import Verdict, is_lower, paired_difference
@@ -76,11 +76,8 @@ def read_baseline(path: Path) -> list[Entry]:
         raise DataError(f"{path} {error}; or write one: make eval-baseline") from error
 
 
-def write_baseline(report: Report, path: Path) -> list[str]:
-    """Put `report` into the baseline file; other data sets keep their entries, other kinds of CPU their rows.
-
-    Returns:
-        The deployments of other kinds of CPU that were kept.
+def write_baseline(report: Report, path: Path) -> None:
+    """Put `report` into the baseline file; other data sets keep their entries.
 
     Raises:
         DataError: the file is something else.
@@ -94,17 +91,10 @@ def write_baseline(report: Report, path: Path) -> list[str]:
         training=report.images["training"],
         metric=report.metric,
         scores=scores,
-        drifts=list(report.drifts),
+        drifts=report.drifts,
     )
-    before = read_baseline(path)
-    others: set[Row] = set()
-    for old in (old for old in before if _key(old) == _key(entry)):
-        others = keep_other_cpus(old.scores, report)
-        entry.scores.extend(row for row in old.scores if (row.model, row.deployment) in others)
-        entry.drifts.extend(row for row in old.drifts if (row.model, row.deployment) in others)
-    entries = [old for old in before if _key(old) != _key(entry)] + [entry]
+    entries = [old for old in read_baseline(path) if _key(old) != _key(entry)] + [entry]
     write_file(path, msgspec.json.format(msgspec.json.encode(_Baseline(entries=entries)), indent=1) + b"\n")
-    return sorted({deployment for _, deployment in others})
 
 
 def compare(report: Report, entries: list[Entry], *, part: bool = False) -> Report:
@@ -114,7 +104,8 @@ def compare(report: Report, entries: list[Entry], *, part: bool = False) -> Repo
     that are twice as far from torch's as they were: what costs little accuracy may still be broken. So does a row of
     the baseline that is absent without a reason; see `mimeval.coverage.absent`. A gain that is there in torch, and
     whose change these images leave undecided, passes when the baseline has it, other gains pass by themselves and none
-    of that is found: what was accepted then is still so. A row that the baseline lacks has to pass by itself.
+    of that is found: what was accepted then is still so. A row of another kind of CPU than the baseline's is held
+    against what the baseline has of the same graph; any other row that the baseline lacks has to pass by itself.
 
     Args:
         report: of a run.
@@ -128,16 +119,26 @@ def compare(report: Report, entries: list[Entry], *, part: bool = False) -> Repo
         note = f"no baseline for these {report.images['engines']} images of {report.dataset}; make eval-baseline writes one"
         return msgspec.structs.replace(report, notes=[*report.notes, note])
     now = {_row(score): score for score in report.scores if score.metric == report.metric}
-    both = [(now[_row(old)], old) for old in entry.scores if _row(old) in now]
+    both = [(score, old) for score in now.values() if (old := _before(score, entry.scores)) is not None]
     lost, noted = absent(entry.scores, report, part=part)
     found = [text for score, old in both if (text := _regression(score, old, report, rows=len(both)))]
     found += [*lost, *(text for old in entry.drifts for text in _drifted(old, report))]
-    added = dict.fromkeys(f"{row[0]} on {row[1]}" for row in now.keys() - {_row(old) for old in entry.scores})
+    known = {_row(score) for score, _ in both}
+    added = {f"{row[0]} on {row[1]}" for row in now.keys() - known}
     notes = [*_note(noted, "of the baseline did not run here"), *_note(sorted(added), "are not in the baseline")]
     verdict, texts = worst(report.verdict, report.reasons, [("fail", text) for text in found])
     if verdict == "undecided":
-        verdict, texts = _accept(report, texts, {_row(old) for _, old in both})
+        verdict, texts = _accept(report, texts, known)
     return msgspec.structs.replace(report, verdict=verdict, reasons=texts, notes=[*report.notes, *notes])
+
+
+def _before(score: Score, rows: Sequence[Score]) -> Score | None:
+    """Return the row that `score` is held against: its own, or that of the same graph on another kind of CPU."""
+    _, deployment, *side = _row(score)
+    same = [old for old in rows if old.model == score.model and [old.metric, old.fitted] == side]
+    own = (old for old in same if old.deployment == deployment)
+    others = (old for old in same if of_another_cpu(old.deployment, {deployment}))
+    return next(own, None) or next(others, None)
 
 
 def _note(names: Sequence[str], what: str) -> list[str]:
