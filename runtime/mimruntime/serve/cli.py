@@ -45,7 +45,11 @@ class _Key(click.types.StringParamType):
     "--grace", default=30, type=_POSITIVE, metavar="S", help="From SIGTERM on, for what was accepted to be answered."
 )
 @click.option(
-    "--body-timeout", default=20.0, type=_SECONDS, metavar="S", help="For a request to arrive whole, else 408."
+    "--body-timeout",
+    default=20.0,
+    type=_SECONDS,
+    metavar="S",
+    help="For a request to arrive whole, else 408; for its answer to be taken.",
 )
 @click.option(
     "--watchdog",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import signal
 import socket
@@ -15,8 +16,9 @@ from fastapi import FastAPI
 from mimruntime.artifact import Artifact
 from mimruntime.errors import OptionError
 from mimruntime.serve.app import create_app
+from mimruntime.serve.descriptors import fit_connections
 from mimruntime.serve.logs import set_up_logs
-from mimruntime.serve.protocol import PatientProtocol
+from mimruntime.serve.protocol import PatientProtocol, limit_connections
 from mimruntime.serve.settings import Settings
 from mimruntime.serve.tls import check_certificate
 from mimruntime.serve.workers import create_in_worker, run_workers
@@ -26,6 +28,9 @@ _CANCEL_S = 1
 """For what is still open once draining has had its time; uvicorn cancels it then."""
 _KEEP_ALIVE_S = 75
 """Longer than load balancers keep an idle connection (60 s), which would else send into one that is just being closed."""
+
+_BACKLOG = 128
+"""Connections that wait to be taken; so many are taken at once, before any is counted."""
 
 
 class _Server(uvicorn.Server):
@@ -62,6 +67,7 @@ def serve(settings: Settings) -> None:
     """
     set_up_logs(as_json=settings.log_json)
     check_certificate(settings.tls_cert, settings.tls_key)
+    settings = dataclasses.replace(settings, max_connections=fit_connections(settings.max_connections))
     # uvicorn raises a signal again once it has stopped; the work is done then.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     if settings.workers > 1:
@@ -109,7 +115,7 @@ def _serve_with_workers(settings: Settings) -> None:
 
 
 def _config(settings: Settings, app: Any) -> uvicorn.Config:
-    PatientProtocol.patience_s = settings.body_timeout_s
+    limit_connections(settings)
     return uvicorn.Config(
         app,
         factory=not isinstance(app, FastAPI),
@@ -121,6 +127,7 @@ def _config(settings: Settings, app: Any) -> uvicorn.Config:
         http=PatientProtocol,
         ws="none",
         lifespan="on",
+        backlog=_BACKLOG,
         timeout_keep_alive=_KEEP_ALIVE_S,
         timeout_graceful_shutdown=_CANCEL_S,
         server_header=False,

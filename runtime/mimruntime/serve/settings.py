@@ -29,14 +29,15 @@ class Settings:
         max_queue: images in flight per artifact beyond which requests get 429.
         deadline_s: from a request's admission to its answer, else 504.
         grace_s: from SIGTERM or Ctrl-C on, for what was accepted to be answered.
-        body_timeout_s: for a request to arrive whole, headers and body, else 408.
+        body_timeout_s: for a request to arrive whole, headers and body, else 408; and for its answer to be taken.
         watchdog_s: idle time after which a real inference is run; a run of this length counts as stuck.
         max_body: bytes of one request.
         max_buffered: bytes of all requests that are held at once, else 429.
         max_items: images of one request.
         max_pixels: pixels of one image, read from its header.
         max_decode_mb: 10^6 bytes for all images that are being decoded; one that alone takes more is refused.
-        max_connections: open connections of a process beyond which requests get 503, those of balancers aside.
+        max_connections: open connections of a process; beyond them idle ones are closed, oldest first, and where there are
+            none requests get 503, those of balancers aside.
         formats: those of `mimruntime.decode.FORMATS` let in.
         api_keys: any of them opens the door; empty: no key is asked for.
         api_key_file: more of them, a key a line, read again at SIGHUP.

@@ -22,7 +22,7 @@ from mimruntime.errors import EngineError, MimError
 from mimruntime.serve.app import create_app
 from mimruntime.serve.logs import set_up_logs
 from mimruntime.serve.metrics import MULTIPROCESS
-from mimruntime.serve.protocol import PatientProtocol
+from mimruntime.serve.protocol import limit_connections
 from mimruntime.serve.settings import Settings
 
 _LOG = logging.getLogger("mimexport")
@@ -43,7 +43,7 @@ def create_in_worker(settings: Settings, spaces: Sequence[str]) -> FastAPI:
 
     """
     set_up_logs(as_json=settings.log_json)
-    PatientProtocol.patience_s = settings.body_timeout_s
+    limit_connections(settings)
     try:
         return create_app(settings, spaces)
     except MimError as error:

@@ -190,7 +190,7 @@ def test_bodies_are_counted_while_they_are_held_and_no_longer(tight: Service) ->
 
 def test_over_the_connections_allowed_requests_are_refused_and_balancers_are_not(tight: Service) -> None:
     wait_until(lambda: tight.call("/v1/models").status == 200)
-    with held_open(tight, b"GET /v1/models HTTP/1.1\r\n", 4):
+    with held_open(tight, b"POST /v1/embeddings/image HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n", 4):
         wait_until(lambda: tight.call("/v1/models").status == 503)
         for path in ("/v1/models", "/v2"):
             answer = tight.call(path)
