@@ -15,6 +15,7 @@ import mimeval.cli
 import mimruntime.cli
 import mimruntime.engines.cli
 import mimruntime.serve.cli
+import mimruntime.signing_cli
 import mimruntime.triton.cli
 from mimexport.aliases import ALIASES
 from mimruntime.bench.cli import bench_command
@@ -244,7 +245,8 @@ COMMANDS: list[click.Command] = [build, fit, models, aggregators]
 def main() -> NoReturn:
     """Run the program `mimexport`."""
     shared = [*mimruntime.cli.COMMANDS, *mimruntime.engines.cli.COMMANDS, *mimruntime.serve.cli.COMMANDS]
-    commands = [*COMMANDS, *shared, *mimruntime.triton.cli.COMMANDS, bench_command(_open_peers), *mimeval.cli.COMMANDS]
+    shared += [*mimruntime.signing_cli.COMMANDS, *mimruntime.triton.cli.COMMANDS]
+    commands = [*COMMANDS, *shared, bench_command(_open_peers), *mimeval.cli.COMMANDS]
     mimruntime.cli.run(commands, obj=_references)
 
 

@@ -16,7 +16,6 @@ from typing import Any
 import safetensors.torch
 import timm
 import torch
-from safetensors import SafetensorError
 from timm.models import get_pretrained_cfg, is_model, is_model_in_modules, list_models
 from timm.models.hiera import Hiera
 from torch import Tensor, nn
@@ -153,8 +152,10 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         raise WeightsError(
             f"{path} holds more than tensors and is refused (a pickle can run code); save its state_dict as safetensors"
         ) from error
-    except (SafetensorError, RuntimeError, OSError, ValueError, EOFError, KeyError) as error:
-        raise WeightsError(f"{path} is not a readable checkpoint: {_first_line(error)}") from error
+    except Exception as error:  # a damaged pickle raises whatever the byte that is wrong leads to
+        raise WeightsError(
+            f"{path} is not a readable checkpoint, damaged or cut short: {_first_line(error)}"
+        ) from error
     if not isinstance(loaded, dict):
         raise WeightsError(f"{path} holds a {type(loaded).__name__}, expected a dictionary of tensors")
     return loaded

@@ -13,6 +13,7 @@ import msgspec
 from mimruntime import writing
 from mimruntime.errors import ArtifactError, OutputError
 from mimruntime.manifest import Manifest, decode, encode
+from mimruntime.signatures import PublicKey
 
 MANIFEST = "manifest.json"
 REFERENCE = "reference.npz"
@@ -25,25 +26,38 @@ class Artifact:
     Attributes:
         path: the folder.
         manifest: the checked content of `manifest.json`.
+        public_key: what it, and every compiled engine in it, must be signed by; None: nothing need be signed.
 
     """
 
     path: Path
     manifest: Manifest
+    public_key: PublicKey | None = None
 
     @classmethod
-    def open(cls, path: str | Path) -> Artifact:
+    def open(cls, path: str | Path, *, public_key: str | Path | None = None) -> Artifact:
         """Open the folder at `path` and check the sha256 of every file it lists.
+
+        Args:
+            path: the folder.
+            public_key: of minisign, as text or in a file: refuse what this key did not sign.
 
         Raises:
             ArtifactError: missing, broken, foreign, newer than this program, or changed by as much as one byte.
+            SignatureError: the key did not sign it.
+            OptionError: `public_key` is none.
+            MissingExtraError: a key is asked for, and `cryptography` is not installed.
 
         """
+        key = None if public_key is None else PublicKey.read(public_key)
         folder = Path(path)
         if not folder.is_dir():
             raise ArtifactError(f"no artifact at {folder}; build one: mimexport build --model mae-tiny --out {folder}")
         try:
-            manifest = decode((folder / MANIFEST).read_bytes())
+            raw = (folder / MANIFEST).read_bytes()
+            if key is not None:
+                key.check(folder / MANIFEST, raw)
+            manifest = decode(raw)
         except FileNotFoundError as error:
             raise ArtifactError(f"{folder} is not an artifact: it holds no {MANIFEST}") from error
         except (ValueError, OSError) as error:
@@ -52,7 +66,21 @@ class Artifact:
             raise ArtifactError(f"{folder / MANIFEST}: its graph '{manifest.graph.file}' is not among its files")
         for name, expected in manifest.files.items():
             _check_file(folder, name, expected)
-        return cls(folder, manifest)
+        return cls(folder, manifest, key)
+
+    def check_in_place(self) -> None:
+        """Refuse to go on where another artifact was put in the place of this one since it was opened.
+
+        Raises:
+            ArtifactError: that is so.
+
+        """
+        try:
+            same = decode((self.path / MANIFEST).read_bytes()).sha256 == self.manifest.sha256
+        except (ValueError, OSError):
+            same = False
+        if not same:
+            raise ArtifactError(f"{self.path} was replaced while it was being opened; open it again")
 
     @property
     def graph(self) -> Path:
@@ -138,6 +166,8 @@ def _check_file(folder: Path, name: str, expected: str) -> None:
     path = folder / name
     if "\0" in name or not path.resolve().is_relative_to(folder.resolve()):
         raise ArtifactError(f"{folder}: the manifest names '{name}', a file outside the artifact; do not trust it")
+    if path.exists() and not path.is_file():
+        raise ArtifactError(f"{path} is no regular file; build the artifact again")
     try:
         actual = file_sha256(path)
     except OSError as error:

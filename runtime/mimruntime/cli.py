@@ -37,6 +37,18 @@ _Command = TypeVar("_Command", bound=Callable[..., object])
 def engine_options(command: _Command) -> _Command:
     """Add the options that choose what runs the graph."""
     for option in (
+        click.option(
+            "--check-reference/--no-check-reference",
+            default=True,
+            envvar="MIMEXPORT_CHECK_REFERENCE",
+            help="Compare the vectors of two images with torch's when the engine is opened.  [default: compare]",
+        ),
+        click.option(
+            "--public-key",
+            metavar="KEY|FILE",
+            envvar="MIMEXPORT_PUBLIC_KEY",
+            help="Refuse an artifact, or a compiled engine, that this key of minisign did not sign.",
+        ),
         click.option("--threads", type=click.IntRange(min=1), help="CPU threads of one run.  [default: tuned, or all]"),
         click.option(
             "--provider",
@@ -141,13 +153,15 @@ def inspect(artifact: Path, as_json: bool) -> None:
 @_ARTIFACT
 @engine_options
 @click.option("--json", "as_json", is_flag=True, help="The figures, for a program.")
-def verify(artifact: Path, engine: str, provider: str | None, threads: int | None, as_json: bool) -> None:
+def verify(artifact: Path, as_json: bool, check_reference: bool, **given: Any) -> None:
     """Check an artifact's digests, and its vectors against those of torch at the build."""
     import msgspec
 
     from mimruntime.verification import verify as verify_artifact
 
-    checked = verify_artifact(artifact, engine=engine, provider=provider, threads=threads)
+    if not check_reference:
+        raise OptionError("--no-check-reference: to compare with the reference is what verify does; leave it out")
+    checked = verify_artifact(artifact, **given)
     figures = {**msgspec.to_builtins(checked.parity), "provider": checked.provider, "precision": checked.precision}
     if as_json:
         click.echo(json.dumps(figures, indent=2))

@@ -128,6 +128,8 @@ class Embedder:
         expect_space: str | None = None,
         workers: int | None = None,
         max_decode_mb: int = DEFAULT_MB,
+        public_key: str | Path | None = None,
+        check_reference: bool = True,
     ) -> Embedder:
         """Open the artifact at `path`, every digest checked.
 
@@ -140,16 +142,20 @@ class Embedder:
             expect_space: refuse an artifact of another embedding space.
             workers: threads that decode; None is one per CPU, at most 8.
             max_decode_mb: memory for all images that are being decoded, 10^6 bytes; one that alone takes more is refused.
+            public_key: refuse an artifact, or a compiled engine, that this key of minisign did not sign; text or a file.
+            check_reference: compare the vectors of two images with torch's; see `mimruntime.engines.open_for`.
 
         Raises:
             ArtifactError: missing, broken, foreign or changed.
+            SignatureError: `public_key` did not sign it.
+            ParityError: the engine gives other vectors.
             SpaceError: its vectors are not those of `expect_space`.
             EngineError, MissingExtraError, UnknownNameError: the engine does not run what was asked.
             OptionError: a number below 1, or a batch that the compiled engine does not run.
 
         """
-        artifact = open_artifact(path, expect_space)
-        opened = open_for(artifact, engine, provider=provider, threads=threads)
+        artifact = open_artifact(path, expect_space, public_key)
+        opened = open_for(artifact, engine, provider=provider, threads=threads, check_reference=check_reference)
         try:
             return cls(artifact, opened, batch_size=batch_size, workers=workers, max_decode_mb=max_decode_mb)
         except BaseException:
@@ -344,9 +350,9 @@ class Embedder:
         return rows
 
 
-def open_artifact(path: str | Path, expect_space: str | None) -> Artifact:
+def open_artifact(path: str | Path, expect_space: str | None, public_key: str | Path | None = None) -> Artifact:
     """Open the artifact at `path`, if its vectors are those of `expect_space`; see `Embedder.open`."""
-    artifact = Artifact.open(path)
+    artifact = Artifact.open(path, public_key=public_key)
     space = artifact.manifest.embedding_space
     if expect_space is not None and expect_space != space:
         raise SpaceError(

@@ -5,6 +5,7 @@ MimError                    one line: what, what came, what was expected, what t
 ├── OptionError             an option that does not fit the model or the artifact
 ├── MissingExtraError       an optional dependency is not installed; carries the pip line
 ├── ArtifactError           an artifact folder that is missing, broken, foreign or newer than this program
+│   └── SignatureError      one that the key which is asked for did not sign
 ├── SpaceError              vectors of two embedding spaces would meet
 ├── ImageError              something that is not an image this program decodes
 │   ├── ImageFormatError    of a format that is unknown or not let in
@@ -75,6 +76,10 @@ class MissingExtraError(MimError, ImportError):
 
 class ArtifactError(MimError):
     """An artifact folder that is missing, broken, foreign or newer than this program."""
+
+
+class SignatureError(ArtifactError):
+    """An artifact, or an engine in it, that the key which is asked for did not sign."""
 
 
 class SpaceError(MimError):

@@ -54,6 +54,27 @@ def measure(run: Run, images: np.ndarray, reference: np.ndarray, *, engine: str,
     )
 
 
+def check_near(embeddings: np.ndarray, reference: np.ndarray, precision: Precision, *, engine: str) -> None:
+    """Judge the embeddings of one run.
+
+    Args:
+        embeddings: what an engine gave, float32 (n, D) where it is right.
+        reference: float32 (n, D).
+        precision: whose tolerance holds.
+        engine: for the text of the error.
+
+    Raises:
+        ParityError: out of tolerance, of another shape or type, or not finite.
+
+    """
+    worst = float(_cosines(_checked(embeddings, *reference.shape), reference).min())
+    if not worst >= WORST_COSINE[precision]:
+        raise ParityError(
+            f"{engine} does not give the vectors of this artifact: worst cosine to the reference {worst:.7f}, at least"
+            f" {WORST_COSINE[precision]} is expected in {precision}; delete it and compile again, or see: mimexport verify"
+        )
+
+
 def widest(*precisions: str | None) -> Precision:
     """Return which of these, None aside, is held to the widest tolerance."""
     known: list[Precision] = [name for name in WORST_COSINE if name in precisions]

@@ -10,6 +10,9 @@ from mimruntime.engines.base import EMBEDDING, Engine
 from mimruntime.errors import ArtifactError
 from mimruntime.manifest import Parity
 
+FEW = 2
+"""Images that are compared when an engine is opened."""
+
 
 def load_reference(artifact: Artifact) -> tuple[np.ndarray, np.ndarray]:
     """Return the images, uint8 (n, H, W, 3), and torch's embeddings of them, float32 (n, D).
@@ -31,6 +34,24 @@ def load_reference(artifact: Artifact) -> tuple[np.ndarray, np.ndarray]:
             f" {embeddings.shape}; expected uint8 (n, {size}, {size}, 3) and float32 (n, {dim})"
         )
     return images, embeddings
+
+
+def compare_few(artifact: Artifact, engine: Engine) -> None:
+    """Compare the vectors of a few reference images, in one run: is this an engine of this artifact at all?
+
+    Raises:
+        ArtifactError: no usable reference.
+        ParityError: out of the tolerance of the narrowest precision.
+        EngineError: the run failed.
+
+    """
+    if artifact.reference.name not in artifact.manifest.files:
+        raise ArtifactError(f"{artifact.path} holds no reference to compare with; open it with --no-check-reference")
+    images, embeddings = load_reference(artifact)
+    count = min(FEW, len(images), engine.largest_batch or FEW)
+    precision = parity.widest(artifact.manifest.graph.precision, engine.precision)
+    name = engine.compiled or engine.name
+    parity.check_near(engine.run(images[:count])[EMBEDDING], embeddings[:count], precision, engine=name)
 
 
 def check_engine(artifact: Artifact, engine: Engine) -> Parity:

@@ -33,19 +33,25 @@ class Verification:
 
 
 def verify(
-    path: str | Path, *, engine: str = "auto", provider: str | None = None, threads: int | None = None
+    path: str | Path,
+    *,
+    engine: str = "auto",
+    provider: str | None = None,
+    threads: int | None = None,
+    public_key: str | Path | None = None,
 ) -> Verification:
-    """Check the digests of the artifact at `path`, then its embeddings in the engine asked for.
+    """Check the digests of the artifact at `path`, and who signed it, then its embeddings in the engine asked for.
 
     Raises:
         ArtifactError: a file was changed, or there is no usable reference.
+        SignatureError: `public_key` did not sign it; see `mimruntime.Artifact.open`.
         UnknownNameError, MissingExtraError: no such engine or provider, or its library is not installed.
         OptionError: threads that the engine does not take.
         EngineError: it does not run here.
         ParityError: the embeddings are out of tolerance.
 
     """
-    artifact = Artifact.open(path)
-    with open_for(artifact, engine, provider=provider, threads=threads) as opened:
+    artifact = Artifact.open(path, public_key=public_key)
+    with open_for(artifact, engine, provider=provider, threads=threads, check_reference=False) as opened:
         precision = opened.precision or artifact.manifest.graph.precision
         return Verification(artifact, opened.provider, precision, check_engine(artifact, opened))

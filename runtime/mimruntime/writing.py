@@ -26,8 +26,12 @@ Made = TypeVar("Made")
 
 
 @contextlib.contextmanager
-def staged_file(path: Path) -> Iterator[BinaryIO]:
+def staged_file(path: Path, mode: int = 0o666) -> Iterator[BinaryIO]:
     """Yield a stream whose content is the file at `path` when the block ends well; otherwise `path` stays as it was.
+
+    Args:
+        path: of the file.
+        mode: who may read and write it, less what the umask takes.
 
     Raises:
         OutputError: it cannot be written.
@@ -36,7 +40,8 @@ def staged_file(path: Path) -> Iterator[BinaryIO]:
     stage = _hidden(path.parent, path.name)
     with _said(path):
         try:
-            with _held(stage, lambda: stage.open("xb")) as stream, stream:
+            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
+            with _held(stage, lambda: os.fdopen(os.open(stage, flags, mode), "wb")) as stream, stream:
                 yield stream
                 stream.flush()
                 os.fsync(stream.fileno())
@@ -49,14 +54,14 @@ def staged_file(path: Path) -> Iterator[BinaryIO]:
             raise
 
 
-def write_file(path: Path, content: bytes | memoryview) -> None:
-    """Make `content` the file at `path`, whole or not at all.
+def write_file(path: Path, content: bytes | memoryview, mode: int = 0o666) -> None:
+    """Make `content` the file at `path`, whole or not at all; see `staged_file`.
 
     Raises:
         OutputError: it cannot be written.
 
     """
-    with staged_file(path) as stream:
+    with staged_file(path, mode) as stream:
         stream.write(content)
 
 

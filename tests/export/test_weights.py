@@ -15,7 +15,7 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from mimexport.aliases import ALIASES, Alias
 from mimexport.errors import WeightsError
 from mimexport.heads import shipped_heads
-from mimexport.weights import embedded_file, load_model, tensors_sha256
+from mimexport.weights import embedded_file, load_model, read_checkpoint, tensors_sha256
 from mimruntime.errors import OptionError, UnknownNameError
 
 TINY = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 3}
@@ -163,10 +163,22 @@ def test_a_truncated_file_is_refused(tmp_path, state, suffix, kept):
         load_model("small", weights=path)
 
 
+@pytest.mark.parametrize("raw", [b"\x80\x02junk", b"\x80\x02a", b"\x80\x02.", b"\x80\x02]q\x00(K\x01ee.", b"\x80"])
+def test_a_malformed_checkpoint_is_named_as_one(raw, tmp_path):
+    path = tmp_path / "model.pth"
+    path.write_bytes(raw)
+    with pytest.raises(
+        WeightsError, match=r"model\.pth (is not a readable checkpoint, damaged or cut short: \w|holds more)"
+    ):
+        read_checkpoint(path)
+
+
 @pytest.mark.parametrize("content", [b"<!DOCTYPE html><html>not found</html>", b"not found", b"version https://git"])
 def test_what_came_in_place_of_a_checkpoint_is_told_from_a_pickle(tmp_path, content):
     (tmp_path / "w.pth").write_bytes(content)
-    with pytest.raises(WeightsError, match=r"w\.pth is not a (readable )?checkpoint: ") as caught:
+    with pytest.raises(
+        WeightsError, match=r"w\.pth is not a (readable )?checkpoint(, damaged or cut short)?: "
+    ) as caught:
         load_model("small", weights=tmp_path / "w.pth")
     assert not re.search(r": \d+$", str(caught.value))
 

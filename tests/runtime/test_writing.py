@@ -9,6 +9,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import killed_at_random
 import pytest
 
 from mimruntime import artifact, writing
@@ -151,3 +152,12 @@ def test_everything_is_on_the_disk_before_it_is_renamed(tmp_path: Path, monkeypa
     target = tmp_path / "file"
     writing.write_file(target, b"x")
     assert (synced[target.stat().st_ino], synced[tmp_path.stat().st_ino]) == (False, True)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("seed", [1])
+def test_sixty_builds_and_compilations_killed_at_random_lose_and_mix_nothing(seed: int, tmp_path: Path) -> None:
+    counts = killed_at_random.attack(tmp_path / "x", kills=60, seed=seed)
+    assert counts["killed"] >= 60
+    assert counts["rounds"] > 10

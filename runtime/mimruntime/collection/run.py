@@ -86,7 +86,7 @@ def embed_collection(
         strict: stop at the first image that cannot be read.
         expect_space: refuse an artifact of another embedding space.
         progress: shows shards as they come; Ray shows its own.
-        settings: of `Embedder.open`: engine, provider, batch_size.
+        settings: of `Embedder.open`: engine, provider, batch_size, public_key, check_reference.
 
     Raises:
         ImageError: a whole job without one image that can be read; its shards hold the errors.
@@ -95,7 +95,7 @@ def embed_collection(
     """
     if workers is not None and ray is None:
         raise OptionError("--workers is for --ray; here one embedder uses every CPU, or --threads of them")
-    artifact = open_artifact(path, expect_space)
+    artifact = open_artifact(path, expect_space, settings.get("public_key"))
     job = plan(inputs, out, artifact, columns=columns, shard_size=shard_size, access=access)
     pending = job.pending()
     started = time.perf_counter()

@@ -68,15 +68,33 @@ def open_engine(
     return engine
 
 
-def open_for(artifact: Artifact, name: str, *, provider: str | None = None, threads: int | None = None) -> Engine:
+def open_for(
+    artifact: Artifact,
+    name: str,
+    *,
+    provider: str | None = None,
+    threads: int | None = None,
+    check_reference: bool = True,
+) -> Engine:
     """Open an artifact's graph in the engine `name`, or "auto", as it was compiled for this machine where it was.
+
+    Args:
+        artifact: opened.
+        name: one of `ENGINES`, or "auto".
+        provider: see `open_engine`.
+        threads: see `open_engine`.
+        check_reference: compare its vectors of two images with those of torch. An engine whose record does not say for
+            which artifact it was compiled, as records of schema 1, is always compared.
 
     Raises:
         MimError: as `open_engine` and `choose_compiled`.
+        ParityError: its vectors are not those of the artifact.
+        ArtifactError: no usable reference, or the artifact was replaced meanwhile.
 
     """
     from mimruntime.engines.auto import choose_engine  # noqa: PLC0415 - they import this table
     from mimruntime.engines.compiled import check_files, choose_compiled  # noqa: PLC0415
+    from mimruntime.reference import compare_few  # noqa: PLC0415
 
     if name != "auto" and name not in ENGINES:
         raise UnknownNameError("engine", name, [*ENGINES, "auto"])
@@ -84,4 +102,12 @@ def open_for(artifact: Artifact, name: str, *, provider: str | None = None, thre
     compiled = choose_compiled(artifact, engine_module(chosen), provider)
     if compiled is not None:
         check_files(artifact, compiled)
-    return open_engine(chosen, artifact.graph, provider=provider, threads=threads, compiled=compiled)
+    engine = open_engine(chosen, artifact.graph, provider=provider, threads=threads, compiled=compiled)
+    try:
+        if check_reference or (compiled is not None and not compiled.record.artifact_sha256):
+            compare_few(artifact, engine)
+        artifact.check_in_place()
+    except BaseException:
+        engine.close()
+        raise
+    return engine

@@ -75,6 +75,8 @@ def stale(artifact: Artifact, module: EngineModule, record: EngineRecord) -> str
     """Return what differs between a record and what is here, or None."""
     if record.graph_sha256 != artifact.graph_sha256:
         return f"was compiled from another graph ({record.graph_sha256[:12]}…, here is {artifact.graph_sha256[:12]}…)"
+    if record.artifact_sha256 not in {"", seal := artifact.manifest.sha256}:
+        return f"was compiled for another artifact ({record.artifact} {record.artifact_sha256[:12]}…, here is {seal[:12]}…)"
     if record.version != (version := module.library_version()):
         return f"was compiled with {record.engine} {record.version}, installed is {version}"
     built = artifact.manifest.graph.precision
@@ -113,6 +115,7 @@ def check_files(artifact: Artifact, compiled: Compiled) -> None:
         path = compiled.folder / name
         if "\0" in name or not path.resolve().is_relative_to(compiled.folder.resolve()):
             raise EngineError(f"{compiled.folder / records.FILE} names '{name}', a file outside its folder; {remedy}")
+        _refuse_links(path, artifact)
         try:
             whole = path.stat().st_size == seal.size and file_sha256(path) == seal.sha256
         except OSError as error:
@@ -149,7 +152,8 @@ def publish(artifact: Artifact, stage: Path, record: EngineRecord) -> Compiled:
         if path.is_file()
     }
     now = dt.datetime.now(dt.UTC).isoformat(timespec="microseconds")
-    whole = msgspec.structs.replace(record, files=files, created=now)
+    belongs = {"artifact": artifact.manifest.name, "artifact_sha256": artifact.manifest.sha256}
+    whole = msgspec.structs.replace(record, schema=records.SCHEMA, files=files, created=now, **belongs)
     (stage / records.FILE).write_bytes(records.encode(whole))
     target = artifact.engines / whole.key
     writing.replace(stage, target, records.FILE)
@@ -157,6 +161,19 @@ def publish(artifact: Artifact, stage: Path, record: EngineRecord) -> Compiled:
         with contextlib.suppress(OSError):
             writing.discard(old)
     return Compiled(target, records.decode(records.encode(whole)))
+
+
+def _refuse_links(path: Path, artifact: Artifact) -> None:
+    """Refuse a file of an engine that lies elsewhere, or is no file: what runs is what lies in the artifact."""
+    for part in (path, *path.parents):
+        if part == artifact.path:
+            break
+        if part.is_symlink():
+            raise EngineError(
+                f"{part} is a link, and compiled engines are not followed elsewhere; delete it, or copy it here"
+            )
+    if path.exists() and not path.is_file():
+        raise EngineError(f"{path} is no regular file; delete {path.parent}")
 
 
 def _superseded(artifact: Artifact, record: EngineRecord) -> Iterator[Path]:
@@ -173,8 +190,12 @@ def _read(artifact: Artifact, folder: Path) -> Compiled:
     path = folder / records.FILE
     # Compiled again with other options it would lie beside this one.
     remedy = f"delete {folder}, then run: mimexport compile {artifact.path} --engine {folder.name.rpartition('-')[0]}"
+    _refuse_links(path, artifact)
     try:
-        record = records.decode(path.read_bytes())
+        raw = path.read_bytes()
+        if artifact.public_key is not None:
+            artifact.public_key.check(path, raw)
+        record = records.decode(raw)
     except OSError as error:
         raise EngineError(f"{path} cannot be read ({error.strerror}); {remedy}") from error
     except ValueError as error:

@@ -9,7 +9,8 @@ import msgspec
 from mimruntime import sealed
 
 FORMAT = "mimexport-engine"
-SCHEMA = 1
+SCHEMA = 2
+"""2 added the artifact and its seal."""
 FILE = "engine.json"
 
 
@@ -69,6 +70,10 @@ class EngineRecord(_Record, frozen=True, kw_only=True):
     """Options of `mimexport compile` as they were given, without the dashes; a flag's value is empty."""
     created: str = ""
     """UTC, ISO 8601."""
+    artifact: str = ""
+    """Name of the artifact it was compiled for; "" in records of schema 1, which do not say."""
+    artifact_sha256: str = ""
+    """Seal of that artifact's manifest; "" likewise."""
     files: dict[str, FileSeal] = {}
     """Every other file of the folder, by name relative to it."""
     sha256: str = ""

@@ -225,7 +225,7 @@ def open_embedder(path: object, settings: Settings, expect_space: str | None = N
     if threads is None and settings.workers > 1:
         # An engine is chosen as for one process, and on a CPU then has its share of it.
         if engine == "auto":
-            engine = choose_engine(Artifact.open(str(path)), settings.provider)
+            engine = choose_engine(Artifact.open(str(path), public_key=settings.public_key), settings.provider)
         threads = None if engine in GPU_ENGINES else max(1, available_cpus() // settings.workers)
     return Embedder.open(
         str(path),
@@ -235,6 +235,8 @@ def open_embedder(path: object, settings: Settings, expect_space: str | None = N
         batch_size=settings.max_batch,
         expect_space=expect_space,
         workers=1,
+        public_key=settings.public_key,
+        check_reference=settings.check_reference,
     )
 
 

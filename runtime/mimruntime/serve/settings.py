@@ -22,7 +22,7 @@ class Settings:
         artifacts: folders, served by the names in their manifests.
         host, port: where to listen.
         workers: processes, each with engines of its own.
-        engine, provider, threads: as `Embedder.open` takes them.
+        engine, provider, threads, public_key, check_reference: as `Embedder.open` takes them.
         max_batch: images of one run at most, None as it was tuned or else 8; the sizes run are it and the powers of two below.
         max_delay_ms: how long a batch waits for images that are still being decoded.
         decode_threads: threads that decode, for all artifacts together; None is one per CPU, at most 8.
@@ -54,6 +54,8 @@ class Settings:
     engine: str = "auto"
     provider: str | None = None
     threads: int | None = None
+    public_key: str | None = None
+    check_reference: bool = True
     max_batch: int | None = None
     max_delay_ms: float = 5.0
     decode_threads: int | None = None
