@@ -17,6 +17,7 @@ from mimruntime.collection.inputs import Columns
 from mimruntime.collection.job import Job, plan
 from mimruntime.collection.record import Record
 from mimruntime.collection.store import open_folder
+from mimruntime.collection.urls import arrow
 from mimruntime.collection.worker import Done, ShardWorker
 from mimruntime.embedder import open_artifact
 from mimruntime.engines import engine_module
@@ -116,9 +117,27 @@ def embed_collection(
             images, errors, first = images + done.images, errors + done.errors, first or done.first_error
     folder.sweep()
     found = job.record.shards - len(pending)
-    if images and not found and errors == images:
-        raise ImageError(f"none of {images} images could be read, {job.out} holds only errors; first: {first}")
+    if errors == images and (before := _only_errors(job, set(range(job.record.shards)) - set(pending))) is not None:
+        raise ImageError(
+            f"none of {job.record.images} images could be read, {job.out} holds only errors; first: {before or first}"
+        )
     return Report(job.record, found, images, errors, first, time.perf_counter() - started, where)
+
+
+def _only_errors(job: Job, shards: set[int]) -> str | None:
+    """Return the first error of these shards, "" where there are none; None at the first shard that holds a vector."""
+    first = ""
+    folder = open_folder(job.out)
+    for index in sorted(shards):
+        try:
+            shard = arrow().parquet.ParquetFile(folder.open(job.record.shard_name(index)))
+            errors = shard.read(["error"]).column("error").to_pylist()
+        except (OSError, ValueError):  # nothing is said of what cannot be read
+            return None
+        if None in errors:
+            return None
+        first = first or errors[0]
+    return first
 
 
 def _run_here(job: Job, pending: list[int], path: Path, *, strict: bool, **settings: Any) -> tuple[Iterator[Done], str]:
