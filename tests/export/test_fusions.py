@@ -10,18 +10,14 @@ import onnxruntime
 import openvino
 import pytest
 import torch
+from catalogue import graph_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
-from small_models import SMALL_MODELS, make_small
+from small_models import SMALL_MODELS
 
-from mimexport import graph
-from mimexport.aggregators import make_aggregator
-from mimexport.backbone import Backbone
 from mimexport.fusions import ATTENTION, MultiHeadAttention, fuse
-from mimexport.model import EmbeddingModel
 
-HALF = (0.5, 0.5, 0.5)
 WRITTEN_OUT = ("beit", "beit with shared bias", "beit with both biases")
 """Those of `SMALL_MODELS` whose scores have a bias."""
 
@@ -89,11 +85,8 @@ def test_onnxruntime_takes_its_kernel(tmp_path):
 
 
 @pytest.mark.parametrize("name", [name for name in SMALL_MODELS if "oblong" not in name])
-def test_plain_attention_is_fused_in_every_block_and_no_other(tmp_path, name):
-    backbone = Backbone(make_small(name))
-    agg = make_aggregator("mean", backbone.shape, {})
-    graph.export_graph(EmbeddingModel(backbone, agg, "raw", HALF, HALF).eval(), tmp_path, 64 if name == "hiera" else 32)
-    written = onnx.load(tmp_path / graph.FILE)
+def test_plain_attention_is_fused_in_every_block_and_no_other(name):
+    written = onnx.load(graph_of(name))
     count = sum(node.op_type == ATTENTION for node in written.graph.node)
     assert count == (0 if name in WRITTEN_OUT else 1 if name == "hiera" else 3)  # of Hiera's blocks the last is opened
     assert len(written.functions) == bool(count)

@@ -5,6 +5,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from catalogue import graph_of
 from onnx import TensorProto, helper
 from small_models import make_small
 
@@ -32,8 +33,16 @@ def run(path, images):
     return session.run(None, {"pixels": images})
 
 
-def test_the_ports_are_pixels_in_embedding_and_selection_out(tmp_path):
-    inputs, outputs = graph.export_graph(small_embedding_model(with_selection=True), tmp_path, 32)
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    """A model, the graph that was written of it, and its ports."""
+    folder, model = tmp_path_factory.mktemp("graph"), small_embedding_model(with_selection=True)
+    ports = graph.export_graph(model, folder, 32)
+    return model, folder / graph.FILE, ports
+
+
+def test_the_ports_are_pixels_in_embedding_and_selection_out(exported):
+    _, _, (inputs, outputs) = exported
     assert [(p.name, p.dtype, p.shape) for p in inputs] == [("pixels", "uint8", ("batch", 32, 32, 3))]
     assert [(p.name, p.dtype, p.shape) for p in outputs] == [
         ("embedding", "float32", ("batch", 48)),
@@ -42,10 +51,9 @@ def test_the_ports_are_pixels_in_embedding_and_selection_out(tmp_path):
 
 
 @pytest.mark.parametrize("count", [1, 2, 5])
-def test_any_batch_gives_what_torch_gives_and_unit_length(tmp_path, count):
-    model = small_embedding_model(with_selection=True)
-    graph.export_graph(model, tmp_path, 32)
-    embedding, selection = run(tmp_path / graph.FILE, pixels(count))
+def test_any_batch_gives_what_torch_gives_and_unit_length(exported, count):
+    model, path, _ = exported
+    embedding, selection = run(path, pixels(count))
     with torch.no_grad():
         expected = model(torch.from_numpy(pixels(count)))
     np.testing.assert_allclose(embedding, expected[0].numpy(), atol=2e-6)
@@ -66,30 +74,27 @@ def test_half_precision_is_typed_into_the_graph_with_a_float32_tail(tmp_path):
     assert kinds[topk.input[0]] == TensorProto.FLOAT
 
 
-def test_layer_norm_stays_one_operator(tmp_path):
-    graph.export_graph(small_embedding_model("eva"), tmp_path, 32)
-    operators = [node.op_type for node in onnx.load(tmp_path / graph.FILE).graph.node]
+def test_layer_norm_stays_one_operator():
+    operators = [node.op_type for node in onnx.load(graph_of("eva")).graph.node]
     assert operators.count("LayerNormalization") >= 6
     assert not {"If", "Tile", "ScatterND", "Sin", "Cos", "Range"} & set(operators)
 
 
 @pytest.mark.parametrize("name", ["vit", "beit"])
 def test_onnxruntime_fuses_every_gelu_with_its_bias(tmp_path, name):
-    graph.export_graph(small_embedding_model(name), tmp_path, 32)
     options = onnxruntime.SessionOptions()
     options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
-    onnxruntime.InferenceSession(tmp_path / graph.FILE, options, providers=["CPUExecutionProvider"])
+    onnxruntime.InferenceSession(graph_of(name), options, providers=["CPUExecutionProvider"])
     exported, optimised = (
-        [node.op_type for node in onnx.load(tmp_path / file, load_external_data=False).graph.node]
-        for file in (graph.FILE, "optimised.onnx")
+        [node.op_type for node in onnx.load(file, load_external_data=False).graph.node]
+        for file in (graph_of(name), tmp_path / "optimised.onnx")
     )
     assert exported.count("Erf") == optimised.count("BiasGelu") > 0
     assert "Erf" not in optimised
 
 
-def test_unused_weights_are_not_in_the_file(tmp_path):
-    graph.export_graph(small_embedding_model(), tmp_path, 32)
-    stored = sum(int(np.prod(t.dims)) for t in onnx.load(tmp_path / graph.FILE).graph.initializer)
+def test_unused_weights_are_not_in_the_file():
+    stored = sum(int(np.prod(t.dims)) for t in onnx.load(graph_of("vit")).graph.initializer)
     used = sum(p.numel() for name, p in make_small("vit").named_parameters() if not name.startswith("norm."))
     assert stored <= used * 1.01
 

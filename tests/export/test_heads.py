@@ -2,15 +2,16 @@
 
 import json
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import safetensors.torch
 import torch
+from catalogue import built
 
 from mimexport.aggregators import make_aggregator
-from mimexport.aliases import ALIASES, Alias
 from mimexport.backbone import Backbone, Shape
 from mimexport.errors import HeadError
 from mimexport.foreign_heads import fetch_ep_head, load_foreign_head
@@ -19,13 +20,10 @@ from mimexport.pipeline import BuildOptions, build, choose_head, compose
 from mimexport.weights import load_model
 from mimruntime.errors import OptionError, OutputError, UnknownNameError
 
-SMALL = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 3}
 SHAPE = Shape(dim=48, grid=(4, 4), prefix=1, has_cls=True)
 
 
-@pytest.fixture(autouse=True)
-def small_alias(monkeypatch):
-    monkeypatch.setitem(ALIASES, "small", Alias("vit_tiny_patch16_224", 32, 8, 16, 48, "mit", kwargs=SMALL))
+pytestmark = pytest.mark.usefixtures("small_alias")
 
 
 @pytest.fixture
@@ -137,11 +135,16 @@ def test_a_head_of_another_aggregator_or_of_other_options_is_refused(tmp_path, l
         compose(load_model("small", random_seed=0), options(tmp_path, head=str(path)))
 
 
-def test_a_head_that_adds_nothing_leaves_the_space_as_it_is(tmp_path, loaded):
+def test_a_head_that_adds_nothing_leaves_the_space_and_the_graph_as_they_are(tmp_path, loaded, monkeypatch):
     """That of an aggregator which learns nothing holds a whitening alone."""
     save_head(head_for(loaded, agg="mean", params={}, tensors={}), tmp_path / "h.safetensors")
-    heads = None, str(tmp_path / "h.safetensors")
-    plain, given = (build(options(tmp_path, agg="mean", head=head)).manifest for head in heads)
+    without = built(model="small", agg="mean", random_seed=0)
+    plain, ports = without.manifest, (without.manifest.graph.inputs, without.manifest.graph.outputs)
+    monkeypatch.setattr(
+        "mimexport.graph.export_graph", lambda _, stage, size: shutil.copy(without.graph, stage) and ports
+    )
+    given = build(options(tmp_path, agg="mean", head=str(tmp_path / "h.safetensors"))).manifest
+    assert given.parity == plain.parity
     assert given.aggregator.head_sha256 is None
     assert given.embedding_space == plain.embedding_space
 
