@@ -5,8 +5,10 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import msgspec
 import pytest
 
+from mimeval import regression
 from mimeval.regression import read_baseline
 from mimexport.heads import load_head
 from mimruntime import manifest
@@ -18,7 +20,21 @@ from mimruntime.engines import compiled, record
 from mimruntime.verification import verify
 
 GOLDEN = Path(__file__).parent / "golden"
-SPACES = {"schema-1": "680bb74dbdf771c3", "schema-2": "99b8975b13aa7d6d"}
+SPACES = {"schema-1": "680bb74dbdf771c3", "schema-2": "99b8975b13aa7d6d", "schema-3": "99b8975b13aa7d6d"}
+"""By the schema of the manifest; each folder holds what was written when that was the newest."""
+WHOLE = pytest.mark.parametrize(
+    "folder", [GOLDEN / name for name in SPACES if name != "schema-1"], ids=lambda path: path.name
+)
+
+
+def test_every_schema_that_is_written_now_has_a_golden_file() -> None:
+    newest = GOLDEN / max(SPACES)
+    texts = {
+        name: (newest / name).read_text() for name in ("manifest-int8.json", "engine-tensorrt.json", "baseline.json")
+    }
+    texts["record"] = (newest / "shards" / collection.RECORD).read_text()
+    now = manifest.SCHEMA, record.SCHEMA, regression._SCHEMA, collection.SCHEMA
+    assert [msgspec.json.decode(text)["schema"] for text in texts.values()] == list(now)
 
 
 @pytest.mark.parametrize("schema", SPACES)
@@ -32,8 +48,9 @@ def test_an_artifact_opens_and_gives_its_vectors(schema: str, tmp_path: Path) ->
     assert verify(opened.path, engine="onnxruntime", threads=1).parity.images == 4
 
 
-def test_a_manifest_with_the_fields_that_schema_2_added_opens() -> None:
-    read = manifest.decode((GOLDEN / "schema-2" / "manifest-int8.json").read_bytes())
+@WHOLE
+def test_a_manifest_with_the_fields_that_schema_2_added_opens(folder: Path) -> None:
+    read = manifest.decode((folder / "manifest-int8.json").read_bytes())
     assert read.graph.precision == "int8"
     assert read.conversion
     assert read.conversion.calibration_images == 32
@@ -41,28 +58,34 @@ def test_a_manifest_with_the_fields_that_schema_2_added_opens() -> None:
     assert read.backbone.prefix_tokens == 4
 
 
-def test_records_of_compiled_engines_open() -> None:
-    (tuned,) = compiled.list_compiled(Artifact.open(GOLDEN / "schema-2" / "artifact"))
+@WHOLE
+def test_records_of_compiled_engines_open(folder: Path) -> None:
+    opened = Artifact.open(folder / "artifact")
+    (tuned,) = compiled.list_compiled(opened)
+    seal = "" if folder.name == "schema-2" else opened.manifest.sha256
+    assert tuned.record.artifact_sha256 == seal
     assert tuned.record.tuned
     assert (tuned.record.tuned.batch, tuned.record.tuned.threads) == (16, 1)
-    plan = record.decode((GOLDEN / "schema-2" / "engine-tensorrt.json").read_bytes())
+    plan = record.decode((folder / "engine-tensorrt.json").read_bytes())
     assert plan.batch == record.BatchProfile(least=1, best=8, most=32)
     assert plan.key == "tensorrt-d050420f6960"
 
 
-def test_a_head_opens() -> None:
-    head = load_head(GOLDEN / "schema-2" / "head.safetensors")
+@WHOLE
+def test_a_head_opens(folder: Path) -> None:
+    head = load_head(folder / "head.safetensors")
     assert (head.agg, head.token_norm, head.grid, head.figures) == ("abmilp", "raw", (4, 4), {"k-NN": 0.5})
     assert head.tensors["scorer.0.weight"].shape == (1, 4)
     assert head.whitening
     assert head.whitening[1].shape == (4, 4)
 
 
-def test_a_job_is_taken_up_and_its_shards_are_read() -> None:
-    out = GOLDEN / "schema-2" / "shards"
+@WHOLE
+def test_a_job_is_taken_up_and_its_shards_are_read(folder: Path) -> None:
+    out = folder / "shards"
     read = collection.read_record(str(out))
     assert read
-    assert (read.images, read.shards, read.embedding_space) == (3, 2, SPACES["schema-2"])
+    assert (read.images, read.shards, read.embedding_space) == (3, 2, SPACES[folder.name])
     begun = job.Job(out=str(out), columns=Columns(None, None), record=read)
     assert begun.pending() == []
     work = job.WorkList(begun)
@@ -73,7 +96,8 @@ def test_a_job_is_taken_up_and_its_shards_are_read() -> None:
     assert (out / read.shard_name(0)).is_file()
 
 
-def test_a_baseline_opens() -> None:
-    (entry,) = read_baseline(GOLDEN / "schema-2" / "baseline.json")
+@WHOLE
+def test_a_baseline_opens(folder: Path) -> None:
+    (entry,) = read_baseline(folder / "baseline.json")
     assert [(score.model, score.images) for score in entry.scores] == [("cls", 16), ("cls", 16)]
     assert entry.drifts[0].drift.cosine_worst == 0.9
