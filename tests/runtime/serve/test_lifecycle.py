@@ -291,6 +291,25 @@ def test_decoding_that_does_not_come_back_is_known_to_ready_and_does_not_keep_th
         assert service.process.wait(25) == 0
 
 
+def test_what_still_runs_a_second_after_the_grace_ends_with_the_process() -> None:
+    script = """
+import asyncio, os, signal, threading
+from mimruntime.serve.lifecycle import Lifecycle
+async def main():
+    lifecycle = Lifecycle(0.1)
+    lifecycle.install()
+    with lifecycle.request():
+        os.kill(os.getpid(), signal.SIGTERM)
+        await asyncio.sleep(3600)
+signal.signal(signal.SIGTERM, lambda *_: None)
+threading.Thread(target=threading.Event().wait).start()
+asyncio.run(main())
+"""
+    done = subprocess.run([sys.executable, "-c", script], check=False, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0
+    assert "the grace is over; the process ends whatever still runs in it" in done.stderr
+
+
 def test_the_grace_is_spent_once() -> None:
     """uvicorn waits after draining has; what is open then is only to be cancelled."""
     settings = Settings(artifacts=(Path("a"),), grace_s=30)
