@@ -97,3 +97,8 @@ def exif_bomb() -> bytes:
     entries = b"".join(struct.pack("<HHII", 1000 + index, 7, 64_900, 8) for index in range(5200))
     block = b"Exif\0\0II*\0" + struct.pack("<IH", 8, 5200) + entries + bytes(4)
     return jpeg(8, 8, scan(3, 0, 63), kind=BASELINE, before=segment(0xE1, block.ljust(65_000, b"\0")))
+
+
+def inflating(kind: bytes) -> bytes:
+    """A chunk of a kilobyte that inflates to a megabyte: a colour profile or a text."""
+    return chunk(kind, b"a\0\0" + zlib.compress(bytes(1_000_000), 9))

@@ -1,0 +1,112 @@
+"""Search for the slowest file that is let in, and print what decoding it costs.
+
+    python tools/attack_decoding.py [--limit-mb 32] [--only jpeg]
+
+Each family makes a worse file for a larger number. The largest number that passes the bounds is looked for, and that file
+is decoded: CPU milliseconds, beside the pixels it stands for.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import click
+
+from mimruntime.decode import decode, open_image
+from mimruntime.errors import ImageError
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
+import hostile_images as hostile
+
+_STEPS = 4
+_MOST = 20_000_000
+
+
+def _jpeg_scans(edge: int) -> Callable[[int], bytes]:
+    return lambda count: hostile.jpeg(edge, edge, hostile.scan(3, 0, 0, 1), *[hostile.scan(1, 1, 63)] * count)
+
+
+def _jpeg_refined(edge: int) -> Callable[[int], bytes]:
+    refined = hostile.scan(1, 1, 63, 0x10) + b"\xf8\0" * 200
+    first = (hostile.scan(3, 0, 0, 1), hostile.scan(1, 1, 63, 1))
+    return lambda count: hostile.jpeg(edge, edge, *first, *[refined] * count)
+
+
+def _jpeg_before(piece: bytes) -> Callable[[int], bytes]:
+    picture = hostile.scan(3, 0, 63)
+    return lambda count: hostile.jpeg(8, 8, picture, kind=hostile.BASELINE, before=piece * count)
+
+
+def _png_before(piece: bytes) -> Callable[[int], bytes]:
+    return lambda count: hostile.png(piece * count)
+
+
+FAMILIES: dict[str, Callable[[int], bytes]] = {
+    **{f"jpeg {edge}²: empty scans": _jpeg_scans(edge) for edge in (1000, 4000, 9000)},
+    **{f"jpeg {edge}²: refined scans": _jpeg_refined(edge) for edge in (1000, 4000, 9000)},
+    "jpeg: comments": _jpeg_before(hostile.segment(0xFE, b"")),
+    "jpeg: tables": _jpeg_before(hostile.segment(0xDB, b"\0" + bytes([1] * 64))),
+    "jpeg: EXIF": _jpeg_before(hostile.segment(0xE1, b"Exif\0\0" + bytes(65_000))),
+    "jpeg: Photoshop": _jpeg_before(hostile.segment(0xED, b"Photoshop 3.0\0" + b"8BIM\4\4\0\0\0\0\0\0" * 5400)),
+    "jpeg: junk": _jpeg_before(b"\xff\xd0" + bytes(1000)),
+    "png: chunks": _png_before(hostile.chunk(b"abCd", b"")),
+    "png: chunks at the end": lambda count: hostile.png(after=hostile.chunk(b"abCd", b"") * count),
+    "png: empty pixels": _png_before(hostile.chunk(b"IDAT", b"")),
+    "png: profiles": _png_before(hostile.inflating(b"iCCP")),
+    "png: texts": _png_before(hostile.inflating(b"zTXt")),
+    "gif: comments": hostile.gif_of_comments,
+    "webp: frames": hostile.webp_of_frames,
+    "bmp: run lengths": lambda count: hostile.run_length_bmp(100 * count),
+    "tiff: strips": hostile.tiff_of_tiles,
+}
+
+
+def _let_in(make: Callable[[int], bytes], count: int, limit: int) -> bytes | None:
+    """Return the file, if it is small enough and passes the bounds."""
+    raw = make(count)
+    if len(raw) > limit:
+        return None
+    try:
+        with open_image(raw):
+            return raw
+    except ImageError:
+        return None
+
+
+def _worst(make: Callable[[int], bytes], limit: int) -> tuple[int, bytes]:
+    """Return the largest number that is let in, by doubling and halving, and its file."""
+    low, high, best = 0, 1, b""
+    while high < _MOST and (raw := _let_in(make, high, limit)) is not None:
+        low, high, best = high, 4 * high, raw
+    for _ in range(_STEPS):
+        middle = (low + high) // 2
+        if (raw := _let_in(make, middle, limit)) is not None:
+            low, best = middle, raw
+        else:
+            high = middle
+    return low, best
+
+
+@click.command()
+@click.option("--limit-mb", default=32, show_default=True, help="Files of more are not tried.")
+@click.option("--only", default="", help="Families whose name begins so.")
+def main(limit_mb: int, only: str) -> None:
+    """Print the slowest file of each family that is let in."""
+    print(f"{'family':<28} {'number':>10} {'bytes':>11} {'CPU ms':>8}")
+    for name, make in FAMILIES.items():
+        if name.startswith(only):
+            count, raw = _worst(make, limit_mb * 1_000_000)
+            started = time.process_time()
+            try:
+                decode(raw)
+                end = ""
+            except ImageError as error:
+                end = f"  {str(error)[:60]}"
+            print(f"{name:<28} {count:>10,} {len(raw):>11,} {(time.process_time() - started) * 1000:>8.0f}{end}")
+
+
+if __name__ == "__main__":
+    main()
