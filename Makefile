@@ -117,4 +117,4 @@ lint: $(STAMP)  ## ruff, mypy, import-linter
 	$(BIN)/lint-imports
 
 clean:  ## remove the environment and what was built
-	rm -rf $(VENV) $(GPU_VENV) artifacts reports .coverage .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
+	rm -rf $(VENV) $(GPU_VENV) artifacts build reports .coverage .mypy_cache .pytest_cache .ruff_cache .import_linter_cache

@@ -11,6 +11,7 @@ import numpy as np
 import onnx
 import planted_engine
 import pytest
+from catalogue import built
 from onnx import numpy_helper
 
 from mimeval.datasets import Dataset, open_dataset
@@ -21,7 +22,6 @@ from mimeval.features import FeatureStore
 from mimeval.models import find_baselines
 from mimeval.regression import compare, read_baseline, write_baseline
 from mimeval.report import Report
-from mimexport.pipeline import BuildOptions, build
 from mimexport.quantize import quantize_graph
 from mimexport.reference import References
 from mimruntime.artifact import Artifact
@@ -62,26 +62,15 @@ class Bench:
 
 @pytest.fixture(scope="session")
 def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
-    folder = tmp_path_factory.mktemp("gate")
-    built = [
-        build(BuildOptions(model="mae-tiny", agg=agg, out=folder / agg, with_selection=agg == "topk"))
-        for agg in ("cls", "topk")
-    ]
-    return Bench(built, folder)
+    artifacts = [built(model="mae-tiny", agg="cls"), built(model="mae-tiny", agg="topk", with_selection=True)]
+    return Bench(artifacts, tmp_path_factory.mktemp("gate"))
 
 
 @pytest.fixture(scope="session")
-def int8_bench(bench: Bench, tmp_path_factory: pytest.TempPathFactory) -> Bench:
+def int8_bench(bench: Bench, calibration_crops: Path) -> Bench:
     """The same two artifacts in int8, calibrated on other crops than those that are judged."""
-    folder = tmp_path_factory.mktemp("int8")
-    photos = folder / "photos"
-    photos.mkdir()
-    seen = open_dataset("crops", cache=folder, limit=100, seed=1).test
-    for row in range(len(seen)):
-        (photos / f"{row:03}.png").write_bytes(seen.load(row))
-    common = {"model": "mae-tiny", "precision": "int8", "calibrate": photos}
-    built = [build(BuildOptions(agg=agg, out=folder / agg, **common)) for agg in ("cls", "topk")]
-    return Bench(built, bench.folder)
+    common = {"model": "mae-tiny", "precision": "int8", "calibrate": calibration_crops}
+    return Bench([built(agg=agg, **common) for agg in ("cls", "topk")], bench.folder)
 
 
 @pytest.fixture(scope="session")
@@ -246,7 +235,7 @@ class TestHealthy:
 
 class TestPlanted:
     def test_the_engine_of_cls_under_another_name(self, bench, crops, plant) -> None:
-        plant(graph=lambda graph: graph.parents[1] / "cls" / graph.name)
+        plant(graph=lambda _: bench.artifacts[0].graph)
         report = bench.run(crops)
         assert report.verdict == "fail"
         assert any("the gain shrank" in reason for reason in report.reasons)
@@ -268,9 +257,8 @@ class TestPlanted:
         assert bench.run(crops).verdict == "fail"
 
     def test_raw_tokens_for_final_ones(self, bench, crops, plant) -> None:
-        other = bench.folder / "final"
-        build(BuildOptions(model="mae-tiny", agg="topk", out=other, token_norm="final", with_selection=True))
-        plant(graph=lambda graph: other / graph.name if graph.parent.name == "topk" else graph)
+        other = built(model="mae-tiny", agg="topk", token_norm="final", with_selection=True)
+        plant(graph=lambda graph: other.graph if graph.parent.name == "topk" else graph)
         assert bench.run(crops).verdict == "fail"
 
     def test_int8_calibrated_on_a_constant_image(self, bench, int8_bench, crops, plant, tmp_path) -> None:
@@ -278,7 +266,7 @@ class TestPlanted:
         magenta = np.broadcast_to(np.array([255, 0, 255], np.uint8), (1, 64, 64, 3))
 
         def calibrate_again(_: Path, target: Path) -> None:
-            shutil.copyfile(bench.folder / target.stem / "model.onnx", target)
+            shutil.copyfile(next(one.graph for one in bench.artifacts if one.path.name == target.stem), target)
             quantize_graph(target, magenta)
 
         report = held_against_healthy(int8_bench, crops, plant, tmp_path, calibrate_again)

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from mimexport.aggregators import make_aggregator
-from mimexport.aliases import ALIASES, Alias
+from mimexport.aliases import ALIASES
 from mimexport.backbone import Backbone
 from mimexport.errors import FitError
 from mimexport.features import Features
@@ -27,15 +27,12 @@ from mimruntime.errors import ImageError, OptionError, OutputError
 from mimruntime.manifest import Preprocess
 from mimruntime.scenes import draw_scenes
 
-SMALL = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 3}
 PREPROCESS = Preprocess(
     size=32, resize=32, mode="shortest", interpolation="bicubic", mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)
 )
 
 
-@pytest.fixture(autouse=True)
-def small_alias(monkeypatch):
-    monkeypatch.setitem(ALIASES, "small", Alias("vit_tiny_patch16_224", 32, 8, 16, 48, "mit", kwargs=SMALL))
+pytestmark = pytest.mark.usefixtures("small_alias")
 
 
 @pytest.fixture

@@ -6,11 +6,11 @@ import json
 
 import numpy as np
 import pytest
+from catalogue import built
 from click.testing import CliRunner
 
 from mimexport import peers
 from mimexport.cli import _open_peers
-from mimexport.pipeline import BuildOptions, build
 from mimruntime.artifact import Artifact
 from mimruntime.bench.cli import bench_command
 from mimruntime.engines import tuning
@@ -18,14 +18,12 @@ from mimruntime.errors import OptionError
 
 pytestmark = pytest.mark.cpu
 
-SMALL = "vit_tiny_patch16_224"
 NAMES = ["torch eager fp32", "torch autocast bf16", "timm export, onnxruntime", "timm export, openvino"]
 
 
 @pytest.fixture(scope="module")
-def artifact(tmp_path_factory) -> Artifact:
-    out = tmp_path_factory.mktemp("peers") / "cls"
-    return build(BuildOptions(model=SMALL, agg="cls", token_norm="final", out=out, random_seed=3, size=32))
+def artifact(small_alias) -> Artifact:
+    return built(model=small_alias, agg="cls", token_norm="final", random_seed=3)
 
 
 @pytest.fixture(autouse=True)
@@ -52,7 +50,7 @@ def test_every_peer_gives_the_vectors_of_the_artifact_s_own_weights(artifact) ->
 def test_other_weights_are_refused(artifact, monkeypatch) -> None:
     real = peers.load_model
     monkeypatch.setattr(peers, "load_model", lambda *given, **options: real(*given, **options | {"random_seed": 4}))
-    with pytest.raises(OptionError, match=f"the weights of {SMALL} are not those of .*; name the file with --weights"):
+    with pytest.raises(OptionError, match=r"the weights of small are not those of .*; name the file with --weights"):
         peers.open_peers(artifact)
 
 
