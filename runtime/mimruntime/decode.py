@@ -25,6 +25,7 @@ from mimruntime.decoding.png import read_png
 from mimruntime.decoding.tiff import add_parts, read_tiff
 from mimruntime.decoding.webp import read_webp
 from mimruntime.errors import ImageError, ImageFormatError, ImageSizeError, MimError, OptionError
+from mimruntime.images import open_regular
 
 Source = str | Path | bytes | bytearray | memoryview | Image.Image | np.ndarray
 """A path, the bytes of an encoded file, an image of Pillow, or uint8 pixels (H, W, 3) or (H, W)."""
@@ -152,7 +153,7 @@ def _open(source: object, allowed: tuple[str, ...], max_pixels: int, stack: cont
     if isinstance(source, bytes | bytearray | memoryview):
         return _open_stream(io.BytesIO(source), allowed, max_pixels)
     if isinstance(source, str | Path):
-        return _open_stream(stack.enter_context(Path(source).open("rb")), allowed, max_pixels)
+        return _open_stream(stack.enter_context(open_regular(source)), allowed, max_pixels)
     raise ImageError("expected a path, encoded bytes, a Pillow image or a uint8 array (H, W, 3) or (H, W)")
 
 

@@ -70,7 +70,7 @@ class RemoteFolder:
         parent, _, base = name.rpartition("/")
         kind = f"{base}.{hashlib.sha256(content).hexdigest()[:12]}."
         own = f"{kind}{uuid.uuid4().hex}{_ANNOUNCED}"
-        self.write(f"{parent}/{own}", b"")
+        self.write(f"{parent}/{own}", content)
         try:
             found = self._listed(parent)
             announced = [info for info in found.values() if info.base_name.endswith(_ANNOUNCED)]
