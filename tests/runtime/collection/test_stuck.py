@@ -22,14 +22,14 @@ from mimruntime import termination
 from mimruntime.collection import reader, worker
 termination.GRACE_S = 0
 
-def wait_for_ever(*_):
+def wait_for_ever(*_, **__):
     print("stuck", flush=True)
     threading.Event().wait()
 """
 """A process in which something never comes back; no one is waited for longer than it takes to see that."""
 WHERE = {
     "a fetch": "reader._fetch = wait_for_ever",
-    "decoding": "import mimruntime.embedder; mimruntime.embedder.decode = lambda *_, **__: wait_for_ever()",
+    "decoding": "import mimruntime.embedder; mimruntime.embedder.prepare = wait_for_ever",
     # Asleep in a library, where Python's own handler never has its turn.
     "the main thread": """
 def sleep_in_c(*_):
