@@ -9,41 +9,39 @@ import msgspec
 import numpy as np
 import pytest
 import safetensors.torch
-import timm
-import torch
+from catalogue import built
 
 from mimeval.models import find_baselines
 from mimexport import reference as reference_module
 from mimexport.aliases import ALIASES, Alias
+from mimexport.backbone import Backbone
 from mimexport.errors import HeadError, WeightsError
 from mimexport.heads import embedded_heads, load_head, save_head
 from mimexport.pipeline import BuildOptions, build
 from mimexport.reference import References
+from mimexport.weights import load_model
 from mimruntime.artifact import Artifact, seal
 from mimruntime.engines import open_engine
 from mimruntime.errors import ArtifactError, EngineError, OptionError
 from mimruntime.reference import load_reference
 
-SMALL = "vit_tiny_patch16_224"
+pytestmark = pytest.mark.usefixtures("small_alias")
 
 
 @pytest.fixture(scope="module")
-def random_artifact(tmp_path_factory) -> Artifact:
-    out = tmp_path_factory.mktemp("reference") / "random"
-    return build(BuildOptions(model=SMALL, agg="topk", out=out, random_seed=3, size=64, with_selection=True))
+def random_artifact(small_alias) -> Artifact:
+    return built(model=small_alias, agg="topk", random_seed=3, with_selection=True)
 
 
 @pytest.fixture(scope="module")
-def learned_artifact(tmp_path_factory) -> Artifact:
-    out = tmp_path_factory.mktemp("reference") / "learned"
-    return build(BuildOptions(model="mae-tiny", agg="abmilp", out=out, head="abmilp-unlabelled", whiten=128))
+def learned_artifact() -> Artifact:
+    return built(model="mae-tiny", agg="abmilp", head="abmilp-unlabelled", whiten=128)
 
 
 @pytest.fixture(scope="module")
-def twin_artifact(tmp_path_factory) -> Artifact:
+def twin_artifact() -> Artifact:
     """Its head has the tensors of `abmilp-center-unlabelled` and other options."""
-    out = tmp_path_factory.mktemp("reference") / "twin"
-    return build(BuildOptions(model="mae-tiny", agg="abmilp", out=out, head="abmilp-unlabelled", with_selection=True))
+    return built(model="mae-tiny", agg="abmilp", head="abmilp-unlabelled", with_selection=True)
 
 
 def copy_with(artifact: Artifact, folder, **changes) -> Artifact:
@@ -67,25 +65,26 @@ def test_it_gives_what_the_graph_gives(which, request) -> None:
         np.testing.assert_allclose(ours[name], values, atol=1e-5)
 
 
-def test_models_of_one_backbone_share_its_pass(learned_artifact, random_artifact) -> None:
+def test_models_of_one_backbone_share_its_pass(learned_artifact, random_artifact, monkeypatch) -> None:
     first, second, other = References().open([learned_artifact, learned_artifact, random_artifact])
-    assert first._trunk is second._trunk
-    assert first._trunk is not other._trunk
-    pixels = np.zeros((2, 64, 64, 3), np.uint8)
-    features = first._trunk.features(first._model, pixels)
-    assert first._trunk.features(second._model, pixels) is features
-    assert first._trunk.features(second._model, pixels.copy()) is not features
+    images, passes, enter = np.zeros((2, 64, 64, 3), np.uint8), [], Backbone.enter
+    monkeypatch.setattr(Backbone, "enter", lambda self, patches: passes.append(self) or enter(self, patches))
+    for reference, pixels in ((first, images), (second, images), (other, images[:, :32, :32].copy())):
+        reference.run(pixels)
+    assert len(passes) == 2
+    second.run(images.copy())  # other images for all that can be known
+    assert len(passes) == 3
 
 
-def test_what_they_share_changes_no_vector(tmp_path) -> None:
-    built = [
-        build(BuildOptions(model="mae-tiny", agg=agg, token_norm=norm, out=tmp_path / f"{agg}-{norm}"))
+def test_what_they_share_changes_no_vector(small_alias) -> None:
+    artifacts = [
+        built(model=small_alias, agg=agg, token_norm=norm, random_seed=3)
         for agg, norm in (("mean", "final"), ("gem", "final"), ("gem", "raw"))
     ]
-    pixels = np.random.default_rng(0).integers(0, 256, (3, 64, 64, 3), np.uint8)
-    alone = [References().open([artifact])[0].run(pixels)["embedding"] for artifact in built]
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), np.uint8)
+    alone = [References().open([artifact])[0].run(pixels)["embedding"] for artifact in artifacts]
     for order in permutations(range(3)):
-        together = References().open([built[index] for index in order])
+        together = References().open([artifacts[index] for index in order])
         for reference, index in zip(together, order, strict=True):
             np.testing.assert_array_equal(reference.run(pixels)["embedding"], alone[index])
 
@@ -111,13 +110,11 @@ def test_weights_of_another_digest_are_refused(random_artifact, tmp_path) -> Non
 
 def test_weights_from_a_file_must_be_given(tmp_path) -> None:
     file = tmp_path / "weights.safetensors"
-    torch.manual_seed(0)
-    model = timm.create_model(SMALL, num_classes=0, img_size=64)
-    safetensors.torch.save_file(model.state_dict(), file)
-    artifact = build(BuildOptions(model=SMALL, agg="cls", out=tmp_path / "a", weights=file, size=64))
+    safetensors.torch.save_file(load_model("small", random_seed=0).model.state_dict(), file)
+    artifact = build(BuildOptions(model="small", agg="cls", out=tmp_path / "a", weights=file))
     with pytest.raises(WeightsError, match="give --weights FILE"):
         References().open([artifact])
-    assert References(weights=file).open([artifact])[0].run(np.zeros((1, 64, 64, 3), np.uint8))["embedding"].shape
+    assert References(weights=file).open([artifact])[0].run(np.zeros((1, 32, 32, 3), np.uint8))["embedding"].shape
 
 
 def test_a_head_that_is_not_at_hand_is_asked_for(learned_artifact, tmp_path) -> None:
@@ -161,20 +158,19 @@ def test_a_baseline_in_int8_is_asked_for_since_nothing_here_calibrates_it(random
 def test_it_refuses_other_pixels_and_to_run_closed(random_artifact) -> None:
     reference = References().open([random_artifact])[0]
     with pytest.raises(EngineError, match="takes uint8"):
-        reference.run(np.zeros((1, 64, 64, 3), np.float32))
+        reference.run(np.zeros((1, 32, 32, 3), np.float32))
     reference.close()
     with pytest.raises(EngineError, match="closed"):
-        reference.run(np.zeros((1, 64, 64, 3), np.uint8))
+        reference.run(np.zeros((1, 32, 32, 3), np.uint8))
 
 
 def test_registers_alone_are_no_cls_and_the_baseline_is_the_mean(tmp_path, monkeypatch) -> None:
     kwargs = {"img_size": 32, "embed_dim": 48, "num_heads": 3, "depth": 2, "class_token": False, "reg_tokens": 4}
     alias = Alias("vit_tiny_patch16_224", 0, 0, 0, 0, "mit", kwargs=kwargs | {"global_pool": "avg", "fc_norm": False})
     monkeypatch.setitem(ALIASES, "registers", alias)
-    topk, mean = (
-        build(BuildOptions(model="registers", agg=agg, out=tmp_path / agg, random_seed=0)) for agg in ("topk", "mean")
-    )
+    topk = build(BuildOptions(model="registers", agg="topk", out=tmp_path / "topk", random_seed=0))
     assert topk.manifest.backbone.prefix_tokens == 4
     assert not topk.manifest.backbone.reads_cls
+    mean = References().build_baseline(topk, tmp_path / "built")
+    assert mean.manifest.aggregator.name == "mean"
     assert find_baselines([topk, mean]) == ([mean], [])
-    assert References().build_baseline(topk, tmp_path / "built").manifest.aggregator.name == "mean"
