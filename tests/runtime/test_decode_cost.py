@@ -42,7 +42,7 @@ COSTLY: dict[str, tuple[Callable[[], bytes], str]] = {
         TOO_MUCH_WORK,
     ),
     "jpeg behind 16 MB of nothing": (
-        lambda: b"\xff\xd8\xff\x01" + bytes(16_000_000) + hostile.jpeg(8, 8, hostile.scan(3, 0, 63))[2:],
+        lambda: b"\xff\xd8\xff\xd0" + bytes(16_000_000) + hostile.jpeg(8, 8, hostile.scan(3, 0, 63))[2:],
         TOO_MUCH_WORK,
     ),
     "jpeg behind 16 MB of fill bytes": (
