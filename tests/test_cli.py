@@ -15,8 +15,10 @@ from catalogue import built, copied
 from click.testing import CliRunner
 from PIL import Image
 
-from mimexport.cli import build, fit, main
-from mimexport.pipeline import BuildOptions
+from mimexport.cli import main
+from mimexport.cli.build import build_command as build
+from mimexport.cli.fit import fit_command as fit
+from mimexport.options import BuildOptions
 from mimruntime.artifact import Artifact
 from mimruntime.scenes import draw_scenes
 

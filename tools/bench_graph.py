@@ -22,8 +22,9 @@ from onnx.inliner import inline_local_functions
 
 from mimexport.blocks import ClosedBlock, OpenBlock, take
 from mimexport.features import Features
+from mimexport.options import BuildOptions
 from mimexport.patches import OpenPatchEmbed
-from mimexport.pipeline import BuildOptions, build
+from mimexport.pipeline import build
 from mimruntime.artifact import Artifact
 from mimruntime.bench.measure import in_turn
 from mimruntime.cpus import available_cpus, describe_cpu

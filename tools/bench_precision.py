@@ -22,7 +22,8 @@ from onnxruntime import quantization
 from onnxruntime.quantization import CalibrationMethod, QuantType
 
 from mimexport.conversion import load_images
-from mimexport.pipeline import BuildOptions, build
+from mimexport.options import BuildOptions
+from mimexport.pipeline import build
 from mimexport.quantize import Recipe, quantize_graph
 from mimruntime.artifact import Artifact
 from mimruntime.bench.measure import in_turn

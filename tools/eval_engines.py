@@ -17,7 +17,7 @@ from typing import get_args
 import click
 import torch
 
-from mimeval.cli import Shown, write_reports
+from mimeval.cli import ConsoleProgress, write_reports
 from mimeval.datasets import open_dataset
 from mimeval.datasets.crops import open_crops
 from mimeval.deployments import Skipped, parse_engines
@@ -28,7 +28,8 @@ from mimeval.regression import compare, read_baseline, write_baseline
 from mimeval.verdict import EXIT
 from mimexport.aggregators import AGGREGATORS
 from mimexport.heads import embedded_heads, load_head
-from mimexport.pipeline import BuildOptions, build
+from mimexport.options import BuildOptions
+from mimexport.pipeline import build
 from mimexport.provenance import code_digest
 from mimexport.reference import References
 from mimruntime.artifact import MANIFEST, Artifact
@@ -80,7 +81,7 @@ def main(
     try:
         spec = data or (f"zip:{SHARED}" if SHARED.is_file() else "drawn")
         dataset = open_dataset(spec, cache=cache.expanduser(), limit=images, train_limit=training)
-        shown = Shown()
+        shown = ConsoleProgress()
         built, skipped = build_all(folder, only, shown)
         baselines, _ = find_baselines(built)
         report = evaluate(
@@ -103,7 +104,7 @@ def main(
     sys.exit(EXIT[report.verdict])
 
 
-def build_all(folder: Path, only: tuple[str, ...], shown: Shown) -> tuple[list[Artifact], list[Skipped]]:
+def build_all(folder: Path, only: tuple[str, ...], shown: ConsoleProgress) -> tuple[list[Artifact], list[Skipped]]:
     """Build, or reuse if the code that built them is the same, every artifact in every precision."""
     home = folder / code_digest()
     for stale in set(folder.glob("[0-9a-f]" * len(home.name))) - {home}:

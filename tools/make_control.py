@@ -26,7 +26,7 @@ from mimexport.aggregators import make_aggregator
 from mimexport.backbone import Backbone
 from mimexport.fitting.tokens import Tokens, pool
 from mimexport.fitting.views import WHOLE, show
-from mimexport.pipeline import preprocess_of
+from mimexport.preprocessing import preprocess_of
 from mimexport.weights import load_model
 
 DOCS = Path(__file__).parents[1] / "docs" / "control.md"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
-from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -14,33 +13,21 @@ import click
 from mimruntime.errors import needs
 
 if TYPE_CHECKING:
-    from mimeval.features import FeatureStore
+    from mimeval.api import TorchSide
     from mimeval.report import Report
-    from mimruntime.artifact import Artifact
-    from mimruntime.engines.base import Engine
 
 _EVERY_SECONDS = 10.0
 _TABLE_MARKER = "<!-- written by `make eval-table`, below this line -->"
 
 
-class Workshop(Protocol):
-    """What the torch side gives: references, and baselines that were not built yet."""
+class OpenTorchSide(Protocol):
+    """(checkpoint or None, head files) -> the torch side; what click hands to `eval` as its object."""
 
-    def open(self, artifacts: Sequence[Artifact], *, narrow: bool = False) -> Sequence[Engine]:
-        """Return the torch model of every artifact; see `mimeval.deployments.OpenReferences`."""
-
-    def build_baseline(self, artifact: Artifact, folder: Path) -> Artifact:
-        """Return the artifact that `artifact`'s gain is counted from."""
+    def __call__(self, weights: Path | None, heads: tuple[Path, ...]) -> TorchSide:
+        """Return the torch side."""
 
 
-class OpenWorkshop(Protocol):
-    """(checkpoint or None, head files) -> the workshop; what click hands to `eval` as its object."""
-
-    def __call__(self, weights: Path | None, heads: tuple[Path, ...]) -> Workshop:
-        """Return the workshop."""
-
-
-class Shown:
+class ConsoleProgress:
     """What a person sees on stderr while it runs: a line that is rewritten, or one every ten seconds in a log."""
 
     def __init__(self) -> None:
@@ -63,10 +50,6 @@ class Shown:
         self._open = terminal
         if terminal and done == total:
             self._finish()
-
-    def reading(self, name: str) -> Callable[[int, int | None], None]:
-        """Return what shows how far a data set is fetched or read; its size may not be known."""
-        return lambda here, total: self.progress(f"reading {name}", here, here if total is None else total)
 
     def _finish(self) -> None:
         if self._open:
@@ -208,7 +191,7 @@ def _data_help() -> str:
 )
 @click.pass_obj
 def evaluate(
-    open_workshop: OpenWorkshop,
+    open_torch_side: OpenTorchSide,
     artifacts: tuple[Path, ...],
     engines: tuple[str, ...],
     given: tuple[Path, ...],
@@ -230,13 +213,8 @@ def evaluate(
     Exit status: 0 it did, 1 it did not (or an error), 3 undecided, 2 wrong usage.
     """
     with needs("eval", "an evaluation"):
-        from mimeval.datasets import open_dataset
-        from mimeval.deployments import parse_engines
-        from mimeval.evaluation import EvalOptions
-        from mimeval.evaluation import evaluate as run
-        from mimeval.models import find_baselines
+        from mimeval import api
         from mimeval.verdict import EXIT
-    from mimruntime.artifact import Artifact
     from mimruntime.outputs import check_writable
 
     if not margin > 0:  # NaN passes click's range
@@ -244,25 +222,21 @@ def evaluate(
     if not out.name:
         raise click.UsageError(f"--out {out}: expected the stem of the files, for example reports/eval")
     check_writable(out.with_name(f"{out.name}.json"))  # before the work
-    wanted = parse_engines(engines)
-    workshop = open_workshop(weights, heads)
-    opened = [Artifact.open(path) for path in artifacts]
-    shown = Shown()
-    dataset = open_dataset(
-        data, cache=cache.expanduser(), limit=limit, train_limit=train_limit, seed=seed, progress=shown.reading(data)
-    )
-    baselines, lacking = find_baselines(opened, [Artifact.open(path) for path in given])
-    for artifact in lacking:
-        shown.say(f"  the baseline of {artifact.manifest.name} ({artifact.manifest.graph.precision}) is built …")
-        baselines.append(workshop.build_baseline(artifact, cache.expanduser() / "baselines"))
-    report = run(
-        opened,
-        baselines,
-        dataset,
-        wanted,
-        open_references=workshop.open,
-        store=_store(cache, shown),
-        options=EvalOptions(metrics=metrics, deployed=deployed, own=own, margin=margin / 100, seed=seed),
+    report = api.evaluate(
+        artifacts,
+        data=data,
+        baseline=given,
+        engines=engines,
+        metrics=metrics,
+        limit=limit,
+        train_limit=train_limit,
+        deployed=deployed,
+        own=own,
+        margin=margin / 100,
+        seed=seed,
+        cache=cache,
+        torch_side=open_torch_side(weights, heads),
+        progress=ConsoleProgress(),
     )
     write_reports(report, out)
     return EXIT[report.verdict]
@@ -290,17 +264,10 @@ def compare(
     with needs("eval", "an evaluation"):
         import msgspec
 
-        from mimeval.comparison import compare_artifacts
-        from mimeval.datasets import open_dataset
-    from mimruntime.artifact import Artifact
-
-    shown = Shown()
-    dataset = open_dataset(
-        data, cache=cache.expanduser(), limit=limit, train_limit=train_limit, seed=seed, progress=shown.reading(data)
-    )
-    found = compare_artifacts(
-        Artifact.open(first), Artifact.open(second), dataset,
-        engine=engine, metrics=metrics, store=_store(cache, shown), seed=seed,
+        from mimeval import api
+    found = api.compare(
+        first, second, data=data, engine=engine, metrics=metrics, limit=limit, train_limit=train_limit, seed=seed,
+        cache=cache, progress=ConsoleProgress(),
     )  # fmt: skip
     if as_json:
         click.echo(msgspec.json.encode(found).decode())
@@ -321,9 +288,3 @@ def compare(
 
 COMMANDS: list[click.Command] = [evaluate, compare]
 """What the program `mimexport` gathers from this package."""
-
-
-def _store(cache: Path, shown: Shown) -> FeatureStore:
-    from mimeval.features import FeatureStore
-
-    return FeatureStore(cache.expanduser() / "features", shown.say, shown.progress)

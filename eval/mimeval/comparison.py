@@ -91,7 +91,7 @@ def compare_artifacts(
         known = images.known(train)
         searched = known.features if images.searches_train else None
         for metric in chosen.values():
-            found.update(metric(images.task(rows), known, searched, test.embedding[rows]))
+            found.update(metric.score(images.task(rows), known, searched, test.embedding[rows]))
     check_measured(scores[0], dataset)
     return Comparison(
         dataset.name,

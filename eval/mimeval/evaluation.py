@@ -14,7 +14,7 @@ from mimeval.deployments import Deployment, OpenReferences, Skipped, Wanted, dep
 from mimeval.errors import DataError
 from mimeval.features import CHUNK, FeatureStore, Table
 from mimeval.images import Images, choose_images
-from mimeval.metrics import DECISIVE, Known, Metric, Scores, check_measured, find_metrics
+from mimeval.metrics import Metric, Scores, TrainingSet, check_measured, decisive, find_metrics
 from mimeval.models import Model, group_models
 from mimeval.report import TORCH, Drifted, Fitted, Gain, Report, Sample, score
 from mimeval.samples import draw_samples
@@ -44,7 +44,7 @@ class EvalOptions:
 
 
 @dataclass(slots=True, eq=False)
-class _Found:
+class Measurements:
     """What was measured so far; scores by model, deployment, metric and side."""
 
     scores: dict[tuple[str, str, str, Fitted], np.ndarray] = field(default_factory=dict)
@@ -84,7 +84,7 @@ def evaluate(
     images = choose_images(dataset, options.deployed, seed=options.seed)
     torch = _torch_tables(models, images, open_references, store)
     images.drop_unsuited(metrics, options.metrics)
-    found = _Found()
+    found = Measurements()
     known = {space: images.known(train) for space, (train, _) in torch.items()}
     for done, model in enumerate(models):
         store.progress("scores of torch", done, len(models))  # a linear probe takes minutes
@@ -97,7 +97,7 @@ def evaluate(
         model = by_space[deployment.artifact.manifest.embedding_space]
         reference = known[model.space], torch[model.space][1]
         _measure(deployment, model, reference, images, store, metrics, found, own=options.own)
-    return _report(models, dataset, images, found, options)
+    return _report(models, images, metrics, found, options)
 
 
 def _torch_tables(
@@ -134,11 +134,11 @@ def _torch_tables(
 def _measure(
     deployment: Deployment,
     model: Model,
-    torch: tuple[Known, Table],
+    torch: tuple[TrainingSet, Table],
     images: Images,
     store: FeatureStore,
     metrics: dict[str, Metric],
-    found: _Found,
+    found: Measurements,
     *,
     own: bool,
 ) -> None:
@@ -163,7 +163,7 @@ def _measure(
             own, train = False, None
     own_known = images.known(train)
     # Images that search each other need no training images.
-    free = {name: metric for name, metric in metrics.items() if name == "retrieval" and not images.searches_train}
+    free = {name: metric for name, metric in metrics.items() if metric.ranks and not images.searches_train}
     kinds = metrics if own else free
     for name, values in _scores(kinds, images, own_known, table.embedding, table.embedding, deployed=True).items():
         found.scores[*key, name, "own"] = values
@@ -196,7 +196,7 @@ def _not_finite(table: Table, rows: np.ndarray, names: Sequence[str]) -> str | N
 def _scores(
     metrics: dict[str, Metric],
     images: Images,
-    known: Known,
+    known: TrainingSet,
     gallery: np.ndarray,
     test: np.ndarray,
     *,
@@ -205,24 +205,27 @@ def _scores(
     """Return every metric's scores of the readable test images."""
     rows = images.test_rows(deployed=deployed)
     scores: Scores = {}
-    for name, metric in metrics.items():
+    for metric in metrics.values():
         # A ranking depends on what is ranked, so torch, too, searches the images that engines see.
-        asked = images.test_rows(deployed=True) if name == "retrieval" else rows
+        asked = images.test_rows(deployed=True) if metric.ranks else rows
         searched = known.features if images.searches_train else gallery[asked]
-        scores |= metric(images.task(asked), known, searched, test[asked])
+        scores |= metric.score(images.task(asked), known, searched, test[asked])
     return scores
 
 
-def _report(models: Sequence[Model], dataset: Dataset, images: Images, found: _Found, options: EvalOptions) -> Report:
+def _report(
+    models: Sequence[Model], images: Images, metrics: dict[str, Metric], found: Measurements, options: EvalOptions
+) -> Report:
+    dataset = images.dataset
     measured = {metric for _, _, metric, _ in found.scores}
     check_measured(measured, dataset)
-    decisive = next((name for name in DECISIVE if name in measured), None) or min(measured)
-    gains = list(_gains(models, found, decisive, options))
+    deciding, metric = decisive(measured, metrics)
+    gains = list(_gains(models, found, deciding, options))
     classes = len(dataset.classes)
     baseline = next(model for model in models if model.baseline is None)
-    reference = found.scores[baseline.title, TORCH, decisive, "torch"]
+    reference = found.scores[baseline.title, TORCH, deciding, "torch"]
     labels = verdict.at_chance(
-        reference * (weights := images.weights(decisive)), images.chance(decisive), weights.max()
+        reference * (weights := images.weights(metric)), images.chance(metric, deciding), weights.max()
     )
     if not found.drifts and not found.reasons:
         why = "; ".join(sorted({f"{skip.deployment}: {skip.reason}" for skip in found.skipped}))
@@ -242,7 +245,7 @@ def _report(models: Sequence[Model], dataset: Dataset, images: Images, found: _F
             "training": images.training,
         },
         classes=classes,
-        metric=decisive,
+        metric=deciding,
         margin=options.margin,
         seed=options.seed,
         names=images.names(),
@@ -255,9 +258,9 @@ def _report(models: Sequence[Model], dataset: Dataset, images: Images, found: _F
     )
 
 
-def _gains(models: Sequence[Model], found: _Found, decisive: str, options: EvalOptions) -> list[Gain]:
+def _gains(models: Sequence[Model], found: Measurements, deciding: str, options: EvalOptions) -> list[Gain]:
     titles = {model.title: model.baseline for model in models}
-    deciding = [key for key in found.scores if key[1] != TORCH and key[2] == decisive and titles[key[0]] is not None]
+    rows = [key for key in found.scores if key[1] != TORCH and key[2] == deciding and titles[key[0]] is not None]
     gains = []
     for (title, deployment, metric, fitted), values in found.scores.items():
         baseline = titles[title]
@@ -280,7 +283,7 @@ def _gains(models: Sequence[Model], found: _Found, decisive: str, options: EvalO
             margin=options.margin,
             seed=options.seed,
             established_on=(reference, reference_baseline),
-            rows=len(deciding) if metric == decisive else 1,
+            rows=len(rows) if metric == deciding else 1,
         )
         gains.append(
             Gain(
@@ -291,7 +294,7 @@ def _gains(models: Sequence[Model], found: _Found, decisive: str, options: EvalO
                 fitted=fitted,
                 found=judged,
                 mcnemar=mcnemar(values, reference[:count]) if values.dtype == np.bool_ else None,
-                decides=metric == decisive,
+                decides=metric == deciding,
             )
         )
     return gains

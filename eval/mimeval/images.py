@@ -7,12 +7,11 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from mimeval.datasets import Dataset, Relevance
-from mimeval.datasets.dataset import digest_of, others_of_class
+from mimeval.datasets.dataset import digest_of
 from mimeval.datasets.subset import balanced_order
 from mimeval.errors import DataError
 from mimeval.features import FeatureStore, Table
-from mimeval.metrics import Known, Metric, Task, has_shots
-from mimeval.retrieval import guessed_precision
+from mimeval.metrics import Metric, Task, TrainingSet
 from mimruntime.embedder import Embedder
 
 Jobs = list[tuple[Embedder, str]]
@@ -78,38 +77,30 @@ class Images:
             relevance={name: self._readable(relevance) for name, relevance in self.dataset.relevance.items()},
         )
 
-    def known(self, train: Table | None) -> Known:
+    def known(self, train: Table | None) -> TrainingSet:
         """Return what is learned from, by a table of the training images."""
         if train is None or self.dataset.train is None:
-            return Known(np.empty((0, 0), np.float32), np.empty(0, np.int64))
+            return TrainingSet(np.empty((0, 0), np.float32), np.empty(0, np.int64))
         rows = self.train_rows()
-        return Known(train.embedding[rows], self.dataset.train.labels[rows])
+        return TrainingSet(train.embedding[rows], self.dataset.train.labels[rows])
 
-    def weights(self, metric: str) -> np.ndarray:
+    def weights(self, metric: Metric) -> np.ndarray:
         """Return what torch's scores by `metric` are multiplied by before they are held against `chance`, (n,) or (1,).
 
-        Classes count alike: who names the largest one always is right often where it is large, and knows nothing.
+        Where classes count alike, naming the largest one always is right no more often than guessing.
         """
-        if metric.startswith("mAP"):
+        if not metric.classes_alike:
             return np.ones(1)
         labels = self._labels()
         counts = np.bincount(labels).astype(np.float64)
         weights: np.ndarray = len(labels) / (np.count_nonzero(counts) * counts[labels])
         return weights
 
-    def chance(self, metric: str) -> float:
-        """Return the mean score of guessing by `metric`: one of the classes learned, or a random ranking."""
+    def chance(self, metric: Metric, score: str) -> float:
+        """Return the mean of a score of `metric` that guessing gives."""
         rows = self.test_rows(deployed=True)
-        if not metric.startswith("mAP"):
-            learned = self._labels() if self.dataset.train is None else self.dataset.train.labels[self.train_rows()]
-            return 1 / len(np.unique(learned))
-        task = self.task(rows)
-        relevance = task.relevance.get(metric.removeprefix("mAP").strip()) or others_of_class(task.test_labels)
-        gallery = self.training if self.searches_train else len(rows)
-        sizes = [
-            (len(right), gallery - len(junk)) for right, junk in zip(relevance.matches, relevance.ignored, strict=True)
-        ]
-        return float(np.mean([guessed_precision(right, among) for right, among in sizes]))
+        learned = self._labels() if self.dataset.train is None else self.dataset.train.labels[self.train_rows()]
+        return metric.chance(self.task(rows), learned, self.training if self.searches_train else len(rows), score)
 
     def _labels(self) -> np.ndarray:
         labels: np.ndarray = self.dataset.test.labels[self.order[self.test_rows(deployed=False)]]
@@ -135,13 +126,13 @@ class Images:
     def drop_unsuited(self, metrics: dict[str, Metric], asked: tuple[str, ...]) -> None:
         """Leave out of `metrics` what unreadable images have taken the ground from, unless it was asked for; note it."""
         train = self.dataset.train
-        if train is None or asked or "few-shot" not in metrics:
+        if train is None or asked:
             return
         labels = train.labels[self.train_rows()]
-        if not has_shots(labels):
+        for name in [name for name, metric in metrics.items() if metric.refusal(labels)]:
             fewest = min(np.unique(labels), key=lambda label: int((labels == label).sum()))
-            del metrics["few-shot"]
-            self.notes.append(f"few-shot is left out: too few images of '{self.dataset.classes[fewest]}' could be read")
+            del metrics[name]
+            self.notes.append(f"{name} is left out: too few images of '{self.dataset.classes[fewest]}' could be read")
 
     def drop_unreadable(self, test: Table, train: Table | None) -> None:
         """Leave out what the tables could not read, and note it.

@@ -33,7 +33,7 @@ class Task:
 
 
 @dataclass(frozen=True, eq=False)
-class Known:
+class TrainingSet:
     """Training images, none where a data set has none; a probe is fitted once, however many engines are judged by it.
 
     Attributes:
@@ -51,26 +51,46 @@ class Known:
         return linear_probe.fit(self.features, self.labels)
 
 
-Metric = Callable[[Task, Known, np.ndarray | None, np.ndarray], Scores]
-"""(task, what is learned from, features that are searched, test features) -> scores by name."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Metric:
+    """A way to score features. To add one: this description, and a line in `METRICS`.
+
+    Attributes:
+        score: (task, training set, features that are searched, test features) -> scores by name, one number an image.
+        chance: (task, labels learned, images searched, name of a score) -> the mean score of guessing.
+        ranks: whether the score depends on which images are searched, beside the training set.
+        needs_training: whether it learns from training images.
+        decides: names of its scores that a verdict can rest on.
+        classes_alike: whether torch's scores are weighted so that every class counts the same when held against chance.
+        refusal: why it cannot learn from images of these labels; None where it can.
+
+    """
+
+    score: Callable[[Task, TrainingSet, np.ndarray | None, np.ndarray], Scores]
+    chance: Callable[[Task, np.ndarray, int, str], float]
+    ranks: bool = False
+    needs_training: bool = True
+    decides: tuple[str, ...] = ()
+    classes_alike: bool = True
+    refusal: Callable[[np.ndarray], str | None] = lambda _: None
 
 
-def _knn(task: Task, known: Known, _: np.ndarray | None, test: np.ndarray) -> Scores:
+def _knn(task: Task, known: TrainingSet, _: np.ndarray | None, test: np.ndarray) -> Scores:
     labels, cosines = knn.find(known.features, known.labels, test)
     return {"k-NN": knn.vote(labels, cosines) == task.test_labels, "1-NN": labels[:, 0] == task.test_labels}
 
 
-def _linear(task: Task, known: Known, _: np.ndarray | None, test: np.ndarray) -> Scores:
+def _linear(task: Task, known: TrainingSet, _: np.ndarray | None, test: np.ndarray) -> Scores:
     check_features(known.features, test)
     return {"linear probe": known.probe.predict(test) == task.test_labels}
 
 
-def _few_shot(task: Task, known: Known, _: np.ndarray | None, test: np.ndarray) -> Scores:
+def _few_shot(task: Task, known: TrainingSet, _: np.ndarray | None, test: np.ndarray) -> Scores:
     predicted = few_shot.predict(known.features, known.labels, test)
     return {f"{few_shot.SHOTS}-shot": (predicted == task.test_labels).mean(axis=0)}
 
 
-def _retrieval(task: Task, _: Known, gallery: np.ndarray | None, test: np.ndarray) -> Scores:
+def _retrieval(task: Task, _: TrainingSet, gallery: np.ndarray | None, test: np.ndarray) -> Scores:
     searched = test if gallery is None else gallery
     scores: Scores = {}
     for protocol, relevance in (task.relevance or {"": others_of_class(task.test_labels)}).items():
@@ -85,27 +105,47 @@ def _retrieval(task: Task, _: Known, gallery: np.ndarray | None, test: np.ndarra
     return scores
 
 
-METRICS: dict[str, Metric] = {"knn": _knn, "linear": _linear, "few-shot": _few_shot, "retrieval": _retrieval}
-"""Name on the command line to the metric."""
+def _one_of_the_classes(_: Task, learned: np.ndarray, __: int, ___: str) -> float:
+    return 1 / len(np.unique(learned))
 
-DECISIVE = ("k-NN", "mAP", "mAP medium")
-"""The verdict rests on the first of these that is measured; the others are shown."""
+
+def _random_ranking(task: Task, _: np.ndarray, searched: int, score: str) -> float:
+    relevance = task.relevance.get(score.removeprefix("mAP").strip()) or others_of_class(task.test_labels)
+    sizes = zip(map(len, relevance.matches), (searched - len(junk) for junk in relevance.ignored), strict=True)
+    return float(np.mean([retrieval.guessed_precision(right, among) for right, among in sizes]))
+
+
+def _one_class(labels: np.ndarray) -> str | None:
+    return "one class alone" if len(np.unique(labels)) < 2 else None
+
+
+def _few_shots(labels: np.ndarray) -> str | None:
+    counts = np.bincount(labels)
+    return f"fewer than {few_shot.SHOTS} images of a class" if counts[counts > 0].min() < few_shot.SHOTS else None
+
+
+METRICS: dict[str, Metric] = {
+    "knn": Metric(score=_knn, chance=_one_of_the_classes, decides=("k-NN",)),
+    "linear": Metric(score=_linear, chance=_one_of_the_classes, refusal=_one_class),
+    "few-shot": Metric(score=_few_shot, chance=_one_of_the_classes, refusal=_few_shots),
+    "retrieval": Metric(
+        score=_retrieval,
+        chance=_random_ranking,
+        ranks=True,
+        needs_training=False,
+        decides=("mAP", "mAP medium"),
+        classes_alike=False,
+    ),
+}
+"""Name on the command line to the metric; a verdict rests on the first that was measured of those that decide."""
 
 
 def suited(dataset: Dataset) -> tuple[str, ...]:
     """Return the names of all metrics that `dataset` has what they need for."""
     if dataset.relevance or dataset.train is None:
-        return ("retrieval",)
-    unfit = {"few-shot"} if not has_shots(dataset.train.labels) else set()
-    if len(np.unique(dataset.train.labels)) < 2:
-        unfit.add("linear")
-    return tuple(name for name in METRICS if name not in unfit)
-
-
-def has_shots(labels: np.ndarray) -> bool:
-    """Return whether every class among `labels` has enough images for few-shot classification."""
-    counts = np.bincount(labels)
-    return bool(counts[counts > 0].min() >= few_shot.SHOTS)
+        return tuple(name for name, metric in METRICS.items() if not metric.needs_training)
+    labels = dataset.train.labels
+    return tuple(name for name, metric in METRICS.items() if metric.refusal(labels) is None)
 
 
 def find_metrics(names: tuple[str, ...], dataset: Dataset) -> dict[str, Metric]:
@@ -120,11 +160,22 @@ def find_metrics(names: tuple[str, ...], dataset: Dataset) -> dict[str, Metric]:
     for name in names:
         if name not in METRICS:
             raise UnknownNameError("metric", name, METRICS)
-        if name != "retrieval" and dataset.train is None:
-            raise OptionError(
-                f"{name} learns from training images, and {dataset.name} has none; use --metric retrieval"
-            )
+        if METRICS[name].needs_training and dataset.train is None:
+            free = ", ".join(other for other, metric in METRICS.items() if not metric.needs_training)
+            raise OptionError(f"{name} learns from training images, and {dataset.name} has none; use --metric {free}")
     return {name: METRICS[name] for name in names}
+
+
+def decisive(scores: Collection[str], metrics: Mapping[str, Metric]) -> tuple[str, Metric]:
+    """Return the name of the score that a verdict rests on, and its metric.
+
+    Args:
+        scores: names of all that were measured, at least one.
+        metrics: that were measured, by name.
+
+    """
+    deciding = [(name, metric) for metric in METRICS.values() for name in metric.decides if name in scores]
+    return deciding[0] if deciding else (min(scores), next(iter(metrics.values())))
 
 
 def check_measured(names: Collection[str], dataset: Dataset) -> None:

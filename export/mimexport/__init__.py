@@ -1,1 +1,49 @@
-"""The torch side of mimexport: backbone + aggregator -> graph -> artifact -> engine."""
+"""Build artifacts: a frozen backbone and an aggregator of its patch tokens become one graph. Needs torch.
+
+Names are imported on first use: torch alone takes seconds.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from mimruntime.errors import MimError
+
+if TYPE_CHECKING:
+    from mimexport.aggregators.base import Aggregator, Pooled
+    from mimexport.api import build, fit
+    from mimexport.features import Features
+    from mimexport.heads import Head, load_head
+    from mimexport.loaded_model import LoadedModel
+    from mimexport.loading import IMAGENET_PIXELS, PixelConfig
+    from mimexport.reference import References
+
+__all__ = [
+    "IMAGENET_PIXELS", "Aggregator", "Features", "Head", "LoadedModel", "MimError", "PixelConfig", "Pooled",
+    "References", "build", "fit", "load_head",
+]  # fmt: skip
+
+_HOMES = {
+    "IMAGENET_PIXELS": "mimexport.loading",
+    "Aggregator": "mimexport.aggregators.base",
+    "Features": "mimexport.features",
+    "Head": "mimexport.heads",
+    "LoadedModel": "mimexport.loaded_model",
+    "PixelConfig": "mimexport.loading",
+    "Pooled": "mimexport.aggregators.base",
+    "References": "mimexport.reference",
+    "build": "mimexport.api",
+    "fit": "mimexport.api",
+    "load_head": "mimexport.heads",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'mimexport' has no attribute '{name}'")
+    return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

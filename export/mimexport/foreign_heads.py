@@ -9,9 +9,9 @@ from typing import Any
 from torch import Tensor
 
 from mimexport.backbone import Shape
+from mimexport.checkpoints import read_checkpoint
 from mimexport.errors import HeadError, WeightsError
 from mimexport.heads import Head
-from mimexport.weights import read_checkpoint
 from mimruntime.manifest import TokenNorm
 
 _EP_REPOSITORY = "billpsomas/efficient-probing-heads"

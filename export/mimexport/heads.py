@@ -15,7 +15,7 @@ from torch import Tensor
 from mimexport.aliases import ALIASES
 from mimexport.backbone import Shape
 from mimexport.errors import HeadError
-from mimexport.weights import LoadedModel, tensors_sha256
+from mimexport.loaded_model import LoadedModel, tensors_sha256
 from mimruntime import records
 from mimruntime.errors import OutputError
 from mimruntime.manifest import Source, TokenNorm

@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch import nn
 
+from mimexport.aggregators import AGGREGATORS, Aggregator
 from mimexport.backbone import Backbone, Shape
+from mimexport.composition import compose, own_sha256
 from mimexport.errors import HeadError, WeightsError
 from mimexport.features import Features
 from mimexport.foreign_heads import load_foreign_head
 from mimexport.heads import embedded_heads, load_head, shipped_heads
+from mimexport.loaded_model import LoadedModel
+from mimexport.loading import load_any
 from mimexport.model import EmbeddingModel, NarrowProducts
-from mimexport.pipeline import BuildOptions, build, compose, preprocess_of
+from mimexport.options import BuildOptions
+from mimexport.pipeline import build
 from mimexport.provenance import code_digest
-from mimexport.weights import LoadedModel, embedded_file, load_model
+from mimexport.weights import embedded_file, load_model
 from mimruntime.artifact import MANIFEST, Artifact
 from mimruntime.engines.base import EMBEDDING, SELECTION, Engine
 from mimruntime.errors import ArtifactError, EngineError, OptionError
@@ -36,11 +42,15 @@ class References:
     Attributes:
         weights: the checkpoint of artifacts whose weights came from a file.
         heads: files of heads that are not part of this package; each is found by its digest.
+        models: backbones that were given to `build` from memory or by a loader of one's own; found by their digest too.
+        aggregators: likewise, aggregators of one's own.
 
     """
 
     weights: Path | None = None
     heads: tuple[Path, ...] = ()
+    models: tuple[nn.Module | LoadedModel, ...] = ()
+    aggregators: tuple[Aggregator, ...] = ()
 
     def open(self, artifacts: Sequence[Artifact], *, narrow: bool = False) -> list[TorchReference]:
         """Return the torch model of every artifact; those of one backbone share it and its pass over a batch.
@@ -61,11 +71,12 @@ class References:
             manifest = artifact.manifest
             key = (manifest.backbone.weights_sha256, manifest.preprocess)
             if narrow or key not in trunks:
-                loaded = _load(manifest, self.weights)
+                loaded = _load(manifest, self.weights, self.models)
                 trunks[key] = loaded, _Trunk(Backbone(loaded.model))
             loaded, trunk = trunks[key]
-            head = _find_head(manifest, trunk.backbone.shape, self.heads)
-            model, _ = compose(loaded, _options(manifest, head), trunk.backbone)
+            own = _find_aggregator(manifest, self.aggregators)
+            head = None if own is not None else _find_head(manifest, trunk.backbone.shape, self.heads)
+            model, _ = compose(loaded, _options(manifest, head, own), trunk.backbone)
             reference = TorchReference(model, trunk, manifest.preprocess.size)
             _check(artifact, reference)
             if narrow:
@@ -102,12 +113,9 @@ class References:
             return Artifact.open(out)
         return build(
             BuildOptions(
-                model=manifest.backbone.model,
+                model=_load(manifest, self.weights, self.models),
                 agg=agg,
                 out=out,
-                weights=_weights_for(manifest, self.weights),
-                random_seed=seed_of(manifest),
-                size=manifest.preprocess.size,
                 precision=manifest.graph.precision,
                 head=None if head is None else str(head),
                 whiten=0 if whitened else None,
@@ -175,28 +183,48 @@ class _Trunk:
         return self._features[model.token_norm]
 
 
-def _load(manifest: Manifest, weights: Path | None) -> LoadedModel:
-    """Load the artifact's own weights and no others."""
-    backbone = manifest.backbone
+def _load(manifest: Manifest, weights: Path | None, models: Sequence[nn.Module | LoadedModel]) -> LoadedModel:
+    """Load the artifact's own weights and no others, with the pixels it was built with."""
+    backbone, pixels = manifest.backbone, manifest.preprocess
+    given = (load_any(model) for model in models)
+    loaded = next((one for one in given if one.sha256 == backbone.weights_sha256), None)
+    if loaded is None and backbone.source == "memory":
+        raise WeightsError(
+            f"the backbone of {manifest.name} was {backbone.origin}; give it: References(models=[model])"
+        )
+    if loaded is None:
+        loaded = _load_by_name(manifest, weights)
+    if loaded.sha256 != backbone.weights_sha256:
+        raise WeightsError(
+            f"{manifest.name} was built from weights {backbone.weights_sha256[:12]}…, found {loaded.sha256[:12]}…"
+            f" ({loaded.origin}): no reference can be made; give --weights FILE, or build the artifact again"
+        )
+    return replace(loaded, config={**loaded.config, "mean": pixels.mean, "std": pixels.std})
+
+
+def _load_by_name(manifest: Manifest, weights: Path | None) -> LoadedModel:
+    backbone, size = manifest.backbone, manifest.preprocess.size
     if backbone.source == "file" and weights is None:
         raise WeightsError(f"the weights of {manifest.name} came from a file, '{backbone.origin}'; give --weights FILE")
-    loaded = None
-    for size in (None, manifest.preprocess.size):
-        loaded = load_model(
-            backbone.model,
-            weights=_weights_for(manifest, weights),
-            random_seed=seed_of(manifest),
-            size=size,
-        )
-        if preprocess_of(loaded.config) == manifest.preprocess:
-            break
-    if loaded is None or loaded.sha256 != backbone.weights_sha256:
-        found = "nothing" if loaded is None else f"{loaded.sha256[:12]}… ({loaded.origin})"
-        raise WeightsError(
-            f"{manifest.name} was built from weights {backbone.weights_sha256[:12]}…, found {found}: no reference"
-            " can be made; give --weights FILE, or build the artifact again"
-        )
+    file, seed = _weights_for(manifest, weights), seed_of(manifest)
+    loaded = load_model(backbone.model, weights=file, random_seed=seed)
+    if loaded.config["input_size"][-1] != size:
+        loaded = load_model(backbone.model, weights=file, random_seed=seed, size=size)
     return loaded
+
+
+def _find_aggregator(manifest: Manifest, given: Sequence[Aggregator]) -> Aggregator | None:
+    """Return the artifact's own aggregator, recognised by its digest; None where it is one of this package."""
+    name = manifest.aggregator.name
+    if name in AGGREGATORS:
+        return None
+    for aggregator in given:
+        if type(aggregator).__name__ == name and own_sha256(aggregator) == manifest.aggregator.head_sha256:
+            return aggregator
+    raise HeadError(
+        f"the aggregator '{name}' of {manifest.name} is not of this package{' and not among those given' if given else ''}:"
+        " no reference can be made; give it: References(aggregators=[aggregator])"
+    )
 
 
 def _weights_for(manifest: Manifest, given: Path | None) -> Path | None:
@@ -230,12 +258,12 @@ def _find_head(manifest: Manifest, shape: Shape, given: Sequence[Path]) -> Path 
     )
 
 
-def _options(manifest: Manifest, head: Path | None) -> BuildOptions:
+def _options(manifest: Manifest, head: Path | None, own: Aggregator | None) -> BuildOptions:
     return BuildOptions(
         model=manifest.backbone.model,
-        agg=manifest.aggregator.name,
+        agg=own or manifest.aggregator.name,
         out=Path(),
-        agg_options=manifest.aggregator.params,
+        agg_options=manifest.aggregator.params if own is None else {},
         token_norm=manifest.aggregator.token_norm,
         head=None if head is None else str(head),
         whiten=None if manifest.embedding.whitening is None else manifest.embedding.dim,

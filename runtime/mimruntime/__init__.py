@@ -12,17 +12,27 @@ from mimruntime.errors import MimError
 
 if TYPE_CHECKING:
     from mimruntime.artifact import Artifact
+    from mimruntime.batch import BatchEmbedder
     from mimruntime.embedder import Embedder, Result
+    from mimruntime.engines.compilation import compile_engine
     from mimruntime.vectors import Vectors, read_vectors
+    from mimruntime.verification import Verification, verify
 
-__all__ = ["Artifact", "Embedder", "MimError", "Result", "Vectors", "read_vectors"]
+__all__ = [
+    "Artifact", "BatchEmbedder", "Embedder", "MimError", "Result", "Vectors", "Verification", "compile_engine",
+    "read_vectors", "verify",
+]  # fmt: skip
 
 _HOMES = {
     "Artifact": "mimruntime.artifact",
+    "BatchEmbedder": "mimruntime.batch",
     "Embedder": "mimruntime.embedder",
     "Result": "mimruntime.embedder",
     "Vectors": "mimruntime.vectors",
+    "Verification": "mimruntime.verification",
+    "compile_engine": "mimruntime.engines.compilation",
     "read_vectors": "mimruntime.vectors",
+    "verify": "mimruntime.verification",
 }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,11 @@ REFERENCE = "reference.npz"
 
 @dataclass(frozen=True, slots=True)
 class Artifact:
-    """A model ready to embed: a folder and what its manifest says.
+    """A model ready to embed: a folder and what its manifest says. Whatever takes the folder's path takes this too.
+
+    >>> from mimruntime import Artifact
+    >>> Artifact.open("artifacts/tiny").manifest.preprocess.size
+    64
 
     Attributes:
         path: the folder.
@@ -35,7 +40,7 @@ class Artifact:
     public_key: PublicKey | None = None
 
     @classmethod
-    def open(cls, path: str | Path, *, public_key: str | Path | None = None) -> Artifact:
+    def open(cls, path: str | os.PathLike[str], *, public_key: str | Path | None = None) -> Artifact:
         """Open the folder at `path` and check the sha256 of every file it lists.
 
         Args:
@@ -81,6 +86,9 @@ class Artifact:
             same = False
         if not same:
             raise ArtifactError(f"{self.path} was replaced while it was being opened; open it again")
+
+    def __fspath__(self) -> str:
+        return str(self.path)
 
     @property
     def graph(self) -> Path:

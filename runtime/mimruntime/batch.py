@@ -37,6 +37,13 @@ class Row:
 class BatchEmbedder:
     """An `Embedder` that travels: pickled as its settings, opened at its first use in each process.
 
+    >>> from mimruntime import BatchEmbedder
+    >>> embed = BatchEmbedder("artifacts/tiny", column="path")
+    >>> columns = embed({"path": ["photos/a.jpg", "photos/none.jpg"]})
+    >>> columns["vector"].shape, columns["error"][0] == "", columns["error"][1] == ""
+    ((2, 192), True, False)
+    >>> embed.close()
+
     Ray Data takes the class: `dataset.map_batches(BatchEmbedder, fn_constructor_args=[artifact], concurrency=2,
     batch_size=64)`. For Ray Serve and Spark see `examples/`.
 
@@ -48,8 +55,8 @@ class BatchEmbedder:
 
     """
 
-    def __init__(self, artifact: str | Path, *, column: str = "image", **settings: Any) -> None:
-        self.artifact = str(artifact)
+    def __init__(self, artifact: str | os.PathLike[str], *, column: str = "image", **settings: Any) -> None:
+        self.artifact = os.fspath(artifact)
         self.column = column
         self.settings = settings
         self._forget()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -87,6 +88,12 @@ class _Outcome:
 class Embedder:
     """An opened artifact; open it with `with`, use it from any number of threads.
 
+    >>> from mimruntime import Embedder
+    >>> with Embedder.open("artifacts/tiny") as embedder:
+    ...     vectors = embedder.embed(["photos/a.jpg", open("photos/b.jpg", "rb").read()])
+    >>> vectors.shape, vectors.dtype  # of length 1, so that a @ b is the cosine
+    ((2, 192), dtype('float32'))
+
     Decoding runs in threads of its own, beside inference. One batch runs at a time, since the engine already uses every
     CPU, so memory is that of one batch. Batches have few sizes: `batch_size` and the powers of two below it; the rest
     of n images is run as its binary digits (13 = 8 + 4 + 1), so nothing is padded.
@@ -119,7 +126,7 @@ class Embedder:
     @classmethod
     def open(
         cls,
-        path: str | Path,
+        path: str | os.PathLike[str],
         *,
         engine: str = "auto",
         provider: str | None = None,
@@ -350,7 +357,9 @@ class Embedder:
         return rows
 
 
-def open_artifact(path: str | Path, expect_space: str | None, public_key: str | Path | None = None) -> Artifact:
+def open_artifact(
+    path: str | os.PathLike[str], expect_space: str | None, public_key: str | Path | None = None
+) -> Artifact:
     """Open the artifact at `path`, if its vectors are those of `expect_space`; see `Embedder.open`."""
     artifact = Artifact.open(path, public_key=public_key)
     space = artifact.manifest.embedding_space

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mimruntime.artifact import Artifact
@@ -33,7 +33,7 @@ class Verification:
 
 
 def verify(
-    path: str | Path,
+    path: str | os.PathLike[str],
     *,
     engine: str = "auto",
     provider: str | None = None,
@@ -41,6 +41,16 @@ def verify(
     public_key: str | Path | None = None,
 ) -> Verification:
     """Check the digests of the artifact at `path`, and who signed it, then its embeddings in the engine asked for.
+
+    >>> from mimruntime import verify
+    >>> verify("artifacts/tiny", engine="onnxruntime").parity.worst_cosine > 0.99999
+    True
+
+    Args:
+        path: the artifact, or its folder.
+        engine: what runs it, or "auto".
+        provider: the hardware, by the engine's own name.
+        threads: CPU threads of one run.
 
     Raises:
         ArtifactError: a file was changed, or there is no usable reference.

@@ -208,7 +208,7 @@ class TestMetrics:
 
     def test_images_that_are_all_alone_in_their_class_ask_nothing(self) -> None:
         task = Task(np.arange(3), {})
-        assert METRICS["retrieval"](task, None, None, np.eye(3)) == {}
+        assert METRICS["retrieval"].score(task, None, None, np.eye(3)) == {}
 
     @pytest.mark.parametrize(("matches", "gallery"), [(1, 10), (5, 100), (40, 50)])
     def test_guessing_has_the_precision_of_random_rankings(self, matches, gallery) -> None:

@@ -14,7 +14,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from mimeval import few_shot, knn, linear_probe
 from mimeval.datasets.dataset import others_of_class
 from mimeval.errors import FeaturesError
-from mimeval.metrics import METRICS, Known, Task
+from mimeval.metrics import METRICS, Task, TrainingSet
 from mimeval.neighbours import nearest, similarities, unit
 from mimeval.retrieval import retrieve
 
@@ -76,7 +76,7 @@ class TestKnn:
         train, labels, queries, truth = blobs()
         searches = []
         monkeypatch.setattr(knn, "nearest", lambda *args: searches.append(args) or nearest(*args))
-        scores = METRICS["knn"](Task(truth, {}), Known(train, labels), None, queries)
+        scores = METRICS["knn"].score(Task(truth, {}), TrainingSet(train, labels), None, queries)
         assert len(searches) == 1
         assert (scores["k-NN"] == (knn.predict(train, labels, queries) == truth)).all()
         assert (scores["1-NN"] == (knn.predict(train, labels, queries, k=1) == truth)).all()

@@ -13,7 +13,11 @@ from catalogue import built, copied
 
 from mimexport import pipeline as building
 from mimexport.aliases import ALIASES
-from mimexport.pipeline import BuildOptions, build, preprocess_of
+from mimexport.composition import compose
+from mimexport.options import BuildOptions
+from mimexport.pipeline import build
+from mimexport.preprocessing import preprocess_of
+from mimexport.weights import load_model
 from mimruntime import Embedder, parity
 from mimruntime.artifact import Artifact
 from mimruntime.errors import MissingExtraError, OptionError, OutputError, ParityError, UnknownNameError
@@ -54,8 +58,8 @@ def test_the_artifact_embeds_photographs_alike_to_torch(tiny_artifact):
     with Embedder.open(tiny_artifact.path) as embedder:
         vectors, shares = embedder.embed(photos), embedder.select(photos)
         pixels = np.stack([embedder.prepare(photo) for photo in photos])
-    loaded = building.load_model("mae-tiny")
-    model, _ = building.compose(loaded, options(tiny_artifact.path, model="mae-tiny", random_seed=None))
+    loaded = load_model("mae-tiny")
+    model, _ = compose(loaded, options(tiny_artifact.path, model="mae-tiny", random_seed=None))
     expected = building.embed_with_torch(model, pixels)
     np.testing.assert_allclose((vectors * expected).sum(1), 1, atol=1e-5)
     assert shares.shape == (3, 8, 8)
@@ -169,7 +173,7 @@ def test_an_artifact_is_replaced_by_force_only(small, tmp_path):
 @pytest.mark.parametrize(("precision", "module"), [("fp32", "onnxruntime"), ("bf16", "openvino")])
 def test_a_missing_engine_to_compare_in_is_found_out_before_the_work(tmp_path, monkeypatch, precision, module):
     monkeypatch.setitem(sys.modules, module, None)
-    monkeypatch.setattr("mimexport.pipeline.load_model", None)
+    monkeypatch.setattr("mimexport.pipeline.load_any", None)
     with pytest.raises(MissingExtraError, match="pip install"):
         build(options(tmp_path / "a", precision=precision))
     assert list(tmp_path.iterdir()) == []
@@ -221,11 +225,11 @@ def test_a_build_that_is_killed_leaves_the_old_artifact_and_nothing_that_stays(s
     old = copied(small, target).manifest
     script = f"""
 import os, pathlib
-from mimexport import pipeline
+from mimexport import options, pipeline, records
 from mimexport.aliases import ALIASES, Alias
 ALIASES["small"] = Alias(**{dataclasses.asdict(ALIASES["small"])!r})
-pipeline.write_card = lambda *_: os._exit(9)
-pipeline.build(pipeline.BuildOptions(model="small", agg="mean", out=pathlib.Path({str(target)!r}), random_seed=0, force=True))
+records.write_card = lambda *_: os._exit(9)
+pipeline.build(options.BuildOptions(model="small", agg="mean", out=pathlib.Path({str(target)!r}), random_seed=0, force=True))
 """
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 9
     assert Artifact.open(target).manifest == old

@@ -21,7 +21,7 @@ from mimexport.fitting.tokens import StoredFeatures, Tokens, pool
 from mimexport.fitting.unlabelled import two_view_recall
 from mimexport.fitting.views import WHOLE, show
 from mimexport.heads import load_head, save_head
-from mimexport.pipeline import preprocess_of
+from mimexport.preprocessing import preprocess_of
 from mimexport.weights import load_model
 from mimruntime.errors import ImageError, OptionError, OutputError
 from mimruntime.manifest import Preprocess

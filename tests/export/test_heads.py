@@ -13,10 +13,12 @@ from catalogue import built
 
 from mimexport.aggregators import make_aggregator
 from mimexport.backbone import Backbone, Shape
+from mimexport.composition import choose_head, compose
 from mimexport.errors import HeadError
 from mimexport.foreign_heads import fetch_ep_head, load_foreign_head
 from mimexport.heads import Head, check_fit, embedded_heads, load_head, save_head
-from mimexport.pipeline import BuildOptions, build, choose_head, compose
+from mimexport.options import BuildOptions
+from mimexport.pipeline import build
 from mimexport.weights import load_model
 from mimruntime.errors import OptionError, OutputError, UnknownNameError
 

@@ -12,7 +12,8 @@ from mimexport.aggregators import AGGREGATORS, make_aggregator
 from mimexport.aliases import ALIASES, Alias
 from mimexport.backbone import Backbone
 from mimexport.heads import Head, save_head
-from mimexport.pipeline import BuildOptions, build
+from mimexport.options import BuildOptions
+from mimexport.pipeline import build
 from mimexport.weights import load_model
 from mimruntime.reference import load_reference
 

@@ -18,9 +18,11 @@ from PIL import Image
 from torch import nn
 
 from mimexport import cli
+from mimexport.composition import compose
 from mimexport.conversion import compare, load_images, neighbour_overlap
 from mimexport.model import NarrowProducts, embed_with_torch
-from mimexport.pipeline import BuildOptions, build, compose
+from mimexport.options import BuildOptions
+from mimexport.pipeline import build
 from mimexport.quantize import Recipe, products
 from mimexport.weights import load_model
 from mimruntime import manifest, sealed

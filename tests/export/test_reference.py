@@ -17,7 +17,8 @@ from mimexport.aliases import ALIASES, Alias
 from mimexport.backbone import Backbone
 from mimexport.errors import HeadError, WeightsError
 from mimexport.heads import embedded_heads, load_head, save_head
-from mimexport.pipeline import BuildOptions, build
+from mimexport.options import BuildOptions
+from mimexport.pipeline import build
 from mimexport.reference import References
 from mimexport.weights import load_model
 from mimruntime.artifact import Artifact, seal

@@ -13,9 +13,11 @@ from small_models import BACKBONES
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from mimexport.aliases import ALIASES, Alias
+from mimexport.checkpoints import read_checkpoint
 from mimexport.errors import WeightsError
 from mimexport.heads import shipped_heads
-from mimexport.weights import embedded_file, load_model, read_checkpoint, tensors_sha256
+from mimexport.loaded_model import tensors_sha256
+from mimexport.weights import embedded_file, load_model
 from mimruntime.errors import OptionError, UnknownNameError
 
 TINY = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 3}
@@ -52,7 +54,7 @@ def test_safetensors_come_back_unchanged(tmp_path, state):
     safetensors.torch.save_file(state, path)
     loaded = load_model("small", weights=path)
     assert same_weights(loaded, state)
-    assert (loaded.source, loaded.origin, loaded.license) == ("file", "w.safetensors", "mit")
+    assert (loaded.source, loaded.origin, loaded.license) == ("file", "w.safetensors", "not stated")
 
 
 def test_the_digest_does_not_depend_on_the_storage_precision(state):

@@ -20,7 +20,8 @@ from mimexport.aliases import ALIASES
 from mimexport.backbone import Backbone
 from mimexport.graph import FILE, export_graph
 from mimexport.model import EmbeddingModel
-from mimexport.pipeline import BuildOptions, build
+from mimexport.options import BuildOptions
+from mimexport.pipeline import build
 from mimexport.provenance import code_digest
 from mimruntime.artifact import Artifact
 

@@ -51,18 +51,13 @@ class AbMILP(Aggregator):
         """See base class."""
         return {"depth": self.depth, "activation": self.activation, "prior": self.prior_name}
 
-    @property
-    def rescalable(self) -> bool:
-        """See base class."""
-        return True
-
     def rescale(self, spread: Tensor) -> None:
-        """See base class."""
+        """See `mimexport.aggregators.base.Rescalable`."""
         with torch.no_grad():
             self.layers[0].weight.div_(spread)
 
     def load_scorer(self, w: Tensor) -> None:
-        """See base class."""
+        """See `mimexport.aggregators.base.Scored`."""
         with torch.no_grad():
             self.layers[-1].weight.copy_(w.unsqueeze(0))
             self.layers[-1].bias.zero_()

@@ -44,7 +44,7 @@ class AimPooling(Aggregator):
         return {"heads": self.heads}
 
     def prepare(self, spread: Tensor) -> None:
-        """See base class."""
+        """See `mimexport.aggregators.base.Prepared`."""
         self.std.copy_(spread)
 
     def pool(self, patches: Tensor) -> tuple[Tensor, Tensor]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
 from mimexport.backbone import Shape
 from mimexport.features import Features
+from mimruntime.errors import OptionError
 from mimruntime.manifest import TokenNorm
 
 
@@ -28,6 +29,7 @@ class Pooled(NamedTuple):
 class Aggregator(nn.Module, ABC):
     """Base of all aggregators. To add one: a subclass, and a line in `mimexport.aggregators.AGGREGATORS`.
 
+    Those of the table are made with the backbone's shape. An instance of one's own, made without it, is given to `build`.
     Options are keyword-only arguments of `__init__`; `params` gives their resolved values for the manifest.
 
     Attributes:
@@ -47,9 +49,32 @@ class Aggregator(nn.Module, ABC):
     has_weights: ClassVar[bool] = True
     out_dims: ClassVar[int] = 1
 
-    def __init__(self, shape: Shape) -> None:
+    def __init__(self, shape: Shape | None = None) -> None:
         super().__init__()
-        self.shape = shape
+        self._shape = shape
+
+    @property
+    def shape(self) -> Shape:
+        """What it must know of its backbone.
+
+        Raises:
+            OptionError: none is known yet.
+
+        """
+        if self._shape is None:
+            raise OptionError(f"{type(self).__name__} is not fitted to a backbone yet")
+        return self._shape
+
+    def fit_to(self, shape: Shape) -> None:
+        """Take the backbone's shape, where it was made without; `build` calls it for an aggregator of one's own.
+
+        Raises:
+            OptionError: it was made for another shape.
+
+        """
+        if self._shape is not None and self._shape != shape:
+            raise OptionError(f"{type(self).__name__} was made for {self._shape}, the backbone has {shape}")
+        self._shape = shape
 
     @property
     def params(self) -> dict[str, str | int | float | bool]:
@@ -62,21 +87,6 @@ class Aggregator(nn.Module, ABC):
         return self.out_dims * self.shape.dim
 
     @property
-    def rescalable(self) -> bool:
-        """Whether parameters learned on tokens x / σ can be turned into those for x."""
-        return False
-
-    def rescale(self, spread: Tensor) -> None:
-        """Turn parameters learned on tokens x / σ into those for x, where `rescalable`; σ is (D,)."""
-
-    def prepare(self, spread: Tensor) -> None:
-        """Take what is fixed before training from the tokens' spread σ (D,)."""
-
-    def load_scorer(self, w: Tensor) -> None:
-        """Take a linear scorer w (D,) of raw patch tokens, where the aggregator has one."""
-        raise NotImplementedError(f"{type(self).__name__} has no scorer")
-
-    @property
     def reads_all(self) -> bool:
         """Whether every patch token that leaves the last block is read, so that the block must run whole."""
         return True
@@ -84,6 +94,30 @@ class Aggregator(nn.Module, ABC):
     @abstractmethod
     def forward(self, features: Features) -> Pooled:
         """Aggregate one batch."""
+
+
+@runtime_checkable
+class Rescalable(Protocol):
+    """An aggregator whose parameters, learned on tokens x / σ, can be turned into those for x."""
+
+    def rescale(self, spread: Tensor) -> None:
+        """Turn parameters learned on tokens x / σ into those for x; σ is (D,)."""
+
+
+@runtime_checkable
+class Prepared(Protocol):
+    """An aggregator that takes something from the tokens before it is trained, fixed from then on."""
+
+    def prepare(self, spread: Tensor) -> None:
+        """Take what is fixed before training from the tokens' spread σ (D,)."""
+
+
+@runtime_checkable
+class Scored(Protocol):
+    """An aggregator that can take a linear scorer of patches, learned without labels."""
+
+    def load_scorer(self, w: Tensor) -> None:
+        """Take a linear scorer w (D,) of raw patch tokens."""
 
 
 def weighted_sum(tokens: Tensor, weights: Tensor) -> Pooled:

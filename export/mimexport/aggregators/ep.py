@@ -43,13 +43,8 @@ class EfficientProbing(Aggregator):
         """See base class."""
         return self.shape.dim // self.d_out
 
-    @property
-    def rescalable(self) -> bool:
-        """See base class."""
-        return True
-
     def rescale(self, spread: Tensor) -> None:
-        """See base class."""
+        """See `mimexport.aggregators.base.Rescalable`."""
         with no_grad():
             self.queries.div_(spread)
             self.value.weight.div_(spread)

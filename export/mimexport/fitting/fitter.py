@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mimexport.aggregators import AGGREGATORS, Aggregator, make_aggregator
+from mimexport.aggregators.base import Scored
 from mimexport.aggregators.topk import LEARNED, SCORES
 from mimexport.backbone import Backbone
 from mimexport.errors import FitError
@@ -20,8 +21,9 @@ from mimexport.fitting.tokens import Subset, Tokens, TokenStore, pool
 from mimexport.fitting.unlabelled import SHRINKAGE, fit_scorer, two_view_recall
 from mimexport.fitting.views import WHOLE
 from mimexport.heads import Head
-from mimexport.pipeline import preprocess_of
-from mimexport.weights import LoadedModel, load_model
+from mimexport.loaded_model import LoadedModel
+from mimexport.loading import load_any
+from mimexport.preprocessing import preprocess_of
 from mimexport.whitening import Whitening, fit_two_view
 from mimruntime.decode import Source
 from mimruntime.errors import OptionError, UnknownNameError
@@ -37,7 +39,7 @@ class FitOptions:
     """What to fit, on what.
 
     Attributes:
-        model: alias or timm name.
+        model: alias or timm name, or a model as `mimexport.loading.load_any` takes it.
         agg: name in `AGGREGATORS`.
         images: training images, decodable sources.
         labels: (n,) integers, or None to learn without.
@@ -50,7 +52,7 @@ class FitOptions:
         seed: of everything random here.
     """
 
-    model: str
+    model: str | nn.Module | LoadedModel
     agg: str
     images: Sequence[Source]
     labels: np.ndarray | None
@@ -94,7 +96,7 @@ class Fitter:
         self.options = options
         self.report = report
         self._progress = progress
-        self.loaded: LoadedModel = load_model(options.model, weights=options.weights, random_seed=options.random_seed)
+        self.loaded: LoadedModel = load_any(options.model, weights=options.weights, random_seed=options.random_seed)
         self.backbone = Backbone(self.loaded.model)
         preprocess = preprocess_of(self.loaded.config)
         self._store = TokenStore(self.loaded, self.backbone, preprocess, options.cache)
@@ -153,7 +155,7 @@ class Fitter:
                 best = next(c for c in ranking if c.score == LEARNED and c.k < self.backbone.shape.patches)
                 given = {"k": str(best.k), **given, "score": LEARNED}
             aggregator = make_aggregator(options.agg, self.backbone.shape, given)
-            aggregator.load_scorer(w)
+            _load_scorer(aggregator, w)
         elif kind.needs_head:
             if options.labels is None:
                 raise OptionError(
@@ -203,7 +205,7 @@ class Fitter:
             for share in SHARES:
                 aggregator = make_aggregator("topk", shape, {"k": share, "score": score})
                 if score == LEARNED:
-                    aggregator.load_scorer(w)
+                    _load_scorer(aggregator, w)
                 pooled = (pool(aggregator, view, self.backbone, final=False) for view in views)
                 found[score, aggregator.params["k"]] = _recall(*pooled)
         ranked = sorted(found.items(), key=lambda item: -item[1])
@@ -216,6 +218,12 @@ class Fitter:
         first, second = (pool(aggregator, view, self.backbone, final=final) for view in views)
         whitening = fit_two_view(pool(aggregator, whole, self.backbone, final=final), first, second, SHRINKAGE)
         return whitening, {"two_view_recall_at_1": round(_recall(first, second), 4)}
+
+
+def _load_scorer(aggregator: Aggregator, w: Tensor) -> None:
+    if not isinstance(aggregator, Scored):
+        raise FitError(f"{type(aggregator).__name__} has no scorer to learn without labels")
+    aggregator.load_scorer(w)
 
 
 def _recall(first: Tensor, second: Tensor) -> float:

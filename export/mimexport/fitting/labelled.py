@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mimexport.aggregators import Aggregator
+from mimexport.aggregators.base import Prepared, Rescalable
 from mimexport.backbone import Backbone
 from mimexport.errors import FitError
 from mimexport.fitting.tokens import StoredFeatures, Tokens
@@ -94,8 +95,9 @@ class _Trainer:
         self.aggregator = make()
         # Raw tokens of a masked autoencoder differ in scale by orders of magnitude between channels. Where the parameters
         # can be divided by that spread afterwards, they are learned on tokens of unit spread.
-        self.spread = spread if self.aggregator.rescalable else torch.ones_like(spread)
-        self.aggregator.prepare(spread)
+        self.spread = spread if isinstance(self.aggregator, Rescalable) else torch.ones_like(spread)
+        if isinstance(self.aggregator, Prepared):
+            self.aggregator.prepare(spread)
         self.classifier = nn.Sequential(
             nn.BatchNorm1d(self.aggregator.width, affine=False), nn.Linear(self.aggregator.width, classes)
         )
@@ -134,7 +136,8 @@ class _Trainer:
         return right / len(rows)
 
     def finished(self) -> Aggregator:
-        self.aggregator.rescale(self.spread)
+        if isinstance(self.aggregator, Rescalable):
+            self.aggregator.rescale(self.spread)
         return self.aggregator.eval()
 
     def _logits(self, tokens: Tokens) -> Tensor:

@@ -20,8 +20,8 @@ from mimexport.backbone import Backbone, Shape
 from mimexport.blocks import OpenBlock, take
 from mimexport.features import Features
 from mimexport.fitting.views import show
+from mimexport.loaded_model import LoadedModel
 from mimexport.provenance import code_digest
-from mimexport.weights import LoadedModel
 from mimruntime.cpus import available_cpus
 from mimruntime.decode import Source
 from mimruntime.errors import OutputError

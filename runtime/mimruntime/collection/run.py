@@ -179,7 +179,7 @@ def _run_on_ray(
 def _needs(artifact: Artifact, engine: str, provider: str | None) -> tuple[bool, bool]:
     """Return whether an engine takes `threads`, and whether it runs on a GPU; those that take none do."""
     module = engine_module(engine)
-    takes_threads = "threads" in module.OPTIONS
+    takes_threads = not module.NEEDS_GPU
     compiled = choose_compiled(artifact, module, provider) if takes_threads and provider is None else None
     runs_on = compiled.record.provider if compiled else provider
     return takes_threads, not takes_threads or runs_on not in {None, "cpu"}

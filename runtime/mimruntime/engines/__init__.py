@@ -35,6 +35,11 @@ def engine_module(name: str) -> EngineModule:
     return cast("EngineModule", importlib.import_module(ENGINES[name]))
 
 
+def cpu_engine(precision: str) -> str:
+    """Return the first engine that runs graphs of this precision on a CPU, installed or not."""
+    return next(name for name in ENGINES if precision in engine_module(name).CPU_PRECISIONS)
+
+
 def open_engine(
     name: str,
     graph: Path,

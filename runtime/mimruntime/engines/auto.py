@@ -2,8 +2,8 @@
 
 1. Of the engines compiled for this machine: one for a GPU, in the order of the table; else the one that was measured
    to give the most images per second. One that was asked to compute in another precision than the graph's says so.
-2. Where nothing is compiled: openvino where it is installed and the graph is bf16, which onnxruntime cannot run on a
-   CPU; else onnxruntime.
+2. Where nothing is compiled: the first engine of the table that runs the graph's precision on a CPU, which is openvino
+   for bf16 and else onnxruntime.
 
 A provider or a number of threads that was asked for leaves out what does not have it. What was compiled for other
 hardware is passed over with a line in the log: a GPU that is gone must not become a slow CPU service unseen.
@@ -14,12 +14,11 @@ from __future__ import annotations
 import logging
 
 from mimruntime.artifact import Artifact
-from mimruntime.engines import ENGINES, engine_module
+from mimruntime.engines import ENGINES, cpu_engine, engine_module
 from mimruntime.engines.compiled import Compiled, choose_compiled, list_compiled, standing
 from mimruntime.errors import MissingExtraError
 
 _LOG = logging.getLogger("mimexport")
-GPU_ENGINES = ("tensorrt", "tensorrt-rtx")
 
 
 def choose_engine(artifact: Artifact, provider: str | None = None, threads: int | None = None) -> str:
@@ -34,9 +33,9 @@ def choose_engine(artifact: Artifact, provider: str | None = None, threads: int 
         EngineError: something compiled for this machine is stale or damaged.
 
     """
-    names = [name for name in ENGINES if threads is None or name not in GPU_ENGINES]
+    names = [name for name in ENGINES if threads is None or not engine_module(name).NEEDS_GPU]
     compiled = {name: one for name in names if (one := _compiled(artifact, name, provider)) is not None}
-    on_gpu = [name for name in GPU_ENGINES if name in compiled]
+    on_gpu = [name for name in compiled if engine_module(name).NEEDS_GPU]
     if on_gpu:
         chosen = on_gpu[0]
     elif compiled:
@@ -60,13 +59,7 @@ def _say_other_precision(artifact: Artifact, compiled: Compiled) -> None:
 
 
 def _default(artifact: Artifact, provider: str | None) -> str:
-    if provider in {None, "cpu"} and artifact.manifest.graph.precision == "bf16":
-        try:
-            engine_module("openvino").library_version()
-        except MissingExtraError:
-            return "onnxruntime"  # which says what is missing
-        return "openvino"
-    return "onnxruntime"
+    return cpu_engine(artifact.manifest.graph.precision) if provider in {None, "cpu"} else "onnxruntime"
 
 
 def _compiled(artifact: Artifact, name: str, provider: str | None) -> Compiled | None:

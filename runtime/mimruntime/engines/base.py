@@ -129,6 +129,10 @@ class EngineModule(Protocol):
 
     NAME: str
     """As in the table of `mimruntime.engines`."""
+    NEEDS_GPU: bool
+    """Whether it runs on a GPU and nowhere else: it has no CPU threads, and one process is enough for one GPU."""
+    CPU_PRECISIONS: frozenset[str]
+    """Precisions of graphs that it runs on a CPU."""
     OPTIONS: frozenset[str]
     """What `compile_engine` takes of `mimexport compile`'s options, without the dashes."""
 

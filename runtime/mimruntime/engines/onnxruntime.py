@@ -22,6 +22,8 @@ from mimruntime.errors import EngineError, MissingExtraError, UnknownNameError
 from mimruntime.reference import load_reference
 
 NAME = "onnxruntime"
+NEEDS_GPU = False
+CPU_PRECISIONS = frozenset({"fp32", "fp16", "int8"})
 OPTIONS = frozenset({"provider", "batch", "threads"})
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
 

@@ -22,6 +22,8 @@ from mimruntime.errors import EngineError, MissingExtraError, OptionError, Unkno
 from mimruntime.reference import load_reference
 
 NAME = "openvino"
+NEEDS_GPU = False
+CPU_PRECISIONS = frozenset({"fp32", "fp16", "bf16", "int8"})
 OPTIONS = frozenset({"provider", "precision", "hint", "batch", "threads"})
 PROVIDERS = ("cpu",)
 

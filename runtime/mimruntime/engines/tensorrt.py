@@ -8,6 +8,8 @@ from mimruntime.engines.trt import engine
 from mimruntime.engines.trt.flavour import TENSORRT as FLAVOUR
 
 NAME = FLAVOUR.name
+NEEDS_GPU = True
+CPU_PRECISIONS: frozenset[str] = frozenset()
 OPTIONS = frozenset({"batch", "hardware-compat", "tf32", "timing-cache", "workspace"})
 
 check_options = partial(engine.check_options, FLAVOUR)

@@ -8,6 +8,8 @@ from mimruntime.engines.trt import engine
 from mimruntime.engines.trt.flavour import TENSORRT_RTX as FLAVOUR
 
 NAME = FLAVOUR.name
+NEEDS_GPU = True
+CPU_PRECISIONS: frozenset[str] = frozenset()
 OPTIONS = frozenset({"arch", "batch", "tf32", "workspace"})
 
 check_options = partial(engine.check_options, FLAVOUR)

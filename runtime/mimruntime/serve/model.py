@@ -13,7 +13,8 @@ from mimruntime.artifact import Artifact
 from mimruntime.cpus import available_cpus
 from mimruntime.decoding.budget import MemoryBudget
 from mimruntime.embedder import Description, Embedder
-from mimruntime.engines.auto import GPU_ENGINES, choose_engine
+from mimruntime.engines import engine_module
+from mimruntime.engines.auto import choose_engine
 from mimruntime.errors import ImageError, MimError, OptionError, SpaceError, UnknownNameError
 from mimruntime.manifest import Manifest
 from mimruntime.serve.datauri import decode_base64
@@ -226,7 +227,7 @@ def open_embedder(path: object, settings: Settings, expect_space: str | None = N
         # An engine is chosen as for one process, and on a CPU then has its share of it.
         if engine == "auto":
             engine = choose_engine(Artifact.open(str(path), public_key=settings.public_key), settings.provider)
-        threads = None if engine in GPU_ENGINES else max(1, available_cpus() // settings.workers)
+        threads = None if engine_module(engine).NEEDS_GPU else max(1, available_cpus() // settings.workers)
     return Embedder.open(
         str(path),
         engine=engine,

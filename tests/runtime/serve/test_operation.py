@@ -27,8 +27,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from service import START, Service, data_uri, running
 
 from mimruntime.embedder import Embedder
-from mimruntime.engines import ENGINES
-from mimruntime.engines.auto import GPU_ENGINES
+from mimruntime.engines import ENGINES, engine_module
 from mimruntime.serve.model import open_embedder
 from mimruntime.serve.settings import Settings
 
@@ -373,7 +372,7 @@ def test_workers_share_the_cpus_of_an_engine_that_has_some(toy_artifact, monkeyp
     monkeypatch.setattr(Embedder, "open", lambda path, **options: asked.update(options))
     monkeypatch.setattr("mimruntime.serve.model.available_cpus", lambda: 9)
     open_embedder(toy_artifact, Settings(artifacts=(toy_artifact,), engine=engine, workers=2))
-    assert (asked["engine"] in GPU_ENGINES, asked["threads"]) in {(False, 4), (True, None)}
+    assert (engine_module(asked["engine"]).NEEDS_GPU, asked["threads"]) in {(False, 4), (True, None)}
     open_embedder(toy_artifact, Settings(artifacts=(toy_artifact,), engine=engine, workers=2, threads=3))
     assert asked["threads"] == 3
 

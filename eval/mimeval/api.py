@@ -1,0 +1,198 @@
+"""The Python API: the functions behind the commands `mimexport eval` and `mimexport compare`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Protocol
+
+from mimeval import comparison, evaluation
+from mimeval.datasets import Dataset, open_dataset
+from mimeval.deployments import parse_engines
+from mimeval.features import FeatureStore
+from mimeval.models import find_baselines
+from mimeval.report import Report
+from mimeval.statistics import MARGIN
+from mimruntime.artifact import Artifact
+from mimruntime.engines.base import Engine
+from mimruntime.errors import MissingExtraError
+
+CACHE = Path("~/.cache/mimexport")
+"""Where features and fetched data are kept."""
+_Path = str | os.PathLike[str]
+_TORCH_SIDE = "mimeval.torch_side"
+"""The entry point by which the torch side makes itself known: this package must not import it."""
+
+
+class TorchSide(Protocol):
+    """What the torch side gives: the models that vectors are held against, and baselines that were not built yet."""
+
+    def open(self, artifacts: Sequence[Artifact], *, narrow: bool = False) -> Sequence[Engine]:
+        """Return the torch model of every artifact; see `mimeval.deployments.OpenReferences`."""
+
+    def build_baseline(self, artifact: Artifact, folder: Path) -> Artifact:
+        """Return the artifact that `artifact`'s gain is counted from."""
+
+
+class Progress(Protocol):
+    """Who is told how far an evaluation is."""
+
+    def say(self, line: str) -> None:
+        """Take a line about a step."""
+
+    def progress(self, name: str, done: int, total: int) -> None:
+        """Take how far a step is."""
+
+
+class Silence:
+    """A `Progress` that nobody hears."""
+
+    def say(self, line: str) -> None:
+        """Do nothing."""
+
+    def progress(self, name: str, done: int, total: int) -> None:
+        """Do nothing."""
+
+
+SILENCE = Silence()
+
+
+def evaluate(
+    artifacts: Sequence[_Path],
+    *,
+    data: str | _Path | Dataset,
+    baseline: _Path | Sequence[_Path] = (),
+    engines: str | Sequence[str] = "all",
+    metrics: Sequence[str] = (),
+    limit: int | None = None,
+    train_limit: int | None = None,
+    deployed: int | None = None,
+    own: bool = True,
+    margin: float = MARGIN,
+    seed: int = 0,
+    cache: _Path = CACHE,
+    torch_side: TorchSide | None = None,
+    progress: Progress = SILENCE,
+) -> Report:
+    """Did the gain over [cls] carry over from torch to the engines?
+
+    >>> import mimeval
+    >>> report = mimeval.evaluate(["artifacts/tiny"], data="folder:labelled", engines="onnxruntime", metrics=["knn"])
+    >>> report.verdict in {"pass", "fail", "undecided"}, report.metric
+    (True, 'knn')
+
+    Args:
+        artifacts: the artifacts, or their folders.
+        data: a folder or zip of CLASS/image, a name such as "tiny-imagenet" (`mimexport eval --help`), or a `Dataset`.
+        baseline: what gains are counted from; none: [cls] of the same backbone, among `artifacts` or built.
+        engines: "all", or names of engines, each with a precision or without: "openvino:bf16", "torch:fp16".
+        metrics: "knn", "linear", "few-shot", "retrieval"; none: all that the data allow.
+        limit: test images at most, classes in balance.
+        train_limit: training images at most.
+        deployed: of the test images, what engines see; torch sees all of them.
+        own: also fit on every engine's own features of the training images.
+        margin: loss of gain that is tolerated, as a share of images.
+        seed: of the image draw and the bootstrap.
+        cache: folder for features and fetched data.
+        torch_side: rebuilds the torch models; None: `mimexport.References()`. Give one with `models` or `aggregators` where
+            an artifact was built from those of your own.
+        progress: who is told how far it is.
+
+    Returns:
+        The report: `verdict`, gains with their intervals, scores of every image. `mimeval.report.encode` gives its JSON.
+
+    Raises:
+        MimError: data that cannot be read, an engine asked for by name that does not run, or weights out of reach.
+
+    """
+    side = torch_side or _installed_torch_side()
+    opened = [Artifact.open(path) for path in artifacts]
+    given = [baseline] if isinstance(baseline, (str, os.PathLike)) else baseline
+    folder = Path(cache).expanduser()
+    dataset = _dataset(data, folder, limit, train_limit, seed, progress)
+    baselines, lacking = find_baselines(opened, [Artifact.open(path) for path in given])
+    for artifact in lacking:
+        progress.say(f"  the baseline of {artifact.manifest.name} ({artifact.manifest.graph.precision}) is built …")
+        baselines.append(side.build_baseline(artifact, folder / "baselines"))
+    return evaluation.evaluate(
+        opened,
+        baselines,
+        dataset,
+        parse_engines([engines] if isinstance(engines, str) else engines),
+        open_references=side.open,
+        store=FeatureStore(folder / "features", progress.say, progress.progress),
+        options=evaluation.EvalOptions(metrics=tuple(metrics), deployed=deployed, own=own, margin=margin, seed=seed),
+    )
+
+
+def compare(
+    first: _Path,
+    second: _Path,
+    *,
+    data: str | _Path | Dataset,
+    engine: str = "auto",
+    metrics: Sequence[str] = (),
+    limit: int | None = None,
+    train_limit: int | None = None,
+    seed: int = 0,
+    cache: _Path = CACHE,
+    progress: Progress = SILENCE,
+) -> comparison.Comparison:
+    """Which of two artifacts is better on these images, each with classifiers of its own?
+
+    >>> import mimeval
+    >>> found = mimeval.compare("artifacts/tiny", "artifacts/tiny", data="folder:labelled", metrics=["knn"])
+    >>> found.rows[0].metric, found.rows[0].difference.value
+    ('knn', 0.0)
+
+    Args:
+        first: an artifact, or its folder.
+        second: another, of any backbone.
+        data: as in `evaluate`.
+        engine: what runs both.
+        metrics: as in `evaluate`, and so are the rest.
+        limit: see there.
+        train_limit: see there.
+        seed: see there.
+        cache: see there.
+        progress: see there.
+
+    Returns:
+        A row for each metric: both accuracies, their paired difference with its 95 % interval, McNemar's test.
+
+    Raises:
+        MimError: as `evaluate`.
+
+    """
+    folder = Path(cache).expanduser()
+    return comparison.compare_artifacts(
+        Artifact.open(first),
+        Artifact.open(second),
+        _dataset(data, folder, limit, train_limit, seed, progress),
+        engine=engine,
+        metrics=tuple(metrics),
+        store=FeatureStore(folder / "features", progress.say, progress.progress),
+        seed=seed,
+    )
+
+
+def _dataset(
+    data: str | _Path | Dataset, cache: Path, limit: int | None, train_limit: int | None, seed: int, progress: Progress
+) -> Dataset:
+    if isinstance(data, Dataset):
+        return data
+    name = os.fspath(data)
+
+    def reading(here: int, total: int | None) -> None:  # how much there is may not be known
+        progress.progress(f"reading {name}", here, here if total is None else total)
+
+    return open_dataset(name, cache=cache, limit=limit, train_limit=train_limit, seed=seed, progress=reading)
+
+
+def _installed_torch_side() -> TorchSide:
+    for found in entry_points(group=_TORCH_SIDE):
+        side: Callable[[], TorchSide] = found.load()
+        return side()
+    raise MissingExtraError("an evaluation against torch", "export")

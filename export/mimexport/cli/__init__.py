@@ -1,0 +1,50 @@
+"""The program `mimexport`: the one place where the commands of the three packages meet."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+import click
+
+import mimeval.cli
+import mimruntime.cli
+import mimruntime.engines.cli
+import mimruntime.serve.cli
+import mimruntime.signing_cli
+import mimruntime.triton.cli
+from mimexport.cli.build import build_command
+from mimexport.cli.common import BUILDING
+from mimexport.cli.fit import fit_command
+from mimexport.cli.listings import aggregators_command, models_command
+from mimruntime.bench.cli import bench_command
+from mimruntime.errors import needs
+
+if TYPE_CHECKING:
+    from mimexport.reference import References
+    from mimruntime.artifact import Artifact
+    from mimruntime.bench.measure import Peer
+
+COMMANDS: list[click.Command] = [build_command, fit_command, models_command, aggregators_command]
+
+
+def main() -> NoReturn:
+    """Run the program `mimexport`."""
+    shared = [*mimruntime.cli.COMMANDS, *mimruntime.engines.cli.COMMANDS, *mimruntime.serve.cli.COMMANDS]
+    shared += [*mimruntime.signing_cli.COMMANDS, *mimruntime.triton.cli.COMMANDS]
+    commands = [*COMMANDS, *shared, bench_command(_open_peers), *mimeval.cli.COMMANDS]
+    mimruntime.cli.run(commands, obj=_references)
+
+
+def _open_peers(artifact: Artifact, weights: Path | None) -> Sequence[Peer]:
+    with needs("export", BUILDING):
+        from mimexport.peers import open_peers
+    return open_peers(artifact, weights)
+
+
+def _references(weights: Path | None, heads: tuple[Path, ...]) -> References:
+    """Return what gives the evaluation its torch models."""
+    with needs("export", BUILDING):
+        from mimexport.reference import References
+    return References(weights, heads)

@@ -1,0 +1,156 @@
+"""Weights, a head and an aggregator become one network."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import inspect
+from pathlib import Path
+
+from mimexport.aggregators import AGGREGATORS, Aggregator, make_aggregator
+from mimexport.backbone import Backbone, Shape
+from mimexport.errors import HeadError
+from mimexport.foreign_heads import fetch_ep_head, load_foreign_head
+from mimexport.heads import Head, check_fit, load_head, shipped_heads
+from mimexport.loaded_model import LoadedModel, tensors_sha256
+from mimexport.model import EmbeddingModel
+from mimexport.options import BuildOptions
+from mimexport.whitening import Whitening
+from mimruntime.errors import OptionError, UnknownNameError
+
+
+def compose(
+    loaded: LoadedModel, options: BuildOptions, backbone: Backbone | None = None
+) -> tuple[EmbeddingModel, Head | None]:
+    """Return the network of `options`, in float32 and evaluation mode, and the head it was given.
+
+    Args:
+        loaded: the weights; they become part of the network.
+        options: how they are aggregated.
+        backbone: one that was made of `loaded` before, to be shared.
+
+    Raises:
+        OptionError: an option that does not fit the backbone.
+        HeadError: a head that is missing or does not fit.
+    """
+    backbone = backbone or Backbone(loaded.model)
+    if isinstance(options.agg, Aggregator):
+        aggregator, head = _own(options.agg, backbone.shape), options.head if isinstance(options.head, Head) else None
+    else:
+        head = choose_head(loaded, backbone.shape, options)
+        aggregator = _named(loaded, backbone.shape, options, head)
+    if options.with_selection and not aggregator.has_weights:
+        having = ", ".join(name for name, kind in AGGREGATORS.items() if kind.has_weights)
+        raise OptionError(f"--with-selection: aggregator {options.agg_name} gives patches no share; these do: {having}")
+    config = loaded.config
+    model = EmbeddingModel(
+        backbone,
+        aggregator,
+        options.token_norm or (head.token_norm if head else aggregator.token_norm),
+        config["mean"],
+        config["std"],
+        whitening=_whitening(head, options),
+        with_selection=options.with_selection,
+    )
+    return model.eval(), head
+
+
+def _named(loaded: LoadedModel, shape: Shape, options: BuildOptions, head: Head | None) -> Aggregator:
+    """Return an aggregator of this package, with what its head has learned."""
+    given = {name: value for name, value in options.agg_options.items() if value is not None}
+    aggregator = make_aggregator(options.agg_name, shape, (head.params if head else {}) | given)
+    if head is not None:
+        fill(aggregator, head)
+    elif any(True for _ in aggregator.parameters()):
+        raise HeadError(
+            f"aggregator {options.agg_name} is learned, and no head for {loaded.name} is shipped; fit one:"
+            f" mimexport fit --model {loaded.name} --agg {options.agg_name} --data FOLDER --out head.safetensors,"
+            " then build with --head head.safetensors"
+        )
+    return aggregator
+
+
+def _own(aggregator: Aggregator, shape: Shape) -> Aggregator:
+    """Return a copy of an aggregator of one's own, for this backbone."""
+    own = copy.deepcopy(aggregator).eval().requires_grad_(False)
+    own.fit_to(shape)
+    if own.needs_cls and not shape.has_cls:
+        raise OptionError(f"{type(own).__name__} reads [cls], which this backbone does not have")
+    return own
+
+
+def own_sha256(aggregator: Aggregator) -> str:
+    """Return the digest of an aggregator of one's own: its code and its tensors, so that another is another space.
+
+    Raises:
+        OptionError: its code cannot be read.
+
+    """
+    kind = type(aggregator)
+    try:
+        source = inspect.getsource(kind)
+    except (OSError, TypeError) as error:
+        raise OptionError(
+            f"the code of {kind.__name__} cannot be read, and it is part of the embedding space; define it in a file"
+        ) from error
+    return hashlib.sha256(f"{source}{tensors_sha256(aggregator.state_dict())}".encode()).hexdigest()
+
+
+def choose_head(loaded: LoadedModel, shape: Shape, options: BuildOptions) -> Head | None:
+    """Return the head asked for, or the one this package ships where one is needed; checked against the backbone.
+
+    Raises:
+        UnknownNameError: it is no file and none of those shipped.
+        HeadError: no such head, or one that does not fit.
+    """
+    shipped = shipped_heads(loaded.name, loaded.source, loaded.sha256)
+    learned = AGGREGATORS[options.agg_name].needs_head or options.agg_options.get("score") == "learned"
+    name = options.head
+    if name is None:
+        name = "topk-learned" if options.agg == "topk" and learned else options.agg_name
+        if name not in shipped or not (learned or options.whiten is not None):
+            return None
+    if isinstance(name, Head):
+        head, name = name, "in memory"
+    elif name in shipped:
+        head = load_head(shipped[name])
+    elif name.startswith("hub:"):
+        head = load_foreign_head(fetch_ep_head(name.removeprefix("hub:")), shape, options.token_norm)
+    elif shipped and Path(name).name == name.partition(".")[0] and not Path(name).exists():
+        raise UnknownNameError(f"head of {loaded.name}", name, shipped)
+    elif Path(name).suffix == ".safetensors" or not Path(name).suffix:
+        head = load_head(Path(name))
+    else:
+        head = load_foreign_head(Path(name), shape, options.token_norm)
+    if head.agg != options.agg_name:
+        raise HeadError(f"the head '{name}' is for aggregator {head.agg}; --agg {options.agg_name} was given")
+    check_fit(head, loaded, shape, options.token_norm)
+    return head
+
+
+def fill(aggregator: Aggregator, head: Head) -> None:
+    """Load the head's tensors, all of them.
+
+    Raises:
+        HeadError: tensors of another shape or name, or a whitening of other options.
+    """
+    try:
+        aggregator.load_state_dict(head.tensors)
+    except RuntimeError as error:
+        raise HeadError(f"the head does not fit aggregator {head.agg}: {' '.join(str(error).split())[:200]}") from error
+    if head.whitening is not None and aggregator.params != head.params:
+        raise HeadError(f"the head was fitted with {head.params}, the aggregator has {aggregator.params}; fit another")
+
+
+def _whitening(head: Head | None, options: BuildOptions) -> Whitening | None:
+    if options.whiten is None:
+        return None
+    if head is None or head.whitening is None:
+        raise HeadError(
+            f"--whiten needs a head with a whitening for {options.model_name} and {options.agg_name}; fit one: mimexport fit"
+            f" --model {options.model_name} --agg {options.agg_name} --unlabelled --data FOLDER --out head.safetensors"
+        )
+    mean, matrix = head.whitening
+    if options.whiten > matrix.shape[1]:
+        raise OptionError(f"--whiten {options.whiten}: the whitening has {matrix.shape[1]} dimensions")
+    return Whitening(mean, matrix, options.whiten or None)

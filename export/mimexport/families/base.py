@@ -1,0 +1,70 @@
+"""What a family of backbones says of its models: their shape, and how they come apart."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from mimexport.blocks import ClosedBlock, OpenBlock
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """What an aggregator must know of a backbone before it runs.
+
+    Attributes:
+        dim: width D of a token.
+        grid: patch tokens at the output, rows and columns.
+        prefix: number of [cls] and register tokens in front of the patches.
+        has_cls: whether the first prefix token is [cls].
+
+    """
+
+    dim: int
+    grid: tuple[int, int]
+    prefix: int
+    has_cls: bool
+
+    @property
+    def patches(self) -> int:
+        """Number N of patch tokens."""
+        return self.grid[0] * self.grid[1]
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A timm model taken apart.
+
+    Attributes:
+        embed: images to the tokens that enter the first block.
+        blocks: all of them.
+        regroup: what happens to the tokens before the last block.
+    """
+
+    embed: Callable[[Tensor], Tensor]
+    blocks: list[OpenBlock | ClosedBlock]
+    regroup: Callable[[Tensor], Tensor] = lambda tokens: tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """How models of one class become a backbone. To add one: a file with these, and a line in `FAMILIES`.
+
+    Attributes:
+        open_model: takes a model apart; position tables are baked.
+        shape: of its tokens.
+        unit: what the edge of its input must be a multiple of, px.
+
+    """
+
+    open_model: Callable[[Any], Opened]
+    shape: Callable[[Any], Shape]
+    unit: Callable[[Any], int]
+
+
+def real_module(module: nn.Module | None) -> nn.Module | None:
+    """Return `module`, None for an identity that stands for nothing."""
+    return None if isinstance(module, nn.Identity) else module

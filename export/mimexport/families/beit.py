@@ -1,0 +1,42 @@
+"""timm's Beit: relative position biases, looked up once."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mimexport.blocks import open_block
+from mimexport.families import vit
+from mimexport.families.base import Family, Opened, Shape
+
+
+def open_model(model: Any) -> Opened:
+    """Take a Beit apart."""
+    shared = None if model.rel_pos_bias is None else model.rel_pos_bias()
+
+    def embed(images: Tensor) -> Tensor:
+        tokens = model.patch_embed(images)
+        tokens = torch.cat((model.cls_token.expand(tokens.shape[0], -1, -1), tokens), dim=1)
+        return tokens if model.pos_embed is None else tokens + model.pos_embed
+
+    return Opened(embed, [open_block(block, bias=_position_bias(block.attn, shared)) for block in model.blocks])
+
+
+def shape_of(model: Any) -> Shape:
+    """Return the shape of its tokens: [cls] and the patches."""
+    return Shape(dim=model.num_features, grid=tuple(model.patch_embed.grid_size), prefix=1, has_cls=True)
+
+
+FAMILY = Family(open_model, shape_of, vit.unit_of)
+
+
+def _position_bias(attn: Any, shared: Tensor | None) -> Tensor | None:
+    """Return BEiT's relative position bias of one block, looked up once and not in every run, (S, heads, S)."""
+    own = None if attn.window_size is None else attn._get_rel_pos_bias()
+    parts = [part for part in (shared, own) if part is not None]
+    if not parts:
+        return None
+    # ([1,] heads, S, S): the rows that are asked for come first
+    return torch.stack([part.squeeze(0) for part in parts]).sum(0).transpose(0, 1).clone()

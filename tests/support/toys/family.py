@@ -1,0 +1,61 @@
+"""A backbone that timm does not have: an MLP-mixer-like encoder with a [cls] token, and how it is loaded and opened."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mimexport import LoadedModel
+from mimexport.blocks import open_block
+from mimexport.families import Family, Opened, Shape
+from mimexport.loaded_model import model_sha256
+
+SIZE, PATCH, DIM = 32, 8, 24
+GRID = SIZE // PATCH
+
+
+class MixerBlock(nn.Module):
+    """Tokens mixed along both of their axes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.along, self.across = nn.LayerNorm(DIM), nn.Linear(GRID**2 + 1, GRID**2 + 1), nn.Linear(DIM, DIM)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        tokens = tokens + self.along(self.norm(tokens).transpose(1, 2)).transpose(1, 2)
+        return tokens + self.across(self.norm(tokens)).tanh()
+
+
+class Mixer(nn.Module):
+    """The whole encoder; (B, 3, 32, 32) -> (B, 17, 24)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.project = nn.Conv2d(3, DIM, PATCH, PATCH)
+        self.cls_token = nn.Parameter(torch.randn(1, 1, DIM))
+        self.blocks = nn.ModuleList(MixerBlock() for _ in range(2))
+        self.norm = nn.LayerNorm(DIM)
+
+
+def open_mixer(model: Any) -> Opened:
+    def embed(images: Tensor) -> Tensor:
+        patches = model.project(images).flatten(2).transpose(1, 2)
+        return torch.cat([model.cls_token.expand(len(images), -1, -1), patches], 1)
+
+    return Opened(embed, [open_block(block) for block in model.blocks])
+
+
+FAMILY = Family(
+    open_mixer, lambda model: Shape(dim=DIM, grid=(GRID, GRID), prefix=1, has_cls=True), lambda model: PATCH
+)
+
+
+def load_mixer() -> LoadedModel:
+    torch.manual_seed(0)
+    model = Mixer().eval()
+    config = {"input_size": (3, SIZE, SIZE), "crop_pct": 1.0, "crop_mode": "center", "interpolation": "bilinear"}
+    return LoadedModel(
+        model, "mixer", "mixer", "memory", "seed 0", model_sha256(model), "mit", config | {"mean": (0.5,) * 3, "std": (0.5,) * 3}
+    )  # fmt: skip
