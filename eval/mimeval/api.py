@@ -81,7 +81,7 @@ def evaluate(
     >>> import mimeval
     >>> report = mimeval.evaluate(["artifacts/tiny"], data="folder:labelled", engines="onnxruntime", metrics=["knn"])
     >>> report.verdict in {"pass", "fail", "undecided"}, report.metric
-    (True, 'knn')
+    (True, 'k-NN')
 
     Args:
         artifacts: the artifacts, or their folders.
@@ -145,7 +145,7 @@ def compare(
     >>> import mimeval
     >>> found = mimeval.compare("artifacts/tiny", "artifacts/tiny", data="folder:labelled", metrics=["knn"])
     >>> found.rows[0].metric, found.rows[0].difference.value
-    ('knn', 0.0)
+    ('k-NN', 0.0)
 
     Args:
         first: an artifact, or its folder.

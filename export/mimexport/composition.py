@@ -12,7 +12,7 @@ from mimexport.backbone import Backbone, Shape
 from mimexport.errors import HeadError
 from mimexport.foreign_heads import fetch_ep_head, load_foreign_head
 from mimexport.heads import Head, check_fit, load_head, shipped_heads
-from mimexport.loaded_model import LoadedModel, tensors_sha256
+from mimexport.loaded_model import LoadedModel, model_sha256
 from mimexport.model import EmbeddingModel
 from mimexport.options import BuildOptions
 from mimexport.whitening import Whitening
@@ -80,7 +80,7 @@ def _own(aggregator: Aggregator, shape: Shape) -> Aggregator:
 
 
 def own_sha256(aggregator: Aggregator) -> str:
-    """Return the digest of an aggregator of one's own: its code and its tensors, so that another is another space.
+    """Return the digest of an aggregator of one's own: its code, tensors and plain attributes; another is another space.
 
     Raises:
         OptionError: its code cannot be read.
@@ -93,7 +93,7 @@ def own_sha256(aggregator: Aggregator) -> str:
         raise OptionError(
             f"the code of {kind.__name__} cannot be read, and it is part of the embedding space; define it in a file"
         ) from error
-    return hashlib.sha256(f"{source}{tensors_sha256(aggregator.state_dict())}".encode()).hexdigest()
+    return hashlib.sha256(f"{source}{model_sha256(aggregator)}".encode()).hexdigest()
 
 
 def choose_head(loaded: LoadedModel, shape: Shape, options: BuildOptions) -> Head | None:

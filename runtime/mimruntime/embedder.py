@@ -88,9 +88,10 @@ class _Outcome:
 class Embedder:
     """An opened artifact; open it with `with`, use it from any number of threads.
 
+    >>> from pathlib import Path
     >>> from mimruntime import Embedder
     >>> with Embedder.open("artifacts/tiny") as embedder:
-    ...     vectors = embedder.embed(["photos/a.jpg", open("photos/b.jpg", "rb").read()])
+    ...     vectors = embedder.embed(["photos/a.jpg", Path("photos/b.jpg").read_bytes()])
     >>> vectors.shape, vectors.dtype  # of length 1, so that a @ b is the cosine
     ((2, 192), dtype('float32'))
 

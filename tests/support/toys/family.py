@@ -1,4 +1,4 @@
-"""A backbone that timm does not have: an MLP-mixer-like encoder with a [cls] token, and how it is loaded and opened."""
+"""A backbone that timm does not have: a mixer with a [cls] token, and how it is loaded and opened."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Mixer(nn.Module):
 def open_mixer(model: Any) -> Opened:
     def embed(images: Tensor) -> Tensor:
         patches = model.project(images).flatten(2).transpose(1, 2)
-        return torch.cat([model.cls_token.expand(len(images), -1, -1), patches], 1)
+        return torch.cat([model.cls_token.expand(images.shape[0], -1, -1), patches], 1)
 
     return Opened(embed, [open_block(block) for block in model.blocks])
 
@@ -56,6 +56,5 @@ def load_mixer() -> LoadedModel:
     torch.manual_seed(0)
     model = Mixer().eval()
     config = {"input_size": (3, SIZE, SIZE), "crop_pct": 1.0, "crop_mode": "center", "interpolation": "bilinear"}
-    return LoadedModel(
-        model, "mixer", "mixer", "memory", "seed 0", model_sha256(model), "mit", config | {"mean": (0.5,) * 3, "std": (0.5,) * 3}
-    )  # fmt: skip
+    config |= {"mean": (0.5,) * 3, "std": (0.5,) * 3}
+    return LoadedModel(model, "mixer", "mixer", "memory", "seed 0", model_sha256(model), "mit", config)
