@@ -78,6 +78,7 @@ ALIASES: dict[str, Alias] = {
         "29e8366890894c0e669768848fab217e3e43926c4d09bc9f678a6c443427e305",
         {**_IMAGENET, "crop_pct": 1.0},
     ),
+    "mae-s16": Alias("vit_small_patch16_224", 224, 16, 196, 384, "not stated", _FILE, config=_IMAGENET),
     "mae-b16": Alias("vit_base_patch16_224.mae", 224, 16, 196, 768, _CC),
     "mae-l16": Alias("vit_large_patch16_224.mae", 224, 16, 196, 1024, _CC),
     "mae-h14": Alias("vit_huge_patch14_224.mae", 224, 14, 256, 1280, _CC),

@@ -1,5 +1,6 @@
 """Weights are loaded whole or refused by name; nothing in a checkpoint is run."""
 
+import argparse
 import logging
 import os
 import pickle
@@ -17,6 +18,7 @@ from mimexport.checkpoints import read_checkpoint
 from mimexport.errors import WeightsError
 from mimexport.heads import shipped_heads
 from mimexport.loaded_model import tensors_sha256
+from mimexport.loading import IMAGENET_PIXELS, load_any
 from mimexport.weights import embedded_file, load_model
 from mimruntime.errors import OptionError, UnknownNameError
 
@@ -199,6 +201,7 @@ def test_random_weights_are_the_same_for_a_seed_and_leave_no_parameter_constant(
 
 def test_a_wrong_size_is_not_taken_for_a_hub_out_of_reach(monkeypatch):
     right = timm.create_model
+    monkeypatch.setattr("mimexport.weights._check_hub", lambda *_: None)
     monkeypatch.setattr(timm, "create_model", lambda name, pretrained=False, **rest: right(name, **rest))
     with pytest.raises(OptionError, match="100"):
         load_model("dino-s16", size=100)
@@ -210,6 +213,7 @@ def test_a_hub_out_of_reach_is_one_line_with_two_ways_out(monkeypatch, caplog):
         raise ConnectionError("no route\nto host")
 
     monkeypatch.setattr(timm, "create_model", unreachable)
+    monkeypatch.setattr("mimexport.weights._check_hub", lambda *_: None)
     with pytest.raises(WeightsError) as caught:
         load_model("mae-b16")
     assert str(caught.value) == (
@@ -217,6 +221,78 @@ def test_a_hub_out_of_reach_is_one_line_with_two_ways_out(monkeypatch, caplog):
         " give --weights FILE, or --random-weights for a test"
     )
     assert "retrying" not in caplog.text
+
+
+def test_a_hub_out_of_reach_is_known_before_its_client_begins_to_retry(monkeypatch):
+    asked = []
+
+    def unreachable(url, timeout):
+        asked.append((url, timeout))
+        raise OSError("no route to host")
+
+    monkeypatch.setattr("huggingface_hub.get_hf_file_metadata", unreachable)
+    monkeypatch.setattr(timm, "create_model", lambda *_, **__: pytest.fail("the download began"))
+    with pytest.raises(WeightsError, match=r"'mae-b16' \(timm/vit_base_patch16_224.mae\).*the hub is out of reach"):
+        load_model("mae-b16")
+    assert [timeout for _, timeout in asked] == [5.0]
+
+
+@pytest.mark.parametrize(
+    ("wrap", "note"),
+    [
+        (lambda state: {"model": state, "args": argparse.Namespace(lr=1e-3, mask_ratio=0.75)}, None),
+        (lambda state: {"state_dict": {f"model.{key}": value for key, value in state.items()}}, "begin with 'model.'"),
+        (
+            lambda state: {"state_dict": {f"module.backbone.{key}": value for key, value in state.items()}},
+            "begin with 'module.backbone.'",
+        ),
+    ],
+    ids=["options beside the tensors", "Lightning", "Lightning around a wrapper"],
+)
+def test_habits_of_training_code_are_read_and_said(tmp_path, state, wrap, note):
+    loaded = load_model("small", weights=save(tmp_path / "w.pth", wrap(state)))
+    assert same_weights(loaded, state)
+    assert (note is None and not loaded.notes) or note in loaded.notes[0]
+
+
+def test_a_norm_after_the_pool_is_loaded_as_that(tmp_path, state):
+    pooled = {
+        key.replace("norm.", "fc_norm.") if key.startswith("norm.") else key: value for key, value in state.items()
+    }
+    loaded = load_model(
+        "small", weights=save(tmp_path / "w.pth", {"model": pooled | {"head.weight": torch.ones(9, 48)}})
+    )
+    assert torch.equal(loaded.model.fc_norm.weight, state["norm.weight"])
+    assert "keeps its norm after an average pool" in loaded.notes[0]
+
+
+def test_a_student_beside_a_teacher_is_not_guessed(tmp_path, state):
+    both = {f"{name}.{key}": value for name in ("student", "teacher") for key, value in state.items()}
+    with pytest.raises(WeightsError, match=r"holds several encoders \('student\.', 'teacher\.'\)"):
+        load_model("small", weights=save(tmp_path / "w.pth", {"state_dict": both}))
+
+
+def test_a_checkpoint_of_another_image_size_is_said_to_be_resampled(tmp_path, state):
+    loaded = load_model("small", weights=save(tmp_path / "w.pth", state), size=64)
+    assert "17 positions were resampled to 65" in loaded.notes[0]
+
+
+def test_pixels_of_a_file_are_timms_guess_unless_they_are_given(tmp_path, monkeypatch, state):
+    path = save(tmp_path / "w.pth", state)
+    guessed = load_any("small", weights=path)
+    assert guessed.config["mean"] == (0.5, 0.5, 0.5)
+    assert "mean 0.5 0.5 0.5, std 0.5 0.5 0.5 are timm's guess" in guessed.notes[0]
+    given = load_any("small", weights=path, pixels=IMAGENET_PIXELS, license="mine")
+    assert (given.config["mean"], given.license, given.notes) == (IMAGENET_DEFAULT_MEAN, "mine", ())
+    assert load_any("mae-tiny").notes == ()
+
+
+def test_what_is_no_checkpoint_is_said_to_be_none(tmp_path):
+    path = tmp_path / "w.pth"
+    for content in (b"<html>404</html>", b"", b"\x80\x02}q\x00(X\x03", b"PK\x03\x04 not a zip"):
+        path.write_bytes(content)
+        with pytest.raises(WeightsError, match=r"is not a (readable )?checkpoint"):
+            load_model("small", weights=path)
 
 
 def test_a_model_without_a_hub_says_how_to_bring_its_weights():
