@@ -51,7 +51,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     except pickle.UnpicklingError as error:
         raise WeightsError(_refusal(path)) from error
     except Exception as error:  # an unpickler that meets a cut file fails in many ways
-        raise WeightsError(f"{path} is not a readable checkpoint: {first_line(error)}") from error
+        raise WeightsError(f"{path} is not a readable checkpoint, damaged or cut short: {first_line(error)}") from error
     if not isinstance(loaded, dict):
         raise WeightsError(f"{path} holds a {type(loaded).__name__}, expected a dictionary of tensors")
     return loaded

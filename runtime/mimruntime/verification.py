@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mimruntime.artifact import Artifact
@@ -51,6 +52,7 @@ def verify(
         engine: what runs it, or "auto".
         provider: the hardware, by the engine's own name.
         threads: CPU threads of one run.
+        public_key: of minisign, as text or in a file: refuse what this key did not sign.
 
     Raises:
         ArtifactError: a file was changed, or there is no usable reference.

@@ -50,6 +50,8 @@ if TYPE_CHECKING:
 def fit_command(**given: Any) -> None:
     """Learn a head on frozen tokens, with labels or without, and its whitening."""
     check_weights(given)
+    if given["out"].suffix != ".safetensors":
+        raise click.UsageError(f"--out {given['out']}: the name of a head ends in .safetensors")
     with needs("export", BUILDING):
         from mimexport.api import check_out, open_fitter
         from mimexport.fitting.images import labels_to_judge, open_images
