@@ -118,6 +118,9 @@ class TestSignatures:
         secret, public = keys
         assert secret.stat().st_mode & 0o077 == 0
         assert SecretKey.read(secret).public == PublicKey.read(public)
+        assert mimexport("keygen", tmp_path / "other") == 0
+        assert SecretKey.read(tmp_path / "other.key").public == PublicKey.read(tmp_path / "other.pub")
+        assert mimexport("keygen", tmp_path / "other") == 1
         with pytest.raises(OutputError, match="a key is never replaced"):
             SecretKey.generate().write(tmp_path / "mine")
         with pytest.raises(OptionError, match="holds no secret key"):
