@@ -7,9 +7,12 @@ from pathlib import Path
 
 import msgspec
 import pytest
+import safetensors
+import safetensors.torch
 
 from mimeval import regression
 from mimeval.regression import read_baseline
+from mimexport.errors import HeadError
 from mimexport.heads import load_head
 from mimruntime import manifest
 from mimruntime.artifact import Artifact
@@ -101,3 +104,18 @@ def test_a_baseline_opens(folder: Path) -> None:
     (entry,) = read_baseline(folder / "baseline.json")
     assert [(score.model, score.images) for score in entry.scores] == [("cls", 16), ("cls", 16)]
     assert entry.drifts[0].drift.cosine_worst == 0.9
+
+
+@pytest.mark.parametrize("schema", [1, 9])
+def test_a_head_of_a_later_version_opens_or_says_to_upgrade(schema: int, tmp_path: Path) -> None:
+    golden = GOLDEN / "schema-2" / "head.safetensors"
+    with safetensors.safe_open(golden, "pt") as file:
+        header = msgspec.json.decode(file.metadata()["mimexport-head"]) | {"schema": schema, "novelty": [1]}
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dictionary
+    later = tmp_path / "head.safetensors"
+    later.write_bytes(safetensors.torch.save(tensors, {"mimexport-head": msgspec.json.encode(header).decode()}))
+    if schema == 1:
+        assert load_head(later).figures == {"k-NN": 0.5}
+    else:
+        with pytest.raises(HeadError, match="has schema 9, this program reads up to 1; upgrade mimexport"):
+            load_head(later)
