@@ -16,7 +16,7 @@ $(error CPU=$(CPU): expected plain, or nothing)
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart bench bench-gpu bench-serve bench-scale eval-engines eval-baseline eval-table test test-cpu test-scale test-slow gpu-test lint clean
+.PHONY: help install quickstart bench bench-gpu bench-serve bench-scale eval-engines eval-baseline eval-table known-answers test test-cpu test-scale test-slow gpu-test lint clean
 
 help:  ## list the verbs
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -59,9 +59,13 @@ eval-baseline: $(STAMP)  ## the same, and what is found becomes eval/baseline.js
 # bf16 in torch as well: where the CPU has none, OpenVINO rounds the weights alone.
 TABLE_ENGINES = onnxruntime:fp32 onnxruntime:fp16 onnxruntime:int8 openvino:bf16 torch:bf16
 eval-table: $(STAMP)  ## all 10,000 validation images on five deployments, an hour or more; its exit status is the verdict; writes docs/evaluation.md
-	$(EVAL) --images 10000 --deployed 0 --training 30000 --metric knn --metric linear --metric retrieval \
+	$(EVAL) --model $(or $(MODEL),mae-tiny) --images 10000 --deployed 0 --training 30000 --metric knn --metric linear --metric retrieval \
 	    $(TABLE_ENGINES:%=--engine %) --only mean --only topk --only abmilp --only abmilp-unlabelled --only ep \
-	    --out reports/table --table docs/evaluation.md
+	    --out reports/table --table $(if $(MODEL),docs/results/engines-$(MODEL).md,docs/evaluation.md)
+
+known-answers: $(STAMP)  ## are the figures known for mae-tiny and mae-small met again? Tiny ImageNet beside the checkout; exit status 1 if not
+	for model in mae-tiny mae-small; do \
+	    $(BIN)/mimexport known-answers $$model --data zip:$(LABELLED) || exit 1; done
 
 test: $(STAMP) lint  ## linters, types, import contracts, the whole suite with coverage
 	# Two processes of one torch thread each are faster than one of two; who is done first takes from the other.

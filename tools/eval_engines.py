@@ -1,4 +1,4 @@
-"""The regression gate: artifacts of mae-tiny in every precision, on every engine this machine has, against the baseline.
+"""The regression gate: artifacts of both embedded backbones in every precision, on every engine here, against the baseline.
 
 Its exit status is the verdict: 0 pass, 1 fail (or an error, in one line), 3 undecided; 2 is wrong usage.
 """
@@ -7,24 +7,25 @@ from __future__ import annotations
 
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
-from typing import get_args
+from typing import NamedTuple, get_args
 
 import click
 import torch
 
 from mimeval.cli import ConsoleProgress, write_reports
-from mimeval.datasets import open_dataset
+from mimeval.datasets import Dataset, open_dataset
 from mimeval.datasets.crops import open_crops
 from mimeval.deployments import Skipped, parse_engines
 from mimeval.evaluation import EvalOptions, evaluate
 from mimeval.features import FeatureStore
 from mimeval.models import find_baselines
 from mimeval.regression import compare, read_baseline, write_baseline
+from mimeval.report import Report
 from mimeval.verdict import EXIT
 from mimexport.aggregators import AGGREGATORS
 from mimexport.heads import embedded_heads, load_head
@@ -37,7 +38,28 @@ from mimruntime.cpus import available_cpus
 from mimruntime.errors import MimError, MissingExtraError, UnknownNameError
 from mimruntime.manifest import Precision
 
-MODEL = "mae-tiny"
+
+class Plan(NamedTuple):
+    """How much of a backbone is judged.
+
+    Attributes:
+        images: test images in torch.
+        deployed: of these, what every engine sees.
+        training: training images, in torch.
+        only: artifacts besides the baseline; none stands for all.
+    """
+
+    images: int
+    deployed: int
+    training: int
+    only: tuple[str, ...] = ()
+
+
+PLANS = {
+    "mae-tiny": Plan(5000, 1000, 10000),
+    # Four times the work an image, and twice the gain: fewer images decide.
+    "mae-small": Plan(2000, 400, 4000, ("mean", "topk")),
+}
 PLAIN = ("cls", "mean", "topk")
 BASELINE = Path("eval/baseline.json")
 SHARED = Path("../shared/data/tiny-imagenet-64.zip")
@@ -47,17 +69,10 @@ MARGIN = 0.01
 
 @click.command()
 @click.option("--data", help="[default: Tiny ImageNet where it lies beside the checkout, else the drawn set]")
-@click.option("--images", type=click.IntRange(min=1), default=5000, show_default=True, help="Test images in torch.")
-@click.option(
-    "--deployed",
-    type=click.IntRange(min=0),
-    default=1000,
-    show_default=True,
-    help="Of these, what every engine sees; 0 for all.",
-)
-@click.option(
-    "--training", type=click.IntRange(min=1), default=10000, show_default=True, help="Training images, in torch."
-)
+@click.option("--model", "models", multiple=True, type=click.Choice([*PLANS]), default=[*PLANS], show_default=True)
+@click.option("--images", type=click.IntRange(min=1), help="Test images in torch.  [default: by backbone]")
+@click.option("--deployed", type=click.IntRange(min=0), help="Of these, what every engine sees; 0 for all.")
+@click.option("--training", type=click.IntRange(min=1), help="Training images, in torch.")
 @click.option(
     "--own/--no-own", default=False, help="Also fit on every engine's own training features: many times as long."
 )
@@ -72,45 +87,72 @@ MARGIN = 0.01
 @click.option("--write-baseline", "rewrite", is_flag=True, help="Make what is found the baseline.")
 @click.option("--table", type=click.Path(path_type=Path), help="Also write the table into this page, below its marker.")
 def main(
-    data: str | None, images: int, deployed: int, training: int, own: bool, engines: tuple[str, ...], metrics: tuple[str, ...],
-    only: tuple[str, ...], cache: Path, folder: Path, out: Path, rewrite: bool, table: Path | None,
+    data: str | None, models: tuple[str, ...], images: int | None, deployed: int | None, training: int | None, own: bool,
+    engines: tuple[str, ...], metrics: tuple[str, ...], only: tuple[str, ...], cache: Path, folder: Path, out: Path,
+    rewrite: bool, table: Path | None,
 ) -> None:  # fmt: skip
     """Run the gate."""
     if rewrite and (only or engines != ("all",)):
         raise click.UsageError("--write-baseline takes the place of all rows; leave --only and --engine out")
+    if table and len(models) > 1:
+        raise click.UsageError("--table takes one backbone: --model NAME")
+    shown = ConsoleProgress()
+    verdicts = []
     try:
-        spec = data or (f"zip:{SHARED}" if SHARED.is_file() else "drawn")
-        dataset = open_dataset(spec, cache=cache.expanduser(), limit=images, train_limit=training)
-        shown = ConsoleProgress()
-        built, skipped = build_all(folder, only, shown)
-        baselines, _ = find_baselines(built)
-        report = evaluate(
-            built,
-            baselines,
-            dataset,
-            parse_engines(engines),
-            open_references=References().open,
-            store=FeatureStore(cache.expanduser() / "features", shown.say, shown.progress),
-            options=EvalOptions(metrics=metrics, deployed=deployed or None, own=own, margin=MARGIN),
-        )
-        report.skipped.extend(skipped)
-        if rewrite:
-            write_baseline(report, BASELINE)
-        report = compare(report, read_baseline(BASELINE), part=bool(only) or engines != ("all",))
-        write_reports(report, out, table)
+        for model in models:
+            plan = PLANS[model]
+            spec = data or (f"zip:{SHARED}" if SHARED.is_file() else "drawn")
+            dataset = open_dataset(
+                spec, cache=cache.expanduser(), limit=images or plan.images, train_limit=training or plan.training
+            )
+            judging = EvalOptions(
+                metrics=metrics,
+                deployed=(plan.deployed if deployed is None else deployed) or None,
+                own=own,
+                margin=MARGIN,
+            )
+            built, skipped = build_all(model, folder, only or plan.only, shown)
+            report = judge(built, dataset, engines, judging, cache, folder, shown)
+            report.skipped.extend(skipped)
+            if rewrite:
+                write_baseline(report, BASELINE)
+            report = compare(report, read_baseline(BASELINE), part=bool(only) or engines != ("all",))
+            write_reports(report, out.with_name(f"{out.name}-{model}"), table)
+            verdicts.append(report.verdict)
     except (MimError, OSError) as error:
         click.echo(f"error: {error}", err=True)
         sys.exit(1)
-    sys.exit(EXIT[report.verdict])
+    sys.exit(EXIT[next(verdict for verdict in ("fail", "undecided", "pass") if verdict in verdicts)])
 
 
-def build_all(folder: Path, only: tuple[str, ...], shown: ConsoleProgress) -> tuple[list[Artifact], list[Skipped]]:
-    """Build, or reuse if the code that built them is the same, every artifact in every precision."""
+def judge(
+    built: Sequence[Artifact], dataset: Dataset, engines: Sequence[str], options: EvalOptions, cache: Path, folder: Path,
+    shown: ConsoleProgress,
+) -> Report:  # fmt: skip
+    """Evaluate what was built for one backbone."""
+    baselines, _ = find_baselines(built)
+    references = References()
+    return evaluate(
+        built,
+        baselines,
+        dataset,
+        parse_engines(engines),
+        open_references=references.open,
+        store=FeatureStore(cache.expanduser() / "features", shown.say, shown.progress),
+        options=options,
+        build_baseline=lambda artifact, norm: references.build_baseline(artifact, folder, norm),
+    )
+
+
+def build_all(
+    model: str, folder: Path, only: tuple[str, ...], shown: ConsoleProgress
+) -> tuple[list[Artifact], list[Skipped]]:
+    """Build, or reuse if the code that built them is the same, every artifact of a backbone in every precision."""
     home = folder / code_digest()
     for stale in set(folder.glob("[0-9a-f]" * len(home.name))) - {home}:
         shutil.rmtree(stale)
     photos = calibration_images(home / "calibration")
-    wanted = list(_wanted(home, photos))
+    wanted = list(_wanted(model, home / model, photos))
     if only:
         known = {options.out.name for options in wanted if options.precision == "fp32"}
         for name in only:
@@ -127,7 +169,7 @@ def build_all(folder: Path, only: tuple[str, ...], shown: ConsoleProgress) -> tu
         building = {options.out: pool.submit(build, options) for options in new}
         try:
             for done, options in enumerate(wanted):
-                shown.progress("building", done, len(wanted))
+                shown.progress(f"building {model}", done, len(wanted))
                 try:
                     if options.out in building:
                         building[options.out].result()
@@ -137,7 +179,7 @@ def build_all(folder: Path, only: tuple[str, ...], shown: ConsoleProgress) -> tu
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
-    shown.progress("building", len(wanted), len(wanted))
+    shown.progress(f"building {model}", len(wanted), len(wanted))
     return built, skipped
 
 
@@ -153,15 +195,15 @@ def calibration_images(folder: Path) -> Path:
     return folder
 
 
-def _wanted(home: Path, photos: Path) -> Iterator[BuildOptions]:
+def _wanted(model: str, home: Path, photos: Path) -> Iterator[BuildOptions]:
     """Yield the plain aggregators, and every embedded head: as a head where it was learned, else as a whitening."""
     for precision in get_args(Precision):
         suffix = "" if precision == "fp32" else f".{precision}"
         calibrate = photos if precision == "int8" else None
-        common = BuildOptions(model=MODEL, agg="cls", out=home, precision=precision, calibrate=calibrate)
+        common = BuildOptions(model=model, agg="cls", out=home, precision=precision, calibrate=calibrate)
         for agg in PLAIN:
             yield _selected(replace(common, agg=agg, out=home / f"{agg}{suffix}"))
-        for name, path in embedded_heads(MODEL).items():
+        for name, path in embedded_heads(model).items():
             head = load_head(path)
             learned = bool(head.tensors)
             if precision != "fp32" and not learned:

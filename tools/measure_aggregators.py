@@ -1,35 +1,40 @@
-"""Fit every head of `mae-tiny` and compare every aggregator with [cls] on labelled images: the table in docs/aggregators.md.
+"""Fit every head of the embedded backbones and measure every aggregator on labelled images, centred and shifted.
 
-    python tools/measure_aggregators.py ../shared/data/tiny-imagenet-64.zip --cache ~/.cache/mimexport --ship
+    python tools/measure_aggregators.py ../shared/data/tiny-imagenet-64.zip --cache ~/.cache/mimexport --model mae-small --ship
 
-`--ship` writes the heads into the package. The first run computes tokens, which are kept in the cache.
+Both norms of every aggregator that learns nothing are tried on training images, and the better one is measured. What was found
+lies in `--results`, a file a backbone; docs/results/aggregators.md, the table of the README and the package's own
+`measured.json` are written from all of these. `--ship` puts the heads into the package. Tokens are kept in the cache.
 """
 
 from __future__ import annotations
 
-import json
 import time
-import zipfile
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, overload
 
+import aggregator_tables
 import click
-import msgspec
 import numpy as np
-import torch
 
 from mimeval import knn, linear_probe
-from mimeval.statistics import Interval, paired_difference
+from mimeval.baselines import leave_one_out
+from mimeval.datasets import Dataset, Split, open_dataset
+from mimeval.datasets.dataset import others_of_class
+from mimeval.datasets.shifted import KINDS, kind_of, shift
+from mimeval.datasets.subset import balanced_order
+from mimeval.retrieval import retrieve
+from mimexport.aggregators import AGGREGATORS, make_aggregator
 from mimexport.fitting.fitter import FitOptions, Fitter
-from mimexport.fitting.unlabelled import SHRINKAGE
+from mimexport.fitting.tokens import Tokens, pool
 from mimexport.heads import Head, save_head
-from mimexport.measured import FILE, Measured
-from mimexport.whitening import Whitening, fit_pca
+from mimruntime.manifest import TokenNorm
 
-DOCS = Path(__file__).parents[1] / "docs" / "aggregators.md"
-MARKER = "<!-- written by tools/measure_aggregators.py, below this line -->"
-SHIPPED = Path(__file__).parents[1] / "export" / "mimexport" / "assets" / "heads" / "mae-tiny"
+SHIPPED = Path(__file__).parents[1] / "export" / "mimexport" / "assets" / "heads"
+RANKED = 2000
+"""Test images that find each other, for mAP."""
 
 
 @dataclass(frozen=True)
@@ -38,187 +43,204 @@ class Row:
 
     Attributes:
         shipped: name of the head in the package, or None.
+        norm: of tokens; None takes the better one on training images.
     """
 
     agg: str
-    options: dict[str, Any]
+    options: dict[str, Any] = field(default_factory=dict)
     labels: bool = False
     shipped: str | None = None
+    norm: TokenNorm | None = None
 
     @property
     def title(self) -> str:
         """As a user would type it."""
-        options = " ".join(f"--{key} {value}" for key, value in self.options.items())
-        learned = {True: ", labels", False: ""}[self.labels]
-        return f"`{self.agg} {options}`".replace(" `", "`") + learned
+        options = [f"--{key} {value}" for key, value in self.options.items()]
+        options += [f"--token-norm {self.norm}"] if self.norm else []
+        return f"`{' '.join([self.agg, *options])}`" + (", labels" if self.labels else "")
+
+    @property
+    def learned(self) -> bool:
+        """Whether its parameters are learned, on raw tokens."""
+        return AGGREGATORS[self.agg].needs_head or self.options.get("score") == "learned"
 
 
 ROWS = [
-    Row("cls", {}, shipped="cls"),
-    Row("mean", {}, shipped="mean"),
-    Row("cls+mean", {}),
-    Row("max", {}),
-    Row("gem", {}),
-    Row("center", {}),
-    Row("center-weighted", {}, shipped="center-weighted"),
-    Row("attn-mean", {}),
-    Row("attn-min-entropy", {}),
+    Row("cls", norm="raw", shipped="cls-raw"),
+    Row("cls", norm="final", shipped="cls"),
+    Row("mean", shipped="mean"),
+    Row("cls+mean"),
+    Row("max"),
+    Row("gem"),
+    Row("center"),
+    Row("center-weighted", shipped="center-weighted"),
+    Row("attn-mean"),
+    Row("attn-min-entropy"),
     *(
         Row("topk", {"score": score, "k": k}, shipped="topk" if (score, k) == ("center-norm", "75%") else None)
-        for score in ("center-norm", "input-norm", "norm", "cls-attention")
-        for k in ("25%", "50%", "75%")
+        for score, k in (
+            ("center-norm", "50%"), ("center-norm", "75%"), ("input-norm", "50%"), ("input-norm", "75%"),
+            ("norm", "75%"), ("cls-attention", "50%"), ("cls-attention", "75%"),
+        )
     ),
     Row("topk", {"score": "learned"}, shipped="topk-learned"),
-    Row("abmilp", {}, shipped="abmilp-unlabelled"),
+    Row("abmilp", shipped="abmilp-unlabelled"),
     Row("abmilp", {"prior": "center"}, shipped="abmilp-center-unlabelled"),
-    Row("abmilp", {}, labels=True, shipped="abmilp"),
-    Row("abmilp", {"depth": 2}, labels=True),
-    Row("ep", {}, labels=True, shipped="ep"),
-    Row("simpool", {}, labels=True),
-    Row("aim", {}, labels=True),
-]
+    Row("abmilp", labels=True, shipped="abmilp"),
+    Row("ep", labels=True, shipped="ep"),
+    Row("simpool", labels=True),
+    Row("aim", labels=True),
+]  # fmt: skip
+
+
+class Files(Sequence[bytes]):
+    """The images of a split as sources."""
+
+    def __init__(self, split: Split) -> None:
+        self._split = split
+
+    def __len__(self) -> int:
+        return len(self._split)
+
+    @overload
+    def __getitem__(self, index: int) -> bytes: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[bytes]: ...
+    def __getitem__(self, index: int | slice) -> bytes | Sequence[bytes]:
+        if isinstance(index, slice):
+            return Files(self._split.take(np.arange(len(self))[index]))
+        return self._split.load(index)
+
+
+@dataclass(frozen=True)
+class Part:
+    """Images to learn from or to judge by, and their stored tokens."""
+
+    split: Split
+    tokens: Tokens
 
 
 @click.command()
 @click.argument("archive", type=click.Path(path_type=Path, exists=True))
 @click.option("--cache", type=click.Path(path_type=Path), required=True, help="Folder for tokens.")
+@click.option("--model", "model_name", required=True, help="An embedded backbone.")
+@click.option("--training", default=10_000, show_default=True, help="Images to learn from.")
+@click.option("--images", default=10_000, show_default=True, help="Images to judge by.")
+@click.option("--views", default=4000, show_default=True, help="Images of which two views are taken.")
+@click.option("--shifted", nargs=2, default=(5000, 5000), show_default=True, help="Likewise, training and judged.")
 @click.option("--ship", is_flag=True, help="Write the heads into the package.")
 @click.option("--probe/--no-probe", default=True, help="Linear probes take most of the time.")
-@click.option("--row", "titles", multiple=True, help="Measure these rows alone, and [cls]; the page keeps the others.")
-@click.option("--results", type=click.Path(path_type=Path), default=Path("reports/aggregators.json"), show_default=True)
-def main(archive: Path, cache: Path, ship: bool, probe: bool, titles: tuple[str, ...], results: Path) -> None:
-    """Measure every row; rows that `results` already holds are not measured again."""
+@click.option("--row", "titles", multiple=True, help="Measure these rows alone; the others stay as they are.")
+@click.option("--results", type=click.Path(path_type=Path), default=Path("docs/results"), show_default=True)
+def main(
+    archive: Path, cache: Path, model_name: str, training: int, images: int, views: int, shifted: tuple[int, int],
+    ship: bool, probe: bool, titles: tuple[str, ...], results: Path,
+) -> None:  # fmt: skip
+    """Measure every row; rows that the results already hold are not measured again."""
     if unknown := set(titles) - {row.title for row in ROWS}:
         raise click.BadParameter(f"no row {', '.join(sorted(unknown))}; there are: {', '.join(r.title for r in ROWS)}")
-    if titles and ship:
-        raise click.UsageError("--ship needs every row, so it does not go with --row")
-    rows = [row for row in ROWS if not titles or row.title in (ROWS[0].title, *titles)]
-    train, train_labels, train_digest = read_part(archive, "train/")
-    test, test_labels, test_digest = read_part(archive, "val/")
-    results.parent.mkdir(parents=True, exist_ok=True)
-    stored: dict[str, dict[str, Any]] = json.loads(results.read_text()) if results.exists() else {}
-    for row in rows:
-        if row.title in stored and (stored[row.title]["probed"] or not probe):
+    whole = open_dataset(f"zip:{archive}", cache=cache)
+    centred = beginning(whole, training, images)
+    moved = shift(beginning(whole, *shifted), tuple(KINDS))
+    bench = Bench(model_name, centred, moved, views, cache)
+    file = results / f"aggregators-{model_name}.json"
+    stored = aggregator_tables.read(file) if file.exists() else bench.describe()
+    for row in ROWS:
+        if row.title in stored["rows"] or (titles and row.title not in titles):
             continue
         started = time.perf_counter()
-        options = FitOptions(
-            model="mae-tiny", agg=row.agg, images=train, labels=train_labels if row.labels else None,
-            digest=train_digest, cache=cache, agg_options=row.options,
-        )  # fmt: skip
-        fitter = Fitter(options)
-        head = fitter.fit()
-        seconds = time.perf_counter() - started
-        tokens = [fitter.tokens(images, digest, "") for images, digest in ((train, train_digest), (test, test_digest))]
-        plain = [fitter.vectors(head, part, whitened=False) for part in tokens]
-        views = [fitter.vectors(head, part, whitened=True) for part in tokens]
-        pca = Whitening(*fit_pca(torch.from_numpy(plain[0]), SHRINKAGE))
-        with torch.inference_mode():
-            principal = [pca(torch.from_numpy(part)).numpy() for part in plain]
-        spaces = {"": plain, ", PCA-whitened": principal, ", two-view-whitened": views}
-        right = {
-            f"knn{space}": knn.predict(part[0], train_labels, part[1]) == test_labels for space, part in spaces.items()
-        }
-        # Probes take minutes: those of whitened vectors are fitted for the choices a user is offered a head for.
-        for space, part in spaces.items() if probe else ():
-            if not space or row.shipped:
-                right[f"linear{space}"] = linear_probe.predict(part[0], train_labels, part[1]) == test_labels
-        stored[row.title] = {
-            "seconds": round(seconds, 1),
-            "recall": head.figures["two_view_recall_at_1"],
-            "probed": probe,
-        } | {name: np.packbits(values).tolist() for name, values in right.items()}
-        results.write_text(json.dumps(stored))
-        accuracy = {name: round(100 * float(values.mean()), 2) for name, values in right.items()}
-        click.echo(f"{row.title}: {accuracy}, fitted in {seconds:.0f} s", err=True)
+        head, found = bench.measure(row, stored["norms"], probe=probe)
+        stored["rows"][row.title] = found | {"agg": row.agg, "options": row.options, "labels": row.labels}
+        aggregator_tables.write(stored, file)
+        click.echo(f"{row.title}: {aggregator_tables.summary(found)}, {time.perf_counter() - started:.0f} s", err=True)
         if ship and row.shipped:
-            save_head(_with_figures(head, accuracy, archive), SHIPPED / f"{row.shipped}.safetensors")
-    _write_table(stored, len(test), len(train))
-    if ship:
-        _write_measured(stored, len(test))
-    click.echo(f"{DOCS}")
+            save_head(head, SHIPPED / model_name / f"{row.shipped}.safetensors")
+    aggregator_tables.write_all(results)
 
 
-def read_part(archive: Path, part: str) -> tuple[list[bytes], np.ndarray, str]:
-    """Return files, labels and digest of one part of a zip of part/class/image."""
-    with zipfile.ZipFile(archive) as opened:
-        names = sorted(name for name in opened.namelist() if name.startswith(part) and name.endswith(".JPEG"))
-        labels = np.unique([name.split("/")[1] for name in names], return_inverse=True)[1]
-        return [opened.read(name) for name in names], labels, f"{archive.name}:{part}:{len(names)}"
+def beginning(dataset: Dataset, training: int, images: int) -> Dataset:
+    """Return the first images of an order of which every beginning has its classes in balance."""
+    if dataset.train is None:
+        raise click.UsageError(f"{dataset.name} has no images to learn from")
+    parts = ((dataset.train, training), (dataset.test, images))
+    train, test = (split.take(balanced_order(split, 0)[:count]) for split, count in parts)
+    return replace(dataset, train=train, test=test)
 
 
-def _with_figures(head: Head, accuracy: dict[str, float], archive: Path) -> Head:
-    figures = head.figures | {"accuracy_percent": accuracy, "measured_on": f"{archive.name}, validation images"}
-    return replace(head, figures=figures)
+class Bench:
+    """A backbone and the tokens of all images that are learned from or judged."""
 
+    def __init__(self, model: str, centred: Dataset, shifted: Dataset, views: int, cache: Path) -> None:
+        self._model, self._cache, self._views = model, cache, views
+        self._train = centred.train
+        self.fitter = self._fitter(Row("mean"))
+        self.centred, self.shifted = (self._parts(dataset) for dataset in (centred, shifted))
 
-def _write_measured(stored: dict[str, dict[str, Any]], images: int) -> None:
-    """Write what training-free aggregators gain or lose, for `mimexport build` to say."""
-    baseline = stored[ROWS[0].title]
-    measured = []
-    for row in ROWS[1:]:
-        if (row.shipped and "unlabelled" in row.shipped) or row.labels or row.options.get("score") == "learned":
-            continue
-        share = row.options.get("k")
-        differences = {
-            metric: paired_difference(_right(stored[row.title], metric, images), _right(baseline, metric, images))
-            for metric in ("knn", "linear")
-            if metric in stored[row.title] and metric in baseline
+    def describe(self) -> dict[str, Any]:
+        """Return the results before any row is measured: what is measured on, and the norms."""
+        sizes = {
+            name: [len(p.split) for p in parts]
+            for name, parts in (("centred", self.centred), ("shifted", self.shifted))
         }
-        measured.append(
-            Measured(
-                agg=row.agg,
-                params={key: value for key, value in row.options.items() if key != "k"},
-                share=None if share is None else float(share.removesuffix("%")) / 100,
-                differences={
-                    {"knn": "k-NN", "linear": "linear probe"}[metric]: tuple(
-                        round(100 * part, 2) for part in (found.value, found.low, found.high)
-                    )
-                    for metric, found in differences.items()
-                },
+        free = [agg for agg, kind in AGGREGATORS.items() if not kind.needs_head]
+        return {
+            "model": self._model, "weights_sha256": self.fitter.loaded.sha256, "sizes": sizes, "views": self._views,
+            "ranked": RANKED, "kinds": self._kinds(), "norms": {agg: self._norms(agg) for agg in free}, "rows": {},
+        }  # fmt: skip
+
+    def measure(self, row: Row, norms: dict[str, dict[str, float]], *, probe: bool) -> tuple[Head, dict[str, Any]]:
+        """Return the head of a row and what was found: right or wrong of every image by metric, space and set."""
+        norm = row.norm or (None if row.learned else max(norms[row.agg], key=lambda name: norms[row.agg][name]))
+        fitter = self._fitter(row, norm)
+        head = fitter.fit()
+        found: dict[str, Any] = {"norm": head.token_norm, "recall": head.figures["two_view_recall_at_1"]}
+        for space, whitened in (("", False), (", whitened", True)):
+            train, test = (fitter.vectors(head, part.tokens, whitened=whitened) for part in self.centred)
+            learned, truth = self.centred[0].split.labels, self.centred[1].split.labels
+            found[f"k-NN{space}"] = knn.predict(train, learned, test) == truth
+            found[f"mAP{space}"] = _average_precision(test[:RANKED], truth[:RANKED])
+            if row.agg == "cls":
+                found[f"training{space}"] = leave_one_out(train, learned)
+            if probe and (row.shipped or not whitened):
+                found[f"linear probe{space}"] = linear_probe.predict(train, learned, test) == truth
+            train, test = (fitter.vectors(head, part.tokens, whitened=whitened) for part in self.shifted)
+            found[f"shifted{space}"] = (
+                knn.predict(train, self.shifted[0].split.labels, test) == self.shifted[1].split.labels
             )
+        return head, found
+
+    def _norms(self, agg: str) -> dict[str, float]:
+        """Return k-NN of the training images, each left out in turn, by tokens of either norm."""
+        aggregator = make_aggregator(agg, self.fitter.backbone.shape, {})
+        part = self.centred[0]
+        return {
+            norm: round(100 * float(leave_one_out(vectors, part.split.labels).mean()), 2)
+            for norm in get_args(TokenNorm)
+            for vectors in [pool(aggregator, part.tokens, self.fitter.backbone, final=norm == "final").numpy()]
+        }
+
+    def _kinds(self) -> list[str]:
+        return [kind_of(name, tuple(KINDS), 0) for name in self.shifted[1].split.names]
+
+    def _fitter(self, row: Row, norm: TokenNorm | None = None) -> Fitter:
+        split = self._train
+        options = FitOptions(
+            model=self._model, agg=row.agg, images=Files(split), labels=split.labels if row.labels else None,
+            digest=split.digest, cache=self._cache, agg_options=row.options, token_norm=norm,
+            two_view=Files(split.take(np.arange(self._views))),
+        )  # fmt: skip
+        return Fitter(
+            options, progress=lambda name, done, total: click.echo(f"\r{name} {done}/{total}", nl=False, err=True)
         )
-    raw = msgspec.json.format(msgspec.json.encode(measured), indent=1)
-    (SHIPPED.parents[1] / FILE).write_bytes(raw + b"\n")
+
+    def _parts(self, dataset: Dataset) -> tuple[Part, Part]:
+        splits = (dataset.train, dataset.test)
+        return tuple(Part(split, self.fitter.tokens(Files(split), split.digest, "")) for split in splits)
 
 
-def _right(entry: dict[str, Any], metric: str, images: int) -> np.ndarray:
-    return np.unpackbits(np.array(entry[metric], np.uint8))[:images].astype(float)
-
-
-def _write_table(stored: dict[str, dict[str, Any]], images: int, training: int) -> None:
-    """Write the rows of `stored` into the page, which keeps those it has of others."""
-    spaces = ("", ", PCA-whitened", ", two-view-whitened")
-    columns = [method + space for method in ("knn", "linear") for space in spaces]
-    prose, _, table = DOCS.read_text(encoding="utf-8").partition(MARKER)
-    lines = {line.split(" | ")[0].removeprefix("| "): line for line in table.splitlines() if line.startswith("| `")}
-    for row in ROWS:
-        if row.title in stored:
-            lines[row.title] = f"| {' | '.join([row.title, *_cells(stored, row.title, columns, images)])} |"
-    titles = [column.replace("knn", "k-NN").replace("linear", "linear probe") for column in columns]
-    head = f"| aggregator | {' | '.join(titles)} | two-view recall |"
-    ordered = [lines[row.title] for row in ROWS if row.title in lines]
-    table = "\n".join([head, "|---" * (len(columns) + 2) + "|", *ordered])
-    DOCS.write_text(
-        f"{prose}{MARKER}\n\n{table}\n\n{images:,} test images, {training:,} training images.\n", encoding="utf-8"
-    )
-
-
-def _cells(stored: dict[str, dict[str, Any]], title: str, columns: list[str], images: int) -> list[str]:
-    cells = []
-    baseline = ROWS[0].title
-    for column in columns:
-        if column not in stored[title] or column not in stored[baseline]:
-            cells.append("")
-            continue
-        values = _right(stored[title], column, images)
-        difference = paired_difference(values, _right(stored[baseline], column, images))
-        shown = "" if title == baseline else f" ({_signed(difference)})"
-        cells.append(f"{100 * values.mean():.1f}{shown}")
-    return [*cells, f"{100 * stored[title]['recall']:.1f}"]
-
-
-def _signed(difference: Interval) -> str:
-    return f"{100 * difference.value:+.1f} [{100 * difference.low:+.1f}, {100 * difference.high:+.1f}]"
+def _average_precision(vectors: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    relevance = others_of_class(labels)
+    return retrieve(vectors[relevance.queries], vectors, relevance.matches, relevance.ignored).average_precision
 
 
 if __name__ == "__main__":

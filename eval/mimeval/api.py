@@ -18,6 +18,7 @@ from mimeval.statistics import MARGIN
 from mimruntime.artifact import Artifact
 from mimruntime.engines.base import Engine
 from mimruntime.errors import MissingExtraError
+from mimruntime.manifest import TokenNorm
 
 CACHE = Path("~/.cache/mimexport")
 """Where features and fetched data are kept."""
@@ -32,8 +33,11 @@ class TorchSide(Protocol):
     def open(self, artifacts: Sequence[Artifact], *, narrow: bool = False) -> Sequence[Engine]:
         """Return the torch model of every artifact; see `mimeval.deployments.OpenReferences`."""
 
-    def build_baseline(self, artifact: Artifact, folder: Path) -> Artifact:
-        """Return the artifact that `artifact`'s gain is counted from."""
+    def build_baseline(self, artifact: Artifact, folder: Path, token_norm: TokenNorm | None = None) -> Artifact:
+        """Return the artifact that `artifact`'s gain is counted from; None takes the norm that is known to be better."""
+
+    def build_plain(self, model: str, agg: str, folder: Path) -> Artifact:
+        """Return the artifact in fp32 of an aggregator that learns nothing."""
 
 
 class Progress(Protocol):
@@ -86,7 +90,8 @@ def evaluate(
     Args:
         artifacts: the artifacts, or their folders.
         data: a folder or zip of CLASS/image, a name such as "tiny-imagenet" (`mimexport eval --help`), or a `Dataset`.
-        baseline: what gains are counted from; none: [cls] of the same backbone, among `artifacts` or built.
+        baseline: what gains are counted from; none: [cls] of the same backbone, among `artifacts` or built, raw or after the
+            final norm, whichever is the stronger.
         engines: "all", or names of engines, each with a precision or without: "openvino:bf16", "torch:fp16".
         metrics: "knn", "linear", "few-shot", "retrieval"; none: all that the data allow.
         limit: test images at most, classes in balance.
@@ -112,10 +117,16 @@ def evaluate(
     given = [baseline] if isinstance(baseline, (str, os.PathLike)) else baseline
     folder = Path(cache).expanduser()
     dataset = _dataset(data, folder, limit, train_limit, seed, progress)
-    baselines, lacking = find_baselines(opened, [Artifact.open(path) for path in given])
-    for artifact in lacking:
-        progress.say(f"  the baseline of {artifact.manifest.name} ({artifact.manifest.graph.precision}) is built …")
-        baselines.append(side.build_baseline(artifact, folder / "baselines"))
+    named = [Artifact.open(path) for path in given]
+    baselines, lacking = find_baselines(opened, named)
+
+    def build_baseline(artifact: Artifact, token_norm: TokenNorm | None = None) -> Artifact:
+        norm = "" if token_norm is None else f"{token_norm} "
+        about = artifact.manifest
+        progress.say(f"  the {norm}baseline of {about.name} ({about.graph.precision}) is built …")
+        return side.build_baseline(artifact, folder / "baselines", token_norm)
+
+    baselines += [build_baseline(artifact) for artifact in lacking]
     return evaluation.evaluate(
         opened,
         baselines,
@@ -124,6 +135,8 @@ def evaluate(
         open_references=side.open,
         store=FeatureStore(folder / "features", progress.say, progress.progress),
         options=evaluation.EvalOptions(metrics=tuple(metrics), deployed=deployed, own=own, margin=margin, seed=seed),
+        fixed={artifact.manifest.embedding_space for artifact in named},
+        build_baseline=build_baseline,
     )
 
 

@@ -286,5 +286,39 @@ def compare(
         click.echo(f"NOTE: {note}", err=True)
 
 
-COMMANDS: list[click.Command] = [evaluate, compare]
+@click.command("known-answers")
+@click.argument("model")
+@click.option("--data", required=True, metavar="SPEC", help="The images the answers are of, as for `eval`.")
+@click.option("--weights", type=click.Path(path_type=Path), metavar="FILE", help="Checkpoint instead of the hub.")
+@click.option(
+    "--cache", type=click.Path(path_type=Path), default=Path("~/.cache/mimexport"), show_default=True,
+    help="Folder for features and artifacts.",
+)  # fmt: skip
+@click.pass_obj
+def known_answers(open_torch_side: OpenTorchSide, model: str, data: str, weights: Path | None, cache: Path) -> int:
+    """Are the figures known for MODEL met again? k-NN of [cls] and mean, raw and after the final norm, in torch.
+
+    Exit status: 0 all are met within their tolerance, 1 one is not (or an error).
+    """
+    with needs("eval", "an evaluation"):
+        from mimeval.datasets import open_dataset
+        from mimeval.features import FeatureStore
+        from mimeval.known_answers import check, find, lines
+
+    known = find(model)
+    cache = cache.expanduser()
+    shown = ConsoleProgress()
+    dataset = open_dataset(data, cache=cache, limit=known.images, train_limit=known.training)
+    side = open_torch_side(weights, ())
+    found = list(
+        check(
+            known, dataset, lambda agg: side.build_plain(model, agg, cache / "baselines"), side.open,
+            FeatureStore(cache / "features", shown.say, shown.progress),
+        )
+    )  # fmt: skip
+    click.echo("\n".join([*lines(known, found), f"known from: {known.source}"]))
+    return 0 if all(one.met for one in found) else 1
+
+
+COMMANDS: list[click.Command] = [evaluate, compare, known_answers]
 """What the program `mimexport` gathers from this package."""

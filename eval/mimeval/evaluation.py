@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from mimeval import drift as drifting
 from mimeval import verdict
+from mimeval.baselines import BuildBaseline, Choice, choose, complete, leave_one_out, with_rivals
 from mimeval.datasets import Dataset
 from mimeval.deployments import Deployment, OpenReferences, Skipped, Wanted, deploy, reference_identity
 from mimeval.errors import DataError
@@ -63,24 +64,29 @@ def evaluate(
     open_references: OpenReferences,
     store: FeatureStore,
     options: EvalOptions = EvalOptions(),
+    fixed: Collection[str] = (),
+    build_baseline: BuildBaseline | None = None,
 ) -> Report:
     """Evaluate `artifacts` and `baselines` on `dataset`, in torch and in every engine of `wanted`.
 
     Args:
         artifacts: whose gain is judged, in any precisions.
-        baselines: what gains are counted from, one for each backbone and precision; may also be among `artifacts`.
+        baselines: what gains are counted from, one for each backbone and precision; may also be among `artifacts`. Each is
+            measured before and after the final norm, and the stronger counts.
         dataset: labelled images, or queries with what they ought to find.
         wanted: engines.
         open_references: gives the torch models.
         store: where features are kept.
         options: how much is measured.
+        fixed: embedding spaces of baselines that were asked for: they count even where they are the weaker.
+        build_baseline: makes the stronger one where it is not at hand.
 
     Raises:
         MimError: of any kind, each with one line; features that were computed are kept.
 
     """
     metrics = find_metrics(options.metrics, dataset)
-    models = group_models(artifacts, baselines)
+    models = group_models(artifacts, with_rivals(baselines))
     images = choose_images(dataset, options.deployed, seed=options.seed)
     torch = _torch_tables(models, images, open_references, store)
     images.drop_unsuited(metrics, options.metrics)
@@ -91,13 +97,40 @@ def evaluate(
         test = torch[model.space][1].embedding
         for name, values in _scores(metrics, images, known[model.space], test, test, deployed=False).items():
             found.scores[model.title, TORCH, name, "torch"] = values
+    choice = _choose(models, known, images, metrics, found, options.seed, fixed)
+    found.reasons += choice.reasons
+    images.notes += choice.notes
+    models = complete(choice.models, build_baseline, found.reasons)
     every = [artifact for model in models for artifact in model.artifacts]
     by_space = {model.space: model for model in models}
     for deployment in deploy(every, wanted, found.skipped, open_references):
         model = by_space[deployment.artifact.manifest.embedding_space]
         reference = known[model.space], torch[model.space][1]
         _measure(deployment, model, reference, images, store, metrics, found, own=options.own)
-    return _report(models, images, metrics, found, options)
+    return _report(choice, images, metrics, found, options)
+
+
+def _choose(
+    models: Sequence[Model],
+    known: dict[str, TrainingSet],
+    images: Images,
+    metrics: dict[str, Metric],
+    found: Measurements,
+    seed: int,
+    fixed: Collection[str],
+) -> Choice:
+    """Choose the baselines by training images, or by those that are judged where training images have no labels."""
+    candidates = [model for model in models if model.baseline is None]
+    labelled = next(iter(known.values())).labels
+    if len(np.unique(labelled)) > 1 and not images.dataset.relevance:
+        scores = {m.title: leave_one_out(known[m.space].features, labelled, seed=seed) for m in candidates}
+        on = "training images, each left out in turn"
+        return choose(models, scores, metric="k-NN", on=on, fixed=fixed, seed=seed)
+    measured = {name for _, _, name, _ in found.scores}
+    check_measured(measured, images.dataset)
+    deciding, _ = decisive(measured, metrics)
+    scores = {model.title: found.scores[model.title, TORCH, deciding, "torch"] for model in candidates}
+    return choose(models, scores, metric=deciding, on="test images", fixed=fixed, seed=seed)
 
 
 def _torch_tables(
@@ -214,24 +247,28 @@ def _scores(
 
 
 def _report(
-    models: Sequence[Model], images: Images, metrics: dict[str, Metric], found: Measurements, options: EvalOptions
+    choice: Choice, images: Images, metrics: dict[str, Metric], found: Measurements, options: EvalOptions
 ) -> Report:
-    dataset = images.dataset
+    dataset, models = images.dataset, choice.models
     measured = {metric for _, _, metric, _ in found.scores}
     check_measured(measured, dataset)
     deciding, metric = decisive(measured, metrics)
     gains = list(_gains(models, found, deciding, options))
     classes = len(dataset.classes)
-    baseline = next(model for model in models if model.baseline is None)
-    reference = found.scores[baseline.title, TORCH, deciding, "torch"]
-    labels = verdict.at_chance(
-        reference * (weights := images.weights(metric)), images.chance(metric, deciding), weights.max()
-    )
+    weights, chance = images.weights(metric), images.chance(metric, deciding)
+    labels = [
+        reason
+        for model in models
+        if model.baseline is None
+        for reason in verdict.at_chance(
+            found.scores[model.title, TORCH, deciding, "torch"] * weights, chance, weights.max()
+        )
+    ]
     if not found.drifts and not found.reasons:
         why = "; ".join(sorted({f"{skip.deployment}: {skip.reason}" for skip in found.skipped}))
         raise DataError(f"no engine could run any of the artifacts: {why or 'none was asked for'}")
     judged = {gain.model for gain in gains if gain.decides}
-    unjudged = [model.title for model in models if model.baseline is not None and model.title not in judged]
+    unjudged = [model.title for model in models if model.judged and model.title not in judged]
     nowhere: list[verdict.Reason] = [("undecided", f"{title} was judged on no engine") for title in unjudged]
     outcome, reasons = verdict.conclude(gains, found.drifts, [*found.reasons, *labels, *nowhere])
     return Report(
@@ -251,6 +288,7 @@ def _report(
         names=images.names(),
         notes=[*dataset.notes, *images.notes],
         skipped=found.skipped,
+        baselines=choice.chosen,
         scores=[score(*key, values, seed=options.seed) for key, values in found.scores.items()],
         gains=gains,
         drifts=found.drifts,

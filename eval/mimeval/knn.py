@@ -49,6 +49,20 @@ def find(train: np.ndarray, labels: np.ndarray, queries: np.ndarray, *, k: int =
     return labels[indices], cosines
 
 
+def leave_one_out(
+    features: np.ndarray, labels: np.ndarray, *, k: int = K, temperature: float = TEMPERATURE
+) -> np.ndarray:
+    """Return the label (n,) that each of `features` (n, D) gets from the others.
+
+    Raises:
+        FeaturesError: as `predict`.
+
+    """
+    check_features(features, features, labels)
+    indices, cosines = nearest(features, features, k, leave_one_out=True)
+    return vote(labels[indices], cosines, temperature=temperature)
+
+
 def vote(labels: np.ndarray, cosines: np.ndarray, *, temperature: float = TEMPERATURE) -> np.ndarray:
     """Return the label (m,) with the most votes among the neighbours that `find` gives."""
     names, classes = np.unique(labels, return_inverse=True)

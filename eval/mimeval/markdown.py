@@ -21,6 +21,7 @@ def as_markdown(report: Report) -> str:
         f" decided by {report.metric}, margin {100 * report.margin:g} points, seed {report.seed}.",
         "",
         *(f"- {reason}" for reason in report.reasons),
+        *(f"- gains are counted from the stronger baseline: {chosen.sentence()}" for chosen in report.baselines),
         *(f"- note: {note}" for note in report.notes),
         "",
         *_gains(report),

@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import get_args
 
 from mimruntime.artifact import Artifact
 from mimruntime.errors import OptionError
-from mimruntime.manifest import Manifest
+from mimruntime.manifest import Manifest, Preprocess, TokenNorm
 
 BASELINES = ("cls", "mean")
 """What a gain is counted from: [cls], and the mean where a backbone has none."""
+Family = tuple[str, Preprocess, bool]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -23,6 +25,7 @@ class Model:
         space: the manifests' `embedding_space`.
         artifacts: its precisions, no two of the same.
         baseline: title of the model its gain is counted from; None for a baseline itself.
+        judged: whether its gain is; not of a baseline.
 
     """
 
@@ -30,14 +33,28 @@ class Model:
     space: str
     artifacts: tuple[Artifact, ...]
     baseline: str | None
+    judged: bool
+
+    @property
+    def family(self) -> Family:
+        """What it shares with those it may be compared with."""
+        return family_of(self.artifacts[0].manifest)
+
+    @property
+    def token_norm(self) -> TokenNorm:
+        """Of the tokens it aggregates."""
+        return self.artifacts[0].manifest.aggregator.token_norm
 
 
 def group_models(artifacts: Sequence[Artifact], baselines: Sequence[Artifact]) -> list[Model]:
     """Return the models of `artifacts` and `baselines`, baselines first.
 
+    A backbone may have two baselines, one of each token norm: others are counted from the first of them until
+    `baselines.choose` knows the stronger.
+
     Raises:
         OptionError: two artifacts of one space and precision, or one without a baseline of its backbone and whitening, or
-            with two of them.
+            with two that differ in more than the token norm.
 
     """
     spaces: dict[str, dict[str, Artifact]] = {}
@@ -50,18 +67,25 @@ def group_models(artifacts: Sequence[Artifact], baselines: Sequence[Artifact]) -
                 f"{known.path} and {artifact.path} are the same space in the same precision ({precision}); give one"
             )
     titles = _titles(spaces)
-    families: dict[tuple[object, ...], str] = {}
+    families: dict[Family, dict[str, str]] = {}
     for artifact in baselines:
-        space = artifact.manifest.embedding_space
-        if families.setdefault(_family(artifact.manifest), space) != space:
+        manifest = artifact.manifest
+        known_spaces = families.setdefault(family_of(manifest), {})
+        known_spaces.setdefault(manifest.embedding_space, manifest.aggregator.name)
+        if len(known_spaces) > len(get_args(TokenNorm)) or len(set(known_spaces.values())) > 1:
             raise OptionError(f"{artifact.path} is a second baseline of its backbone; give one alone by --baseline")
     models = []
     for space, found in spaces.items():
         first = next(iter(found.values()))
-        family = families.get(_family(first.manifest))
+        family = families.get(family_of(first.manifest))
         if family is None:
             raise OptionError(f"no baseline for {first.path}: give the artifact of [cls] with --baseline")
-        models.append(Model(titles[space], space, tuple(found.values()), None if family == space else titles[family]))
+        itself = space in family
+        models.append(
+            Model(
+                titles[space], space, tuple(found.values()), None if itself else titles[next(iter(family))], not itself
+            )
+        )
     return sorted(models, key=lambda model: model.baseline is not None)
 
 
@@ -77,16 +101,16 @@ def find_baselines(
 
     """
     found, lacking = list(given), []
-    chosen = {_family(artifact.manifest) for artifact in given}
+    chosen = {family_of(artifact.manifest) for artifact in given}
     for artifact in artifacts:
-        if _family(artifact.manifest) in chosen:
+        if family_of(artifact.manifest) in chosen:
             continue
         manifest = artifact.manifest
         if manifest.aggregator.name == (BASELINES[0] if manifest.backbone.reads_cls else BASELINES[1]):
             found.append(artifact)
-    have = {(_family(artifact.manifest), artifact.manifest.graph.precision) for artifact in found}
+    have = {(family_of(artifact.manifest), artifact.manifest.graph.precision) for artifact in found}
     for artifact in artifacts:
-        key = (_family(artifact.manifest), artifact.manifest.graph.precision)
+        key = (family_of(artifact.manifest), artifact.manifest.graph.precision)
         if key not in have and key[0] in chosen:
             raise OptionError(f"{artifact.path} is {key[1]}, and no --baseline is; give one in that precision too")
         if key not in have:
@@ -95,7 +119,7 @@ def find_baselines(
     return found, lacking
 
 
-def _family(manifest: Manifest) -> tuple[object, ...]:
+def family_of(manifest: Manifest) -> Family:
     """Return what artifacts must share to be compared: weights, preprocessing, and whether they are whitened."""
     return manifest.backbone.weights_sha256, manifest.preprocess, manifest.embedding.whitening is not None
 

@@ -31,6 +31,7 @@ def as_page(report: Report) -> str:
         f"<h1>Did the gain carry over? <span id='verdict' class='{report.verdict}'>{report.verdict}</span></h1>",
         f"<p id='data'>{_data(report)}</p>",
         _items("reasons", report.reasons),
+        _items("baselines", [f"Counted from the stronger: {chosen.sentence()}" for chosen in report.baselines]),
         _items("notes", report.notes),
         f"<h2>Gains by {escape(report.metric)}</h2>",
         f"<div class='plot' id='gains'>{gains_plot(decisive)}</div>",

@@ -112,6 +112,40 @@ class Sample(msgspec.Struct, frozen=True, kw_only=True):
     shares: list[list[float]]
 
 
+class Chosen(msgspec.Struct, frozen=True, kw_only=True):
+    """Which of two baselines is the stronger in torch, [cls] raw or after the final norm.
+
+    Attributes:
+        stronger: its title.
+        weaker: title of the other.
+        metric: what they were compared by.
+        on: which images chose.
+        images: how many.
+        accuracy: of the stronger.
+        weaker_accuracy: of the other.
+        difference: stronger minus weaker, paired over images.
+
+    """
+
+    stronger: str
+    weaker: str
+    metric: str
+    on: str
+    images: int
+    accuracy: Interval
+    weaker_accuracy: Interval
+    difference: Interval
+
+    def sentence(self) -> str:
+        """Return it for people."""
+        change = self.difference
+        return (
+            f"{self.metric} of {self.stronger} {100 * self.accuracy.value:.1f}, of {self.weaker}"
+            f" {100 * self.weaker_accuracy.value:.1f} ({100 * change.value:+.1f} [{100 * change.low:+.1f},"
+            f" {100 * change.high:+.1f}]) on {self.images:,} {self.on}"
+        )
+
+
 class Report(msgspec.Struct, frozen=True, kw_only=True):
     """One evaluation.
 
@@ -128,6 +162,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
         names: test images, in the order of the scores.
         notes: what a reader must know of the data.
         skipped: what did not run, each with its reason.
+        baselines: how the baselines were chosen, one a backbone.
         scores: one a model, deployment, metric and side.
         gains: likewise, for all but the baselines.
         drifts: one a model and deployment.
@@ -151,6 +186,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     gains: list[Gain]
     drifts: list[Drifted]
     samples: list[Sample]
+    baselines: list[Chosen] = []
 
 
 def score(model: str, deployment: str, metric: str, fitted: Fitted, scores: np.ndarray, *, seed: int) -> Score:

@@ -14,9 +14,11 @@ from mimexport.foreign_heads import fetch_ep_head, load_foreign_head
 from mimexport.heads import Head, check_fit, load_head, shipped_heads
 from mimexport.loaded_model import LoadedModel, model_sha256
 from mimexport.model import EmbeddingModel
+from mimexport.norms import default_norm
 from mimexport.options import BuildOptions
 from mimexport.whitening import Whitening
 from mimruntime.errors import OptionError, UnknownNameError
+from mimruntime.manifest import TokenNorm
 
 
 def compose(
@@ -46,7 +48,7 @@ def compose(
     model = EmbeddingModel(
         backbone,
         aggregator,
-        options.token_norm or (head.token_norm if head else aggregator.token_norm),
+        options.token_norm or (head.token_norm if head else _default_norm(options.agg, loaded, aggregator)),
         config["mean"],
         config["std"],
         whitening=_whitening(head, options),
@@ -94,6 +96,11 @@ def own_sha256(aggregator: Aggregator) -> str:
             f"the code of {kind.__name__} cannot be read, and it is part of the embedding space; define it in a file"
         ) from error
     return hashlib.sha256(f"{source}{model_sha256(aggregator)}".encode()).hexdigest()
+
+
+def _default_norm(agg: str | Aggregator, loaded: LoadedModel, aggregator: Aggregator) -> TokenNorm:
+    """Return the norm of an aggregator of one's own, or what is known to be better for one that is named."""
+    return default_norm(agg, loaded.timm_name, loaded.sha256) if isinstance(agg, str) else aggregator.token_norm
 
 
 def choose_head(loaded: LoadedModel, shape: Shape, options: BuildOptions) -> Head | None:

@@ -26,7 +26,7 @@ class BuildOptions:
         agg: name in `AGGREGATORS`, or an aggregator of one's own.
         out: the artifact folder.
         agg_options: of an aggregator that is named, by name; None stands for 'not given'.
-        token_norm: None takes the aggregator's default.
+        token_norm: None takes what is known to be better on the backbone (`norms.default_norm`), else the aggregator's own.
         weights: a checkpoint file.
         random_seed: draw random weights from this seed.
         size: edge of the square input, px; None takes the model's own.

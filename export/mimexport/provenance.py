@@ -19,11 +19,16 @@ def tool_versions() -> dict[str, str]:
 
 
 @cache
-def code_digest() -> str:
-    """Return a digest of this package and of the tools it builds with: what is kept must not hide a change of them."""
+def code_digest(*, heads: bool = True) -> str:
+    """Return a digest of this package and of the tools it builds with: what is kept must not hide a change of them.
+
+    Args:
+        heads: whether the weights and heads in the package count; tokens of a backbone do not depend on heads.
+    """
     digest = hashlib.sha256(f"{tool_versions()} {SCHEMA}".encode())
     root = Path(__file__).parent
-    for path in sorted(path for path in root.rglob("*") if path.suffix in {".py", ".safetensors"}):
+    kinds = {".py", ".safetensors"} if heads else {".py"}
+    for path in sorted(path for path in root.rglob("*") if path.suffix in kinds):
         digest.update(path.relative_to(root).as_posix().encode() + path.read_bytes())
     return digest.hexdigest()[:12]
 

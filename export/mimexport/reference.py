@@ -24,7 +24,7 @@ from mimexport.options import BuildOptions
 from mimexport.pipeline import build
 from mimexport.provenance import code_digest
 from mimexport.weights import embedded_file, load_model
-from mimruntime.artifact import MANIFEST, Artifact
+from mimruntime.artifact import MANIFEST, Artifact, file_sha256
 from mimruntime.engines.base import EMBEDDING, SELECTION, Engine
 from mimruntime.errors import ArtifactError, EngineError, OptionError
 from mimruntime.manifest import Manifest, Precision, TokenNorm
@@ -78,18 +78,20 @@ class References:
             head = None if own is not None else _find_head(manifest, trunk.backbone.shape, self.heads)
             model, _ = compose(loaded, _options(manifest, head, own), trunk.backbone)
             reference = TorchReference(model, trunk, manifest.preprocess.size)
-            _check(artifact, reference)
+            if manifest.files:  # none: the same manifest with another token norm, which was never built
+                _check(artifact, reference)
             if narrow:
                 reference.narrow(manifest.graph.precision)
             opened.append(reference)
         return opened
 
-    def build_baseline(self, artifact: Artifact, folder: Path) -> Artifact:
+    def build_baseline(self, artifact: Artifact, folder: Path, token_norm: TokenNorm | None = None) -> Artifact:
         """Return the artifact of [cls] (of the mean, where there is none) that `artifact`'s gain is counted from.
 
         Args:
             artifact: whose backbone, size, precision and whitening it has.
             folder: below which it is built, or lies from a run of the same code before.
+            token_norm: of the tokens; None takes the backbone's default, or its whitening's.
 
         Raises:
             OptionError: int8, which nothing here calibrates.
@@ -107,6 +109,7 @@ class References:
             )
         head = self._whitening_head(manifest, agg) if whitened else None
         name = f"{agg}-{manifest.graph.precision}-{manifest.backbone.weights_sha256[:12]}-{manifest.preprocess.size}"
+        name = name if token_norm is None else f"{name}-{token_norm}"
         name = name if head is None else f"{name}-whitened-{load_head(head).sha256(whitened=True)[:12]}"
         out = folder / code_digest() / name  # what older code built is no baseline of what newer code built
         if (out / MANIFEST).is_file():
@@ -116,11 +119,31 @@ class References:
                 model=_load(manifest, self.weights, self.models),
                 agg=agg,
                 out=out,
+                token_norm=token_norm,
                 precision=manifest.graph.precision,
                 head=None if head is None else str(head),
                 whiten=0 if whitened else None,
             )
         )
+
+    def build_plain(self, model: str, agg: str, folder: Path) -> Artifact:
+        """Return the artifact in fp32 of an aggregator that learns nothing.
+
+        Args:
+            model: alias or timm name.
+            agg: name of the aggregator.
+            folder: below which it is built, or lies from a run of the same code before.
+
+        Raises:
+            MimError: it cannot be built.
+
+        """
+        weights = self.weights
+        name = f"{agg}-{model}" if weights is None else f"{agg}-{model}-{file_sha256(weights)[:12]}"
+        out = folder / code_digest() / name
+        if (out / MANIFEST).is_file():
+            return Artifact.open(out)
+        return build(BuildOptions(model=model, agg=agg, out=out, weights=weights))
 
     def _whitening_head(self, manifest: Manifest, agg: str) -> Path | None:
         """Return the head that whitens `agg`, which learns nothing else: one that was given, or the shipped one."""

@@ -27,14 +27,22 @@ def tool() -> ModuleType:
 
 
 def test_what_the_build_refuses_is_not_asked_for(tool: ModuleType, tmp_path: Path) -> None:
-    names = [options.out.name for options in tool._wanted(tmp_path, tmp_path)]
+    names = [options.out.name for options in tool._wanted("mae-tiny", tmp_path, tmp_path)]
     assert {"cls-whitened", "cls.fp16", "cls.int8", "ep.int8"} <= set(names)
     assert not [name for name in names if "whitened" in name and name.endswith((".fp16", ".bf16", ".int8"))]
 
 
+def test_what_is_judged_of_a_backbone_is_built(tool: ModuleType, tmp_path: Path) -> None:
+    assert [*tool.PLANS] == ["mae-tiny", "mae-small"]
+    for model, plan in tool.PLANS.items():
+        names = {options.out.name for options in tool._wanted(model, tmp_path, tmp_path)}
+        assert {*plan.only, "cls"} <= names
+
+
 def options(tmp_path: Path, *more: str) -> list[str]:
     folders = ["--cache", str(tmp_path / "cache"), "--artifacts", str(tmp_path / "built"), "--out", str(tmp_path / "r")]
-    return ["--data", "crops", "--images", "60", "--deployed", "0", "--metric", "retrieval", *folders, *more]
+    amount = ["--model", "mae-tiny", "--data", "crops", "--images", "60", "--deployed", "0", "--metric", "retrieval"]
+    return [*amount, *folders, *more]
 
 
 @pytest.fixture
@@ -49,7 +57,7 @@ def test_every_precision_is_built_and_judged(tmp_path: Path) -> None:
     command = [sys.executable, str(TOOL), *options(tmp_path, "--only", "topk")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode in {0, 3}, done.stdout + done.stderr  # few images: undecided
-    report = json.loads((tmp_path / "r.json").read_text())
+    report = json.loads((tmp_path / "r-mae-tiny.json").read_text())
     ran = {drift["deployment"].split(" in ")[0] for drift in report["drifts"] if drift["model"] == "topk"}
     precisions = {f"onnxruntime {precision}" for precision in ("fp32", "fp16", "int8")}
     assert ran == precisions | {f"openvino {precision}" for precision in ("fp32", "fp16", "bf16", "int8")}

@@ -21,6 +21,7 @@ from mimexport.fitting.tokens import StoredFeatures, Tokens, pool
 from mimexport.fitting.unlabelled import two_view_recall
 from mimexport.fitting.views import WHOLE, show
 from mimexport.heads import load_head, save_head
+from mimexport.norms import NormChoice
 from mimexport.preprocessing import preprocess_of
 from mimexport.weights import load_model
 from mimruntime.errors import ImageError, OptionError, OutputError
@@ -152,6 +153,20 @@ def test_a_training_free_score_keeps_itself_and_gets_a_whitening(tmp_path, pictu
     assert head.recipe["objective"] == "whitening only"
 
 
+def test_the_images_tell_which_norm_is_better_unless_it_is_known_or_asked_for(tmp_path, pictures, monkeypatch):
+    fitted = Fitter(options(tmp_path, pictures, agg="mean", labels=None)).fit()
+    recalls = fitted.figures["norms_two_view_recall"]
+    assert {agg: set(found) for agg, found in recalls.items()} == {"cls": {"raw", "final"}, "mean": {"raw", "final"}}
+    assert fitted.token_norm == max(recalls["mean"], key=recalls["mean"].get)
+    seen = {"mean": {"raw": 0.1, "final": 0.2}}
+    monkeypatch.setattr(Fitter, "compare_norms", lambda *_: seen)
+    assert Fitter(options(tmp_path, pictures, agg="mean", labels=None)).fit().token_norm == "final"
+    assert Fitter(options(tmp_path, pictures, agg="mean", labels=None, token_norm="raw")).fit().token_norm == "raw"
+    known = NormChoice("raw", 2, 1, "published")
+    monkeypatch.setattr("mimexport.fitting.fitter.known_norm", lambda *_: known)
+    assert Fitter(options(tmp_path, pictures, agg="mean", labels=None)).fit().token_norm == "raw"
+
+
 def test_stored_tokens_pool_to_what_the_network_gives(tmp_path, pictures):
     fitter = Fitter(options(tmp_path, pictures))
     tokens = fitter.tokens(pictures[0][:4], "four", "training")
@@ -207,7 +222,7 @@ def test_tokens_of_another_architecture_or_of_other_code_are_not_taken(tmp_path,
         patched.setitem(ALIASES, "small", other)
         compute()
     assert len(folders()) == 2
-    monkeypatch.setattr(token_module, "code_digest", lambda: "another")
+    monkeypatch.setattr(token_module, "code_digest", lambda **_: "another")
     compute()
     assert len(folders()) == 3
 

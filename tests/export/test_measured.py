@@ -3,15 +3,28 @@
 import msgspec
 import pytest
 
-from mimexport.measured import Measured, known_losses, read_measured
+from mimexport.aliases import ALIASES
+from mimexport.measured import Known, Measured, known_losses, read_measured
 from mimruntime.artifact import Artifact
 
+OWN, ELSEWHERE = "own", "elsewhere"
+
+
+def known(model, sha, *rows):
+    return Known(model=model, weights_sha256=sha, training=1, images=1, norms={}, rows=list(rows))
+
+
+MEAN = Measured(
+    agg="mean", params={}, share=None, differences={"k-NN": (2.6, 1.9, 3.2), "linear probe": (-1.0, -1.8, -0.2)}
+)
 TABLE = [
-    Measured(
-        agg="mean", params={}, share=None, differences={"k-NN": (2.6, 1.9, 3.2), "linear probe": (-1.0, -1.8, -0.2)}
-    ),
-    Measured(agg="topk", params={"score": "norm"}, share=0.5, differences={"k-NN": (3.0, 2.4, 3.7)}),
-    Measured(agg="topk", params={"score": "norm"}, share=0.25, differences={"k-NN": (-2.0, -2.4, -1.7)}),
+    known(
+        "mae-tiny",
+        ELSEWHERE,
+        MEAN,
+        Measured(agg="topk", params={"score": "norm"}, share=0.5, differences={"k-NN": (3.0, 2.4, 3.7)}),
+        Measured(agg="topk", params={"score": "norm"}, share=0.25, differences={"k-NN": (-2.0, -2.4, -1.7)}),
+    )
 ]
 
 
@@ -28,7 +41,19 @@ def with_aggregator(manifest, name, **params):
 
 def test_a_loss_is_told_with_its_interval(manifest):
     line = known_losses(with_aggregator(manifest, "mean"), TABLE)
-    assert line == "measured on mae-tiny, this choice loses to [cls]: linear probe -1.0 [-1.8, -0.2]"
+    assert line == "measured, this choice loses to [cls]: linear probe -1.0 [-1.8, -0.2] on mae-tiny"
+
+
+def test_what_was_measured_on_the_backbone_itself_is_what_counts(manifest):
+    own = msgspec.structs.replace(with_aggregator(manifest, "mean").backbone, weights_sha256=OWN)
+    chosen = msgspec.structs.replace(with_aggregator(manifest, "mean"), backbone=own)
+    better = msgspec.structs.replace(MEAN, differences={"k-NN": (7.0, 6.2, 7.7)})
+    assert known_losses(chosen, [*TABLE, known("mae-small", OWN, better)]) is None
+    both = [*TABLE, known("mae-small", OWN, MEAN)]
+    assert known_losses(chosen, both).endswith("linear probe -1.0 [-1.8, -0.2] on mae-small")
+    assert known_losses(with_aggregator(manifest, "mean"), both).endswith(
+        "on mae-tiny; linear probe -1.0 [-1.8, -0.2] on mae-small"
+    )
 
 
 def test_the_same_score_is_told_apart_by_its_share_of_patches(manifest):
@@ -42,6 +67,8 @@ def test_what_was_not_measured_or_is_whitened_is_not_judged(manifest):
     assert known_losses(msgspec.structs.replace(with_aggregator(manifest, "mean"), embedding=whitened), TABLE) is None
 
 
-def test_the_shipped_table_knows_the_poor_choices():
-    poor = {known.agg for known in read_measured() if any(high < 0 for _, _, high in known.differences.values())}
-    assert {"attn-mean", "attn-min-entropy", "max"} <= poor
+@pytest.mark.parametrize("table", read_measured(), ids=lambda table: table.model)
+def test_the_shipped_table_knows_the_poor_choices(table):
+    poor = {row.agg for row in table.rows if any(high < 0 for _, _, high in row.differences.values())}
+    assert {"attn-min-entropy", "max"} <= poor
+    assert table.weights_sha256 == ALIASES[table.model].sha256

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 @click.option(
     "--token-norm",
     type=click.Choice(["raw", "final"]),
-    help="Tokens before or after the final norm.  [default: by aggregator]",
+    help="Tokens before or after the final norm.  [default: what is known to be better on the backbone]",
 )
 @click.option("--precision", type=click.Choice(["fp32", "fp16", "bf16", "int8"]), default="fp32", show_default=True)
 @click.option(
@@ -109,10 +109,12 @@ def build_command(**given: Any) -> None:
 
 def _print_built(artifact: Artifact) -> None:
     from mimexport.measured import known_losses, read_measured
+    from mimexport.norms import weaker_norm
 
     m = artifact.manifest
-    if loss := known_losses(m, read_measured()):
-        click.secho(f"NOTE: {loss}", fg="yellow", err=True)
+    for note in (known_losses(m, read_measured()), weaker_norm(m, read_measured())):
+        if note:
+            click.secho(f"NOTE: {note}", fg="yellow", err=True)
     click.echo(
         f"{artifact.path}: {m.embedding.dim} numbers a vector, space {m.embedding_space}, {m.graph.precision},"
         f" worst cosine to torch {m.parity.worst_cosine:.7f}; licence of the weights: {m.backbone.license}"

@@ -5,12 +5,13 @@ from __future__ import annotations
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
 from mimexport.cli.common import BUILDING, check_weights, show_step
 from mimruntime.errors import needs
+from mimruntime.manifest import TokenNorm
 
 if TYPE_CHECKING:
     from mimeval.statistics import Interval
@@ -35,7 +36,9 @@ if TYPE_CHECKING:
 @click.option("--queries", type=click.IntRange(min=1), help="ep: learned queries.  [default: 16]")
 @click.option("--score", help="topk: another score than a learned one; then only the whitening is fitted.")
 @click.option("--k", help="topk: how many patches.  [default: what the images say]")
-@click.option("--token-norm", type=click.Choice(["raw", "final"]), help="[default: by aggregator]")
+@click.option(
+    "--token-norm", type=click.Choice(["raw", "final"]), help="[default: what is known, or what these images say]"
+)
 @click.option("--weights", type=click.Path(path_type=Path), metavar="FILE", help="Checkpoint instead of the hub.")
 @click.option("--random-weights", is_flag=True, help="Weights drawn from a seed, for tests.")
 @click.option("--seed", type=int, default=0, show_default=True)
@@ -77,6 +80,9 @@ def fit_command(**given: Any) -> None:
     )
     head = fitter.fit()
     save_head(head, given["out"])
+    for agg, recalls in head.figures["norms_two_view_recall"].items():
+        told = ", ".join(f"{norm} {100 * recall:.1f} %" for norm, recall in recalls.items())
+        click.echo(f"{agg}: two views of an image find each other by tokens of norm {told}")
     for score, k, recall in head.figures.get("two_view_recall", []):
         click.echo(
             f"topk --score {score} --k {k}: two views of an image find each other in {100 * recall:.1f} % of cases"
@@ -88,22 +94,38 @@ def fit_command(**given: Any) -> None:
 
 
 def _judge(fitter: Fitter, head: Head, sets: tuple[ImageSet, ImageSet]) -> dict[str, Any]:
-    """Print and return the accuracy of [cls], mean and the head on held-out images, with intervals of the difference."""
+    """Print and return the accuracy of both [cls], mean and the head on held-out images, with the difference to the stronger.
+
+    Which [cls] is the stronger is chosen on training images.
+    """
     with needs("eval", "measuring accuracy (leave it out with --no-judge)"):
+        from mimeval.baselines import leave_one_out
         from mimeval.rivals import judge
     from mimexport.fitting.fitter import plain_head
     from mimexport.fitting.images import labels_to_judge
+    from mimexport.norms import default_norm
 
     names = ("training", "held-out")
     tokens = [fitter.tokens(part.images, part.digest, name) for part, name in zip(sets, names, strict=True)]
-    plain = [name for name in ("cls", "mean") if name != "cls" or fitter.backbone.shape.has_cls]
-    rivals = {name: plain_head(name, fitter) for name in plain if name != head.agg} | {head.agg: head}
+    norms: dict[str, tuple[TokenNorm, ...]] = {
+        "mean": (default_norm("mean", fitter.loaded.timm_name, fitter.loaded.sha256),)
+    }
+    if fitter.backbone.shape.has_cls:
+        norms = {"cls": get_args(TokenNorm)} | norms
+    rivals = {f"{agg} {norm}": plain_head(agg, fitter, norm) for agg, wanted in norms.items() for norm in wanted}
+    if head.agg not in norms:
+        rivals[head.agg] = head
     features = {
         name: (fitter.vectors(rival, tokens[0], whitened=False), fitter.vectors(rival, tokens[1], whitened=False))
         for name, rival in rivals.items()
     }
+    labels = labels_to_judge(*sets)
+    candidates = [name for name in features if name.startswith("cls ")]
+    strongest = max(candidates, key=lambda name: leave_one_out(features[name][0], labels[0]).mean(), default=None)
+    if strongest is not None:  # first: the others are compared with it
+        features = {strongest: features[strongest]} | features
     figures: dict[str, Any] = {"judged_on": len(sets[1].images)}
-    for standing in judge(features, *labels_to_judge(*sets)):
+    for standing in judge(features, *labels):
         line = f"{standing.method:12}  {standing.rival:16} {_percent(standing.accuracy)}"
         if standing.difference is not None:
             line += f"   {_percent(standing.difference, sign='+')} to {next(iter(features))}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -23,6 +23,8 @@ from mimexport.fitting.views import WHOLE
 from mimexport.heads import Head
 from mimexport.loaded_model import LoadedModel
 from mimexport.loading import load_any
+from mimexport.measured import read_measured
+from mimexport.norms import known_norm
 from mimexport.preprocessing import preprocess_of
 from mimexport.whitening import Whitening, fit_two_view
 from mimruntime.decode import Source
@@ -31,6 +33,8 @@ from mimruntime.manifest import TokenNorm
 
 TWO_VIEW_IMAGES = 16_000
 """Images of which two random views are taken, at most: more bring little and cost disk."""
+_COMPARED = 4000
+"""Images whose views tell which token norm is better."""
 SHARES = ("25%", "50%", "75%", "100%")
 
 
@@ -46,10 +50,12 @@ class FitOptions:
         digest: of the images, so that stored tokens are not taken for those of others.
         cache: folder for tokens.
         agg_options: of the aggregator, by name; None stands for 'not given'.
-        token_norm: None takes the aggregator's default.
+        token_norm: None takes what is known to be better on the backbone, else what these images say; what is learned takes
+            raw tokens.
         weights: a checkpoint file.
         random_seed: draw the backbone's weights from this seed.
         seed: of everything random here.
+        two_view: images of which two random views are taken; None draws up to `TWO_VIEW_IMAGES` of `images`.
     """
 
     model: str | nn.Module | LoadedModel
@@ -63,6 +69,7 @@ class FitOptions:
     weights: Path | None = None
     random_seed: int | None = None
     seed: int = 0
+    two_view: Sequence[Source] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +108,7 @@ class Fitter:
         preprocess = preprocess_of(self.loaded.config)
         self._store = TokenStore(self.loaded, self.backbone, preprocess, options.cache)
         chosen = np.random.default_rng(options.seed).permutation(len(options.images))[:TWO_VIEW_IMAGES]
-        self._two_view = Subset(options.images, np.sort(chosen))
+        self._two_view = Subset(options.images, np.sort(chosen)) if options.two_view is None else options.two_view
 
     def tokens(self, images: Sequence[Source], digest: str, name: str) -> Tokens:
         """Return the stored tokens of whole images, computing what is missing."""
@@ -132,8 +139,6 @@ class Fitter:
         """
         options, kind = self.options, AGGREGATORS[self.options.agg]
         given = {name: value for name, value in options.agg_options.items() if value is not None}
-        token_norm = options.token_norm or kind.token_norm
-        final = token_norm == "final"
         if given.get("score") == LEARNED and options.labels is not None:
             raise OptionError(
                 f"{options.agg}'s score is learned without labels; add --unlabelled, or leave --score away"
@@ -142,9 +147,12 @@ class Fitter:
         views = self.views()
         learned_score = options.agg == "abmilp" or (options.agg == "topk" and given.get("score", LEARNED) == LEARNED)
         learns_without_labels = learned_score and options.labels is None
+        norms = self.compare_norms(views, [] if kind.needs_head or learned_score else [(options.agg, given)])
+        token_norm = options.token_norm or self._token_norm(norms.get(options.agg))
+        final = token_norm == "final"
         if learns_without_labels and final:
             raise OptionError("learning without labels scores raw tokens; leave --token-norm away")
-        figures: dict[str, Any] = {}
+        figures: dict[str, Any] = {"norms_two_view_recall": norms}
         if learns_without_labels:
             self.report("fitting the scorer without labels")
             w, recipe = fit_scorer(*views, seed=options.seed)
@@ -211,6 +219,38 @@ class Fitter:
         ranked = sorted(found.items(), key=lambda item: -item[1])
         return [Candidate(str(score), int(k), recall) for (score, k), recall in ranked]
 
+    def compare_norms(
+        self, views: tuple[Tokens, Tokens], choices: Sequence[tuple[str, Mapping[str, Any]]] = ()
+    ) -> dict[str, dict[TokenNorm, float]]:
+        """Return how well two views of an image find each other by tokens of either norm: for [cls], and for `choices`.
+
+        Args:
+            views: tokens of two views; the first `_COMPARED` count.
+            choices: aggregators that learn nothing, with their options.
+        """
+        parts = [view[slice(0, _COMPARED)] for view in views]
+        named: dict[str, Mapping[str, Any]] = {"cls": {}} if self.backbone.shape.has_cls else {}
+        named |= dict(choices)
+        found: dict[str, dict[TokenNorm, float]] = {}
+        for agg, given in named.items():
+            aggregator = make_aggregator(agg, self.backbone.shape, dict(given))
+            found[agg] = {
+                norm: round(
+                    two_view_recall(*(pool(aggregator, part, self.backbone, final=norm == "final") for part in parts)),
+                    4,
+                )
+                for norm in get_args(TokenNorm)
+            }
+        return found
+
+    def _token_norm(self, recalls: Mapping[TokenNorm, float] | None) -> TokenNorm:
+        """Return the norm for an aggregator: as known for the backbone, else by the `recalls` of these images."""
+        agg, loaded = self.options.agg, self.loaded
+        known = known_norm(agg, loaded.timm_name, loaded.sha256, read_measured())
+        if known is not None and recalls is not None:
+            return known.norm
+        return AGGREGATORS[agg].token_norm if recalls is None else max(recalls, key=lambda norm: recalls[norm])
+
     def _whiten(
         self, aggregator: Aggregator, whole: Tokens, views: tuple[Tokens, Tokens], *, final: bool
     ) -> tuple[tuple[Tensor, Tensor], dict[str, float]]:
@@ -234,10 +274,10 @@ def _recall(first: Tensor, second: Tensor) -> float:
     return two_view_recall((first[held] - mean) @ matrix, (second[held] - mean) @ matrix)
 
 
-def plain_head(agg: str, fitter: Fitter) -> Head:
+def plain_head(agg: str, fitter: Fitter, token_norm: TokenNorm) -> Head:
     """Return the head of an aggregator that learns nothing, without whitening: a rival to compare with."""
     aggregator = make_aggregator(agg, fitter.backbone.shape, {})
     return Head(
-        agg=agg, params=aggregator.params, token_norm=aggregator.token_norm, dim=fitter.backbone.shape.dim,
+        agg=agg, params=aggregator.params, token_norm=token_norm, dim=fitter.backbone.shape.dim,
         grid=fitter.backbone.shape.grid, model=fitter.loaded.name, backbone_sha256=fitter.loaded.sha256, tensors={},
     )  # fmt: skip

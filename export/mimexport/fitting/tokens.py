@@ -38,7 +38,8 @@ class Tokens:
 
     Attributes:
         patches: (n, N, D) float16, out of the last block, without norm.
-        cls: (n, D) float16, likewise; width 0 where the backbone has no [cls].
+        cls: (n, D) float32, likewise; width 0 where the backbone has no [cls]. Vectors of [cls] are nearly parallel, and
+            what tells them apart does not survive in float16.
         energy: (n, N) float32, squared length of the patches that enter the last block.
         attention: (n, heads, N) float16, of [cls] to the patches in the last block; no heads where there is no [cls].
     """
@@ -111,7 +112,7 @@ class TokenStore:
         self._backbone = backbone
         self._preprocess = preprocess
         self._folder = folder
-        self._identity = f"{loaded.timm_name} {loaded.sha256} {preprocess} {code_digest()}"
+        self._identity = f"{loaded.timm_name} {loaded.sha256} {preprocess} {code_digest(heads=False)}"
         scale = torch.tensor(loaded.config["std"]).view(1, 3, 1, 1) * 255
         self._mean, self._std = torch.tensor(loaded.config["mean"]).view(1, 3, 1, 1) * 255, scale
 
@@ -162,7 +163,7 @@ class TokenStore:
         heads = block.heads if shape.has_cls and isinstance(block, OpenBlock) else 0
         layout: dict[str, tuple[tuple[int, ...], str]] = {
             "patches": ((shape.patches, shape.dim), "<f2"),
-            "cls": ((shape.dim if shape.has_cls else 0,), "<f2"),
+            "cls": ((shape.dim if shape.has_cls else 0,), "<f4"),
             "energy": ((shape.patches,), "<f4"),
             "attention": ((heads, shape.patches), "<f2"),
         }
@@ -191,7 +192,7 @@ class TokenStore:
         attention = features.cls_attention if attended else images.new_zeros(len(images), 0, features.shape.patches)
         return {
             "patches": patches.half().numpy(),
-            "cls": cls.half().numpy(),
+            "cls": cls.numpy(),
             "energy": features.entering_energy.numpy(),
             "attention": attention.half().numpy(),
         }
