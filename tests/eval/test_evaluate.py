@@ -141,7 +141,7 @@ class TestImages:
         labels = np.repeat([0, 1], [900, 100])
         images = choose_images(dataset_of(labels, labels), 200, seed=0)
         seen = labels[images.order]
-        weights, chance = images.weights("k-NN"), images.chance("k-NN")
+        weights, chance = images.weights(METRICS["knn"]), images.chance(METRICS["knn"], "k-NN")
         assert chance == 0.5
         assert (weights * (seen == 0)).mean() == pytest.approx(0.5)  # always the largest class
         knows = (seen == 0) | (np.arange(1000) % 5 < 3)  # nine in ten, and three of five of the small class
@@ -152,7 +152,7 @@ class TestImages:
 
     def test_any_class_that_was_learned_may_be_guessed(self) -> None:
         images = choose_images(dataset_of(np.arange(2).repeat(5), np.arange(10).repeat(5)), None, seed=0)
-        assert images.chance("k-NN") == 1 / 10
+        assert images.chance(METRICS["knn"], "k-NN") == 1 / 10
 
     def test_what_could_not_be_read_is_part_of_the_digest(self) -> None:
         labels = np.repeat(np.arange(3), 4)
@@ -287,7 +287,7 @@ def flow(toy_without_selection, tmp_path_factory) -> tuple[Report, list[int]]:
             [cls],
             open_dataset("drawn", cache=folder, limit=30, train_limit=30),
             [Wanted("onnxruntime", None, required=True)],
-            open_references=lambda artifacts: [open_for(one, "onnxruntime") for one in artifacts],
+            open_references=lambda artifacts: [open_for(Artifact.open(one.path), "onnxruntime") for one in artifacts],
             store=FeatureStore(folder),
             options=EvalOptions(metrics=("knn",), deployed=20),
         )
