@@ -1,1 +1,1 @@
-"""The HTTP service: one file a protocol, over one line of images before each engine."""
+"""The HTTP service: admission, then protocols, then execution by one engine for each model."""

@@ -13,15 +13,16 @@ from starlette.exceptions import HTTPException
 from mimruntime.cpus import available_cpus
 from mimruntime.decoding.budget import MemoryBudget
 from mimruntime.errors import MimError
-from mimruntime.serve import health, kserve, openai, problems, upload
-from mimruntime.serve.decoders import Decoders
-from mimruntime.serve.door import Door
-from mimruntime.serve.keys import Keys
-from mimruntime.serve.lifecycle import Lifecycle
+from mimruntime.serve import problems
+from mimruntime.serve.admission.keys import Keys
+from mimruntime.serve.admission.lifecycle import Lifecycle
+from mimruntime.serve.admission.middleware import AdmissionMiddleware
+from mimruntime.serve.execution.decoders import Decoders
+from mimruntime.serve.execution.model import Model, Models, open_embedder
 from mimruntime.serve.metrics import Metrics
-from mimruntime.serve.model import Model, Models, open_embedder
 from mimruntime.serve.observe import Observe
-from mimruntime.serve.remote import Fetcher
+from mimruntime.serve.protocols import health, kserve, openai, upload
+from mimruntime.serve.protocols.remote import Fetcher
 from mimruntime.serve.settings import Settings
 
 _MOST_DECODERS = 8
@@ -78,7 +79,9 @@ def create_app(settings: Settings, spaces: Sequence[str] | None = None) -> FastA
     app.add_exception_handler(MimError, problems.on_runtime_error)
     app.add_exception_handler(RequestValidationError, problems.on_invalid)
     app.add_exception_handler(Exception, problems.on_bug)
-    app.add_middleware(Door, settings=settings, keys=keys, models=models, lifecycle=lifecycle)
+    app.add_middleware(
+        AdmissionMiddleware, settings=settings, keys=keys, lifecycle=lifecycle, check_room=models.check_room
+    )
     app.add_middleware(
         Observe, metrics=metrics, lifecycle=lifecycle, spaces=models.spaces, precisions=models.precisions
     )

@@ -151,8 +151,8 @@ def _settings(
 
 
 def _print_check(settings: Settings) -> None:
-    from mimruntime.serve.keys import Keys
-    from mimruntime.serve.model import open_embedder
+    from mimruntime.serve.admission.keys import Keys
+    from mimruntime.serve.execution.model import open_embedder
     from mimruntime.serve.tls import check_certificate
 
     check_certificate(settings.tls_cert, settings.tls_key)

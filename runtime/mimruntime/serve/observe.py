@@ -12,7 +12,7 @@ import msgspec
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from mimruntime.serve.lifecycle import Lifecycle
+from mimruntime.serve.admission.lifecycle import Lifecycle
 from mimruntime.serve.metrics import Metrics
 from mimruntime.serve.problems import CLIENT_CLOSED
 

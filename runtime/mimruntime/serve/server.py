@@ -15,10 +15,10 @@ from fastapi import FastAPI
 
 from mimruntime.artifact import Artifact
 from mimruntime.errors import OptionError
+from mimruntime.serve.admission.connection import PatientProtocol, limit_connections
+from mimruntime.serve.admission.descriptors import fit_connections
 from mimruntime.serve.app import create_app
-from mimruntime.serve.descriptors import fit_connections
 from mimruntime.serve.logs import set_up_logs
-from mimruntime.serve.protocol import PatientProtocol, limit_connections
 from mimruntime.serve.settings import Settings
 from mimruntime.serve.tls import check_certificate
 from mimruntime.serve.workers import create_in_worker, run_workers

@@ -39,7 +39,7 @@ class Settings:
         max_connections: open connections of a process; beyond them idle ones are closed, oldest first, and where there are
             none requests get 503, those of balancers aside.
         formats: those of `mimruntime.decode.FORMATS` let in.
-        api_keys: any of them opens the door; empty: no key is asked for.
+        api_keys: any of them lets a request in; empty: no key is asked for.
         api_key_file: more of them, a key a line, read again at SIGHUP.
         tls_cert, tls_key: PEM files of a certificate with its chain and of its private key; both or neither.
         remote_hosts: HOST or HOST:PORT whose https URLs are fetched, on port 443 where none is named; empty: no URL is.

@@ -19,10 +19,10 @@ from uvicorn.supervisors import Multiprocess
 from uvicorn.supervisors.multiprocess import Process
 
 from mimruntime.errors import EngineError, MimError
+from mimruntime.serve.admission.connection import limit_connections
 from mimruntime.serve.app import create_app
 from mimruntime.serve.logs import set_up_logs
 from mimruntime.serve.metrics import MULTIPROCESS
-from mimruntime.serve.protocol import limit_connections
 from mimruntime.serve.settings import Settings
 
 _LOG = logging.getLogger("mimexport")

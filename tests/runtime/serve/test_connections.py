@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from service import Service, running
 
-from mimruntime.serve import descriptors
+from mimruntime.serve.admission import descriptors
 from mimruntime.serve.logs import CountingHandler
 
 _DESCRIPTORS = 96

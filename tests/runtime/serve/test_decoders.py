@@ -6,7 +6,7 @@ import subprocess
 import sys
 import threading
 
-from mimruntime.serve.decoders import Decoders
+from mimruntime.serve.execution.decoders import Decoders
 
 
 def test_all_threads_have_to_hang_for_decoding_to_be_stuck() -> None:
@@ -48,7 +48,7 @@ def test_what_waits_when_it_is_closed_is_dropped() -> None:
 
 
 def test_a_thread_that_hangs_does_not_keep_the_interpreter() -> None:
-    script = (
-        "import threading; from mimruntime.serve.decoders import Decoders; Decoders(1).submit(threading.Event().wait)"
-    )
+    script = """import threading
+from mimruntime.serve.execution.decoders import Decoders
+Decoders(1).submit(threading.Event().wait)"""
     assert subprocess.run([sys.executable, "-c", script], timeout=60, check=False).returncode == 0

@@ -14,21 +14,21 @@ import pytest
 
 from mimruntime import Embedder
 from mimruntime.errors import EngineError
-from mimruntime.serve import executor as module
-from mimruntime.serve.executor import Executor
-from mimruntime.serve.line import Item, Line
+from mimruntime.serve.admission.queue import AdmissionQueue, Item
+from mimruntime.serve.execution import executor as module
+from mimruntime.serve.execution.executor import Executor
 from mimruntime.serve.metrics import Metrics
 
 
 @pytest.fixture
-def line() -> Line:
-    return Line(64, 30)
+def queue() -> AdmissionQueue:
+    return AdmissionQueue(64, 30)
 
 
 @pytest.fixture
-def executor(toy_artifact: Path, line: Line) -> Iterator[Executor]:
+def executor(toy_artifact: Path, queue: AdmissionQueue) -> Iterator[Executor]:
     reopen = partial(opened, toy_artifact)
-    made = Executor(reopen(), reopen, line, Metrics("1"), patience_s=0.001, watchdog_s=30)
+    made = Executor(reopen(), reopen, queue, Metrics("1"), patience_s=0.001, watchdog_s=30)
     made.start()
     wait_for(lambda: made.ready)
     yield made
@@ -47,15 +47,15 @@ def wait_for(true: object) -> None:
         time.sleep(0.005)
 
 
-def sent(line: Line) -> Item:
-    (item,) = line.admit(1)
+def sent(queue: AdmissionQueue) -> Item:
+    (item,) = queue.admit(1)
     item.pixels = np.full((64, 64, 3), 7, np.uint8)
-    line.put(item)
+    queue.put(item)
     return item
 
 
 def test_no_memory_for_a_batch_is_the_engine_s_failure_and_passes(
-    executor: Executor, line: Line, monkeypatch: pytest.MonkeyPatch
+    executor: Executor, queue: AdmissionQueue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_: object) -> None:
         raise MemoryError
@@ -63,16 +63,16 @@ def test_no_memory_for_a_batch_is_the_engine_s_failure_and_passes(
     with monkeypatch.context() as patched:
         for name in ("zeros", "stack", "concatenate"):
             patched.setattr(module.np, name, full)
-        item = sent(line)
+        item = sent(queue)
         wait_for(item.future.done)
     with pytest.raises(EngineError, match="MemoryError"):
         item.future.result()
     wait_for(lambda: executor.ready)
-    assert sent(line).future.result(20).vector.shape == (16,)
+    assert sent(queue).future.result(20).vector.shape == (16,)
 
 
 def test_elsewhere_than_on_a_cpu_a_batch_is_filled_up_and_each_image_has_its_own_vector(
-    toy_artifact: Path, line: Line, monkeypatch: pytest.MonkeyPatch
+    toy_artifact: Path, queue: AdmissionQueue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     describe, right, sizes = Embedder.describe, Embedder.run, []
 
@@ -83,15 +83,15 @@ def test_elsewhere_than_on_a_cpu_a_batch_is_filled_up_and_each_image_has_its_own
     monkeypatch.setattr(Embedder, "describe", lambda self: replace(describe(self), provider="cuda"))
     monkeypatch.setattr(Embedder, "run", run)
     executor = Executor(
-        opened(toy_artifact), partial(opened, toy_artifact), line, Metrics("1"), patience_s=9, watchdog_s=30
+        opened(toy_artifact), partial(opened, toy_artifact), queue, Metrics("1"), patience_s=9, watchdog_s=30
     )
     executor.start()
     wait_for(lambda: executor.ready)
     sizes.clear()
-    items = line.admit(3)
+    items = queue.admit(3)
     for shade, item in zip((7, 90, 200), items, strict=True):
         item.pixels = np.random.default_rng(shade).integers(0, 256, (64, 64, 3), np.uint8)
-        line.put(item)
+        queue.put(item)
     vectors = [item.future.result(20).vector for item in items]
     executor.stop()
     executor.join(30)
@@ -102,7 +102,7 @@ def test_elsewhere_than_on_a_cpu_a_batch_is_filled_up_and_each_image_has_its_own
 
 
 def test_an_engine_that_was_opened_anew_and_answers_something_else_is_not_ready(
-    toy_artifact: Path, line: Line, monkeypatch: pytest.MonkeyPatch
+    toy_artifact: Path, queue: AdmissionQueue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     right, wrong = Embedder.run, threading.Event()
 
@@ -114,7 +114,7 @@ def test_an_engine_that_was_opened_anew_and_answers_something_else_is_not_ready(
     monkeypatch.setattr(module, "_PAUSES_S", (0.01,))
     metrics = Metrics("1")
     executor = Executor(
-        opened(toy_artifact), partial(opened, toy_artifact), line, metrics, patience_s=0, watchdog_s=0.05
+        opened(toy_artifact), partial(opened, toy_artifact), queue, metrics, patience_s=0, watchdog_s=0.05
     )
     executor.start()
     wait_for(lambda: executor.ready)
@@ -131,12 +131,12 @@ def test_an_engine_that_was_opened_anew_and_answers_something_else_is_not_ready(
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_a_thread_that_died_is_neither_ready_nor_alive(
-    executor: Executor, line: Line, monkeypatch: pytest.MonkeyPatch
+    executor: Executor, queue: AdmissionQueue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(threading, "excepthook", lambda _: None)
     monkeypatch.setattr(executor, "_record", None)
     assert not executor.stuck
-    sent(line)
+    sent(queue)
     wait_for(lambda: not executor.is_alive())
     assert not executor.ready
     assert executor.stuck

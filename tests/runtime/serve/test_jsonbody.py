@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 from mimruntime.errors import UnknownNameError
-from mimruntime.serve import forms, kserve, offload, openai, tensors
 from mimruntime.serve.problems import Problem
-from mimruntime.serve.schemas import EXAMPLE_IMAGE
+from mimruntime.serve.protocols import forms, kserve, offload, openai, tensors
+from mimruntime.serve.protocols.schemas import EXAMPLE_IMAGE
 
 MB = 1_000_000
 URI = "data:image/png;base64,"

@@ -294,7 +294,7 @@ def test_decoding_that_does_not_come_back_is_known_to_ready_and_does_not_keep_th
 def test_what_still_runs_a_second_after_the_grace_ends_with_the_process() -> None:
     script = """
 import asyncio, os, signal, threading
-from mimruntime.serve.lifecycle import Lifecycle
+from mimruntime.serve.admission.lifecycle import Lifecycle
 async def main():
     lifecycle = Lifecycle(0.1)
     lifecycle.install()

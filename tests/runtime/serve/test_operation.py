@@ -28,7 +28,7 @@ from service import START, Service, data_uri, running
 
 from mimruntime.embedder import Embedder
 from mimruntime.engines import ENGINES, engine_module
-from mimruntime.serve.model import open_embedder
+from mimruntime.serve.execution.model import open_embedder
 from mimruntime.serve.settings import Settings
 
 
@@ -370,7 +370,7 @@ def test_a_key_that_was_lost_on_the_way_does_not_open_the_door(toy_artifact, mon
 def test_workers_share_the_cpus_of_an_engine_that_has_some(toy_artifact, monkeypatch, engine: str) -> None:
     asked = {}
     monkeypatch.setattr(Embedder, "open", lambda path, **options: asked.update(options))
-    monkeypatch.setattr("mimruntime.serve.model.available_cpus", lambda: 9)
+    monkeypatch.setattr("mimruntime.serve.execution.model.available_cpus", lambda: 9)
     open_embedder(toy_artifact, Settings(artifacts=(toy_artifact,), engine=engine, workers=2))
     assert (engine_module(asked["engine"]).NEEDS_GPU, asked["threads"]) in {(False, 4), (True, None)}
     open_embedder(toy_artifact, Settings(artifacts=(toy_artifact,), engine=engine, workers=2, threads=3))

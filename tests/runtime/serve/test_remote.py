@@ -13,9 +13,9 @@ from urllib.parse import urlsplit
 import pytest
 
 from mimruntime.errors import OptionError
-from mimruntime.serve import remote
 from mimruntime.serve.problems import Problem
-from mimruntime.serve.remote import Fetcher
+from mimruntime.serve.protocols import remote
+from mimruntime.serve.protocols.remote import Fetcher
 from mimruntime.serve.settings import Settings
 
 

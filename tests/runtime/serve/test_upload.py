@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from service import Service
 
-from mimruntime.serve.answers import timing
-from mimruntime.serve.line import Embedded
+from mimruntime.serve.admission.queue import Embedded
+from mimruntime.serve.protocols.answers import timing
 
 pytestmark = pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
 

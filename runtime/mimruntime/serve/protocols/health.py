@@ -8,11 +8,11 @@ import msgspec
 from fastapi import APIRouter
 from starlette.responses import Response
 
-from mimruntime.serve.answers import documented
-from mimruntime.serve.lifecycle import Lifecycle
+from mimruntime.serve.admission.lifecycle import Lifecycle
+from mimruntime.serve.execution.model import Models
 from mimruntime.serve.metrics import Metrics
-from mimruntime.serve.model import Models
-from mimruntime.serve.schemas import ErrorResponse
+from mimruntime.serve.protocols.answers import documented
+from mimruntime.serve.protocols.schemas import ErrorResponse
 
 _UNAVAILABLE = documented(ErrorResponse, 503)
 

@@ -11,10 +11,10 @@ import numpy as np
 from starlette.requests import Request
 from starlette.responses import Response
 
-from mimruntime.serve.line import Embedded
-from mimruntime.serve.model import Model
+from mimruntime.serve.admission.queue import Embedded
+from mimruntime.serve.execution.model import Model
 from mimruntime.serve.observe import SPACE_HEADER
-from mimruntime.serve.schemas import ErrorResponse
+from mimruntime.serve.protocols.schemas import ErrorResponse
 
 Encoding = Literal["float", "base64"]
 

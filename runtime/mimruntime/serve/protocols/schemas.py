@@ -8,7 +8,7 @@ import msgspec
 from msgspec import Meta
 from pydantic import BaseModel, Field
 
-from mimruntime.serve.datauri import PATTERN
+from mimruntime.serve.execution.datauri import PATTERN
 
 EXAMPLE_IMAGE = (
     "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAIAAACQd1PeAAAADElEQVR4nGM4UaEBAAN0AWnL+tDXAAAAAElFTkSuQmCC"

@@ -8,13 +8,13 @@ from fastapi import APIRouter, Query
 from starlette.requests import Request
 from starlette.responses import Response
 
-from mimruntime.serve.answers import OPENAI_ERRORS, Encoding, admit, embeddings
-from mimruntime.serve.forms import read_files
-from mimruntime.serve.model import Models
-from mimruntime.serve.offload import parse
-from mimruntime.serve.openai import ExpectedSpace
+from mimruntime.serve.execution.model import Models
 from mimruntime.serve.problems import Problem
-from mimruntime.serve.schemas import EmbeddingResponse
+from mimruntime.serve.protocols.answers import OPENAI_ERRORS, Encoding, admit, embeddings
+from mimruntime.serve.protocols.forms import read_files
+from mimruntime.serve.protocols.offload import parse
+from mimruntime.serve.protocols.openai import ExpectedSpace
+from mimruntime.serve.protocols.schemas import EmbeddingResponse
 
 _FILE = {"type": "string", "format": "binary"}
 _BODY: dict[str, Any] = {

@@ -11,15 +11,15 @@ from msgspec import Raw
 from starlette.requests import Request
 from starlette.responses import Response
 
-from mimruntime.serve.answers import admit, documented, timing
-from mimruntime.serve.jsonbody import check_marks, decode, measure
-from mimruntime.serve.lifecycle import Lifecycle
-from mimruntime.serve.line import Embedded
-from mimruntime.serve.model import Model, Models
-from mimruntime.serve.offload import parse
-from mimruntime.serve.openai import ExpectedSpace
-from mimruntime.serve.schemas import json_body
-from mimruntime.serve.schemas_kserve import (
+from mimruntime.serve.admission.lifecycle import Lifecycle
+from mimruntime.serve.admission.queue import Embedded
+from mimruntime.serve.execution.model import Model, Models
+from mimruntime.serve.protocols.answers import admit, documented, timing
+from mimruntime.serve.protocols.jsonbody import check_marks, decode, measure
+from mimruntime.serve.protocols.offload import parse
+from mimruntime.serve.protocols.openai import ExpectedSpace
+from mimruntime.serve.protocols.schemas import json_body
+from mimruntime.serve.protocols.schemas_kserve import (
     InferRequest,
     InferResponse,
     InputTensor,
@@ -28,7 +28,7 @@ from mimruntime.serve.schemas_kserve import (
     ServerMetadata,
     TensorMetadata,
 )
-from mimruntime.serve.tensors import HEADER_LENGTH, read_images, split_body, write_embedding
+from mimruntime.serve.protocols.tensors import HEADER_LENGTH, read_images, split_body, write_embedding
 
 _INFER_ERRORS = documented(KserveError, 400, 401, 404, 408, 409, 413, 415, 422, 429, 500, 503, 504)
 _READ_ERRORS = documented(KserveError, 401, 404, 503)

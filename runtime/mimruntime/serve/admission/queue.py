@@ -1,4 +1,4 @@
-"""The bounded line of images before one engine: who may join, and which of them ride in the next batch."""
+"""The bounded queue of images before one engine: who may join it, and which images make the next batch."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 
-class LineFullError(Exception):
+class QueueFullError(Exception):
     """No room for another request; the protocols answer it with 429.
 
     Args:
@@ -59,7 +59,7 @@ class Item:
     future: Future[Embedded] = field(default_factory=Future)
 
 
-class Line:
+class AdmissionQueue:
     """Images in flight: admitted, being decoded, queued, running. Used from any thread.
 
     A request is let in while fewer than `capacity` images are in flight and the wait they mean is within the deadline,
@@ -86,16 +86,16 @@ class Line:
         return len(self._queued)
 
     def check_room(self) -> None:
-        """Raise `LineFullError` where a request would not be let in."""
+        """Raise `QueueFullError` where a request would not be let in."""
         wait_s = self._in_flight * self._image_s
         if self._in_flight >= self._capacity or wait_s > self._deadline_s:
-            raise LineFullError(max(1, math.ceil(wait_s)))
+            raise QueueFullError(max(1, math.ceil(wait_s)))
 
     def admit(self, count: int) -> list[Item]:
         """Let a request of `count` images in; each leaves when its future is done or cancelled.
 
         Raises:
-            LineFullError: no room.
+            QueueFullError: no room.
 
         """
         with self._changed:
@@ -114,7 +114,7 @@ class Line:
             self._changed.notify_all()
 
     def take(self, most: int, choose: Callable[[int], int], *, patience_s: float, idle_s: float) -> list[Item] | None:
-        """Return the next batch: empty after `idle_s` without an image, None once the line is closed and empty.
+        """Return the next batch: empty after `idle_s` without an image, None once the queue is closed and empty.
 
         A batch closes when `most` wait, when the first has waited `patience_s`, or when nobody else is on the way.
 

@@ -17,10 +17,10 @@ from mimruntime.engines import engine_module
 from mimruntime.engines.auto import choose_engine
 from mimruntime.errors import ImageError, MimError, OptionError, SpaceError, UnknownNameError
 from mimruntime.manifest import Manifest
-from mimruntime.serve.datauri import decode_base64
-from mimruntime.serve.decoders import Decoders
-from mimruntime.serve.executor import Executor
-from mimruntime.serve.line import Embedded, Item, Line, LineFullError
+from mimruntime.serve.admission.queue import AdmissionQueue, Embedded, Item, QueueFullError
+from mimruntime.serve.execution.datauri import decode_base64
+from mimruntime.serve.execution.decoders import Decoders
+from mimruntime.serve.execution.executor import Executor
 from mimruntime.serve.metrics import Metrics
 from mimruntime.serve.problems import Problem, from_error
 from mimruntime.serve.settings import Settings
@@ -30,14 +30,14 @@ Source = bytes | str | np.ndarray
 
 
 class Model:
-    """An opened artifact with its line and its executor; `embed` is called from the event loop."""
+    """An opened artifact with its queue and its executor; `embed` is called from the event loop."""
 
     def __init__(
         self, embedder: Embedder, settings: Settings, metrics: Metrics, decoders: Decoders, budget: MemoryBudget
     ) -> None:
         self.about: Description = embedder.describe()
         self.manifest: Manifest = embedder.artifact.manifest
-        self.line = Line(settings.max_queue, settings.deadline_s)
+        self.queue = AdmissionQueue(settings.max_queue, settings.deadline_s)
         rows, columns = self.manifest.backbone.grid
         self.tokens = rows * columns + self.manifest.backbone.prefix_tokens
         self._embedder = embedder
@@ -48,7 +48,7 @@ class Model:
         self.executor = Executor(
             embedder,
             partial(open_embedder, embedder.artifact.path, settings, embedder.space),
-            self.line,
+            self.queue,
             metrics,
             patience_s=settings.max_delay_ms / 1000,
             watchdog_s=settings.watchdog_s,
@@ -77,8 +77,8 @@ class Model:
     def check_room(self) -> None:
         """Raise the 429 a request would meet now; asked before its body is read, and again before it is decoded."""
         try:
-            self.line.check_room()
-        except LineFullError as error:
+            self.queue.check_room()
+        except QueueFullError as error:
             raise Problem(429, "queue_full", str(error), retry_after_s=error.retry_after_s) from error
 
     def check_request(self, count: int) -> None:
@@ -101,7 +101,7 @@ class Model:
 
         """
         self.check_request(len(sources))
-        items = self.line.admit(len(sources))
+        items = self.queue.admit(len(sources))
         self._count_in_flight()
         for item, source in zip(items, sources, strict=True):
             item.future.add_done_callback(self._count_in_flight)
@@ -144,7 +144,7 @@ class Model:
             _fail(item, ImageError(f"cannot be read ({type(error).__name__})"))
             return
         item.decode_s = time.monotonic() - started
-        self.line.put(item)
+        self.queue.put(item)
 
     def _pixels(self, source: Source) -> np.ndarray:
         if isinstance(source, np.ndarray):
@@ -155,7 +155,7 @@ class Model:
         )
 
     def _count_in_flight(self, _: object = None) -> None:
-        self._metrics.in_flight.labels(self.about.name).set(self.line.in_flight)
+        self._metrics.in_flight.labels(self.about.name).set(self.queue.in_flight)
 
 
 class Models:

@@ -9,14 +9,14 @@ from fastapi import APIRouter, Header
 from starlette.requests import Request
 from starlette.responses import Response
 
-from mimruntime.serve.answers import OPENAI_ERRORS, admit, documented, embeddings
-from mimruntime.serve.jsonbody import check_ascii, check_marks, decode, measure
-from mimruntime.serve.model import Model, Models
+from mimruntime.serve.execution.model import Model, Models
 from mimruntime.serve.observe import SPACE_HEADER
-from mimruntime.serve.offload import parse
 from mimruntime.serve.problems import Problem
-from mimruntime.serve.remote import Fetcher
-from mimruntime.serve.schemas import (
+from mimruntime.serve.protocols.answers import OPENAI_ERRORS, admit, documented, embeddings
+from mimruntime.serve.protocols.jsonbody import check_ascii, check_marks, decode, measure
+from mimruntime.serve.protocols.offload import parse
+from mimruntime.serve.protocols.remote import Fetcher
+from mimruntime.serve.protocols.schemas import (
     EXAMPLE_IMAGE,
     EmbeddingRequest,
     EmbeddingResponse,

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 
 from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from mimruntime.serve.keys import Keys
-from mimruntime.serve.lifecycle import Lifecycle
-from mimruntime.serve.model import Models
+from mimruntime.serve.admission.connection import PatientProtocol
+from mimruntime.serve.admission.keys import Keys
+from mimruntime.serve.admission.lifecycle import Lifecycle
 from mimruntime.serve.problems import Problem, respond
-from mimruntime.serve.protocol import PatientProtocol
 from mimruntime.serve.settings import Settings
 
 OPEN_PATHS = frozenset(
@@ -30,13 +29,21 @@ class HungUpError(Exception):
     """The client is gone; nobody reads an answer."""
 
 
-class Door:
+class AdmissionMiddleware:
     """ASGI middleware: lets a request in with its body whole, and cancels it when the client hangs up."""
 
-    def __init__(self, app: ASGIApp, *, settings: Settings, keys: Keys, models: Models, lifecycle: Lifecycle) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        settings: Settings,
+        keys: Keys,
+        lifecycle: Lifecycle,
+        check_room: Callable[[], None],
+    ) -> None:
         self._app = app
         self._settings = settings
-        self._models = models
+        self._check_room = check_room
         self._lifecycle = lifecycle
         self._keys = keys
         self._buffered = 0
@@ -77,7 +84,7 @@ class Door:
         if headers.get("Content-Encoding", "identity") != "identity":
             raise Problem(415, "content_encoding", "bodies are taken as they are, without Content-Encoding")
         _check_length(headers, self._settings.max_body)
-        self._models.check_room()
+        self._check_room()
         return self._settings.max_body
 
     async def _read(self, receive: Receive, most: int) -> bytes:

@@ -13,9 +13,9 @@ import msgspec
 import numpy as np
 from msgspec import UNSET, Meta, Raw, UnsetType
 
-from mimruntime.serve.jsonbody import check_ascii, decode
 from mimruntime.serve.problems import Problem
-from mimruntime.serve.schemas_kserve import InferRequest, InputTensor
+from mimruntime.serve.protocols.jsonbody import check_ascii, decode
+from mimruntime.serve.protocols.schemas_kserve import InferRequest, InputTensor
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
 _NUMBER = re.compile("[0-9]{1,18}")

@@ -12,7 +12,7 @@ import numpy as np
 
 from mimruntime.embedder import Embedder
 from mimruntime.errors import EngineError, ImageError
-from mimruntime.serve.line import Embedded, Item, Line
+from mimruntime.serve.admission.queue import AdmissionQueue, Embedded, Item
 from mimruntime.serve.metrics import Metrics
 
 _LOG = logging.getLogger("mimexport")
@@ -22,13 +22,13 @@ _PAUSES_S = (0.5, 1, 2, 4, 8, 16, 30)
 
 
 class Executor(threading.Thread):
-    """Takes batches from a line and runs them in an engine, which it opens anew when it fails."""
+    """Takes batches from a queue and runs them in an engine, which it opens anew when it fails."""
 
     def __init__(
         self,
         embedder: Embedder,
         reopen: Callable[[], Embedder],
-        line: Line,
+        queue: AdmissionQueue,
         metrics: Metrics,
         *,
         patience_s: float,
@@ -42,7 +42,7 @@ class Executor(threading.Thread):
         self._pads = about.provider != "cpu"
         self._embedder = embedder
         self._reopen = reopen
-        self._line = line
+        self._queue = queue
         self._metrics = metrics
         self._patience_s = patience_s
         self._watchdog_s = watchdog_s
@@ -67,7 +67,7 @@ class Executor(threading.Thread):
         return since is not None and time.monotonic() - since > self._watchdog_s
 
     def run(self) -> None:
-        """Serve the line until it is closed."""
+        """Serve the queue until it is closed."""
         try:
             self._warm_up()
         except EngineError as error:
@@ -83,13 +83,13 @@ class Executor(threading.Thread):
     def stop(self) -> None:
         """Let the thread end after what is queued and close its engine; does not wait."""
         self._stopping.set()
-        self._line.close()
+        self._queue.close()
         if self.ident is None:
             self._embedder.close()
 
     def _take(self) -> list[Item] | None:
-        batch = self._line.take(self._sizes[0], self._how_many, patience_s=self._patience_s, idle_s=self._watchdog_s)
-        self._metrics.queue_length.labels(self._model).set(self._line.queued)
+        batch = self._queue.take(self._sizes[0], self._how_many, patience_s=self._patience_s, idle_s=self._watchdog_s)
+        self._metrics.queue_length.labels(self._model).set(self._queue.queued)
         return batch
 
     def _how_many(self, waiting: int) -> int:
@@ -148,7 +148,7 @@ class Executor(threading.Thread):
             self._running_since = None
 
     def _record(self, items: list[Item], started: float, seconds: float) -> None:
-        self._line.observe(seconds, len(items))
+        self._queue.observe(seconds, len(items))
         self._metrics.inference_seconds.labels(self._model).observe(seconds)
         self._metrics.batch_size.labels(self._model).observe(len(items))
         self._metrics.images.labels(self._model).inc(len(items))

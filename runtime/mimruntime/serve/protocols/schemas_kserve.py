@@ -7,7 +7,7 @@ from typing import Annotated
 from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 from pydantic import BaseModel
 
-from mimruntime.serve.schemas import one_of
+from mimruntime.serve.protocols.schemas import one_of
 
 Parameters = Annotated[dict[str, bool | int | float | str], Meta(description="Of the protocol's extensions.")]
 
