@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from mimexport import peers
 from mimexport.cli import _open_peers
 from mimruntime.artifact import Artifact
-from mimruntime.bench.cli import bench_command
+from mimruntime.cli.bench import bench_command
 from mimruntime.engines import tuning
 from mimruntime.errors import OptionError
 

@@ -17,8 +17,8 @@ import onnxruntime
 import pytest
 
 from mimruntime import cli
+from mimruntime.cli import frame
 from mimruntime.cpus import available_cpus
-from mimruntime.engines import cli as engines_cli
 from mimruntime.engines.tuning import BATCHES
 from mimruntime.vectors import read_vectors
 
@@ -201,7 +201,7 @@ class TestCompile:
     @staticmethod
     def compiled(artifact: Path, engine: str, *options: object) -> tuple[Path, dict[str, Any]]:
         """Compile, and return the engine's folder and its record."""
-        assert mimexport("compile", artifact, "--engine", engine, *options, commands=engines_cli.COMMANDS) == 0
+        assert mimexport("compile", artifact, "--engine", engine, *options) == 0
         (folder,) = (artifact / "engines").iterdir()
         return folder, json.loads((folder / "engine.json").read_text())
 
@@ -308,8 +308,8 @@ class TestFrame:
         assert all(word in said for word in ("embed", "inspect", "verify", "--debug", "--version"))
 
     def test_debug_after_two_dashes_is_a_name(self) -> None:
-        assert cli._without_debug(["embed", "--debug", "--", "--debug"]) == (["embed", "--", "--debug"], True)
-        assert cli._without_debug(["embed", "--", "--debug"]) == (["embed", "--", "--debug"], False)
+        assert frame._without_debug(["embed", "--debug", "--", "--debug"]) == (["embed", "--", "--debug"], True)
+        assert frame._without_debug(["embed", "--", "--debug"]) == (["embed", "--", "--debug"], False)
 
     def test_a_reader_that_goes_away_is_no_trace(self, toy_artifact: Path) -> None:
         script = f"from mimruntime import cli; cli.run(cli.COMMANDS, ['inspect', {str(toy_artifact)!r}, '--json'])"

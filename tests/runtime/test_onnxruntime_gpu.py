@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 from mimruntime.artifact import Artifact
-from mimruntime.bench.cli import bench_command
+from mimruntime.cli.bench import bench_command
 from mimruntime.embedder import Embedder
 from mimruntime.engines import onnxruntime as wrapped
 from mimruntime.engines import open_for, tuning

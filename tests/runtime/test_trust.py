@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from mimruntime import artifact as artifacts
-from mimruntime import cli, engines, signing_cli
+from mimruntime import cli, engines
 from mimruntime.artifact import Artifact
 from mimruntime.embedder import Embedder
 from mimruntime.engines import openvino, record
@@ -40,7 +40,7 @@ y/rUw2y8/hOUYjZU71eHp/Wo1KZ40fGy2VJEDl34XMJM+TX48Ss/17u3IvIfbVR1FkZZSNCisQbuQY+b
 
 def mimexport(*arguments: object) -> int:
     with pytest.raises(SystemExit) as stop:
-        cli.run([*cli.COMMANDS, *signing_cli.COMMANDS], [str(argument) for argument in arguments])
+        cli.run(cli.COMMANDS, [str(argument) for argument in arguments])
     return int(stop.value.code or 0)
 
 

@@ -10,15 +10,11 @@ import click
 
 import mimeval.cli
 import mimruntime.cli
-import mimruntime.engines.cli
-import mimruntime.serve.cli
-import mimruntime.signing_cli
-import mimruntime.triton.cli
 from mimexport.cli.build import build_command
 from mimexport.cli.common import BUILDING
 from mimexport.cli.fit import fit_command
 from mimexport.cli.listings import aggregators_command, models_command
-from mimruntime.bench.cli import bench_command
+from mimruntime.cli.bench import bench_command
 from mimruntime.errors import needs
 
 if TYPE_CHECKING:
@@ -31,9 +27,7 @@ COMMANDS: list[click.Command] = [build_command, fit_command, models_command, agg
 
 def main() -> NoReturn:
     """Run the program `mimexport`."""
-    shared = [*mimruntime.cli.COMMANDS, *mimruntime.engines.cli.COMMANDS, *mimruntime.serve.cli.COMMANDS]
-    shared += [*mimruntime.signing_cli.COMMANDS, *mimruntime.triton.cli.COMMANDS]
-    commands = [*COMMANDS, *shared, bench_command(_open_peers), *mimeval.cli.COMMANDS]
+    commands = [*COMMANDS, *mimruntime.cli.COMMANDS, bench_command(_open_peers), *mimeval.cli.COMMANDS]
     mimruntime.cli.run(commands, obj=_references)
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mimexport.cli.common import BUILDING, RANDOM, check_weights, make_pixels, pixel_options, show_step
-from mimruntime.engines.cli import COMPILE_OPTIONS, compile_options, make_options, run_compile
+from mimruntime.cli.compile import CompileSettings, compile_options, run_compile
 from mimruntime.errors import needs
 
 if TYPE_CHECKING:
@@ -67,14 +67,13 @@ if TYPE_CHECKING:
 @click.option("--random-weights", is_flag=True, help="Weights drawn from a seed, for tests: the vectors mean nothing.")
 @click.option("--force", is_flag=True, help="Replace an artifact that is there.")
 @click.option("--engine", help="Compile for this engine too, as `mimexport compile` does; what follows is for that.")
-@compile_options
-def build_command(**given: Any) -> None:
+@compile_options("Compilation")
+def build_command(compiling: CompileSettings, **given: Any) -> None:
     """Build an artifact: backbone and aggregator as one ONNX graph, compared with torch."""
-    compiling = {name: given.pop(name) for name in COMPILE_OPTIONS}
-    if given["engine"] is None and any(value is not None and value is not False for value in compiling.values()):
+    if given["engine"] is None and compiling.given:
         raise click.UsageError("options of a compilation need --engine")
     check_weights(given)
-    compilation = None if given["engine"] is None else make_options(given["engine"], compiling)
+    compilation = None if given["engine"] is None else compiling.options(given["engine"])
     if compilation is not None:
         from mimruntime.engines.compilation import check_options
 

@@ -21,10 +21,10 @@ from tritonclient.grpc import model_config_pb2
 
 from mimruntime import Embedder
 from mimruntime.artifact import Artifact
+from mimruntime.cli.export_triton import export_triton_command as export_triton
 from mimruntime.engines.record import BatchProfile, EngineRecord, FileSeal, encode
 from mimruntime.errors import EngineError, MimError, OptionError, OutputError
 from mimruntime.triton import pbtxt
-from mimruntime.triton.cli import export_triton
 from mimruntime.triton.config import Options
 from mimruntime.triton.export import export
 

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from mimruntime.cli.command import Command, group, option
+from mimruntime.cli.options import COUNT, PATH, Seconds
 from mimruntime.errors import MissingExtraError
 
 if TYPE_CHECKING:
@@ -21,23 +23,35 @@ OpenPeers = Callable[["Artifact", Path | None], "Sequence[Peer]"]
 def bench_command(open_peers: OpenPeers | None = None) -> click.Command:
     """Return the command; without `open_peers` it knows no peers."""
 
-    @click.command()
-    @click.argument("artifact", type=click.Path(path_type=Path))
-    @click.option("--engine", "engines", multiple=True, default=["all"], show_default=True, help="May be repeated.")
-    @click.option("--provider", help="Hardware of the engines.  [default: what was compiled for, or else cpu]")
-    @click.option("--peers", is_flag=True, help="Also torch eager and autocast, and timm's plain [cls] export.")
-    @click.option("--weights", type=click.Path(path_type=Path), metavar="FILE", help="Of the peers, as for the build.")
-    @click.option(
-        "--images",
-        multiple=True,
-        type=click.Path(path_type=Path),
-        help="Photographs, or folders of them.  [default: drawn]",
+    @click.command(
+        "bench",
+        cls=Command,
+        section="Deploy",
+        examples=(
+            "mimexport bench artifacts/mae-tiny-topk --engine onnxruntime --engine openvino",
+            "mimexport bench artifacts/mae-tiny-topk --peers --json rates.json --plot rates.png",
+        ),
     )
-    @click.option("--batches", default="1,2,4,8,16", show_default=True, help="Sizes to measure.")
-    @click.option("--seconds", type=click.FloatRange(min=0), default=2.0, show_default=True, help="For each size.")
-    @click.option("--pairs", type=click.IntRange(min=1), default=7, show_default=True, help="For each ratio.")
-    @click.option("--json", "json_file", type=click.Path(path_type=Path), metavar="FILE", help="Every figure.")
-    @click.option("--plot", "plot_file", type=click.Path(path_type=Path), metavar="FILE", help="Rates as a picture.")
+    @click.argument("artifact", type=PATH)
+    @group(
+        "What is measured",
+        option("--engine", "engines", multiple=True, default=["all"], show_default=True, help="May be repeated."),
+        option("--provider", help="Hardware of the engines.  [default: as compiled, or cpu]"),
+        option("--peers", is_flag=True, help="Also torch eager and autocast, and timm's plain [cls] export."),
+        option("--weights", type=PATH, metavar="FILE", help="Checkpoint of the peers, as for the build."),
+    )
+    @group(
+        "How",
+        option("--images", multiple=True, type=PATH, help="Photographs, or folders of them.  [default: synthetic]"),
+        option("--batches", default="1,2,4,8,16", show_default=True, metavar="N,…", help="Batch sizes."),
+        option("--seconds", type=Seconds(min=0), default=2.0, show_default=True, help="Time for each batch size."),
+        option("--pairs", type=COUNT, default=7, show_default=True, help="Paired runs for each ratio."),
+    )
+    @group(
+        "Output",
+        option("--json", "json_file", type=PATH, metavar="FILE", help="Write every figure to FILE."),
+        option("--plot", "plot_file", type=PATH, metavar="FILE", help="Draw the rates into FILE."),
+    )
     def bench(
         artifact: Path,
         engines: tuple[str, ...],

@@ -1,0 +1,192 @@
+"""The command `mimexport embed`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from mimruntime.cli.command import Command, gather, group, option
+from mimruntime.cli.frame import TERMINATED
+from mimruntime.cli.options import COUNT, PATH, EngineOptions, engine_options
+from mimruntime.cli.printing import show_bar, size_text
+from mimruntime.errors import ImageError, OptionError
+
+if TYPE_CHECKING:
+    from mimruntime.batch import Row
+    from mimruntime.collection.access import Access
+    from mimruntime.collection.inputs import Columns
+    from mimruntime.vectors import Writer
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EmbedOptions:
+    """What `mimexport embed` is asked for; the help says what each is."""
+
+    artifact: Path
+    inputs: tuple[str, ...]
+    out: str
+    strict: bool = False
+    expect_space: str | None = None
+    batch_size: int | None = None
+    image_column: str | None = None
+    path_column: str | None = None
+    allow_remote: tuple[str, ...] = ()
+    max_object_mb: int = 64
+    shard_size: int | None = None
+    ray: str | None = None
+    workers: int | None = None
+
+    @property
+    def columns(self) -> Columns:
+        """Where a Parquet file holds images and their names."""
+        from mimruntime.collection.inputs import Columns
+
+        return Columns(self.image_column, self.path_column)
+
+    @property
+    def access(self) -> Access:
+        """What lists and tables may lead to."""
+        from mimruntime.collection.access import Access
+
+        return Access.of(self.inputs, self.allow_remote, self.max_object_mb)
+
+    def opening(self, engine: EngineOptions) -> dict[str, Any]:
+        """Return what `Embedder.open` takes beside the artifact."""
+        return {**engine.chosen(), "batch_size": self.batch_size, "expect_space": self.expect_space}
+
+
+@click.command(
+    "embed",
+    cls=Command,
+    section="Use",
+    examples=(
+        "mimexport embed artifacts/mae-tiny-topk photos/ --out vectors.parquet",
+        "mimexport embed artifacts/mae-tiny-topk s3://bucket/photos --out s3://bucket/vectors --ray auto",
+    ),
+)
+@click.argument("artifact", type=PATH)
+@click.argument("inputs", nargs=-1, required=True, metavar="INPUT...")
+@group(
+    "Output",
+    option("--out", required=True, metavar="FILE|FOLDER|URL", help="FILE.parquet, FILE.npz, or a folder of shards."),
+    option("--strict", is_flag=True, help="Stop at the first image that cannot be read."),
+    option("--expect-space", metavar="ID", help="Refuse an artifact of another embedding space."),
+)
+@engine_options
+@group("Engine", option("--batch-size", type=COUNT, help="Images of one run at most.  [default: as tuned, or 8]"))
+@group(
+    "Parquet files and remote images",
+    option("--image-column", metavar="NAME", help="Bytes or paths.  [default: image, bytes or path]"),
+    option("--path-column", metavar="NAME", help="What a row is called.  [default: path, else FILE#ROW]"),
+    option(
+        "--allow-remote",
+        multiple=True,
+        metavar="URL",
+        help="Read listed URLs that start so.  [default: buckets and hosts of INPUT]",
+    ),
+    option("--max-object-mb", type=COUNT, default=64, show_default=True, help="Largest remote image or Parquet cell."),
+)
+@group(
+    "Folders of shards",
+    option("--shard-size", type=COUNT, help="Images of one shard.  [default: 1000]"),
+    option("--ray", metavar="ADDRESS|auto", help="Run on this Ray cluster; auto finds or starts one."),
+    option("--workers", type=COUNT, help="Embedders on Ray.  [default: what the CPUs or GPUs hold]"),
+)
+@gather(lambda: EmbedOptions, "options")
+def embed_command(options: EmbedOptions, engine: EngineOptions) -> None:
+    """Turn images into a file of vectors, or into a folder of shards.
+
+    INPUT is an image, a folder (with all below it), a quoted pattern, a Parquet file, a URL of one of these
+    (s3://, gs://, file:// …), or @LIST, a file with a path or URL a line.
+
+    The output has one row per image, in order: its path, and its vector or the error. A file appears when it is
+    complete. A folder or URL is filled shard by shard; after an interruption, the same command continues.
+    """
+    from mimruntime.termination import ends_on_sigterm
+    from mimruntime.vectors import is_file_name
+
+    if is_file := is_file_name(options.out):
+        for name in ("shard_size", "ray", "workers"):
+            if getattr(options, name) is not None:
+                given = name.replace("_", "-")
+                raise OptionError(f"--{given} is for a folder of shards, --out {options.out} is one file")
+    with ends_on_sigterm(TERMINATED):
+        (_embed_to_file if is_file else _embed_to_folder)(options, engine)
+
+
+def _embed_to_file(options: EmbedOptions, engine: EngineOptions) -> None:
+    from mimruntime.batch import embed_rows
+    from mimruntime.collection.inputs import find_entries
+    from mimruntime.collection.reader import read_images
+    from mimruntime.embedder import Embedder
+    from mimruntime.vectors import open_writer
+
+    columns, access, out = options.columns, options.access, Path(options.out)
+    entries = list(find_entries(options.inputs, columns, access))
+    total = sum(entry.images for entry in entries)
+    with Embedder.open(options.artifact, **options.opening(engine)) as embedder:
+        about = embedder.describe()
+        with open_writer(out, dim=about.dim, space=about.space, model=about.name, precision=about.precision) as writer:
+            started = time.perf_counter()
+            rows = embed_rows(embedder, read_images(entries, columns, access=access))
+            errors = _write(show_bar(rows, total), writer, strict=options.strict)
+            seconds = time.perf_counter() - started
+            if len(errors) == total:
+                raise ImageError(f"none of {total} images could be read, nothing is written; first: {errors[0]}")
+    _report(total, len(errors), seconds)
+    click.echo(f"{out}  {size_text(out.stat().st_size)}, {about.dim} dimensions, embedding space {about.space}")
+    click.echo(f"{about.name}, {about.precision}, {about.engine} on {about.provider}")
+    if errors:
+        click.echo(f"{len(errors)} could not be read (column 'error'); first: {errors[0]}", err=True)
+
+
+def _embed_to_folder(options: EmbedOptions, engine: EngineOptions) -> None:
+    from mimruntime.collection.run import SHARD_SIZE, embed_collection
+
+    report = embed_collection(
+        options.inputs,
+        options.out,
+        options.columns,
+        path=options.artifact,
+        shard_size=options.shard_size or SHARD_SIZE,
+        access=options.access,
+        ray=options.ray,
+        workers=options.workers,
+        strict=options.strict,
+        progress=show_bar,
+        **options.opening(engine),
+    )
+    record = report.record
+    if report.found:
+        click.echo(f"{report.found} of {record.shards} shards were there already")
+    if report.images:
+        _report(report.images, report.errors, report.seconds)
+    click.echo(
+        f"{options.out}  {record.shards} shards, {record.images} images, {record.dim} dimensions,"
+        f" embedding space {record.embedding_space}"
+    )
+    click.echo(f"{record.model}, {report.where}")
+    if report.errors:
+        click.echo(f"{report.errors} could not be read (column 'error'); first: {report.first_error}", err=True)
+
+
+def _report(images: int, errors: int, seconds: float) -> None:
+    done = images - errors
+    click.echo(f"{done} of {images} images embedded in {seconds:.1f} s, {done / seconds:.1f} images/s")
+
+
+def _write(rows: Iterable[Row], writer: Writer, *, strict: bool) -> list[str]:
+    """Write every row and return the errors among them."""
+    errors = []
+    for row in rows:
+        if row.error is not None:
+            if strict:
+                raise ImageError(f"{row.error}; --strict stops here, nothing is written")
+            errors.append(row.error)
+        writer.add(row.path, row.vector, row.error)
+    return errors

@@ -1,0 +1,66 @@
+"""The command `mimexport export-triton`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from mimruntime.cli.command import Command, group, option
+from mimruntime.cli.options import COUNT, PATH, Number
+
+
+@click.command(
+    "export-triton",
+    cls=Command,
+    section="Deploy",
+    examples=(
+        "mimexport export-triton artifacts/mae-tiny-topk models/",
+        "mimexport export-triton artifacts/mae-tiny-topk models/ --ensemble --gpu 0 --gpu 1",
+    ),
+)
+@click.argument("artifact", type=PATH)
+@click.argument("repository", type=click.Path(path_type=Path, file_okay=False))
+@group(
+    "Model",
+    option("--engine", default="onnxruntime", show_default=True, help="onnxruntime, or tensorrt: a compiled plan."),
+    option("--ensemble", is_flag=True, help="Also take encoded files, in a preprocessing step and an ensemble."),
+    option("--instances", default=1, show_default=True, type=COUNT, help="Copies of the graph, on each GPU."),
+    option("--max-batch", default=8, show_default=True, type=COUNT, help="Images of one run at most."),
+    option("--gpu", "gpus", multiple=True, type=Number(min=0), help="Id of a GPU; may be repeated.  [default: CPU]"),
+)
+@group(
+    "Output",
+    option("--storage-uri", metavar="URI", help="Where KServe finds the repository.  [default: pvc://models/NAME]"),
+    option("--force", is_flag=True, help="Replace models of the same name."),
+)
+def export_triton_command(
+    artifact: Path,
+    repository: Path,
+    engine: str,
+    ensemble: bool,
+    instances: int,
+    max_batch: int,
+    gpus: tuple[int, ...],
+    storage_uri: str | None,
+    force: bool,
+) -> None:
+    """Write an artifact into a model repository of Triton, with the manifest that runs it on KServe.
+
+    The model takes pixels; with --ensemble, NAME-images takes encoded files. Without --gpu it runs on the CPU.
+    """
+    from mimruntime.artifact import Artifact
+    from mimruntime.triton.config import Options
+    from mimruntime.triton.export import export
+
+    written = export(
+        Artifact.open(artifact),
+        repository,
+        Options(instances=instances, max_batch=max_batch, gpus=gpus),
+        engine=engine,
+        ensemble=ensemble,
+        storage_uri=storage_uri,
+        force=force,
+    )
+    for path in written:
+        click.echo(path)

@@ -1,0 +1,83 @@
+"""Options that several commands share, and what their values are called in the help."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+
+from mimruntime.cli.command import gather, group, option
+
+PATH = click.Path(path_type=Path)
+
+
+class Number(click.IntRange):
+    """A whole number, N in the help."""
+
+    name = "n"
+
+
+COUNT = Number(min=1)
+
+
+class Seconds(click.FloatRange):
+    """A time above 0, S in the help."""
+
+    name = "s"
+
+
+SECONDS = Seconds(min=0, min_open=True)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineOptions:
+    """What runs the graph; see `mimruntime.Embedder.open`, which takes each by its name.
+
+    Attributes:
+        engine: a name of `mimruntime.engines.ENGINES`, or "auto".
+        provider: the hardware, by the engine's own name.
+        threads: CPU threads of one run.
+        public_key: minisign's, as text or a file.
+        check_reference: whether two images are compared with torch's vectors when the engine is opened.
+
+    """
+
+    engine: str = "auto"
+    provider: str | None = None
+    threads: int | None = None
+    public_key: str | None = None
+    check_reference: bool = True
+
+    def chosen(self) -> dict[str, Any]:
+        """Return the fields by their names, as `Embedder.open` takes them."""
+        return {name: getattr(self, name) for name in self.__slots__}
+
+
+ENGINE_OPTIONS = group(
+    "Engine",
+    option("--engine", default="auto", show_default=True, help="onnxruntime, openvino, tensorrt or tensorrt-rtx."),
+    option("--provider", help="Hardware by the engine's name: cpu, cuda.  [default: as compiled, or cpu]"),
+    option("--threads", type=COUNT, help="CPU threads of one run.  [default: as tuned, or all]"),
+    option(
+        "--public-key",
+        metavar="KEY|FILE",
+        envvar="MIMEXPORT_PUBLIC_KEY",
+        help="Refuse what this minisign key did not sign.",
+    ),
+    option(
+        "--check-reference/--no-check-reference",
+        default=True,
+        show_default=False,
+        envvar="MIMEXPORT_CHECK_REFERENCE",
+        help="Compare two images with torch's vectors on opening.  [default: yes]",
+    ),
+)
+"""Adds the options of `EngineOptions`."""
+
+
+def engine_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options that choose what runs the graph, handed over as `engine: EngineOptions`."""
+    return ENGINE_OPTIONS(gather(lambda: EngineOptions, "engine")(function))

@@ -1,0 +1,31 @@
+"""How commands print tables, sizes and progress."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
+
+import click
+
+_Item = TypeVar("_Item")
+
+
+def print_table(rows: Iterable[tuple[str, str]]) -> None:
+    """Print a name and a text a line."""
+    for name, text in rows:
+        click.echo(f"{name:<11} {text}")
+
+
+def size_text(count: int) -> str:
+    """Return a number of bytes as people read it."""
+    return f"{count / 1e6:.1f} MB" if count >= 1e5 else f"{count / 1e3:.1f} kB"
+
+
+def show_bar(results: Iterable[_Item], total: int) -> Iterator[_Item]:
+    """Show a bar on stderr, when that is a terminal."""
+    if not sys.stderr.isatty():
+        yield from results
+        return
+    with click.progressbar(results, length=total, label="embedding", show_pos=True, file=sys.stderr) as bar:
+        yield from bar
