@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING
 import msgspec
 import numpy as np
 
+from mimruntime.batching import split
 from mimruntime.cpus import available_cpus
-from mimruntime.embedder import Embedder, split
+from mimruntime.embedder import Embedder
 from mimruntime.engines.base import EMBEDDING, SELECTION
 from mimruntime.errors import MimError, OutputError
 from mimruntime.images import as_text

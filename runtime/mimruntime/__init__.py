@@ -13,8 +13,9 @@ from mimruntime.errors import MimError
 if TYPE_CHECKING:
     from mimruntime.artifact import Artifact
     from mimruntime.batch import BatchEmbedder
-    from mimruntime.embedder import Embedder, Result
+    from mimruntime.embedder import Embedder
     from mimruntime.engines.compilation import compile_engine
+    from mimruntime.results import Result
     from mimruntime.vectors import Vectors, read_vectors
     from mimruntime.verification import Verification, verify
 
@@ -27,7 +28,7 @@ _HOMES = {
     "Artifact": "mimruntime.artifact",
     "BatchEmbedder": "mimruntime.batch",
     "Embedder": "mimruntime.embedder",
-    "Result": "mimruntime.embedder",
+    "Result": "mimruntime.results",
     "Vectors": "mimruntime.vectors",
     "Verification": "mimruntime.verification",
     "compile_engine": "mimruntime.engines.compilation",

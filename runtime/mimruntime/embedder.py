@@ -1,14 +1,9 @@
-"""Images in, vectors out: decoding in threads, inference in batches of few sizes."""
+"""Images in, vectors out: an opened artifact, as a Python user has it."""
 
 from __future__ import annotations
 
 import os
-import threading
-from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
-from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -17,72 +12,17 @@ import numpy as np
 from PIL import Image
 
 from mimruntime.artifact import Artifact
-from mimruntime.cpus import available_cpus
+from mimruntime.batching import BatchPipeline, Outcome, batch_sizes
 from mimruntime.decode import FORMATS, MAX_PIXELS, Source, describe
 from mimruntime.decoding.budget import DEFAULT_MB, MemoryBudget
 from mimruntime.engines import open_for
 from mimruntime.engines.base import EMBEDDING, SELECTION, Engine
-from mimruntime.errors import EngineError, ImageError, OptionError, SpaceError
+from mimruntime.errors import ImageError, OptionError, SpaceError
 from mimruntime.preparation import prepare
+from mimruntime.results import Description, Result
 
-_WINDOW_BATCHES = 3
-"""Batches that are being decoded, waiting or running: enough to overlap, few enough for memory to stay flat."""
 _BATCH_SIZE = 8
 """Where nothing was tuned."""
-_MOST_WORKERS = 8
-"""A worker may hold one image of a quarter of a gigabyte."""
-_CLOSED = "this Embedder is closed; use it inside its `with` block"
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Result:
-    """What became of one source.
-
-    Attributes:
-        source: as it was given.
-        vector: float32 (D,), unit length; None where the source is no image.
-        error: one line; None where there is a vector.
-
-    """
-
-    source: Source
-    vector: np.ndarray | None
-    error: str | None
-
-
-@dataclass(frozen=True, slots=True)
-class Description:
-    """What really runs.
-
-    Attributes:
-        name: of the artifact.
-        space: vectors are comparable only where this is equal.
-        dim: length of a vector.
-        engine: name and version.
-        provider: the hardware behind it.
-        precision: of the matrix products: "fp32", "fp16", "bf16" or "int8".
-        batch_sizes: the sizes that are run, largest first.
-        compiled: the folder in `engines/` it was opened from; None: nothing was compiled for this machine.
-
-    """
-
-    name: str
-    space: str
-    dim: int
-    engine: str
-    provider: str
-    precision: str
-    batch_sizes: tuple[int, ...]
-    compiled: str | None
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Outcome:
-    """One source, and its row of the graph's output or the reason there is none."""
-
-    source: Source
-    row: np.ndarray | None
-    error: ImageError | None
 
 
 class Embedder:
@@ -119,10 +59,10 @@ class Embedder:
             )
         self._artifact = artifact
         self._engine = engine
-        self._sizes = batch_sizes(size)
-        self._pool = ThreadPoolExecutor(workers or min(available_cpus(), _MOST_WORKERS), "mimruntime-decode")
-        self._budget = MemoryBudget(max_decode_mb)
-        self._running = threading.Lock()
+        self._budget = budget = MemoryBudget(max_decode_mb)
+        spec = artifact.manifest.preprocess
+        # Not the bound method: a circle of references would keep a dropped engine until the garbage collector comes by.
+        self._pipeline = BatchPipeline(engine, lambda source: prepare(source, spec, budget), batch_sizes(size), workers)
 
     @classmethod
     def open(
@@ -199,7 +139,7 @@ class Embedder:
             engine=f"{self._engine.name} {self._engine.version}",
             provider=self._engine.provider,
             precision=self._engine.precision or self._artifact.manifest.graph.precision,
-            batch_sizes=self._sizes,
+            batch_sizes=self._pipeline.sizes,
             compiled=self._engine.compiled,
         )
 
@@ -241,7 +181,7 @@ class Embedder:
 
         """
         _refuse_single(sources)
-        return (_result(outcome) for outcome in self._outcomes(sources, EMBEDDING))
+        return (_result(outcome) for outcome in self._pipeline.outcomes(sources, EMBEDDING))
 
     def prepare(
         self,
@@ -286,17 +226,11 @@ class Embedder:
             EngineError: as `run`.
 
         """
-        self._engine.check_process()  # before a lock that somebody may have held when the process was forked off
-        with self._running:
-            return self._engine.run(pixels)
+        return self._pipeline.run(pixels)
 
     def close(self) -> None:
         """Stop the threads and let the engine go; a second call does nothing."""
-        if self._engine.is_inherited:
-            return
-        self._pool.shutdown(wait=True, cancel_futures=True)
-        with self._running:
-            self._engine.close()
+        self._pipeline.close()
 
     def __enter__(self) -> Self:
         return self
@@ -309,53 +243,11 @@ class Embedder:
     def _stacked(self, images: Iterable[Source], output: str, shape: tuple[int, ...]) -> np.ndarray:
         _refuse_single(images)
         rows = []
-        for index, outcome in enumerate(self._outcomes(images, output)):
+        for index, outcome in enumerate(self._pipeline.outcomes(images, output)):
             if outcome.row is None:
                 raise ImageError(f"image {index}: {outcome.error}") from outcome.error
             rows.append(outcome.row)
         return np.stack(rows) if rows else np.empty((0, *shape), np.float32)
-
-    def _outcomes(self, sources: Iterable[Source], output: str) -> Iterator[_Outcome]:
-        """Decode ahead, run batch by batch, yield in order."""
-        self._engine.check_process()
-        remaining = iter(sources)
-        batch = self._sizes[0]
-        window: deque[tuple[Source, Future[np.ndarray]]] = deque()
-        try:
-            while True:
-                missing = _WINDOW_BATCHES * batch - len(window)
-                window.extend((source, self._submit(source)) for source in islice(remaining, missing))
-                if not window:
-                    return
-                ready = [window.popleft() for _ in range(min(batch, len(window)))]
-                yield from self._run(ready, output)
-        finally:
-            for _, future in window:
-                future.cancel()
-
-    def _submit(self, source: Source) -> Future[np.ndarray]:
-        try:
-            return self._pool.submit(self.prepare, source)
-        except RuntimeError as error:
-            raise EngineError(_CLOSED) from error
-
-    def _run(self, ready: list[tuple[Source, Future[np.ndarray]]], output: str) -> list[_Outcome]:
-        decoded = [(source, _pixels_or_error(future)) for source, future in ready]
-        pixels = [picture for _, picture in decoded if isinstance(picture, np.ndarray)]
-        rows = iter(self._infer(pixels, output))
-        return [
-            _Outcome(source, None, picture) if isinstance(picture, ImageError) else _Outcome(source, next(rows), None)
-            for source, picture in decoded
-        ]
-
-    def _infer(self, pixels: list[np.ndarray], output: str) -> list[np.ndarray]:
-        waiting = iter(pixels)
-        rows: list[np.ndarray] = []
-        for size in split(len(pixels), self._sizes):
-            batch = np.stack(list(islice(waiting, size)))
-            with self._running:
-                rows.extend(self._engine.run(batch)[output])
-        return rows
 
 
 def open_artifact(
@@ -371,33 +263,7 @@ def open_artifact(
     return artifact
 
 
-def batch_sizes(largest: int) -> tuple[int, ...]:
-    """Return `largest` and the powers of two below it, largest first."""
-    return (largest, *(1 << power for power in reversed(range((largest - 1).bit_length()))))
-
-
-def split(count: int, sizes: tuple[int, ...]) -> list[int]:
-    """Return sizes, largest first, that sum to `count`.
-
-    Args:
-        count: images, 0 or more.
-        sizes: what `batch_sizes` gives.
-
-    """
-    full, rest = divmod(count, sizes[0])
-    return [sizes[0]] * full + [size for size in sizes[1:] if size & rest]
-
-
-def _pixels_or_error(future: Future[np.ndarray]) -> np.ndarray | ImageError:
-    try:
-        return future.result()
-    except ImageError as error:
-        return error
-    except CancelledError as error:
-        raise EngineError(_CLOSED) from error
-
-
-def _result(outcome: _Outcome) -> Result:
+def _result(outcome: Outcome) -> Result:
     return Result(outcome.source, outcome.row, None if outcome.error is None else str(outcome.error))
 
 

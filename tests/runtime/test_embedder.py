@@ -16,7 +16,7 @@ from PIL import Image
 import mimruntime
 from mimruntime import Embedder
 from mimruntime.artifact import Artifact
-from mimruntime.embedder import batch_sizes, split
+from mimruntime.batching import batch_sizes, split
 from mimruntime.engines import open_engine
 from mimruntime.engines.base import Engine
 from mimruntime.errors import ArtifactError, EngineError, ImageError, OptionError, SpaceError, UnknownNameError

@@ -16,7 +16,7 @@ from prometheus_client import (
 )
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
-from mimruntime.embedder import Description
+from mimruntime.results import Description
 
 MULTIPROCESS = "PROMETHEUS_MULTIPROC_DIR"
 """Environment variable of prometheus-client: the folder through which workers add up their figures."""

@@ -12,11 +12,12 @@ import numpy as np
 from mimruntime.artifact import Artifact
 from mimruntime.cpus import available_cpus
 from mimruntime.decoding.budget import MemoryBudget
-from mimruntime.embedder import Description, Embedder
+from mimruntime.embedder import Embedder
 from mimruntime.engines import engine_module
 from mimruntime.engines.auto import choose_engine
 from mimruntime.errors import ImageError, MimError, OptionError, SpaceError, UnknownNameError
 from mimruntime.manifest import Manifest
+from mimruntime.results import Description
 from mimruntime.serve.admission.queue import AdmissionQueue, Embedded, Item, QueueFullError
 from mimruntime.serve.execution.datauri import decode_base64
 from mimruntime.serve.execution.decoders import Decoders
