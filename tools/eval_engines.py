@@ -17,7 +17,7 @@ from typing import NamedTuple, get_args
 import click
 import torch
 
-from mimeval.cli import ConsoleProgress, write_reports
+from mimeval.cli.progress import ConsoleProgress
 from mimeval.datasets import Dataset, open_dataset
 from mimeval.datasets.crops import open_crops
 from mimeval.deployments import Skipped, parse_engines
@@ -26,6 +26,7 @@ from mimeval.features import FeatureStore
 from mimeval.models import find_baselines
 from mimeval.regression import compare, read_baseline, write_baseline
 from mimeval.report import Report
+from mimeval.report_files import write_reports
 from mimeval.verdict import EXIT
 from mimexport.aggregators import AGGREGATORS
 from mimexport.heads import embedded_heads, load_head
@@ -37,6 +38,7 @@ from mimruntime.artifact import MANIFEST, Artifact
 from mimruntime.cpus import available_cpus
 from mimruntime.errors import MimError, MissingExtraError, UnknownNameError
 from mimruntime.manifest import Precision
+from mimruntime.writing import write_file
 
 
 class Plan(NamedTuple):
@@ -63,6 +65,7 @@ PLANS = {
 PLAIN = ("cls", "mean", "topk")
 BASELINE = Path("eval/baseline.json")
 SHARED = Path("../shared/data/tiny-imagenet-64.zip")
+TABLE_MARKER = "<!-- written by `make eval-table`, below this line -->"
 MARGIN = 0.01
 """One point of k-NN accuracy, less than half of the smallest gain that is judged."""
 
@@ -117,12 +120,21 @@ def main(
             if rewrite:
                 write_baseline(report, BASELINE)
             report = compare(report, read_baseline(BASELINE), part=bool(only) or engines != ("all",))
-            write_reports(report, out.with_name(f"{out.name}-{model}"), table)
+            text = write_reports(report, out.with_name(f"{out.name}-{model}"))
+            if table:
+                write_table(text, table)
+            click.echo(text)
             verdicts.append(report.verdict)
     except (MimError, OSError) as error:
         click.echo(f"error: {error}", err=True)
         sys.exit(1)
     sys.exit(EXIT[next(verdict for verdict in ("fail", "undecided", "pass") if verdict in verdicts)])
+
+
+def write_table(text: str, page: Path) -> None:
+    """Put `text` below the marker of a page, whose prose above it stays."""
+    prose = page.read_text(encoding="utf-8").split(TABLE_MARKER)[0] if page.exists() else ""
+    write_file(page, f"{prose}{TABLE_MARKER}\n\n{text}".encode())
 
 
 def judge(

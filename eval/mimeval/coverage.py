@@ -40,7 +40,7 @@ def absent(rows: Sequence[Score], report: Report, *, part: bool) -> tuple[list[s
             instead = sorted(other for other in here[model] if _asked(other) == _asked(deployment))
             lost.append(
                 f"{name} is in the baseline and did not run"
-                + (f", but {', '.join(instead)} did" if instead else "; where that is meant, run: make eval-baseline")
+                + (f", but {', '.join(instead)} did" if instead else "; where that is meant, write the baseline again")
             )
     return lost, noted
 

@@ -73,7 +73,7 @@ def read_baseline(path: Path) -> list[Entry]:
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror or error}") from error
     except ValueError as error:
-        raise DataError(f"{path} {error}; or write one: make eval-baseline") from error
+        raise DataError(f"{path} {error}; or move it away and write a new one") from error
 
 
 def write_baseline(report: Report, path: Path) -> None:
@@ -116,7 +116,7 @@ def compare(report: Report, entries: list[Entry], *, part: bool = False) -> Repo
     wanted = report.digest, report.images["training"], report.metric
     entry = next((entry for entry in entries if _key(entry) == wanted), None)
     if entry is None:
-        note = f"no baseline for these {report.images['engines']} images of {report.dataset}; make eval-baseline writes one"
+        note = f"no baseline for these {report.images['engines']} images of {report.dataset}"
         return msgspec.structs.replace(report, notes=[*report.notes, note])
     now = {_row(score): score for score in report.scores if score.metric == report.metric}
     both = [(score, old) for score in now.values() if (old := _before(score, entry.scores)) is not None]

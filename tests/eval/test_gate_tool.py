@@ -39,6 +39,15 @@ def test_what_is_judged_of_a_backbone_is_built(tool: ModuleType, tmp_path: Path)
         assert {*plan.only, "cls"} <= names
 
 
+def test_the_table_keeps_the_prose_above_it(tool: ModuleType, tmp_path: Path) -> None:
+    page = tmp_path / "table.md"
+    page.write_text(f"# Prose\n\n{tool.TABLE_MARKER}\nold")
+    for text in ("once", "again"):
+        tool.write_table(text, page)
+    assert page.read_text() == f"# Prose\n\n{tool.TABLE_MARKER}\n\nagain"
+    assert tool.TABLE_MARKER in (TOOL.parents[1] / "docs" / "evaluation.md").read_text()
+
+
 def options(tmp_path: Path, *more: str) -> list[str]:
     folders = ["--cache", str(tmp_path / "cache"), "--artifacts", str(tmp_path / "built"), "--out", str(tmp_path / "r")]
     amount = ["--model", "mae-tiny", "--data", "crops", "--images", "60", "--deployed", "0", "--metric", "retrieval"]

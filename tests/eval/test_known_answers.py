@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner
 
 from mimeval import known_answers
-from mimeval.cli import known_answers as command
+from mimeval.cli.known_answers import known_answers_command as command
 from mimeval.datasets import Dataset
 from mimeval.datasets.pixels import split_of_pixels
 from mimeval.errors import DataError

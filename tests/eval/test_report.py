@@ -12,7 +12,6 @@ import msgspec
 import numpy as np
 import pytest
 
-from mimeval.cli import write_reports
 from mimeval.deployments import Skipped
 from mimeval.drift import Drift, measure, too_far
 from mimeval.markdown import as_markdown
@@ -20,6 +19,7 @@ from mimeval.page import as_page
 from mimeval.plots import frontier
 from mimeval.regression import compare, read_baseline, write_baseline
 from mimeval.report import TORCH, Drifted, Gain, Report, Sample, Score, encode, score
+from mimeval.report_files import write_reports
 from mimeval.statistics import LOSES, Interval, judge_gain, mcnemar
 from mimeval.verdict import explain
 from mimruntime import writing
@@ -194,25 +194,21 @@ class TestPage:
 
 
 class TestFiles:
-    def test_all_three_are_written_and_the_table_keeps_the_prose_above_it(self, report, tmp_path) -> None:
-        page = tmp_path / "table.md"
-        page.write_text("# Prose\n\n<!-- written by `make eval-table`, below this line -->\nold")
-        write_reports(report, tmp_path / "out" / "r", page)
+    def test_all_three_are_written(self, report, tmp_path) -> None:
+        text = write_reports(report, tmp_path / "out" / "r")
         assert {path.name for path in (tmp_path / "out").iterdir()} == {"r.json", "r.md", "r.html"}
-        text = page.read_text()
-        assert text.startswith("# Prose")
-        assert "old" not in text
         assert "**FAIL**" in text
+        assert (tmp_path / "out" / "r.md").read_text() == text
 
     def test_a_report_that_cannot_be_written_whole_leaves_the_old_one(self, report, tmp_path, monkeypatch) -> None:
         (tmp_path / "r.json").write_text("old")
-        (tmp_path / "table.md").write_text("old")
+        (tmp_path / "r.md").write_text("old")
         hidden = writing._hidden
         monkeypatch.setattr(writing, "_hidden", lambda at, name: hidden(at / "gone" if name == "r.html" else at, name))
         with pytest.raises(OutputError, match=r"cannot write .*r\.html: No such file"):
-            write_reports(report, tmp_path / "r", tmp_path / "table.md")
-        assert {path.name for path in tmp_path.iterdir()} == {"r.json", "table.md"}
-        assert (tmp_path / "r.json").read_text() == (tmp_path / "table.md").read_text() == "old"
+            write_reports(report, tmp_path / "r")
+        assert {path.name for path in tmp_path.iterdir()} == {"r.json", "r.md"}
+        assert (tmp_path / "r.json").read_text() == (tmp_path / "r.md").read_text() == "old"
 
     def test_a_place_that_cannot_be_written_is_an_error(self, report, tmp_path) -> None:
         (tmp_path / "file").touch()

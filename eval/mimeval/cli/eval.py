@@ -1,0 +1,121 @@
+"""The command `mimexport eval`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+
+from mimeval.cli.options import OpenTorchSide, SampleOptions, sample_options
+from mimeval.cli.progress import ConsoleProgress
+from mimruntime.cli.command import Command, gather, group, option
+from mimruntime.cli.options import COUNT, PATH
+from mimruntime.errors import needs
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvalSettings:
+    """What `mimexport eval` is asked for beside the images; the help says what each is."""
+
+    artifacts: tuple[Path, ...]
+    engines: tuple[str, ...] = ("all",)
+    baseline: tuple[Path, ...] = ()
+    deployed: int | None = None
+    own: bool = True
+    margin: float = 0.5
+    weights: Path | None = None
+    heads: tuple[Path, ...] = ()
+    out: Path = Path("reports/eval")
+
+    def __post_init__(self) -> None:
+        """Refuse what click lets through."""
+        if not self.margin > 0:  # NaN passes click's range
+            raise click.UsageError(f"--margin {self.margin}: expected points above 0")
+        if not self.out.name:
+            raise click.UsageError(f"--out {self.out}: expected the stem of the files, for example reports/eval")
+
+
+@click.command(
+    "eval",
+    cls=Command,
+    section="Evaluate",
+    examples=(
+        "mimexport eval artifacts/mae-tiny-topk --data photos/ --engine onnxruntime",
+        "mimexport eval artifacts/cls artifacts/topk --data tiny-imagenet --limit 2000 --out reports/topk",
+    ),
+)
+@click.argument("artifacts", nargs=-1, required=True, type=PATH, metavar="ARTIFACT...")
+@group(
+    "What is compared",
+    option(
+        "--engine",
+        "engines",
+        multiple=True,
+        default=("all",),
+        show_default=True,
+        metavar="NAME[:PRECISION]",
+        help="Engines, or torch:bf16, torch:fp16; may be repeated.",
+    ),
+    option(
+        "--baseline", multiple=True, type=PATH, help="What gains are counted from.  [default: [cls], built if needed]"
+    ),
+    option("--deployed", type=COUNT, help="Test images that engines see; torch sees all.  [default: all]"),
+    option("--own/--no-own", default=True, help="Also fit on each engine's own training features.  [default: yes]"),
+    option(
+        "--margin",
+        type=click.FloatRange(min=0, max=100, min_open=True),
+        default=0.5,
+        show_default=True,
+        metavar="POINTS",
+        help="Loss of gain that is tolerated.",
+    ),
+)
+@sample_options
+@group(
+    "Torch models",
+    option("--weights", type=PATH, metavar="FILE", help="Checkpoint, for weights that came from a file."),
+    option("--head", "heads", multiple=True, type=PATH, metavar="FILE", help="Head, for one not in this package."),
+)
+@group(
+    "Output",
+    option(
+        "--out",
+        type=PATH,
+        default=Path("reports/eval"),
+        show_default=True,
+        metavar="STEM",
+        help="Writes STEM.json, STEM.md and STEM.html.",
+    ),
+)
+@gather(lambda: EvalSettings, "settings")
+@click.pass_obj
+def eval_command(open_torch_side: OpenTorchSide, settings: EvalSettings, sample: SampleOptions) -> int:
+    """Did the gain over [cls] carry over from torch to the engines?
+
+    SPEC is a folder or zip of CLASS/image, or a name: tiny-imagenet, imagenet, imagenette, cifar10, stl10, roxford5k,
+    rparis6k, drawn, crops. NAME:PATH says where its files are; shifted:SPEC moves subjects out of the centre.
+
+    Exit status: 0 it did, 1 it did not (or an error), 3 undecided, 2 wrong usage.
+    """
+    with needs("eval", "an evaluation"):
+        from mimeval import api
+        from mimeval.report_files import write_reports
+        from mimeval.verdict import EXIT
+    from mimruntime.outputs import check_writable
+
+    check_writable(settings.out.with_name(f"{settings.out.name}.json"))  # before the work
+    report = api.evaluate(
+        settings.artifacts,
+        baseline=settings.baseline,
+        engines=settings.engines,
+        deployed=settings.deployed,
+        own=settings.own,
+        margin=settings.margin / 100,
+        torch_side=open_torch_side(settings.weights, settings.heads),
+        progress=ConsoleProgress(),
+        **sample.chosen(),
+    )
+    click.echo(write_reports(report, settings.out))
+    click.echo(f"{settings.out}.json, .md, .html")
+    return EXIT[report.verdict]

@@ -1,0 +1,40 @@
+"""Progress of an evaluation on a terminal or in a log."""
+
+from __future__ import annotations
+
+import sys
+import time
+
+import click
+
+_EVERY_SECONDS = 10.0
+
+
+class ConsoleProgress:
+    """What a person sees on stderr while it runs: a line that is rewritten, or one every ten seconds in a log."""
+
+    def __init__(self) -> None:
+        self._last = 0.0
+        self._open = False
+
+    def say(self, line: str) -> None:
+        """Show a line."""
+        self._finish()
+        click.echo(line, err=True)
+
+    def progress(self, name: str, done: int, total: int) -> None:
+        """Show how far `name` is."""
+        terminal = sys.stderr.isatty()
+        if not terminal and done < total and time.monotonic() - self._last < _EVERY_SECONDS:
+            return
+        self._last = time.monotonic()
+        line = f"  {name}: {done:,} of {total:,}"
+        click.echo(f"\r{line:<78}" if terminal else line, nl=not terminal, err=True)
+        self._open = terminal
+        if terminal and done == total:
+            self._finish()
+
+    def _finish(self) -> None:
+        if self._open:
+            click.echo(err=True)
+            self._open = False
