@@ -14,9 +14,7 @@ if TYPE_CHECKING:
     from mimeval.api import TorchSide
 
 CACHE = Path("~/.cache/mimexport")
-DATA = option(
-    "--data", required=True, metavar="SPEC", help="A folder or zip of CLASS/image, or NAME[:PATH]."
-)
+DATA = option("--data", required=True, metavar="SPEC", help="A folder or zip of CLASS/image, or NAME[:PATH].")
 CACHE_FOLDER = option("--cache", type=PATH, default=CACHE, show_default=True, help="Folder for features and data.")
 
 

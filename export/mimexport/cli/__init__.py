@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-import click
-
 import mimeval.cli
 import mimruntime.cli
 from mimexport.cli.build import build_command
@@ -15,20 +13,13 @@ from mimexport.cli.common import BUILDING
 from mimexport.cli.fit import fit_command
 from mimexport.cli.listings import aggregators_command, models_command
 from mimruntime.cli.bench import bench_command
+from mimruntime.cli.command import Command
 from mimruntime.errors import needs
 
 if TYPE_CHECKING:
     from mimexport.reference import References
     from mimruntime.artifact import Artifact
     from mimruntime.bench.measure import Peer
-
-COMMANDS: list[click.Command] = [build_command, fit_command, models_command, aggregators_command]
-
-
-def main() -> NoReturn:
-    """Run the program `mimexport`."""
-    commands = [*COMMANDS, *mimruntime.cli.COMMANDS, bench_command(_open_peers), *mimeval.cli.COMMANDS]
-    mimruntime.cli.run(commands, obj=_references)
 
 
 def _open_peers(artifact: Artifact, weights: Path | None) -> Sequence[Peer]:
@@ -42,3 +33,20 @@ def _references(weights: Path | None, heads: tuple[Path, ...]) -> References:
     with needs("export", BUILDING):
         from mimexport.reference import References
     return References(weights, heads)
+
+
+COMMANDS: list[Command] = [
+    models_command,
+    aggregators_command,
+    fit_command,
+    build_command,
+    *mimruntime.cli.COMMANDS,
+    bench_command(_open_peers),
+    *mimeval.cli.COMMANDS,
+]
+"""Every command of the program, in the order of its help."""
+
+
+def main() -> NoReturn:
+    """Run the program `mimexport`."""
+    mimruntime.cli.run(COMMANDS, obj=_references)

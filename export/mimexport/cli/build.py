@@ -2,108 +2,151 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
-from mimexport.cli.common import BUILDING, RANDOM, check_weights, make_pixels, pixel_options, show_step
+from mimexport.cli.common import (
+    BUILDING,
+    RANDOM,
+    BackboneOptions,
+    PixelOptions,
+    backbone_options,
+    pixel_options,
+    show_step,
+)  # fmt: skip
+from mimruntime.cli.command import Command, gather, group, option
 from mimruntime.cli.compile import CompileSettings, compile_options, run_compile
+from mimruntime.cli.options import PATH, Number
 from mimruntime.errors import needs
 
 if TYPE_CHECKING:
     from mimruntime.artifact import Artifact
+    from mimruntime.engines.options import CompileOptions
+    from mimruntime.manifest import Precision, TokenNorm
 
 
-@click.command("build")
-@click.option("--model", required=True, help="Alias (see `mimexport models`) or timm name.")
-@click.option(
-    "--agg", default="topk", show_default=True, help="How patch tokens become one vector (`mimexport aggregators`)."
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BuildSettings:
+    """What `mimexport build` is asked for beside backbone, pixels and compilation; the help says what each is."""
+
+    agg: str = "topk"
+    k: str | None = None
+    score: str | None = None
+    token_norm: TokenNorm | None = None
+    with_selection: bool = False
+    head: str | None = None
+    whiten: int | None = None
+    license: str | None = None
+    image_size: int | None = None
+    out: Path | None = None
+    precision: Precision = "fp32"
+    calibrate: Path | None = None
+    force: bool = False
+
+
+@click.command(
+    "build",
+    cls=Command,
+    section="Build",
+    examples=(
+        "mimexport build --model mae-tiny --out artifacts/tiny",
+        "mimexport build --model mae-b16 --weights mae.pth --data-config imagenet --k 50% --engine openvino",
+    ),
 )
-@click.option("--out", type=click.Path(path_type=Path), help="Artifact folder.  [default: artifacts/MODEL-AGG]")
-@click.option("--k", help="topk: how many patches, as a count (49) or a share (50%).  [default: 75%]")
-@click.option(
-    "--score", help="topk: what is best: center-norm, input-norm, norm, cls-attention, learned.  [default: center-norm]"
-)
-@click.option(
-    "--token-norm",
-    type=click.Choice(["raw", "final"]),
-    help="Tokens before or after the final norm.  [default: what is known to be better on the backbone]",
-)
-@click.option("--precision", type=click.Choice(["fp32", "fp16", "bf16", "int8"]), default="fp32", show_default=True)
-@click.option(
-    "--calibrate",
-    type=click.Path(path_type=Path),
-    metavar="FOLDER",
-    help="Real images: int8 is calibrated on some of them, a narrower precision is judged by the others.",
-)
-@click.option(
-    "--image-size", type=click.IntRange(min=16), metavar="PX", help="Edge of the square input.  [default: the model's]"
-)
-@click.option("--with-selection", is_flag=True, help="Also output the share of every patch in the vector.")
-@click.option(
-    "--head",
-    metavar="FILE|NAME",
-    help="What was learned for this backbone: a head file, an embedded head's name, hub:SLUG.",
-)
-@click.option(
-    "--whiten",
-    type=click.IntRange(min=0),
-    is_flag=False,
-    flag_value=0,
-    metavar="[DIM]",
-    help="Apply the head's whitening, keeping DIM dimensions.  [default: not at all; without DIM: all]",
-)
-@click.option(
-    "--weights",
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    help="Checkpoint (.safetensors, .pth) instead of the hub.",
-)
-@click.option(
-    "--license", metavar="TEXT", help="Licence of the weights.  [default: what is known; 'not stated' for a file]"
+@backbone_options(
+    option("--license", metavar="TEXT", help="Licence of the weights.  [default: as known; 'not stated' for a file]"),
+    option("--image-size", type=Number(min=16), metavar="PX", help="Edge of the square input.  [default: the model's]"),
 )
 @pixel_options
-@click.option("--random-weights", is_flag=True, help="Weights drawn from a seed, for tests: the vectors mean nothing.")
-@click.option("--force", is_flag=True, help="Replace an artifact that is there.")
-@click.option("--engine", help="Compile for this engine too, as `mimexport compile` does; what follows is for that.")
-@compile_options("Compilation")
-def build_command(compiling: CompileSettings, **given: Any) -> None:
+@group(
+    "Aggregation",
+    option("--agg", default="topk", show_default=True, help="Aggregator (see `mimexport aggregators`)."),
+    option("--k", help="topk: patches, as a count (49) or share (50%).  [default: 75%]"),
+    option("--score", help="topk: center-norm (default), input-norm, norm, cls-attention, learned."),
+    option(
+        "--token-norm",
+        type=click.Choice(["raw", "final"]),
+        help="Tokens before or after the final norm.  [default: by backbone]",
+    ),
+    option("--with-selection", is_flag=True, help="Also output the share of every patch in the vector."),
+    option("--head", metavar="FILE|NAME", help="Learned head: a file, an embedded head's name, hub:SLUG."),
+    option(
+        "--whiten",
+        type=Number(min=0),
+        is_flag=False,
+        flag_value=0,
+        metavar="[DIM]",
+        help="Apply the head's whitening; DIM dimensions, or all.  [default: no]",
+    ),
+)
+@group(
+    "Output",
+    option("--out", type=PATH, help="Artifact folder.  [default: artifacts/MODEL-AGG]"),
+    option(
+        "--precision",
+        type=click.Choice(["fp32", "fp16", "bf16", "int8"]),
+        default="fp32",
+        show_default=True,
+        metavar="NAME",
+        help="Of the backbone: fp32, fp16, bf16 or int8.",
+    ),
+    option("--calibrate", type=PATH, metavar="FOLDER", help="Real images, to calibrate int8 and to check a precision."),
+    option("--force", is_flag=True, help="Overwrite an existing artifact."),
+)
+@group("Compilation, as `mimexport compile` does it", option("--engine", help="Compile for this engine too."))
+@compile_options("Compilation, as `mimexport compile` does it")
+@gather(lambda: BuildSettings, "settings")
+def build_command(
+    settings: BuildSettings,
+    backbone: BackboneOptions,
+    pixels: PixelOptions,
+    engine: str | None,
+    compiling: CompileSettings,
+) -> None:
     """Build an artifact: backbone and aggregator as one ONNX graph, compared with torch."""
-    if given["engine"] is None and compiling.given:
-        raise click.UsageError("options of a compilation need --engine")
-    check_weights(given)
-    compilation = None if given["engine"] is None else compiling.options(given["engine"])
-    if compilation is not None:
-        from mimruntime.engines.compilation import check_options
-
-        check_options(compilation, given["precision"])  # here too: what follows takes minutes
+    compilation = _compilation(engine, compiling, settings.precision)
     with needs("export", BUILDING):
         from mimexport.api import build
-    if given["random_weights"]:
+    if backbone.random_weights:
         click.secho(RANDOM, fg="yellow", err=True)
     artifact = build(
-        given["model"],
-        given["agg"],
-        given["out"],
-        agg_options={"k": given["k"], "score": given["score"]},
-        token_norm=given["token_norm"],
-        weights=given["weights"],
-        random_seed=0 if given["random_weights"] else None,
-        size=given["image_size"],
-        pixels=make_pixels(given),
-        license=given["license"],
-        precision=given["precision"],
-        with_selection=given["with_selection"],
-        head=given["head"],
-        whiten=given["whiten"],
-        calibrate=given["calibrate"],
-        force=given["force"],
+        backbone.model,
+        settings.agg,
+        settings.out,
+        agg_options={"k": settings.k, "score": settings.score},
+        token_norm=settings.token_norm,
+        weights=backbone.weights,
+        random_seed=backbone.random_seed,
+        size=settings.image_size,
+        pixels=pixels.config(),
+        license=settings.license,
+        precision=settings.precision,
+        with_selection=settings.with_selection,
+        head=settings.head,
+        whiten=settings.whiten,
+        calibrate=settings.calibrate,
+        force=settings.force,
         report=show_step,
     )
     _print_built(artifact)
     if compilation is not None:
         run_compile(artifact.path, compilation)
+
+
+def _compilation(engine: str | None, compiling: CompileSettings, precision: Precision) -> CompileOptions | None:
+    """Return what is compiled after the build, checked before it: the build takes minutes."""
+    if engine is None:
+        if compiling.given:
+            raise click.UsageError("options of a compilation need --engine")
+        return None
+    from mimruntime.engines.compilation import check_options
+
+    options = compiling.options(engine)
+    check_options(options, precision)
+    return options
 
 
 def _print_built(artifact: Artifact) -> None:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from mimruntime.cli.command import gather, group, option
+from mimruntime.cli.options import PATH
 from mimruntime.errors import needs
 
 if TYPE_CHECKING:
@@ -14,45 +18,95 @@ if TYPE_CHECKING:
 
 BUILDING = "building an artifact"
 RANDOM = "WARNING: random weights, the vectors mean nothing; the artifact says so too"
-_Command = TypeVar("_Command", bound=Callable[..., object])
+
+MODEL = option("--model", required=True, help="Alias (see `mimexport models`) or timm name.")
+WEIGHTS = option("--weights", type=PATH, metavar="FILE", help="Checkpoint (.safetensors, .pth) instead of the hub.")
+RANDOM_WEIGHTS = option(
+    "--random-weights", is_flag=True, help="Draw weights from a seed, for tests: vectors mean nothing."
+)
 
 
-def pixel_options(command: _Command) -> _Command:
-    """Add the options that say how images are made ready, where timm does not know it."""
-    for option in (
-        click.option("--interpolation", type=click.Choice(["bilinear", "bicubic", "lanczos"]), help="Of the resize."),
-        click.option(
-            "--crop-pct",
-            type=click.FloatRange(min=0, max=1, min_open=True),
-            help="Share of the edge that the crop keeps.",
-        ),
-        click.option("--std", type=(float, float, float), metavar="R G B", help="Of training pixels, in [0, 1]."),
-        click.option("--mean", type=(float, float, float), metavar="R G B", help="Of training pixels, in [0, 1]."),
-        click.option(
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BackboneOptions:
+    """Which backbone, and whose weights.
+
+    Attributes:
+        model: an alias or timm name.
+        weights: a checkpoint instead of the hub.
+        random_weights: whether weights are drawn from a seed.
+
+    """
+
+    model: str
+    weights: Path | None = None
+    random_weights: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse a checkpoint beside random weights."""
+        if self.weights and self.random_weights:
+            raise click.UsageError("--weights and --random-weights exclude each other")
+
+    @property
+    def random_seed(self) -> int | None:
+        """The seed that weights are drawn from, None where they are not."""
+        return 0 if self.random_weights else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PixelOptions:
+    """How images are made ready, where timm does not know it; see `mimexport.loading.PixelConfig`."""
+
+    data_config: str = "timm"
+    mean: tuple[float, float, float] | None = None
+    std: tuple[float, float, float] | None = None
+    crop_pct: float | None = None
+    interpolation: str | None = None
+
+    def config(self) -> PixelConfig:
+        """Return the configuration; a single value goes before a named configuration."""
+        with needs("export", BUILDING):
+            from mimexport.loading import IMAGENET_PIXELS, PixelConfig
+        named = IMAGENET_PIXELS.given() if self.data_config == "imagenet" else {}
+        own = {name: getattr(self, name) for name in ("mean", "std", "crop_pct", "interpolation")}
+        return PixelConfig(**(named | {name: value for name, value in own.items() if value is not None}))
+
+
+def backbone_options(
+    *more: Callable[[Callable[..., Any]], Callable[..., Any]],
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Return what adds the options of `BackboneOptions`, handed over as `backbone`, and `more` beside them."""
+    options = group("Backbone", MODEL, WEIGHTS, *more, RANDOM_WEIGHTS)
+    return lambda function: options(gather(lambda: BackboneOptions, "backbone")(function))
+
+
+def pixel_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options of `PixelOptions`, handed over as `pixels`."""
+    options = group(
+        "Pixels",
+        option(
             "--data-config",
             type=click.Choice(["timm", "imagenet"]),
             default="timm",
             show_default=True,
-            help="Pixel statistics: timm's for this name, or ImageNet's, as MAE was trained with.",
+            metavar="NAME",
+            help="Statistics: timm (its own for this name) or imagenet.",
         ),
-    ):
-        command = option(command)
-    return command
-
-
-def make_pixels(given: Mapping[str, Any]) -> PixelConfig:
-    """Return what the options of `pixel_options` say; a single value goes before a named configuration."""
-    with needs("export", BUILDING):
-        from mimexport.loading import IMAGENET_PIXELS, PixelConfig
-    named = IMAGENET_PIXELS.given() if given["data_config"] == "imagenet" else {}
-    own = {name: given[name] for name in ("mean", "std", "crop_pct", "interpolation") if given[name] is not None}
-    return PixelConfig(**(named | own))
-
-
-def check_weights(given: Mapping[str, Any]) -> None:
-    """Refuse a checkpoint beside random weights."""
-    if given["weights"] and given["random_weights"]:
-        raise click.UsageError("--weights and --random-weights exclude each other")
+        option("--mean", type=(float, float, float), metavar="R G B", help="Of training pixels, in [0, 1]."),
+        option("--std", type=(float, float, float), metavar="R G B", help="Of training pixels, in [0, 1]."),
+        option(
+            "--crop-pct",
+            type=click.FloatRange(min=0, max=1, min_open=True),
+            metavar="SHARE",
+            help="Share of the edge that the crop keeps, above 0, at most 1.",
+        ),
+        option(
+            "--interpolation",
+            type=click.Choice(["bilinear", "bicubic", "lanczos"]),
+            metavar="NAME",
+            help="Of the resize: bilinear, bicubic or lanczos.",
+        ),
+    )
+    return options(gather(lambda: PixelOptions, "pixels")(function))
 
 
 def show_step(line: str) -> None:

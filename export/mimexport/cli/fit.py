@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
-from mimexport.cli.common import BUILDING, check_weights, show_step
+from mimexport.cli.common import BUILDING, BackboneOptions, backbone_options, show_step
+from mimruntime.cli.command import Command, gather, group, option
+from mimruntime.cli.options import COUNT, PATH
 from mimruntime.errors import needs
 from mimruntime.manifest import TokenNorm
 
@@ -19,67 +21,100 @@ if TYPE_CHECKING:
     from mimexport.fitting.images import ImageSet
     from mimexport.heads import Head
 
+_CACHE = Path("~/.cache/mimexport")
 
-@click.command("fit")
-@click.option("--model", required=True, help="Alias (see `mimexport models`) or timm name.")
-@click.option("--agg", required=True, help="The aggregator to learn; one that learns nothing gets a whitening.")
-@click.option(
-    "--data", type=click.Path(path_type=Path), required=True,
-    help="Folder or zip: CLASS/image, or train/CLASS/image and val/CLASS/image; without classes for --unlabelled.",
-)  # fmt: skip
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="FILE.safetensors")
-@click.option("--unlabelled", is_flag=True, help="Learn without labels (abmilp, topk, whitenings); labels only judge.")
-@click.option(
-    "--prior", type=click.Choice(["none", "center"]), help="abmilp: favour the centre of the image.  [default: none]"
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FitSettings:
+    """What `mimexport fit` is asked for beside the backbone; the help says what each is."""
+
+    agg: str
+    data: Path
+    out: Path
+    unlabelled: bool = False
+    prior: str | None = None
+    depth: int | None = None
+    queries: int | None = None
+    score: str | None = None
+    k: str | None = None
+    token_norm: TokenNorm | None = None
+    seed: int = 0
+    no_judge: bool = False
+    cache: Path = _CACHE
+
+    def __post_init__(self) -> None:
+        """Refuse a name that no head has."""
+        if self.out.suffix != ".safetensors":
+            raise click.UsageError(f"--out {self.out}: the name of a head ends in .safetensors")
+
+    def agg_options(self) -> dict[str, object]:
+        """Return the options of the aggregator; None where one was not given."""
+        return {name: getattr(self, name) for name in ("prior", "depth", "queries", "score", "k")}
+
+
+@click.command(
+    "fit",
+    cls=Command,
+    section="Build",
+    examples=(
+        "mimexport fit --model mae-tiny --agg abmilp --data photos/ --out head.safetensors",
+        "mimexport fit --model mae-tiny --agg topk --data photos.zip --unlabelled --out topk.safetensors",
+    ),
 )
-@click.option("--depth", type=click.IntRange(min=1), help="abmilp: layers of the scoring network.  [default: 1]")
-@click.option("--queries", type=click.IntRange(min=1), help="ep: learned queries.  [default: 16]")
-@click.option("--score", help="topk: another score than a learned one; then only the whitening is fitted.")
-@click.option("--k", help="topk: how many patches.  [default: what the images say]")
-@click.option(
-    "--token-norm", type=click.Choice(["raw", "final"]), help="[default: what is known, or what these images say]"
+@backbone_options()
+@group(
+    "Head",
+    option("--agg", required=True, help="Aggregator to learn; for others, a whitening."),
+    option(
+        "--prior", type=click.Choice(["none", "center"]), help="abmilp: favour the image's centre.  [default: none]"
+    ),
+    option("--depth", type=COUNT, help="abmilp: layers of the scoring network.  [default: 1]"),
+    option("--queries", type=COUNT, help="ep: learned queries.  [default: 16]"),
+    option("--score", help="topk: a fixed score, to fit only a whitening.  [default: learned]"),
+    option("--k", help="topk: how many patches.  [default: what the images say]"),
+    option(
+        "--token-norm",
+        type=click.Choice(["raw", "final"]),
+        help="Tokens before or after the final norm.  [default: as known, or measured]",
+    ),
 )
-@click.option("--weights", type=click.Path(path_type=Path), metavar="FILE", help="Checkpoint instead of the hub.")
-@click.option("--random-weights", is_flag=True, help="Weights drawn from a seed, for tests.")
-@click.option("--seed", type=int, default=0, show_default=True)
-@click.option("--no-judge", is_flag=True, help="Do not measure accuracy on held-out labelled images.")
-@click.option(
-    "--cache",
-    type=click.Path(path_type=Path),
-    default=Path("~/.cache/mimexport"),
-    show_default=True,
-    help="Folder for tokens.",
+@group(
+    "Images",
+    option("--data", type=PATH, required=True, help="Folder or zip of CLASS/image, or train/ and val/ of them."),
+    option("--unlabelled", is_flag=True, help="Learn without labels (abmilp, topk, whitenings); labels only evaluate."),
+    option("--no-judge", is_flag=True, help="Do not measure accuracy on held-out labelled images."),
+    option("--cache", type=PATH, default=_CACHE, show_default=True, help="Folder for tokens."),
+    option("--seed", type=int, default=0, show_default=True, metavar="N", help="Of the split and the training."),
 )
-def fit_command(**given: Any) -> None:
+@group("Output", option("--out", type=PATH, required=True, metavar="FILE", help="FILE.safetensors"))
+@gather(lambda: FitSettings, "settings")
+def fit_command(settings: FitSettings, backbone: BackboneOptions) -> None:
     """Learn a head on frozen tokens, with labels or without, and its whitening."""
-    check_weights(given)
-    if given["out"].suffix != ".safetensors":
-        raise click.UsageError(f"--out {given['out']}: the name of a head ends in .safetensors")
     with needs("export", BUILDING):
         from mimexport.api import check_out, open_fitter
         from mimexport.fitting.images import labels_to_judge, open_images
         from mimexport.heads import save_head
-    check_out(given["out"])
-    train, held_out = open_images(given["data"], seed=given["seed"])
-    judged = None if held_out is None or train.labels is None or given["no_judge"] else (train, held_out)
+    check_out(settings.out)
+    train, held_out = open_images(settings.data, seed=settings.seed)
+    judged = None if held_out is None or train.labels is None or settings.no_judge else (train, held_out)
     if judged:
         labels_to_judge(*judged)  # here too: what follows takes minutes
     fitter = open_fitter(
-        given["model"],
-        given["agg"],
-        given["data"],
-        labels=not given["unlabelled"],
-        agg_options={name: given[name] for name in ("prior", "depth", "queries", "score", "k")},
-        token_norm=given["token_norm"],
-        weights=given["weights"],
-        random_seed=0 if given["random_weights"] else None,
-        seed=given["seed"],
-        cache=given["cache"],
+        backbone.model,
+        settings.agg,
+        settings.data,
+        labels=not settings.unlabelled,
+        agg_options=settings.agg_options(),
+        token_norm=settings.token_norm,
+        weights=backbone.weights,
+        random_seed=backbone.random_seed,
+        seed=settings.seed,
+        cache=settings.cache,
         report=show_step,
         progress=_token_progress,
     )
     head = fitter.fit()
-    save_head(head, given["out"])
+    save_head(head, settings.out)
     for agg, recalls in head.figures["norms_two_view_recall"].items():
         told = ", ".join(f"{norm} {100 * recall:.1f} %" for norm, recall in recalls.items())
         click.echo(f"{agg}: two views of an image find each other by tokens of norm {told}")
@@ -89,8 +124,8 @@ def fit_command(**given: Any) -> None:
         )
     if judged:
         head = replace(head, figures=head.figures | _judge(fitter, head, judged))
-        save_head(head, given["out"])
-    click.echo(f"{given['out']}: {head.agg} {head.params} for {head.model}, {head.recipe['objective']}")
+        save_head(head, settings.out)
+    click.echo(f"{settings.out}: {head.agg} {head.params} for {head.model}, {head.recipe['objective']}")
 
 
 def _judge(fitter: Fitter, head: Head, sets: tuple[ImageSet, ImageSet]) -> dict[str, Any]:

@@ -9,13 +9,17 @@ import click
 
 from mimexport.aliases import ALIASES
 from mimexport.cli.common import BUILDING
+from mimruntime.cli.command import Command, option
 from mimruntime.errors import needs
 
 
-@click.command("models")
-@click.option("--json", "as_json", is_flag=True, help="For programs.")
+@click.command("models", cls=Command, section="Build", examples=("mimexport models", "mimexport models --json"))
+@option("--json", "as_json", is_flag=True, help="Print the table as JSON.")
 def models_command(as_json: bool) -> None:
-    """List the backbones that have a short name; any timm ViT, EVA, BEiT or Hiera name works too."""
+    """List the backbones that have a short name.
+
+    Any timm name of a ViT, EVA, BEiT or Hiera works too.
+    """
     rows = [
         {"alias": name, "timm": a.timm_name, "size": a.size, "patch": a.patch, "tokens": a.tokens, "dim": a.dim,
          "license": a.license, "note": a.note}
@@ -24,8 +28,10 @@ def models_command(as_json: bool) -> None:
     _print_table(rows, as_json)
 
 
-@click.command("aggregators")
-@click.option("--json", "as_json", is_flag=True, help="For programs.")
+@click.command(
+    "aggregators", cls=Command, section="Build", examples=("mimexport aggregators", "mimexport aggregators --json")
+)
+@option("--json", "as_json", is_flag=True, help="Print the table as JSON.")
 def aggregators_command(as_json: bool) -> None:
     """List the aggregators with their formulas (x_i: patch tokens, N of them)."""
     with needs("export", BUILDING):

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from mimruntime.cli.command import Command, group, option
+from mimruntime.cli.command import Command, gather, group, option
 from mimruntime.cli.options import COUNT, PATH, Seconds
 from mimruntime.errors import MissingExtraError
 
@@ -20,7 +21,34 @@ OpenPeers = Callable[["Artifact", Path | None], "Sequence[Peer]"]
 """Given the artifact and a file of weights: other ways to run the same weights; they need torch."""
 
 
-def bench_command(open_peers: OpenPeers | None = None) -> click.Command:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BenchSettings:
+    """What `mimexport bench` is asked for; the help says what each is."""
+
+    artifact: Path
+    engines: tuple[str, ...] = ("all",)
+    provider: str | None = None
+    peers: bool = False
+    weights: Path | None = None
+    images: tuple[Path, ...] = ()
+    batches: str = "1,2,4,8,16"
+    seconds: float = 2.0
+    pairs: int = 7
+    json_file: Path | None = None
+    plot_file: Path | None = None
+
+    def sizes(self) -> list[int]:
+        """Return the batch sizes, each once, smallest first."""
+        try:
+            sizes = sorted({int(part) for part in self.batches.split(",")})
+        except ValueError as error:
+            raise click.UsageError(f"--batches {self.batches}: expected numbers, for example 1,4,8") from error
+        if sizes[0] < 1:
+            raise click.UsageError(f"--batches {self.batches}: expected at least 1")
+        return sizes
+
+
+def bench_command(open_peers: OpenPeers | None = None) -> Command:
     """Return the command; without `open_peers` it knows no peers."""
 
     @click.command(
@@ -52,62 +80,44 @@ def bench_command(open_peers: OpenPeers | None = None) -> click.Command:
         option("--json", "json_file", type=PATH, metavar="FILE", help="Write every figure to FILE."),
         option("--plot", "plot_file", type=PATH, metavar="FILE", help="Draw the rates into FILE."),
     )
-    def bench(
-        artifact: Path,
-        engines: tuple[str, ...],
-        provider: str | None,
-        peers: bool,
-        weights: Path | None,
-        images: tuple[Path, ...],
-        batches: str,
-        seconds: float,
-        pairs: int,
-        json_file: Path | None,
-        plot_file: Path | None,
-    ) -> None:
-        """Measure an artifact's engines on this machine, and ratios to other ways of running its weights."""
-        from mimruntime.artifact import Artifact
-        from mimruntime.bench.bench import all_engines
-        from mimruntime.bench.bench import bench as measure
-        from mimruntime.bench.report import as_text, write_json, write_plot
-        from mimruntime.images import find_images
-        from mimruntime.outputs import check_writable
-
-        sizes = _sizes(batches)
-        if weights and not peers:
-            raise click.UsageError("--weights is for --peers")
-        for file in (json_file, plot_file):
-            if file:
-                check_writable(file)
-        if peers and open_peers is None:
-            raise MissingExtraError("--peers", extra="export")
-        rivals = open_peers(Artifact.open(artifact), weights) if peers and open_peers else ()
-        report = measure(
-            artifact,
-            all_engines() if "all" in engines else engines,
-            provider=provider,
-            peers=rivals,
-            images=find_images(images) if images else (),
-            batches=sizes,
-            seconds=seconds,
-            pairs=pairs,
-            report=lambda line: click.echo(f"  {line} …", err=True),
-        )
-        for line in as_text(report):
-            click.echo(line)
-        if json_file:
-            write_json(report, json_file)
-        if plot_file:
-            write_plot(report, plot_file)
+    @gather(lambda: BenchSettings, "settings")
+    def bench(settings: BenchSettings) -> None:
+        """Measure an artifact's engines on this machine, alone and against torch."""
+        _bench(settings, open_peers)
 
     return bench
 
 
-def _sizes(text: str) -> list[int]:
-    try:
-        sizes = sorted({int(part) for part in text.split(",")})
-    except ValueError as error:
-        raise click.UsageError(f"--batches {text}: expected numbers, for example 1,4,8") from error
-    if sizes[0] < 1:
-        raise click.UsageError(f"--batches {text}: expected at least 1")
-    return sizes
+def _bench(settings: BenchSettings, open_peers: OpenPeers | None) -> None:
+    from mimruntime.artifact import Artifact
+    from mimruntime.bench.bench import all_engines, bench
+    from mimruntime.bench.report import as_text, write_json, write_plot
+    from mimruntime.images import find_images
+    from mimruntime.outputs import check_writable
+
+    sizes = settings.sizes()
+    if settings.weights and not settings.peers:
+        raise click.UsageError("--weights is for --peers")
+    for file in (settings.json_file, settings.plot_file):
+        if file:
+            check_writable(file)
+    if settings.peers and open_peers is None:
+        raise MissingExtraError("--peers", extra="export")
+    peers = open_peers(Artifact.open(settings.artifact), settings.weights) if settings.peers and open_peers else ()
+    report = bench(
+        settings.artifact,
+        all_engines() if "all" in settings.engines else settings.engines,
+        provider=settings.provider,
+        peers=peers,
+        images=find_images(settings.images) if settings.images else (),
+        batches=sizes,
+        seconds=settings.seconds,
+        pairs=settings.pairs,
+        report=lambda line: click.echo(f"  {line} …", err=True),
+    )
+    for line in as_text(report):
+        click.echo(line)
+    if settings.json_file:
+        write_json(report, settings.json_file)
+    if settings.plot_file:
+        write_plot(report, settings.plot_file)

@@ -55,9 +55,14 @@ def compile_options(title: str) -> Callable[[Callable[..., Any]], Callable[..., 
     """Return what adds the options of a compilation but engine and precision, as `compiling: CompileSettings`."""
     options = group(
         title,
-        option("--provider", help="Hardware by the engine's name: cpu, cuda.  [default: its first]"),
+        option("--provider", help="Hardware: cpu, cuda, or another of the engine.  [default: its first]"),
         option("--batch", metavar="MIN,BEST,MAX", help="Images of one run.  [default: measured; 1,8,32 on a GPU]"),
-        option("--hint", type=click.Choice(["throughput", "latency"]), help="openvino: what to tune for."),
+        option(
+            "--hint",
+            type=click.Choice(["throughput", "latency"]),
+            metavar="AIM",
+            help="openvino: throughput or latency.",
+        ),
         option("--threads", type=COUNT, help="CPU threads.  [default: measured]"),
         option("--arch", metavar="SM,…", help="tensorrt-rtx: GPUs, such as sm86,sm89.  [default: sm80 and later]"),
         option(
@@ -90,7 +95,10 @@ def compile_options(title: str) -> Callable[[Callable[..., Any]], Callable[..., 
 )
 @compile_options("Compilation")
 def compile_command(artifact: Path, engine: str, precision: str | None, compiling: CompileSettings) -> None:
-    """Compile an artifact for an engine into ARTIFACT/engines/, and measure the best batch and threads."""
+    """Compile an artifact for an engine, and measure the best batch and threads.
+
+    The result is ARTIFACT/engines/KEY.
+    """
     run_compile(artifact, compiling.options(engine, precision))
 
 

@@ -45,7 +45,7 @@ def export_triton_command(
     storage_uri: str | None,
     force: bool,
 ) -> None:
-    """Write an artifact into a model repository of Triton, with the manifest that runs it on KServe.
+    """Write an artifact into a model repository of Triton, with a manifest for KServe.
 
     The model takes pixels; with --ensemble, NAME-images takes encoded files. Without --gpu it runs on the CPU.
     """

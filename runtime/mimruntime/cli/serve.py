@@ -65,7 +65,7 @@ def _load_settings() -> type[Settings]:
     section="Use",
     examples=(
         "mimexport serve artifacts/mae-tiny-topk",
-        "mimexport serve artifacts/a artifacts/b --host 0.0.0.0 --port 9000 --api-key-file keys.txt --log-json",
+        "mimexport serve artifacts/a artifacts/b --host 0.0.0.0 --port 80 --api-key-file keys.txt",
     ),
     context_settings={"auto_envvar_prefix": "MIMEXPORT", "show_default": True},
 )
@@ -192,8 +192,8 @@ def _load_settings() -> type[Settings]:
 def serve_command(settings: Settings, check: bool) -> None:
     """Serve embeddings over HTTP, in the protocols of OpenAI's and Triton's clients.
 
-    Every option is also a variable: --max-batch is MIMEXPORT_MAX_BATCH. Spaces separate lists,
-    colons MIMEXPORT_ARTIFACTS; MIMEXPORT_API_KEY is one key.
+    Every option is also a variable: --max-batch is MIMEXPORT_MAX_BATCH. Lists are separated by spaces,
+    MIMEXPORT_ARTIFACTS by colons; MIMEXPORT_API_KEY is one key.
     """
     from mimruntime.serve.server import serve
 
