@@ -55,7 +55,7 @@ def compile_options(title: str) -> Callable[[Callable[..., Any]], Callable[..., 
     """Return what adds the options of a compilation but engine and precision, as `compiling: CompileSettings`."""
     options = group(
         title,
-        option("--provider", help="Hardware: cpu, cuda, or another of the engine.  [default: its first]"),
+        option("--provider", help="Hardware, as the engine calls it: cpu, cuda.  [default: its first]"),
         option("--batch", metavar="MIN,BEST,MAX", help="Images of one run.  [default: measured; 1,8,32 on a GPU]"),
         option(
             "--hint",

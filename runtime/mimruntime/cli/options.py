@@ -59,7 +59,7 @@ class EngineOptions:
 ENGINE_OPTIONS = group(
     "Engine",
     option("--engine", default="auto", show_default=True, help="onnxruntime, openvino, tensorrt or tensorrt-rtx."),
-    option("--provider", help="Hardware: cpu, cuda, or another of the engine.  [default: as compiled]"),
+    option("--provider", help="Hardware, as the engine calls it.  [default: as compiled, or cpu]"),
     option("--threads", type=COUNT, help="CPU threads of one run.  [default: as tuned, or all]"),
     option(
         "--public-key",

@@ -118,7 +118,7 @@ def _load_settings() -> type[Settings]:
         default=30.0,
         type=SECONDS,
         envvar="MIMEXPORT_WATCHDOG",
-        help="Longest run; after it /live gives 503. Idle time before a test run.",
+        help="Limit of a run, else /live gives 503; test when idle.",
     ),
 )
 @group(
