@@ -28,11 +28,10 @@ TITLES = {"shifted": "k-NN, shifted"}
 DEFAULT = "`topk --score center-norm --k 75%`"
 SHORT = {
     "`mean`": "1/N Σ x_i",
-    DEFAULT: "mean of the k best patches, k = 75 %: the default",
-    "`center-weighted`": "Σ w_i x_i, w_i ∝ closeness to the centre",
+    DEFAULT: "mean of the k best patches: the default",
+    "`gem`": "(1/N Σ max(x_i, 1e-6)³)^(1/3)",
     "`abmilp`": "Σ a_i x_i, a = softmax(w·x_i), w learned **without labels**",
-    "`abmilp --prior center`": "the same, times closeness to the centre, **without labels**",
-    "`abmilp`, labels": "Σ a_i x_i, w learned with labels",
+    "`abmilp`, labels": "the same, w learned with labels",
     "`ep`, labels": "16 learned queries, each pooling its slice of W x_i, with labels",
 }
 """Rows of the README."""
@@ -121,10 +120,12 @@ def _choices(stored: dict[str, Any]) -> str:
 def _against_mean(stored: dict[str, Any]) -> str:
     """Return a table of label-free rows against the mean: centred, shifted, and every kind of shift."""
     rows, kinds = stored["rows"], np.array(stored["kinds"])
-    every = np.ones(len(kinds), bool)
+    chosen = {"shifted": np.ones(len(kinds), bool)}
+    for kind in sorted(set(stored["kinds"])):
+        chosen[kind] = kinds == kind
     parts: dict[str, Callable[[dict[str, Any]], np.ndarray]] = {"centred": lambda row: row["k-NN"]}
-    for name, chosen in {"shifted": every} | {kind: kinds == kind for kind in dict.fromkeys(sorted(kinds))}.items():
-        parts[name] = lambda row, chosen=chosen: row["shifted"][chosen]  # type: ignore[misc]
+    for name, mask in chosen.items():
+        parts[name] = lambda row, mask=mask: row["shifted"][mask]  # type: ignore[misc]
     lines = [f"| aggregator | {' | '.join(parts)} |", "|---" * (len(parts) + 1) + "|"]
     for title, row in rows.items():
         if row["labels"] or row["agg"] == "cls" or title == "`mean`":
@@ -152,7 +153,7 @@ def _short(everything: list[dict[str, Any]]) -> str:
     best = [f"{100 * s['rows'][strongest(s, space)]['k-NN' + space].mean():.1f}" for s, space in columns]
     lines.append(f"| `cls` | x_cls, the stronger of raw and after the final norm | {' | '.join(best)} |")
     for title, vector in SHORT.items():
-        cells = [_cell(stored, title, "k-NN", space) if title in stored["rows"] else "" for stored, space in columns]
+        cells = [_cell(stored, title, "k-NN", space) if title in stored["rows"] else "–" for stored, space in columns]
         lines.append(f"| {title} | {vector} | {' | '.join(cells)} |")
     return "\n".join(lines)
 

@@ -42,7 +42,7 @@ class Row:
     """One line of the table: an aggregator, its options, and whether its head learns from labels.
 
     Attributes:
-        shipped: name of the head in the package, or None.
+        shipped: name of the head in the package, or None; of the two [cls] the stronger is shipped.
         norm: of tokens; None takes the better one on training images.
     """
 
@@ -66,7 +66,7 @@ class Row:
 
 
 ROWS = [
-    Row("cls", norm="raw", shipped="cls-raw"),
+    Row("cls", norm="raw", shipped="cls"),
     Row("cls", norm="final", shipped="cls"),
     Row("mean", shipped="mean"),
     Row("cls+mean"),
@@ -153,7 +153,11 @@ def main(
         stored["rows"][row.title] = found | {"agg": row.agg, "options": row.options, "labels": row.labels}
         aggregator_tables.write(stored, file)
         click.echo(f"{row.title}: {aggregator_tables.summary(found)}, {time.perf_counter() - started:.0f} s", err=True)
-        if ship and row.shipped:
+        if (
+            ship
+            and row.shipped
+            and (row.agg != "cls" or aggregator_tables.strongest(stored, ", whitened") == row.title)
+        ):
             save_head(head, SHIPPED / model_name / f"{row.shipped}.safetensors")
     aggregator_tables.write_all(results)
 

@@ -70,5 +70,6 @@ def test_what_was_not_measured_or_is_whitened_is_not_judged(manifest):
 @pytest.mark.parametrize("table", read_measured(), ids=lambda table: table.model)
 def test_the_shipped_table_knows_the_poor_choices(table):
     poor = {row.agg for row in table.rows if any(high < 0 for _, _, high in row.differences.values())}
-    assert {"attn-min-entropy", "max"} <= poor
+    assert {"attn-min-entropy", "max"} & {row.agg for row in table.rows} <= poor
+    assert table.norms["cls"].keys() == {"raw", "final"}
     assert table.weights_sha256 == ALIASES[table.model].sha256
