@@ -220,7 +220,8 @@ def test_auto_is_onnxruntime_where_nothing_is_compiled_and_openvino_for_a_bf16_g
     in_bf16 = Artifact(artifact.path, msgspec.structs.replace(artifact.manifest, graph=graph))
     assert auto.choose_engine(in_bf16) == "openvino"
     monkeypatch.setitem(sys.modules, "openvino", None)
-    assert auto.choose_engine(in_bf16) == "onnxruntime"
+    with pytest.raises(MissingExtraError, match=r"pip install 'mimexport\[openvino\]'"):
+        open_for(in_bf16, "auto")
 
 
 def test_auto_says_that_what_it_takes_was_compiled_in_another_precision(

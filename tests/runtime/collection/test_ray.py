@@ -21,7 +21,7 @@ from mimruntime.collection import on_ray
 from mimruntime.collection.inputs import Columns
 from mimruntime.collection.on_ray import Pool, pool
 from mimruntime.collection.run import embed_collection
-from mimruntime.errors import EngineError, OptionError
+from mimruntime.errors import EngineError, ImageError, OptionError
 
 RAY = pytest.mark.slow
 CLUSTER = """
@@ -99,7 +99,8 @@ def test_an_engine_gets_the_threads_it_takes_and_the_gpu_it_runs_on(
         on_ray, "run", lambda worker, shards, using: seen.append((worker.embedder.settings, using)) or ()
     )
     asked = {"ray": "auto", "workers": 1, "path": toy_artifact, **options}
-    embed_collection([str(photo)], str(tmp_path / "o"), Columns(), **asked)
+    with pytest.raises(ImageError, match="none of 1 images could be read"):  # what stands in for Ray reads nothing
+        embed_collection([str(photo)], str(tmp_path / "o"), Columns(), **asked)
     ((settings, using),) = seen
     assert (settings["engine"], settings["threads"], settings["workers"]) == (options["engine"], threads, 4)
     assert using == Pool(1, 4, gpus)
