@@ -16,6 +16,8 @@ def set_up_logs(*, as_json: bool) -> None:
         root.setLevel(logging.INFO)
         root.addHandler(CountingHandler())
     logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
+    # Its warnings quote what strangers send, a new line for each; the request gets 400 and says why.
+    logging.getLogger("python_multipart").setLevel(logging.ERROR)
     access = logging.getLogger("mimexport.access")
     access.setLevel(logging.INFO if as_json else logging.WARNING)
     access.propagate = False

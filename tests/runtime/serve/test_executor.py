@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import gc
 import threading
 import time
 from collections.abc import Iterator
@@ -13,11 +16,15 @@ import numpy as np
 import pytest
 
 from mimruntime import Embedder
-from mimruntime.errors import EngineError
+from mimruntime.decoding.budget import MemoryBudget
+from mimruntime.errors import EngineError, ImageError
 from mimruntime.serve.admission.queue import AdmissionQueue, Item
 from mimruntime.serve.execution import executor as module
+from mimruntime.serve.execution.decoders import Decoders
 from mimruntime.serve.execution.executor import Executor
+from mimruntime.serve.execution.model import Model
 from mimruntime.serve.metrics import Metrics
+from mimruntime.serve.settings import Settings
 
 
 @pytest.fixture
@@ -140,3 +147,25 @@ def test_a_thread_that_died_is_neither_ready_nor_alive(
     wait_for(lambda: not executor.is_alive())
     assert not executor.ready
     assert executor.stuck
+
+
+def test_an_image_that_fails_while_its_client_hangs_up_is_no_line_in_the_log(toy_artifact: Path) -> None:
+    reported: list[object] = []
+
+    async def hang_up() -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: reported.append(context["message"]))
+        item = Item()
+        waiting = asyncio.create_task(model._gather([item], "input"))
+        await asyncio.sleep(0)
+        item.future.set_exception(ImageError("no image"))
+        waiting.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await waiting
+        del waiting, item
+        await asyncio.sleep(0)
+        gc.collect()
+
+    settings = Settings(artifacts=(toy_artifact,))
+    model = Model(opened(toy_artifact), settings, Metrics("1"), Decoders(1), MemoryBudget(64))
+    asyncio.run(hang_up())
+    assert not reported

@@ -262,3 +262,22 @@ def test_memory_is_flat_over_many_refused_bodies(guarded: Service) -> None:
     for _ in range(40):
         assert upload(guarded, bytes(BODY_LIMIT - 1)) == 415
     assert guarded.resident_bytes() < before + 2 * BODY_LIMIT
+
+
+def test_a_request_that_breaks_off_into_no_http_leaves_no_traceback(toy: Service) -> None:
+    before = len(toy.log.read_text())
+    chunks = b"POST /v1/embeddings/image HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n"
+    assert raw_exchange(toy, chunks + b"\r\nzz\r\n") == 400
+    assert raw_exchange(toy, chunks + b"\r\n3\r\nabc\r\n", b"zz\r\n", pause_s=0.1) == 400
+    refused = chunks.replace(b"/v1/embeddings/image", b"/live")
+    assert raw_exchange(toy, refused + b"\r\n3\r\nabc\r\n", b"zz\r\n", pause_s=0.1) in {400, 413}
+    assert toy.call("/live").status == 200
+    assert "Traceback" not in toy.log.read_text()[before:]
+
+
+def test_a_form_of_wrong_names_writes_no_line_of_its_own(toy: Service) -> None:
+    before = len(toy.log.read_text())
+    for byte in range(0x80, 0x90):
+        body = b"--b\r\nX" + bytes([byte]) + b": y\r\n\r\nz\r\n--b--\r\n"
+        assert upload(toy, body, Content_Type="multipart/form-data; boundary=b") == 400
+    assert "invalid character" not in toy.log.read_text()[before:]

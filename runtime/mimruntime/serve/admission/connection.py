@@ -80,6 +80,19 @@ class PatientProtocol(H11Protocol):
         self._look_for_reset()
         return True
 
+    def send_400_response(self, msg: str) -> None:
+        """Refuse what is no HTTP; a request that it came in the midst of can be answered no more."""
+        cycle = self.cycle
+        if cycle is None or cycle.response_complete:
+            super().send_400_response(msg)
+            return
+        if cycle.response_started:
+            self.transport.close()
+        else:
+            super().send_400_response(msg)
+        cycle.disconnected = True
+        cycle.message_event.set()
+
     def pause_writing(self) -> None:
         """Wait for the client to take what was sent."""
         super().pause_writing()

@@ -115,13 +115,13 @@ class Model:
 
     async def _gather(self, items: Sequence[Item], param: str) -> list[Embedded]:
         futures = [asyncio.wrap_future(item.future) for item in items]
-        done, pending = await asyncio.wait(
-            futures, timeout=self._settings.deadline_s, return_when=asyncio.FIRST_EXCEPTION
-        )
-        for future in pending:
-            future.cancel()
-        # Every exception is fetched, or asyncio would report the second one as never retrieved.
-        for index, error in [(index, future.exception()) for index, future in enumerate(futures) if future in done]:
+        try:
+            _, pending = await asyncio.wait(
+                futures, timeout=self._settings.deadline_s, return_when=asyncio.FIRST_EXCEPTION
+            )
+        finally:  # every exception is fetched or never set: asyncio would log it, whoever cancelled or failed first
+            errors = [None if future.cancel() or future.cancelled() else future.exception() for future in futures]
+        for index, error in enumerate(errors):
             if isinstance(error, ImageError):
                 raise from_error(type(error)(f"image {index}: {error}"), param=f"{param}[{index}]") from error
             if error is not None:
