@@ -16,7 +16,7 @@ $(error CPU=$(CPU): expected plain, or nothing)
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart bench bench-gpu bench-serve bench-scale eval-engines eval-baseline eval-table known-answers test test-cpu test-scale test-slow gpu-test lint clean
+.PHONY: help install quickstart bench bench-gpu bench-serve bench-scale eval-engines eval-baseline eval-table known-answers test test-cpu test-scale test-slow attack gpu-test lint clean
 
 help:  ## list the verbs
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -77,6 +77,11 @@ test-cpu: $(STAMP)  ## what may come out otherwise on another CPU; with CPU=plai
 SLOW = --timeout 1800 -o faulthandler_timeout=1860
 test-slow: $(STAMP)  ## what takes minutes: every backbone class with every aggregator, at full depth once
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow -n 2 --dist worksteal $(SLOW)
+
+REQUESTS ?= 100000
+KILLS ?= 200
+attack: $(STAMP)  ## hostile requests among correct ones against a limited service, then kills (REQUESTS=, KILLS=): figures, what broke
+	PYTHONPATH=tools:tests/support:$(PYTHONPATH) OMP_NUM_THREADS=1 $(BIN)/python -m attack --requests $(REQUESTS) --kills $(KILLS)
 
 # onnxruntime and onnxruntime-gpu exclude each other: an environment of its own.
 GPU_VENV  := .venv-gpu
