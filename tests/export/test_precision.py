@@ -17,7 +17,7 @@ from click.testing import CliRunner
 from PIL import Image
 from torch import nn
 
-from mimexport import cli
+from mimexport.cli.build import build_command
 from mimexport.composition import compose
 from mimexport.conversion import compare, load_images, neighbour_overlap
 from mimexport.model import NarrowProducts, embed_with_torch
@@ -192,7 +192,7 @@ def test_what_cannot_be_compiled_is_said_before_anything_is_built(
     monkeypatch: pytest.MonkeyPatch, options: list[str], message: str
 ) -> None:
     monkeypatch.setattr("mimexport.pipeline.build", lambda *_, **__: pytest.fail("built"))
-    assert message in str(CliRunner().invoke(cli.build, ["--model", "mae-tiny", *options]).exception)
+    assert message in str(CliRunner().invoke(build_command, ["--model", "mae-tiny", *options]).exception)
 
 
 def test_neighbours_kept_are_all_of_them_for_equal_vectors_and_few_for_unrelated_ones() -> None:

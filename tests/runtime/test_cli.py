@@ -20,6 +20,7 @@ from mimruntime import cli
 from mimruntime.cli import frame
 from mimruntime.cpus import available_cpus
 from mimruntime.engines.tuning import BATCHES
+from mimruntime.serve.settings import Settings
 from mimruntime.vectors import read_vectors
 
 
@@ -275,6 +276,48 @@ class TestVerify:
         (toy_copy / "reference.npz").write_bytes(raw)
         assert mimexport("verify", toy_copy) == 1
         assert "reference.npz was changed or cut short" in capsys.readouterr().err
+
+
+class TestServe:
+    @pytest.fixture
+    def served(self, monkeypatch: pytest.MonkeyPatch) -> list[Settings]:
+        """What the service is started with."""
+        seen: list[Settings] = []
+        monkeypatch.setattr("mimruntime.serve.server.serve", seen.append)
+        return seen
+
+    def test_what_is_not_given_is_as_in_the_settings(self, served: list[Settings]) -> None:
+        assert mimexport("serve", "a", "b") == 0
+        assert served == [Settings(artifacts=(Path("a"), Path("b")))]
+
+    def test_times_and_sizes_reach_the_settings_from_options_and_variables(
+        self, served: list[Settings], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        for name, value in {
+            "DEADLINE": "5",
+            "MAX_BUFFERED_MB": "64",
+            "ARTIFACTS": "a:b",
+            "CHECK_REFERENCE": "0",
+        }.items():
+            monkeypatch.setenv(f"MIMEXPORT_{name}", value)
+        assert mimexport("serve", "--grace", 3, "--max-body-mb", 8, "--watchdog", 1.5) == 0
+        (settings,) = served
+        assert (settings.deadline_s, settings.grace_s, settings.watchdog_s) == (5.0, 3, 1.5)
+        assert (settings.max_body, settings.max_buffered) == (8_000_000, 64_000_000)
+        assert (settings.artifacts, settings.check_reference) == ((Path("a"), Path("b")), False)
+
+    @pytest.mark.parametrize("given", [["jpeg", "png"], ["JPEG PNG"], ["jpeg,Png"], ["jpeg", "png jpeg"]])
+    def test_formats_are_named_in_any_case_one_by_one_or_together(
+        self, served: list[Settings], given: list[str]
+    ) -> None:
+        assert mimexport("serve", "a", *(part for name in given for part in ("--format", name))) == 0
+        assert served[0].formats == ("JPEG", "PNG")
+
+    def test_a_format_that_does_not_exist_is_one_line(
+        self, served: list[Settings], capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        assert mimexport("serve", "a", "--format", "jpeg svg") == 1
+        assert capsys.readouterr().err.startswith("error: unknown image format 'svg'; known: JPEG")
 
 
 class TestFrame:

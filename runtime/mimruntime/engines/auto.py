@@ -11,6 +11,7 @@ hardware is passed over with a line in the log: a GPU that is gone must not beco
 
 from __future__ import annotations
 
+import functools
 import logging
 
 from mimruntime.artifact import Artifact
@@ -48,8 +49,14 @@ def choose_engine(artifact: Artifact, provider: str | None = None, threads: int 
         for one in list_compiled(artifact):
             if one.record.engine not in compiled:
                 why = standing(artifact, engine_module(one.record.engine), one.record)
-                _LOG.warning("%s is passed over: it %s; %s runs instead", one.folder, why, chosen)
+                _warn_once(f"{chosen} runs instead of {one.folder}, which {why}")
     return chosen
+
+
+@functools.cache
+def _warn_once(text: str) -> None:
+    """Log a warning once a process, however often an artifact is opened."""
+    _LOG.warning("%s", text)
 
 
 def _say_other_precision(artifact: Artifact, compiled: Compiled) -> None:

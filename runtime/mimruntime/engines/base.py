@@ -140,7 +140,10 @@ class EngineModule(Protocol):
         """Return the version of the library; MissingExtraError where it is not installed."""
 
     def other_hardware(self, record: EngineRecord) -> str | None:
-        """Return why something compiled here before cannot run on this machine's hardware, or None."""
+        """Return why something compiled before cannot run on this machine's hardware, or None.
+
+        The reason is a clause without its subject: "was compiled for sm86, this GPU is …".
+        """
 
     def open_engine(
         self, graph: Path, *, provider: str | None, threads: int | None, compiled: Compiled | None

@@ -289,7 +289,6 @@ def configure(*arguments):
     return config
 builder._configure = configure
 from mimruntime import cli
-from mimruntime.engines import cli as engines, cli as _
 from mimruntime.engines import compilation as compile
 real_compile = compile.compile_artifact
 def progress(phase, done, steps):
@@ -297,7 +296,7 @@ def progress(phase, done, steps):
     if sys.argv[2] == "interrupt":
         os.kill(os.getpid(), signal.SIGINT)
 compile.compile_artifact = lambda path, options, _: real_compile(path, options, progress)
-cli.run(engines.COMMANDS, ["compile", sys.argv[1], "--engine", "tensorrt-rtx"])
+cli.run(cli.COMMANDS, ["compile", sys.argv[1], "--engine", "tensorrt-rtx"])
 """
 
 

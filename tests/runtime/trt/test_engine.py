@@ -14,6 +14,7 @@ import pytest
 from mimruntime.artifact import Artifact
 from mimruntime.embedder import Embedder
 from mimruntime.engines import engine_module, open_for, record
+from mimruntime.engines.auto import choose_engine
 from mimruntime.engines.compilation import compile_artifact
 from mimruntime.engines.compiled import list_compiled
 from mimruntime.engines.gpu_name import NO_GPU, gpu_name
@@ -89,14 +90,16 @@ def test_an_opened_plan_gives_the_vectors_of_torch_and_gives_its_memory_back(art
     assert all(device.closed for device in stand_in_runtime)
 
 
-def test_auto_takes_the_plan_that_fits_and_says_which_it_passes_over(artifact, stand_in_runtime, gpu, caplog):
+def test_auto_takes_the_plan_that_fits_and_says_once_which_it_leaves(artifact, stand_in_runtime, gpu, caplog):
     with Embedder.open(artifact) as embedder:
         assert embedder.describe().engine.startswith(RTX)
     gpu.value = cuda.Gpu("NVIDIA A100", "sm80")
     with Embedder.open(artifact) as embedder:
         assert embedder.describe().engine.startswith("onnxruntime")
-    assert "is passed over: it was compiled for sm86, sm89, this GPU is NVIDIA A100 (sm80)" in caplog.text
-    assert "onnxruntime runs instead" in caplog.text
+    with Embedder.open(artifact):
+        (folder,) = artifact.glob("engines/*")
+    reason = "which was compiled for sm86, sm89, this GPU is NVIDIA A100 (sm80)"
+    assert caplog.messages == [f"onnxruntime runs instead of {folder}, {reason}"], "once, in one sentence"
 
 
 def test_auto_leaves_out_what_has_not_the_provider_or_takes_no_threads(artifact, stand_in_runtime):
@@ -137,6 +140,17 @@ def test_without_a_driver_opening_says_so_and_never_touches_the_runtime(artifact
         open_for(Artifact.open(artifact), RTX)
 
 
+def test_without_a_driver_auto_says_in_a_sentence_what_runs_instead(artifact, monkeypatch, caplog):
+    def probe(purpose, extra):
+        raise EngineError(f"{purpose} needs an NVIDIA GPU")
+
+    monkeypatch.setattr(cuda, "probe", probe)
+    chosen = choose_engine(Artifact.open(artifact))
+    (folder,) = artifact.glob("engines/*")
+    reason = f"which does not run here: the engine '{RTX}' needs an NVIDIA GPU"
+    assert caplog.messages == [f"{chosen} runs instead of {folder}, {reason}"]
+
+
 @pytest.mark.parametrize(
     ("card", "message"),
     [
@@ -147,7 +161,7 @@ def test_without_a_driver_opening_says_so_and_never_touches_the_runtime(artifact
         ),
         (
             cuda.Gpu("NVIDIA H200", "sm90"),
-            r"this GPU is NVIDIA H200 \(sm90\): .*compile on that GPU with --engine tens",
+            r"does not run on this GPU, NVIDIA H200 \(sm90\): .*compile on that GPU with --engine tens",
         ),
     ],
 )
@@ -262,8 +276,7 @@ from mimruntime.engines.trt import cuda
 if sys.argv[1]:
     cuda.probe = lambda purpose, extra: cuda.Gpu("NVIDIA test", sys.argv[1])
 from mimruntime import cli
-from mimruntime.engines import cli as engines
-cli.run([*cli.COMMANDS, *engines.COMMANDS], sys.argv[2:])
+cli.run(cli.COMMANDS, sys.argv[2:])
 """
 
 

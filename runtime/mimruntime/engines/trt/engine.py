@@ -51,11 +51,11 @@ def compile_engine(
 
 
 def other_hardware(flavour: Flavour, record: EngineRecord) -> str | None:
-    """Return why a plan does not run on this machine, or None."""
+    """Return why a plan does not run on this machine, as a clause without its subject, or None."""
     try:
         gpu = probe(flavour)
     except EngineError as error:
-        return str(error)
+        return f"does not run here: {error}"
     return misfit(flavour, record.hardware, gpu)
 
 

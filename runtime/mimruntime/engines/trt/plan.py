@@ -76,9 +76,9 @@ class BuildPlan:
 
 
 def misfit(flavour: Flavour, hardware: str, gpu: Gpu) -> str | None:
-    """Return why a plan for `hardware` does not run on `gpu`, or None."""
+    """Return why a plan for `hardware` does not run on `gpu`, as a clause without its subject, or None."""
     if gpu.arch in flavour.refused:
-        return f"this GPU is {gpu}: {flavour.refused[gpu.arch]}"
+        return f"does not run on this GPU, {gpu}: {flavour.refused[gpu.arch]}"
     named = {gpu.arch, str(gpu)} & set(hardware.split(", "))
     fits = named or (hardware == PORTABLE and gpu.capability >= 80)
     return None if fits else f"was compiled for {hardware}, this GPU is {gpu}"
