@@ -7,7 +7,7 @@ STAMP  := $(VENV)/.installed
 # Photographs that installed packages ship are used where no folder is given.
 IMAGES ?= $(shell $(BIN)/python -c "import pathlib, skimage, sklearn; print(pathlib.Path(skimage.__file__).parent / 'data', pathlib.Path(sklearn.__file__).parent / 'datasets/images')" 2>/dev/null)
 
-# CPU=plain: decisions and oneDNN as on a CPU without bf16, VNNI and AMX; docs/engines.md says what cannot be masked.
+# CPU=plain: decisions and oneDNN as on a CPU without bf16, VNNI and AMX; docs/how-to/ci.md says what cannot be masked.
 ifeq ($(CPU),plain)
 export MIMEXPORT_CPU := plain
 export ONEDNN_MAX_CPU_ISA := AVX512_CORE
@@ -16,7 +16,7 @@ $(error CPU=$(CPU): expected plain, or nothing)
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart bench bench-gpu bench-serve bench-scale eval-engines eval-baseline eval-table known-answers test test-cpu test-scale test-slow attack gpu-test lint clean
+.PHONY: help install quickstart bench bench-gpu bench-serve bench-scale eval-engines eval-baseline eval-table known-answers test test-cpu test-scale test-slow attack gpu-test lint clean docs reference picture
 
 help:  ## list the verbs
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -119,11 +119,29 @@ bench-scale: $(SCALE_STAMP)  ## 20,000 images by the local command and by Ray on
 	test -d $(ARTIFACT) || $(BIN)/mimexport build --model mae-tiny --agg topk --out $(ARTIFACT)
 	$(BIN)/python tools/bench_scale.py $(ARTIFACT) reports/scale $(LABELLED)
 
-lint: $(STAMP)  ## ruff, mypy, import-linter
+lint: $(STAMP)  ## ruff, mypy, import-linter, docs: links, long sentences, stale pages
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python tools/check_docs.py
+
+DOCS_VENV  := .venv-docs
+DOCS_STAMP := $(DOCS_VENV)/.installed
+$(DOCS_STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(DOCS_VENV)
+	$(DOCS_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	touch $@
+
+docs: $(DOCS_STAMP)  ## the site, into site/, warnings as errors; open site/index.html, no network needed
+	NO_MKDOCS_2_WARNING=1 $(DOCS_VENV)/bin/mkdocs build --quiet --strict
+
+reference: $(STAMP)  ## write the pages of docs/reference/ that are made from the code
+	$(BIN)/python tools/write_reference.py
+
+picture: $(STAMP)  ## draw docs/images/neighbours.png: neighbours of [cls] and of topk, mae-small
+	for agg in cls topk; do $(BIN)/mimexport build --model mae-small --agg $$agg --force || exit 1; done
+	$(BIN)/python tools/draw_neighbours.py artifacts/mae-small-cls artifacts/mae-small-topk docs/images/neighbours.png
 
 clean:  ## remove the environment and what was built
-	rm -rf $(VENV) $(GPU_VENV) artifacts build reports .coverage .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
+	rm -rf $(VENV) $(GPU_VENV) $(DOCS_VENV) site artifacts build reports .coverage .mypy_cache .pytest_cache .ruff_cache .import_linter_cache

@@ -27,12 +27,11 @@ METRICS = ("k-NN", "linear probe", "mAP", "shifted")
 TITLES = {"shifted": "k-NN, shifted"}
 DEFAULT = "`topk --score center-norm --k 75%`"
 SHORT = {
-    "`mean`": "1/N Σ x_i",
-    DEFAULT: "mean of the k best patches: the default",
-    "`gem`": "(1/N Σ max(x_i, 1e-6)³)^(1/3)",
-    "`abmilp`": "Σ a_i x_i, a = softmax(w·x_i), w learned **without labels**",
-    "`abmilp`, labels": "the same, w learned with labels",
-    "`ep`, labels": "16 learned queries, each pooling its slice of W x_i, with labels",
+    "`mean`": "mean of all patches",
+    DEFAULT: "`topk`, the default",
+    "`gem`": "generalised mean",
+    "`abmilp`": "scorer learned **without labels**",
+    "`ep`, labels": "queries learned with labels",
 }
 """Rows of the README."""
 
@@ -148,10 +147,10 @@ def _cell(stored: dict[str, Any], title: str, metric: str, space: str) -> str:
 def _short(everything: list[dict[str, Any]]) -> str:
     """Return the README's table: both backbones side by side."""
     columns = [(stored, space) for stored in everything for space in SPACES]
-    head = ["`--agg`", "vector", *(f"{stored['model']}{space}" for stored, space in columns)]
+    head = ["`--agg`", "what it is", *(f"{stored['model']}{space}" for stored, space in columns)]
     lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     best = [f"{100 * s['rows'][strongest(s, space)]['k-NN' + space].mean():.1f}" for s, space in columns]
-    lines.append(f"| `cls` | x_cls, the stronger of raw and after the final norm | {' | '.join(best)} |")
+    lines.append(f"| `cls` | the stronger of raw and normed | {' | '.join(best)} |")
     for title, vector in SHORT.items():
         cells = [_cell(stored, title, "k-NN", space) if title in stored["rows"] else "–" for stored, space in columns]
         lines.append(f"| {title} | {vector} | {' | '.join(cells)} |")

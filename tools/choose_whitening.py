@@ -1,4 +1,4 @@
-"""Measure whitenings on training images alone, to choose shrinkage and dimension: the table in docs/whitening.md.
+"""Measure whitenings on training images alone, to choose shrinkage and dimension: the table in docs/results/whitening.md.
 
     python tools/choose_whitening.py ../shared/data/tiny-imagenet-64.zip --cache ~/.cache/mimexport
 
@@ -22,7 +22,7 @@ from mimexport.fitting.tokens import Tokens
 from mimexport.heads import Head, embedded_heads, load_head
 from mimexport.whitening import fit_pca, fit_two_view
 
-DOCS = Path(__file__).parents[1] / "docs" / "whitening.md"
+DOCS = Path(__file__).parents[1] / "docs" / "results" / "whitening.md"
 SHRINKAGES = (0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3)
 DIMS = (192, 128, 64, 32)
 _ASKING = 6

@@ -1,4 +1,4 @@
-"""Make a model whose [cls] is already good, and measure that pooling its patches gains nothing: docs/control.md.
+"""Make a model whose [cls] is already good, and measure that pooling its patches gains nothing: docs/results/control.md.
 
     python tools/make_control.py ../shared/data/tiny-imagenet-64.zip --cache ~/.cache/mimexport
 
@@ -29,7 +29,7 @@ from mimexport.fitting.views import WHOLE, show
 from mimexport.preprocessing import preprocess_of
 from mimexport.weights import load_model
 
-DOCS = Path(__file__).parents[1] / "docs" / "control.md"
+DOCS = Path(__file__).parents[1] / "docs" / "results" / "control.md"
 MARKER = "<!-- written by tools/make_control.py, below this line -->"
 RIVALS = ("cls", "mean", "topk", "center-weighted", "cls+mean")
 BATCH, RATE, DECAY, SMOOTHING = 128, 1e-3, 0.05, 0.1

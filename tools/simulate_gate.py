@@ -3,7 +3,7 @@
     python tools/simulate_gate.py ../shared/data/tiny-imagenet-64.zip --cache ~/.cache/mimexport
 
 `mae-tiny` is measured once in fp32 and once with noise on its vectors as a deployed engine adds it; images are then drawn
-from what was measured, again and again. Writes docs/gate.md.
+from what was measured, again and again. Writes docs/results/gate.md.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from mimeval.neighbours import unit
 from mimeval.statistics import judge_gain
 from mimexport.fitting.fitter import FitOptions, Fitter, plain_head
 
-DOCS = Path(__file__).parents[1] / "docs" / "gate.md"
+DOCS = Path(__file__).parents[1] / "docs" / "results" / "gate.md"
 MARKER = "<!-- written by tools/simulate_gate.py, below this line -->"
 JUDGED = 10_000
 """Of the images that are read; the others are searched in."""

@@ -83,7 +83,7 @@ class OpenBlock(nn.Module):
     """A timm block, computed for chosen rows.
 
     Query, key and value are products of their own: timm's packed one has to be taken apart by transposes, which engines
-    do not fuse away (docs/engines.md). Scale and shift of a norm in front of products are part of their weights: OpenVINO
+    do not fuse away (docs/results/graph.md). Scale and shift of a norm in front of products are part of their weights: OpenVINO
     would pass over the tokens once more for them.
 
     Args:

@@ -18,7 +18,7 @@ def fuse(model: onnx_ir.Model) -> None:
 
     The node bears the name of ONNX Runtime's own operator and carries its own definition, as a function of the model:
     ONNX Runtime takes its kernel for the node where the provider has one, every other engine expands the function. What
-    that is worth: docs/engines.md. Attention whose scores have a bias, or whose keys have fewer heads than its
+    that is worth: docs/results/graph.md. Attention whose scores have a bias, or whose keys have fewer heads than its
     queries, stays written out.
     """
     rewrite(model, _RULES)

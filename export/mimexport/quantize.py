@@ -24,7 +24,7 @@ _LAST = 1 << 30
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
-    """Which products are quantised; docs/engines.md has the figures of others.
+    """Which products are quantised; docs/results/precision.md has the figures of others.
 
     Attributes:
         skip_first: so many blocks at the start keep float32.

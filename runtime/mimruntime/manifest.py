@@ -13,7 +13,8 @@ FORMAT = "mimexport-artifact"
 SCHEMA = 3
 """2 added `conversion` and the precisions bf16 and int8; 3 the source "memory".
 
-From 3 on readers pass over fields they do not know: those of 1 and 2 refused them. All open; see docs/format.md.
+From 3 on readers pass over fields they do not know: those of 1 and 2 refused them. All open; see
+docs/reference/artifact-format.md.
 """
 
 Precision = Literal["fp32", "fp16", "bf16", "int8"]

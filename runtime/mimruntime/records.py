@@ -1,6 +1,6 @@
 """JSON records that say what they are: a foreign or newer one is named as such, fields of later versions are passed over.
 
-docs/format.md says what may change without a new schema number.
+docs/reference/artifact-format.md says what may change without a new schema number.
 """
 
 from __future__ import annotations

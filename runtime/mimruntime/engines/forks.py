@@ -29,5 +29,5 @@ def refusal(name: str) -> str:
     """Return the line for a child that uses what its parent opened with the library `name`."""
     return (
         f"the engine '{name}' was opened before this process was forked off, and its threads stayed with the parent;"
-        " open the Embedder after the fork, in each process, or start processes by spawn (docs/processes.md)"
+        " open the Embedder after the fork, in each process, or start processes by spawn (docs/how-to/processes.md)"
     )

@@ -33,7 +33,7 @@ _CUDA_OPTIONS = {
     "cudnn_conv_algo_search": "HEURISTIC",  # there is one convolution; a search stops every new batch size for 0.1 s
 }
 LEFT_OUT = {"cpu": ("BiasGeluFusion",)}
-"""Optimisations that lose on a provider (docs/engines.md): a bias and its GELU are faster as two operators."""
+"""Optimisations that lose on a provider (docs/results/graph.md): a bias and its GELU are faster as two operators."""
 _GPU_BATCHES = (*BATCHES, 32, 64, 128)
 _LOG_ERRORS, _LOG_FATAL = 3, 4
 _NO_BF16 = "has no bf16 kernels on a CPU: run a bf16 artifact with --engine openvino"

@@ -1,0 +1,165 @@
+"""What the documentation shows: every command line parses, every Python block compiles, those that need no network run."""
+
+import contextlib
+import re
+import shlex
+import shutil
+import sys
+import tomllib
+from pathlib import Path
+from unittest import mock
+
+import click
+import numpy as np
+import pytest
+
+from mimexport.cli import COMMANDS
+from mimruntime.artifact import Artifact
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", ROOT / "SECURITY.md", *sorted((ROOT / "docs").rglob("*.md"))]
+RUN = (
+    "README.md", "docs/tutorial.md", "docs/how-to/build.md", "docs/how-to/vector-stores.md",
+    "docs/how-to/embed-a-collection.md", "docs/reference/errors.md",
+)  # fmt: skip
+"""Pages whose Python blocks run; the others need a broker, a service, a GPU or minutes."""
+
+sys.path.append(str(ROOT / "tools"))
+import check_docs  # noqa: E402
+
+
+def blocks(page, *languages):
+    """Return the fenced blocks of a page in these languages."""
+    text = page.read_text(encoding="utf-8")
+    return [code for language, code in re.findall(r"^```(\w+)\n(.*?)^```$", text, re.M | re.S) if language in languages]
+
+
+def shell_lines():
+    for page in PAGES:
+        for block in blocks(page, "sh", "bash"):
+            for line in block.replace("\\\n", " ").splitlines():
+                if line.strip():
+                    yield page.relative_to(ROOT).as_posix(), line.strip()
+
+
+LINES = sorted(set(shell_lines()))
+
+
+@pytest.fixture(scope="module")
+def commands():
+    return {command.name: command for command in COMMANDS}
+
+
+def test_every_command_line_is_one_the_program_takes(commands):
+    lines = [(page, line) for page, line in LINES if line.startswith("mimexport ")]
+    assert len(lines) > 50
+    anywhere = mock.patch.object(click.Path, "convert", lambda self, value, *_: Path(value))
+    for page, line in lines:
+        name, *arguments = shlex.split(line, comments=True)[1:]
+        assert name in commands, f"{page}: {line}"
+        try:
+            with anywhere:
+                commands[name].make_context(f"mimexport {name}", arguments)
+        except click.ClickException as error:
+            pytest.fail(f"{page}: {line}: {error.format_message()}")
+
+
+def test_a_line_with_an_option_that_does_not_exist_is_noticed(commands):
+    with pytest.raises(click.NoSuchOption):
+        commands["build"].make_context("mimexport build", ["--model", "mae-tiny", "--aggregator", "topk"])
+
+
+def test_every_other_line_names_what_is_there():
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M))
+    for page, line in LINES:
+        words = shlex.split(line, comments=True)
+        if words[:1] == ["make"]:
+            assert {word for word in words[1:] if "=" not in word} <= targets, f"{page}: {line}"
+        if words[:1] == ["python"]:
+            assert (ROOT / words[1]).is_file(), f"{page}: {line}"
+        for named in re.findall(r"mimexport\[([\w,-]+)\]", line):
+            assert set(named.split(",")) <= set(extras), f"{page}: {line}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_every_python_block_compiles(page):
+    for block in blocks(page, "python"):
+        compile(block, str(page), "exec")
+
+
+@pytest.fixture
+def workplace(tmp_path, toy_artifact, photos):
+    """A folder with the artifacts, photographs and vectors that pages speak of."""
+    from mimruntime import Embedder, vectors
+
+    for name in ("mae-tiny-topk", "with-selection"):
+        shutil.copytree(toy_artifact, tmp_path / "artifacts" / name)
+    (tmp_path / "photos").mkdir()
+    for name in ("a.jpg", "b.jpg", "photos/a.jpg"):
+        shutil.copy(photos[0], tmp_path / name)
+    with (
+        Embedder.open(toy_artifact) as embedder,
+        vectors.open_writer(
+            tmp_path / "vectors.npz", dim=embedder.dim, space=embedder.space, model="toy", precision="fp32"
+        ) as writer,
+    ):
+        writer.add("broken.jpg", None, "not an image")
+        for path, vector in zip(photos, embedder.embed(photos), strict=True):
+            writer.add(str(path), vector, None)
+    return tmp_path
+
+
+@pytest.mark.parametrize("page", RUN)
+def test_the_python_blocks_of_a_page_run(page, workplace):
+    code = blocks(ROOT / page, "python")
+    assert code
+    built = mock.Mock(side_effect=lambda *_, **__: Artifact.open("artifacts/mae-tiny-topk"))
+    with contextlib.chdir(workplace), mock.patch("mimexport.build", built, create=True):
+        for block in code:
+            names = {"__name__": "page"}
+            exec(compile(block, page, "exec"), names)
+            for vectors in (names[name] for name in ("vectors", "query") if name in names):
+                assert np.allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
+
+
+def test_the_table_of_the_readme_is_what_was_measured():
+    import aggregator_tables
+
+    files = sorted((ROOT / "docs" / "results").glob("aggregators-*.json"), reverse=True)
+    table = aggregator_tables._short([aggregator_tables.read(file) for file in files])
+    assert table in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_a_broken_link_a_missing_heading_and_a_stale_page_are_found(tmp_path, monkeypatch):
+    monkeypatch.setattr(check_docs, "ROOT", tmp_path)
+    page = tmp_path / "page.md"
+    page.write_text("# A page\n\n[good](page.md#a-page) [gone](other.md) [no heading](page.md#b)\n")
+    assert [line.split(": ")[1] for line in check_docs.broken_links([page])] == [
+        "link to other.md, which is not there",
+        "link to page.md#b, a heading that is not there",
+    ]
+    (tmp_path / "README.md").write_text("x" * (check_docs.README_BYTES + 1))
+    assert len(list(check_docs.too_large([page]))) == 1
+
+
+def test_sentences_are_counted_in_prose_alone(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text(
+        "# Title. Here\n\nOne two. Three\nfour.\n\n- Five.\n\n| six. | Seven. |\n\n```sh\nEight. Nine.\n```\n"
+    )
+    assert list(check_docs.sentences_of(page)) == ["One two.", "Three four.", "Five."]
+
+
+def test_a_generated_page_that_was_edited_is_found(tmp_path, monkeypatch):
+    import write_reference
+
+    monkeypatch.setattr(write_reference, "ROOT", tmp_path)
+    monkeypatch.setattr(write_reference, "REFERENCE", tmp_path)
+    monkeypatch.setattr(write_reference, "python_api", lambda: "as it is")
+    for path, text in write_reference.pages().items():
+        path.write_text(text, encoding="utf-8")
+    assert write_reference.stale() == []
+    edited = tmp_path / "python.md"
+    edited.write_text(edited.read_text(encoding="utf-8").replace("as it is", "as it was"), encoding="utf-8")
+    assert [line.split(":")[0] for line in write_reference.stale()] == ["python.md"]
