@@ -27,7 +27,7 @@ os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:{cpus}])
 """
 _OPTIONS = (
     "--engine", "onnxruntime", "--max-body-mb", 4, "--max-buffered-mb", 64, "--max-decode-mb", 256, "--body-timeout", 5,
-    "--deadline", 20,
+    "--deadline", 20, "--max-queue", 12,
 )  # fmt: skip
 
 
@@ -46,25 +46,34 @@ def attack(
         )
         figures.metrics_start = len(served.call("/metrics").body)
         watch = Watch(served)
-        started = time.monotonic()
-        make = partial(Client, served.port, target, seed, hostile)
-        with ProcessPoolExecutor(clients, multiprocessing.get_context("spawn")) as pool:
-            watch.start()
-            for done in as_completed([pool.submit(_run, make, block) for block in _blocks(first, requests)]):
-                figures.tally.add(done.result())
-                _show_progress(figures, started)
-        figures.seconds = time.monotonic() - started
+        _send(figures, _blocks(first, requests), partial(Client, served.port, target, seed, hostile), clients, watch)
         figures.seen = watch.stop()
         if served.process.poll() is None:
-            figures.memory_peak = served.resident_bytes(peak=True)
-            figures.descriptors_end = settle(lambda: descriptors(served), figures.descriptors_start + 1)
-            figures.memory_end = settle(served.resident_bytes, figures.memory_start + 50 * MB, 15)
-            figures.metrics_end = len(served.call("/metrics").body)
+            _look_back(figures, served)
             found = explain(figures.tally.findings, served.port, target, seed, hostile, out)
         else:
             found = [f"the service ended with {served.process.returncode}: see {log}"]
     figures.log = log.read_text(errors="replace")
     return figures, found + broken_promises(figures)
+
+
+def _send(figures: Figures, blocks: list[range], make: Callable[[], Client], clients: int, watch: Watch) -> None:
+    """Have the clients do all blocks, and count."""
+    started = time.monotonic()
+    with ProcessPoolExecutor(clients, multiprocessing.get_context("spawn")) as pool:
+        watch.start()
+        for done in as_completed([pool.submit(_run, make, block) for block in blocks]):
+            figures.tally.add(done.result())
+            figures.seconds = time.monotonic() - started
+            _show_progress(figures)
+
+
+def _look_back(figures: Figures, served: service.Service) -> None:
+    """Note what is left once every client is gone."""
+    figures.memory_peak = served.resident_bytes(peak=True)
+    figures.descriptors_end = settle(lambda: descriptors(served), figures.descriptors_start + 1)
+    figures.memory_end = settle(served.resident_bytes, figures.memory_start + 50 * MB, 15)
+    figures.metrics_end = len(served.call("/metrics").body)
 
 
 def _blocks(first: int, requests: int) -> list[range]:
@@ -76,11 +85,7 @@ def _run(make: Callable[[], Client], numbers: range) -> Tally:
     return make().run(numbers)
 
 
-def _show_progress(figures: Figures, started: float) -> None:
-    done = sum(figures.tally.counts.values())
-    rate = done / (time.monotonic() - started)
-    print(
-        f"\r{done:,} requests, {rate:.0f}/s, {len(figures.tally.findings)} findings",
-        end="\n" if done % 5_000 == 0 else "",
-        flush=True,
-    )
+def _show_progress(figures: Figures) -> None:
+    done, found = sum(figures.tally.counts.values()), len(figures.tally.findings)
+    end = "\n" if done % 5_000 == 0 else ""
+    print(f"\r{done:,} requests, {done / figures.seconds:.0f}/s, {found} findings", end=end, flush=True)

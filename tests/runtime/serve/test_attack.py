@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import random
 import subprocess
 import sys
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -15,11 +17,13 @@ from pathlib import Path
 import pytest
 from attack.bodies import Target
 from attack.cases import Case, Manner, chance, hostile_case
-from attack.client import Client
+from attack.client import Client, Tally
 from attack.correct import wrong_vectors
 from attack.replay import explain
 from attack.shrinking import shrink
 from attack.targets import read_target
+from attack.verdict import Figures, broken_promises
+from attack.watch import Seen
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from service import Service
@@ -120,6 +124,27 @@ def test_what_fails_is_made_small() -> None:
     assert shrink(b"abcXdefYghi" * 9, lambda part: b"X" in part and b"Y" in part) in {b"XY", b"YX"}
     assert shrink(list(range(100)), lambda part: {7, 70} <= set(part)) == [7, 70]
     assert shrink(b"x", lambda _: False) == b"x"
+
+
+BROKEN = {
+    "/live": {"seen": Seen(live_wrong=["503"])},
+    "memory grew": {"memory_peak": 10**9},
+    "kept at the end": {"memory_end": 10**9},
+    "descriptors": {"descriptors_end": 20},
+    "/metrics": {"metrics_end": 10**6},
+    "lines of log": {"log": "x\n" * 200},
+    "traceback": {"log": "Traceback (most recent call last)"},
+    "requests were done": {"requests": 11},
+    "no correct request": {"tally": Tally(Counter({"hostile 400": 10}))},
+}
+
+
+@pytest.mark.parametrize("promise", BROKEN)
+def test_a_promise_that_is_broken_is_said(promise: str) -> None:
+    held = Figures(10, 0.1, 10, 10**8, descriptors_end=10, tally=Tally(Counter({"correct 200": 10})))
+    assert broken_promises(held) == []
+    (line,) = broken_promises(dataclasses.replace(held, **BROKEN[promise]))
+    assert promise in line
 
 
 @pytest.mark.slow
