@@ -33,8 +33,8 @@ class Aggregator(nn.Module, ABC):
     Options are keyword-only arguments of `__init__`; `params` gives their resolved values for the manifest.
 
     Attributes:
-        formula: one line, in the notation of the README (x_i: patch tokens, N of them).
-        token_norm: the default; measured on `mae-tiny`, see the README.
+        formula: one line, in the notation of docs/explanation/why-patches.md (x_i: patch tokens, N of them).
+        token_norm: the default; measured, see docs/results/aggregators.md.
         needs_cls: whether [cls] is read.
         needs_head: whether its parameters are learned, so that a head is needed.
         has_weights: whether `Pooled.weights` is given, so that `--with-selection` works.
