@@ -60,7 +60,7 @@ class Plan(NamedTuple):
 PLANS = {
     "mae-tiny": Plan(5000, 1000, 10000),
     # Four times the work an image, and twice the gain: fewer images decide.
-    "mae-small": Plan(2000, 400, 4000, ("mean", "topk")),
+    "mae-small": Plan(2000, 400, 4000, ("topk", "abmilp-unlabelled")),
 }
 PLAIN = ("cls", "mean", "topk")
 BASELINE = Path("eval/baseline.json")

@@ -254,10 +254,17 @@ def test_a_published_head_out_of_reach_is_one_line(monkeypatch):
         fetch_ep_head("mae_base")
 
 
-@pytest.mark.parametrize("name", embedded_heads("mae-tiny"))
-def test_every_embedded_head_fits_the_embedded_backbone(name):
-    loaded = load_model("mae-tiny")
-    head = load_head(embedded_heads("mae-tiny")[name])
-    check_fit(head, loaded, Backbone(loaded.model).shape, None)
-    assert head.whitening is not None
-    assert {"images", "seed"} <= head.recipe.keys() or head.recipe["objective"] == "whitening only"
+@pytest.fixture(scope="module", params=["mae-tiny", "mae-small"])
+def embedded(request):
+    loaded = load_model(request.param)
+    return loaded, Backbone(loaded.model).shape
+
+
+def test_every_embedded_head_fits_its_embedded_backbone(embedded):
+    loaded, shape = embedded
+    heads = {name: load_head(path) for name, path in embedded_heads(loaded.name).items()}
+    assert {"cls", "mean", "topk", "abmilp-unlabelled"} <= heads.keys()
+    for head in heads.values():
+        check_fit(head, loaded, shape, None)
+        assert head.whitening is not None
+        assert {"images", "seed"} <= head.recipe.keys() or head.recipe["objective"] == "whitening only"
