@@ -2,6 +2,8 @@
 
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import click
@@ -69,6 +71,13 @@ def test_the_help_ends_with_examples_that_parse(command):
 def test_an_example_with_an_option_that_is_gone_is_found():
     with pytest.raises(click.UsageError, match="No such option"):
         parse("mimexport inspect artifacts/a --yaml")
+
+
+def test_the_program_starts_without_what_its_commands_import():
+    heavy = {"msgspec", "numpy", "PIL", "torch", "timm", "onnx", "sklearn"}
+    script = f"import sys, mimexport.cli; print(*{heavy} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []
 
 
 def test_the_program_lists_every_command_on_one_line():

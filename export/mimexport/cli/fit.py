@@ -13,13 +13,13 @@ from mimexport.cli.common import BUILDING, BackboneOptions, backbone_options, sh
 from mimruntime.cli.command import Command, gather, group, option
 from mimruntime.cli.options import COUNT, PATH
 from mimruntime.errors import needs
-from mimruntime.manifest import TokenNorm
 
 if TYPE_CHECKING:
     from mimeval.statistics import Interval
     from mimexport.fitting.fitter import Fitter
     from mimexport.fitting.images import ImageSet
     from mimexport.heads import Head
+    from mimruntime.manifest import TokenNorm
 
 _CACHE = Path("~/.cache/mimexport")
 
@@ -139,6 +139,7 @@ def _judge(fitter: Fitter, head: Head, sets: tuple[ImageSet, ImageSet]) -> dict[
     from mimexport.fitting.fitter import plain_head
     from mimexport.fitting.images import labels_to_judge
     from mimexport.norms import default_norm
+    from mimruntime.manifest import TokenNorm
 
     names = ("training", "held-out")
     tokens = [fitter.tokens(part.images, part.digest, name) for part, name in zip(sets, names, strict=True)]

@@ -56,7 +56,11 @@ def compile_options(title: str) -> Callable[[Callable[..., Any]], Callable[..., 
     options = group(
         title,
         option("--provider", help="Hardware, as the engine calls it: cpu, cuda.  [default: its first]"),
-        option("--batch", metavar="MIN,BEST,MAX", help="Images of one run.  [default: measured; 1,8,32 on a GPU]"),
+        option(
+            "--batch",
+            metavar="MIN,BEST,MAX",
+            help="Images of one run; a CPU uses BEST.  [default: measured; GPU 1,8,32]",
+        ),
         option(
             "--hint",
             type=click.Choice(["throughput", "latency"]),

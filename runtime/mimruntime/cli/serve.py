@@ -118,7 +118,7 @@ def _load_settings() -> type[Settings]:
         default=30.0,
         type=SECONDS,
         envvar="MIMEXPORT_WATCHDOG",
-        help="Limit of a run, else /live gives 503; test when idle.",
+        help="A longer run counts as stuck: /live gives 503.",
     ),
 )
 @group(
@@ -143,7 +143,7 @@ def _load_settings() -> type[Settings]:
     ),
     option("--max-pixels", type=COUNT, help="Pixels of one image, else 413.  [default: 89478485]"),
     option(
-        "--max-decode-mb", default=1024, type=COUNT, metavar="MB", help="Memory for decoding; one image over it: 413."
+        "--max-decode-mb", default=1024, type=COUNT, metavar="MB", help="Memory for decoding; an image that needs more: 413."
     ),
     option("--max-connections", default=1024, type=COUNT, help="Open connections, else 503."),
 )
