@@ -143,7 +143,11 @@ def _load_settings() -> type[Settings]:
     ),
     option("--max-pixels", type=COUNT, help="Pixels of one image, else 413.  [default: 89478485]"),
     option(
-        "--max-decode-mb", default=1024, type=COUNT, metavar="MB", help="Memory for decoding; an image that needs more: 413."
+        "--max-decode-mb",
+        default=1024,
+        type=COUNT,
+        metavar="MB",
+        help="Memory for decoding; an image that needs more: 413.",
     ),
     option("--max-connections", default=1024, type=COUNT, help="Open connections, else 503."),
 )
