@@ -90,6 +90,21 @@ def toy_copy(toy_artifact: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
+def toy_whitened(toy_artifact: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The toy artifact, whose manifest says that its vectors are whitened; in a space of its own. Do not change it."""
+    import msgspec
+
+    from mimruntime.artifact import Artifact, seal
+
+    folder = Path(shutil.copytree(toy_artifact, tmp_path_factory.mktemp("whitened") / "toy"))
+    found = Artifact.open(folder).manifest
+    embedding = msgspec.structs.replace(found.embedding, whitening="16 dimensions")
+    (folder / "manifest.json").unlink()
+    seal(folder, msgspec.structs.replace(found, embedding=embedding, embedding_space="b1eac4ed" * 2, files={}))
+    return folder
+
+
+@pytest.fixture(scope="session")
 def toy_without_selection(tmp_path_factory: pytest.TempPathFactory, photos: list[Path]) -> Path:
     """The toy artifact without the output 'selection'."""
     folder = tmp_path_factory.mktemp("artifacts") / "toy-plain"
@@ -99,7 +114,7 @@ def toy_without_selection(tmp_path_factory: pytest.TempPathFactory, photos: list
 
 
 def _write_toy_artifact(folder: Path, photos: list[Path], *, selection: bool = True) -> None:
-    from mimruntime import artifact, engines, parity
+    from mimruntime import artifact, engines, parity, storage
 
     weights = np.random.default_rng(0).standard_normal((_GRID * _GRID * 3, _DIM)).astype(np.float32) / 8
     _save_toy_graph(folder / "model.onnx", weights, selection)
@@ -111,7 +126,7 @@ def _write_toy_artifact(folder: Path, photos: list[Path], *, selection: bool = T
         measured = parity.measure(
             lambda pixels: engine.run(pixels)["embedding"], images, embeddings, engine="onnxruntime"
         )
-    artifact.seal(folder, _toy_manifest(measured, selection))
+    artifact.seal(folder, _toy_manifest(measured, storage.measure_statistics(embeddings), selection))
 
 
 def _toy_embeddings(images: np.ndarray, weights: np.ndarray) -> np.ndarray:
@@ -169,7 +184,7 @@ def _save_toy_graph(path: Path, weights: np.ndarray, selection: bool) -> None:
     onnx.save(model, path)
 
 
-def _toy_manifest(measured: object, selection: bool) -> object:
+def _toy_manifest(measured: object, statistics: object, selection: bool) -> object:
     from mimruntime import manifest
 
     backbone = manifest.Backbone(
@@ -209,6 +224,7 @@ def _toy_manifest(measured: object, selection: bool) -> object:
             outputs=tuple(outputs),
         ),
         parity=measured,
+        statistics=statistics,
         versions={"onnx": "1"},
         files={},
     )

@@ -1,4 +1,4 @@
-"""What a narrower precision costs, on real images: cosine, and whether an image keeps its neighbours."""
+"""Real images of a build: what a narrower precision costs on them, and how their vectors are spread."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from mimexport.model import EmbeddingModel, embed_with_torch
 from mimruntime.decode import decode
 from mimruntime.errors import OptionError, ParityError
 from mimruntime.images import find_images
-from mimruntime.manifest import Conversion, Precision, Preprocess
+from mimruntime.manifest import Conversion, Precision, Preprocess, Statistics
 from mimruntime.parity import WORST_COSINE, Run
 from mimruntime.preprocess import to_pixels
+from mimruntime.storage import measure_statistics
 
 NEIGHBOURS = 10
 _MOST_CALIBRATION, _MOST_JUDGED = 128, 256
@@ -24,7 +25,7 @@ _BATCH = 8
 
 @dataclass(frozen=True, slots=True)
 class Judge:
-    """Real images for a precision other than fp32, and torch's vectors of them.
+    """Real images, and torch's vectors of them.
 
     Attributes:
         calibration: uint8 (n, size, size, 3), what int8 is calibrated on; none for other precisions.
@@ -46,12 +47,13 @@ class Judge:
         folder: Path | None,
         report: Callable[[str], None],
     ) -> Judge:
-        """Load the images of `folder` and embed them with `model`, still in fp32; without a folder nothing is judged."""
+        """Load the images of `folder` and embed them with `model`, still in fp32; without a folder there are none."""
         none = np.zeros((0, preprocess.size, preprocess.size, 3), np.uint8)
         if folder is None:
             return cls(none, none, np.zeros((0, 0), np.float32))
         calibration, judged = load_images(folder, preprocess)
-        report(f"embedding {len(judged)} images with torch to judge {precision} by")
+        purpose = "see how vectors are spread" if precision == "fp32" else f"judge {precision} by"
+        report(f"embedding {len(judged)} images with torch to {purpose}")
         return cls(calibration if precision == "int8" else none, judged, embed_with_torch(model, judged))
 
     def conversion(self, run: Run) -> Conversion | None:
@@ -59,6 +61,10 @@ class Judge:
         if not len(self.judged):
             return None
         return compare(embed(run, self.judged), self.reference, len(self.calibration))
+
+    def statistics(self) -> Statistics | None:
+        """Return how torch's vectors in fp32 are spread, None where there are no images."""
+        return measure_statistics(self.reference) if len(self.reference) else None
 
 
 def check_narrow(vectors: np.ndarray, reference: np.ndarray, precision: Precision) -> None:

@@ -36,7 +36,8 @@ class BuildOptions:
         with_selection: add the graph output `selection`.
         head: a head, a head file, the name of an embedded head, or "hub:SLUG" for a published EP head.
         whiten: apply the head's whitening and keep so many dimensions, 0 for all; None leaves it out.
-        calibrate: folder of real images that int8 is calibrated on and every narrower precision is judged by.
+        calibrate: folder of real images: the spread of their vectors is kept for those who store int8 or bits, int8 is
+            calibrated on some of them, and every narrower precision is judged by the others.
         force: replace an artifact that is there.
 
     """
@@ -81,8 +82,6 @@ def check_build_options(options: BuildOptions) -> None:
         raise UnknownNameError("aggregator", options.agg, AGGREGATORS)
     if options.precision == "int8" and options.calibrate is None:
         raise OptionError("--precision int8 needs real images to calibrate on: --calibrate FOLDER")
-    if options.precision == "fp32" and options.calibrate is not None:
-        raise OptionError("--calibrate judges a narrower precision; give --precision fp16, bf16 or int8 with it")
     if isinstance(options.agg, Aggregator):
         if options.agg_name in AGGREGATORS:
             raise OptionError(f"an aggregator of one's own is named '{options.agg_name}', as one of this package")

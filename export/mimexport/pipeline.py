@@ -67,7 +67,7 @@ def build(options: BuildOptions, report: Report = lambda _: None) -> Artifact:
             report(f"quantising, calibrated on {len(judge.calibration)} images")
             quantize_graph(stage / graph_file.FILE, judge.calibration)
         figures, in_engine = _compare(engine, options, stage, reference, judge, report)
-        write_records(stage, options, identity, ports, figures, conversion or in_engine)
+        write_records(stage, options, identity, ports, figures, conversion or in_engine, judge.statistics())
     return Artifact.open(options.out)
 
 
@@ -116,5 +116,5 @@ def _compare(
 
         figures = parity.measure(run, *reference, engine=engine.name)
         parity.check(figures, options.precision)
-        loss = None if options.precision in _IN_TORCH else judge.conversion(run)
+        loss = judge.conversion(run) if options.precision == "int8" else None
     return figures, loss

@@ -68,6 +68,7 @@ def write_records(
     ports: tuple[tuple[m.Port, ...], tuple[m.Port, ...]],
     parity: m.Parity,
     conversion: m.Conversion | None,
+    statistics: m.Statistics | None,
 ) -> None:
     """Write everything of an artifact but its graph and its reference, and seal it.
 
@@ -78,6 +79,7 @@ def write_records(
         ports: inputs and outputs of the graph.
         parity: of the graph in an engine.
         conversion: what a narrower precision lost, None where that was not measured.
+        statistics: of vectors of real images, None where there were none.
 
     """
     i = identity
@@ -99,6 +101,7 @@ def write_records(
         ),
         parity=parity,
         conversion=conversion,
+        statistics=statistics,
         versions=tool_versions(),
         files={},
     )

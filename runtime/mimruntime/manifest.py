@@ -139,6 +139,16 @@ class Conversion(_Record, frozen=True, kw_only=True):
     """0 where the precision needs none."""
 
 
+class Statistics(_Record, frozen=True, kw_only=True):
+    """How unit vectors of real images are spread, which decides the steps of int8 and the threshold of bits."""
+
+    images: int
+    mean: bytes
+    """Little-endian float32, one number a dimension; in JSON as base64."""
+    std: bytes
+    """Likewise, the standard deviation."""
+
+
 class Manifest(_Record, frozen=True, kw_only=True):
     """`manifest.json`, whole; `sha256`, the last field, covers every byte before it."""
 
@@ -157,6 +167,8 @@ class Manifest(_Record, frozen=True, kw_only=True):
     parity: Parity
     conversion: Conversion | None = None
     """None in fp32, and where no real images were given."""
+    statistics: Statistics | None = None
+    """None where no real images were given; the vectors are then stored in fp32 or fp16 alone."""
     versions: dict[str, str]
     files: dict[str, str]
     """sha256 of every other file, by path relative to the artifact."""
@@ -179,6 +191,9 @@ def decode(raw: bytes) -> Manifest:
     # It becomes a file's and a folder's name.
     if manifest.name in {"", ".", ".."} or any(sign in manifest.name for sign in "/\\\0"):
         raise ValueError(f"has the name {manifest.name!r}, which no folder can have; do not trust it")
+    found = manifest.statistics
+    if found is not None and {len(found.mean), len(found.std)} != {4 * manifest.embedding.dim}:
+        raise ValueError("has statistics of vectors of another length; do not trust it")
     return manifest
 
 

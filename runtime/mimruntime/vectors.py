@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -13,11 +13,12 @@ from typing import IO, Any, Protocol
 import numpy as np
 
 from mimruntime.errors import MissingExtraError, OptionError, OutputError, VectorsError
+from mimruntime.storage import Codec, read_codec
 from mimruntime.writing import staged_file, sweep
 
 SUFFIXES = (".npz", ".parquet")
 _GROUP_ROWS = 2048
-_SPACE, _MODEL, _PRECISION = "embedding_space", "model", "precision"
+SPACE, MODEL, PRECISION = "embedding_space", "model", "precision"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -26,11 +27,13 @@ class Vectors:
 
     Attributes:
         paths: n names, in the order they were embedded.
-        vectors: float32 (n, D); the row of an image that could not be read is NaN.
+        vectors: float32 (n, D), of unit length, read back from `codes`; the row of an image that could not be read is NaN.
         errors: n texts; None where there is a vector.
         space: vectors of two files are comparable only where this is equal.
         model: name of the artifact.
         precision: in which the vectors were computed; None: written before this was stored.
+        codes: (n, width), what the file holds: float32, float16, int8, or bits in bytes; see `mimruntime.storage.Codec`.
+        codec: between the two.
 
     """
 
@@ -40,6 +43,8 @@ class Vectors:
     space: str
     model: str
     precision: str | None
+    codes: np.ndarray
+    codec: Codec
 
 
 class Writer(Protocol):
@@ -50,15 +55,14 @@ class Writer(Protocol):
 
 
 @contextlib.contextmanager
-def open_writer(path: str | Path, *, dim: int, space: str, model: str, precision: str) -> Iterator[Writer]:
+def open_writer(path: str | Path, *, codec: Codec, model: str, precision: str) -> Iterator[Writer]:
     """Yield a writer of `path`; the file appears when the block ends well, and only then.
 
     `.parquet` is written in groups of rows as they come. `.npz` is kept in memory until the end.
 
     Args:
         path: ends in one of `SUFFIXES`; a file that is there already is replaced at the end.
-        dim: length of a vector.
-        space: the embedding space, stored in the file.
+        codec: how vectors are stored, and in which embedding space; the file says both.
         model: name of the artifact, stored in the file.
         precision: in which the vectors are computed, stored in the file.
 
@@ -74,12 +78,12 @@ def open_writer(path: str | Path, *, dim: int, space: str, model: str, precision
     if target.is_dir():
         raise OutputError(f"{target} is a folder; give the name of a file in it: {target / 'vectors.parquet'}")
     sweep(target.parent, target.name)
-    labels = {_SPACE: space, _MODEL: model, _PRECISION: precision}
+    labels = {SPACE: codec.space, MODEL: model, PRECISION: precision} | codec.labels()
     with staged_file(target) as stream:
         if arrow is None:
-            writer: _NpzWriter | _ParquetWriter = _NpzWriter(stream, dim, labels)
+            writer: _NpzWriter | _ParquetWriter = _NpzWriter(stream, codec, labels)
         else:
-            writer = _ParquetWriter(arrow, stream, dim, labels)
+            writer = _ParquetWriter(arrow, stream, codec, labels)
         try:
             yield writer
             writer.finish()
@@ -142,35 +146,36 @@ def read_vectors(path: str | Path) -> Vectors:
 
 
 class _NpzWriter:
-    def __init__(self, stream: IO[bytes], dim: int, labels: dict[str, str]) -> None:
+    def __init__(self, stream: IO[bytes], codec: Codec, labels: dict[str, str]) -> None:
         self._stream = stream
         self._labels: dict[str, Any] = {name: np.array(text) for name, text in labels.items()}
-        self._dim = dim
+        self._codec = codec
         self._rows: list[tuple[str, np.ndarray | None, str | None]] = []
 
     def add(self, path: str, vector: np.ndarray | None, error: str | None) -> None:
         self._rows.append((path, vector, error))
 
     def finish(self) -> None:
-        vectors = np.full((len(self._rows), self._dim), np.nan, np.float32)
-        for row, (_, vector, _) in zip(vectors, self._rows, strict=True):
+        codes = np.full((len(self._rows), self._codec.width), _blank(self._codec.dtype), self._codec.dtype)
+        for row, (_, vector, _) in zip(codes, self._rows, strict=True):
             if vector is not None:
-                row[:] = vector
+                row[:] = self._codec.encode(vector[None])[0]
         paths = np.array([path for path, _, _ in self._rows], dtype=np.str_)
         errors = np.array([error or "" for _, _, error in self._rows], dtype=np.str_)
-        np.savez(self._stream, path=paths, vectors=vectors, error=errors, **self._labels)
+        np.savez(self._stream, path=paths, vectors=codes, error=errors, **self._labels)
 
     def release(self) -> None:
         self._rows.clear()
 
 
 class _ParquetWriter:
-    def __init__(self, arrow: ModuleType, stream: IO[bytes], dim: int, labels: dict[str, str]) -> None:
+    def __init__(self, arrow: ModuleType, stream: IO[bytes], codec: Codec, labels: dict[str, str]) -> None:
         self._arrow: Any = arrow
-        fields = [("path", arrow.string()), ("vector", arrow.list_(arrow.float32(), dim)), ("error", arrow.string())]
+        vector = arrow.list_(arrow.from_numpy_dtype(codec.dtype), codec.width)
+        fields = [("path", arrow.string()), ("vector", vector), ("error", arrow.string())]
         self._schema = arrow.schema(fields, metadata=labels)
         self._file = arrow.parquet.ParquetWriter(stream, self._schema)
-        self._dim = dim
+        self._codec = codec
         self._rows: list[tuple[str, np.ndarray | None, str | None]] = []
 
     def add(self, path: str, vector: np.ndarray | None, error: str | None) -> None:
@@ -189,8 +194,7 @@ class _ParquetWriter:
 
     def _write_group(self) -> None:
         paths, vectors, errors = zip(*self._rows, strict=True)
-        blank = np.zeros(self._dim, np.float32)
-        flat = np.concatenate([blank if vector is None else vector for vector in vectors])
+        flat = encode_rows(self._codec, vectors).ravel()
         # From buffers, because `from_arrays` with a mask imports pyarrow.compute, a seventh of the first second.
         valid = np.packbits([vector is not None for vector in vectors], bitorder="little")
         column = self._arrow.Array.from_buffers(
@@ -202,6 +206,20 @@ class _ParquetWriter:
         columns = [self._arrow.array(paths), column, self._arrow.array(errors, self._arrow.string())]
         self._file.write_batch(self._arrow.record_batch(columns, schema=self._schema))
         self._rows.clear()
+
+
+def encode_rows(codec: Codec, vectors: Sequence[np.ndarray | None]) -> np.ndarray:
+    """Return the codes (n, width) of unit vectors; zeros where there is none."""
+    codes = np.zeros((len(vectors), codec.width), codec.dtype)
+    there = [vector is not None for vector in vectors]
+    if any(there):
+        codes[there] = codec.encode(np.stack([vector for vector in vectors if vector is not None]))
+    return codes
+
+
+def _blank(dtype: np.dtype[Any]) -> float:
+    """Return what stands where there is no vector: NaN, which whole numbers do not have."""
+    return np.nan if dtype.kind == "f" else 0
 
 
 def _arrow() -> ModuleType:
@@ -216,14 +234,9 @@ def _arrow() -> ModuleType:
 
 def _read_npz(path: Path) -> Vectors:
     with path.open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:
-        return Vectors(
-            paths=tuple(arrays["path"].tolist()),
-            vectors=arrays["vectors"],
-            errors=tuple(error or None for error in arrays["error"].tolist()),
-            space=str(arrays[_SPACE]),
-            model=str(arrays[_MODEL]),
-            precision=str(arrays[_PRECISION]) if _PRECISION in arrays else None,
-        )
+        labels = {name: str(arrays[name]) for name in arrays.files if arrays[name].ndim == 0}
+        errors = tuple(error or None for error in arrays["error"].tolist())
+        return _vectors(tuple(arrays["path"].tolist()), arrays["vectors"], errors, labels)
 
 
 def _read_parquet(path: Path) -> Vectors:
@@ -232,14 +245,21 @@ def _read_parquet(path: Path) -> Vectors:
         table = arrow.parquet.ParquetFile(stream).read()
     column = table.column("vector").combine_chunks()
     dim = column.type.list_size
-    vectors = np.full((len(column), dim), np.nan, np.float32)
-    vectors[np.asarray(column.is_valid())] = column.flatten().to_numpy(zero_copy_only=False).reshape(-1, dim)
+    found = column.flatten().to_numpy(zero_copy_only=False).reshape(-1, dim)
+    codes = np.full((len(column), dim), _blank(found.dtype), found.dtype)
+    codes[np.asarray(column.is_valid())] = found
     labels = {name.decode(): text.decode() for name, text in table.schema.metadata.items()}
-    return Vectors(
-        paths=tuple(table.column("path").to_pylist()),
-        vectors=vectors,
-        errors=tuple(table.column("error").to_pylist()),
-        space=labels[_SPACE],
-        model=labels[_MODEL],
-        precision=labels.get(_PRECISION),
-    )
+    errors = tuple(table.column("error").to_pylist())
+    return _vectors(tuple(table.column("path").to_pylist()), codes, errors, labels)
+
+
+def _vectors(
+    paths: tuple[str, ...], codes: np.ndarray, errors: tuple[str | None, ...], labels: dict[str, str]
+) -> Vectors:
+    codec = read_codec(labels, labels[SPACE], codes.shape[1])
+    if codes.shape[1] != codec.width or codes.dtype != codec.dtype:
+        raise ValueError(f"{codec.store} of {codec.dim} dimensions, and {codes.dtype} of {codes.shape[1]}")
+    there = [error is None for error in errors]
+    vectors = np.full((len(codes), codec.dim), np.nan, np.float32)
+    vectors[there] = codec.decode(codes[there])
+    return Vectors(paths, vectors, errors, codec.space, labels[MODEL], labels.get(PRECISION), codes=codes, codec=codec)

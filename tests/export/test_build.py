@@ -21,6 +21,7 @@ from mimexport.weights import load_model
 from mimruntime import Embedder, parity
 from mimruntime.artifact import Artifact
 from mimruntime.errors import MissingExtraError, OptionError, OutputError, ParityError, UnknownNameError
+from mimruntime.storage import codec_for, measure_statistics
 from mimruntime.verification import verify
 
 pytestmark = pytest.mark.usefixtures("small_alias")
@@ -51,6 +52,22 @@ def exported(small, monkeypatch):
         return small.manifest.graph.inputs, small.manifest.graph.outputs
 
     monkeypatch.setattr("mimexport.graph.export_graph", copy)
+
+
+@pytest.mark.usefixtures("exported")
+def test_real_images_say_how_vectors_are_spread_in_fp32_too(small, tmp_path, calibration_crops):
+    artifact = build(options(tmp_path / "a", calibrate=calibration_crops))
+    assert artifact.manifest.conversion is None
+    assert artifact.manifest.embedding_space == small.manifest.embedding_space
+    images = [path for row, path in enumerate(sorted(calibration_crops.iterdir())) if row % 5]
+    with Embedder.open(artifact.path) as embedder:
+        vectors = embedder.embed(images)
+    found, expected = artifact.manifest.statistics, measure_statistics(vectors)
+    assert found.images == len(images)
+    for ours, theirs in ((found.mean, expected.mean), (found.std, expected.std)):
+        assert np.abs(np.frombuffer(ours, "<f4") - np.frombuffer(theirs, "<f4")).max() < 1e-5
+    codec = codec_for(artifact.manifest, "int8")
+    assert (codec.decode(codec.encode(vectors)) * vectors).sum(axis=1).min() > 0.9999
 
 
 def test_the_artifact_embeds_photographs_alike_to_torch(tiny_artifact):

@@ -10,6 +10,7 @@ import pytest
 
 from mimruntime import vectors as module
 from mimruntime.errors import MissingExtraError, OptionError, OutputError, VectorsError
+from mimruntime.storage import Codec
 from mimruntime.vectors import open_writer, read_vectors
 
 ROWS = [
@@ -20,13 +21,13 @@ ROWS = [
 
 
 def write(path: Path, rows: list = ROWS) -> None:
-    with open_writer(path, dim=4, space="cafe", model="toy", precision="bf16") as writer:
+    with open_writer(path, codec=Codec("fp32", 4, "cafe"), model="toy", precision="bf16") as writer:
         for row in rows:
             writer.add(*row)
 
 
 def write_and_raise(path: Path, rows: list, error: BaseException) -> None:
-    with open_writer(path, dim=4, space="cafe", model="toy", precision="bf16") as writer:
+    with open_writer(path, codec=Codec("fp32", 4, "cafe"), model="toy", precision="bf16") as writer:
         for row in rows:
             writer.add(*row)
         raise error
@@ -112,7 +113,7 @@ def test_a_place_that_cannot_be_written_is_found_out_before_the_block(out: Path,
     (out.parent / "file.txt").touch()
     with (
         pytest.raises(OutputError, match="cannot write"),
-        open_writer(out.parent / folder / out.name, dim=4, space="s", model="m", precision="fp32"),
+        open_writer(out.parent / folder / out.name, codec=Codec("fp32", 4, "s"), model="m", precision="fp32"),
     ):
         pytest.fail("the block was entered")
 

@@ -15,6 +15,7 @@ import pytest
 from mimruntime import artifact, writing
 from mimruntime.artifact import MANIFEST, staged_folder
 from mimruntime.errors import OutputError
+from mimruntime.storage import Codec
 from mimruntime.vectors import open_writer
 
 KILLED = Path(__file__).parent.parent / "support" / "killed.py"
@@ -119,7 +120,7 @@ def test_a_build_sweeps_what_dead_ones_left_and_nothing_else(tmp_path: Path) -> 
 
 def test_embed_sweeps_the_file_of_a_dead_one(tmp_path: Path) -> None:
     (tmp_path / ".v.npz.4711.partial").write_bytes(b"half")
-    with open_writer(tmp_path / "v.npz", dim=2, space="s", model="m", precision="fp32"):
+    with open_writer(tmp_path / "v.npz", codec=Codec("fp32", 2, "s"), model="m", precision="fp32"):
         assert len(names(tmp_path)) == 1
     assert names(tmp_path) == ["v.npz"]
 

@@ -39,4 +39,6 @@ def map_case(context, case):
         case.body = {**case.body, "inputs": [{"name": "image", "datatype": "BYTES", "shape": [1], "data": [TEXT]}]}
     if case.path.endswith("/embeddings") and case.body.get("dimensions") is not None:
         case.body = {**case.body, "dimensions": 16}
+    if (case.query or {}).get("dimensions") is not None:
+        case.query = {**case.query, "dimensions": 16}
     return case

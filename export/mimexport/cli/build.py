@@ -93,7 +93,12 @@ class BuildSettings:
         metavar="NAME",
         help="Of the backbone: fp32, fp16, bf16 or int8.",
     ),
-    option("--calibrate", type=PATH, metavar="FOLDER", help="Real images, to calibrate int8 and to check a precision."),
+    option(
+        "--calibrate",
+        type=PATH,
+        metavar="FOLDER",
+        help="Real images: for int8, to check a precision, for `embed --store`.",
+    ),
     option("--force", is_flag=True, help="Overwrite an existing artifact."),
 )
 @group("Compilation, as `mimexport compile` does it", option("--engine", help="Compile for this engine too."))

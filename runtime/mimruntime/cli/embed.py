@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from mimruntime.batch import Row
     from mimruntime.collection.access import Access
     from mimruntime.collection.inputs import Columns
+    from mimruntime.storage import Store
     from mimruntime.vectors import Writer
 
 
@@ -40,6 +41,8 @@ class EmbedOptions:
     shard_size: int | None = None
     ray: str | None = None
     workers: int | None = None
+    store: Store = "fp32"
+    dims: int | None = None
 
     @property
     def columns(self) -> Columns:
@@ -66,6 +69,7 @@ class EmbedOptions:
     section="Use",
     examples=(
         "mimexport embed artifacts/mae-tiny-topk photos/ --out vectors.parquet",
+        "mimexport embed artifacts/mae-tiny-topk photos/ --out vectors.parquet --store fp16",
         "mimexport embed artifacts/mae-tiny-topk s3://bucket/photos --out s3://bucket/vectors --ray auto",
     ),
 )
@@ -74,6 +78,16 @@ class EmbedOptions:
 @group(
     "Output",
     option("--out", required=True, metavar="FILE|FOLDER|URL", help="FILE.parquet, FILE.npz, or a folder of shards."),
+    option(
+        "--store",
+        type=click.Choice(["fp32", "fp16", "int8", "bits"]),
+        default="fp32",
+        show_default=True,
+        help="What a number is kept as.",
+    ),
+    option(
+        "--dims", type=COUNT, metavar="N", help="Whitened: the first N dimensions, unit length again.  [default: all]"
+    ),
     option("--strict", is_flag=True, help="Stop at the first image that cannot be read."),
     option("--expect-space", metavar="ID", help="Refuse an artifact of another embedding space."),
 )
@@ -124,6 +138,7 @@ def _embed_to_file(options: EmbedOptions, engine: EngineOptions) -> None:
     from mimruntime.collection.inputs import find_entries
     from mimruntime.collection.reader import read_images
     from mimruntime.embedder import Embedder
+    from mimruntime.storage import codec_for
     from mimruntime.vectors import open_writer
 
     columns, access, out = options.columns, options.access, Path(options.out)
@@ -131,7 +146,8 @@ def _embed_to_file(options: EmbedOptions, engine: EngineOptions) -> None:
     total = sum(entry.images for entry in entries)
     with Embedder.open(options.artifact, **options.opening(engine)) as embedder:
         about = embedder.describe()
-        with open_writer(out, dim=about.dim, space=about.space, model=about.name, precision=about.precision) as writer:
+        codec = codec_for(embedder.artifact.manifest, options.store, options.dims)
+        with open_writer(out, codec=codec, model=about.name, precision=about.precision) as writer:
             started = time.perf_counter()
             rows = embed_rows(embedder, read_images(entries, columns, access=access))
             errors = _write(show_bar(rows, total), writer, strict=options.strict)
@@ -139,7 +155,9 @@ def _embed_to_file(options: EmbedOptions, engine: EngineOptions) -> None:
             if len(errors) == total:
                 raise ImageError(f"none of {total} images could be read, nothing is written; first: {errors[0]}")
     _report(total, len(errors), seconds)
-    click.echo(f"{out}  {size_text(out.stat().st_size)}, {about.dim} dimensions, embedding space {about.space}")
+    click.echo(
+        f"{out}  {size_text(out.stat().st_size)}, {codec.dim} dimensions, {codec.store}, embedding space {codec.space}"
+    )
     click.echo(f"{about.name}, {about.precision}, {about.engine} on {about.provider}")
     if errors:
         click.echo(f"{len(errors)} could not be read (column 'error'); first: {errors[0]}", err=True)
@@ -158,6 +176,8 @@ def _embed_to_folder(options: EmbedOptions, engine: EngineOptions) -> None:
         ray=options.ray,
         workers=options.workers,
         strict=options.strict,
+        store=options.store,
+        dims=options.dims,
         progress=show_bar,
         **options.opening(engine),
     )
@@ -168,7 +188,7 @@ def _embed_to_folder(options: EmbedOptions, engine: EngineOptions) -> None:
         _report(report.images, report.errors, report.seconds)
     click.echo(
         f"{options.out}  {record.shards} shards, {record.images} images, {record.dim} dimensions,"
-        f" embedding space {record.embedding_space}"
+        f" {record.stored_as}, embedding space {record.embedding_space}"
     )
     click.echo(f"{record.model}, {report.where}")
     if report.errors:

@@ -20,6 +20,7 @@ from mimruntime.collection.record import RECORD, Record, check_same, job_digest,
 from mimruntime.collection.store import open_folder
 from mimruntime.collection.urls import arrow, is_url
 from mimruntime.errors import ImageError, OutputError
+from mimruntime.storage import Store, codec_for
 
 _BASE = b"base"
 """Metadata of the list: the folder that relative names start from, in it and in Parquet files."""
@@ -57,6 +58,8 @@ def plan(
     columns: Columns,
     shard_size: int,
     access: Access = LOCAL_ONLY,
+    store: Store = "fp32",
+    dims: int | None = None,
 ) -> Job:
     """List the inputs, and begin a job in the folder `out` or take up the one that is there.
 
@@ -66,26 +69,29 @@ def plan(
 
     Raises:
         ImageError: an input that is not there, or no images at all.
-        OptionError: a Parquet file without the columns, or a list that names what `access` does not allow.
+        OptionError: a Parquet file without the columns, a list that names what `access` does not allow, or a `store` or
+            `dims` that the artifact does not have.
         OutputError: the folder holds something else, or another job.
         SpaceError: the folder holds vectors of another embedding space.
 
     """
     where = out if is_url(out) else str(Path(out).absolute())
+    codec = codec_for(artifact.manifest, store, dims)
     found = read_record(where)
     with tempfile.NamedTemporaryFile() as stream:
         images, shards, list_digest = _write_list(stream, find_entries(inputs, columns, access), columns, shard_size)
         stream.flush()
-        space, graph = artifact.manifest.embedding_space, artifact.graph_sha256
+        graph = artifact.graph_sha256
         record = Record(
             model=artifact.manifest.name,
-            embedding_space=space,
-            dim=artifact.manifest.embedding.dim,
+            embedding_space=codec.space,
+            dim=codec.dim,
             graph_sha256=graph,
             images=images,
             shards=shards,
             shard_size=shard_size,
-            digest=job_digest(list_digest, space, graph),
+            digest=job_digest(list_digest, codec, graph),
+            stored_as=codec.store,
         )
         if found is None:
             found = _begin(where, record, Path(stream.name))

@@ -9,6 +9,7 @@ import msgspec
 from mimruntime import records
 from mimruntime.collection.store import open_folder
 from mimruntime.errors import OutputError, SpaceError
+from mimruntime.storage import Codec, Store
 
 FORMAT = "mimexport-shards"
 SCHEMA = 2
@@ -26,12 +27,14 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     model: str
     embedding_space: str
     dim: int
+    """That are kept of a vector; fewer than the artifact's where the space says "SPACE/DIM"."""
     graph_sha256: str
     images: int
     shards: int
     shard_size: int
     digest: str
     """Of the job; see `job_digest`."""
+    stored_as: Store = "fp32"
 
     @property
     def list_name(self) -> str:
@@ -47,16 +50,19 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
         return msgspec.json.format(msgspec.json.encode(self), indent=2) + b"\n"
 
 
-def job_digest(list_digest: str, embedding_space: str, graph_sha256: str) -> str:
-    """Return the sha256 that tells jobs, and so their shards, apart: by list, space and graph.
+def job_digest(list_digest: str, codec: Codec, graph_sha256: str) -> str:
+    """Return the sha256 that tells jobs, and so their shards, apart: by list, space, graph, and how vectors are stored.
 
     Args:
         list_digest: sha256 of the work list: every name in order, the columns, the shard size.
-        embedding_space: of the artifact.
+        codec: of the vectors, which knows their space.
         graph_sha256: of the artifact's graph.
 
     """
-    return hashlib.sha256(msgspec.json.encode((list_digest, embedding_space, graph_sha256))).hexdigest()
+    parts: tuple[object, ...] = (list_digest, codec.space, graph_sha256)
+    if codec.store != "fp32":  # jobs from before there was a choice go on
+        parts = (*parts, codec.labels())
+    return hashlib.sha256(msgspec.json.encode(parts, order="deterministic")).hexdigest()
 
 
 def read_record(out: str) -> Record | None:
@@ -99,6 +105,11 @@ def check_same(out: str, found: Record, wanted: Record, list_digest: str) -> Non
         raise OutputError(
             f"{out} was begun with another graph of the same space ({found.model}, {found.graph_sha256[:12]}…, now"
             f" {wanted.graph_sha256[:12]}…); go on with that artifact, or choose another --out"
+        )
+    if found.stored_as != wanted.stored_as:
+        raise OutputError(
+            f"{out} holds vectors stored as {found.stored_as}, asked for are {wanted.stored_as}; give --store"
+            f" {found.stored_as}, or choose another --out"
         )
     if found.digest != (list_digest if found.schema == _LIST_ONLY else wanted.digest):
         raise OutputError(

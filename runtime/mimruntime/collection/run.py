@@ -24,6 +24,7 @@ from mimruntime.engines import engine_module
 from mimruntime.engines.auto import choose_engine
 from mimruntime.engines.compiled import choose_compiled
 from mimruntime.errors import ImageError, OptionError
+from mimruntime.storage import Store
 
 SHARD_SIZE = 1000
 """Images of one shard."""
@@ -69,6 +70,8 @@ def embed_collection(
     threads: int | None = None,
     strict: bool = False,
     expect_space: str | None = None,
+    store: Store = "fp32",
+    dims: int | None = None,
     progress: Progress = lambda written, total: iter(written),
     **settings: Any,
 ) -> Report:
@@ -86,6 +89,8 @@ def embed_collection(
         threads: CPUs of one embedder.
         strict: stop at the first image that cannot be read.
         expect_space: refuse an artifact of another embedding space.
+        store: one of `mimruntime.storage.STORES`.
+        dims: keep so many dimensions of a vector; None keeps all.
         progress: shows shards as they come; Ray shows its own.
         settings: of `Embedder.open`: engine, provider, batch_size, public_key, check_reference.
 
@@ -97,7 +102,7 @@ def embed_collection(
     if workers is not None and ray is None:
         raise OptionError("--workers is for --ray; here one embedder uses every CPU, or --threads of them")
     artifact = open_artifact(path, expect_space, settings.get("public_key"))
-    job = plan(inputs, out, artifact, columns=columns, shard_size=shard_size, access=access)
+    job = plan(inputs, out, artifact, columns=columns, shard_size=shard_size, access=access, store=store, dims=dims)
     pending = job.pending()
     started = time.perf_counter()
     written: Iterator[Done] = iter(())

@@ -15,6 +15,8 @@ from mimruntime.collection.record import Record
 from mimruntime.collection.store import open_folder
 from mimruntime.collection.urls import arrow
 from mimruntime.errors import ImageError
+from mimruntime.storage import Codec, codec_for
+from mimruntime.vectors import MODEL, PRECISION, SPACE, encode_rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,18 +68,18 @@ class ShardWorker:
                     raise ImageError(f"{row.error}; --strict stops here, finished shards stay in {self.job.out}")
             rows.append(row)
         name = self.job.record.shard_name(index)
-        precision = self.embedder.embedder.describe().precision
-        open_folder(self.job.out).write(name, shard(rows, self.job.record, precision))
+        embedder, record = self.embedder.embedder, self.job.record
+        codec = codec_for(embedder.artifact.manifest, record.stored_as, record.dim)
+        open_folder(self.job.out).write(name, shard(rows, record, codec, embedder.describe().precision))
         return Done(len(rows), len(errors), errors[0] if errors else "")
 
 
-def shard(rows: Sequence[Row], record: Record, precision: str) -> memoryview:
-    """Return a Parquet file of `rows`: path, vector, error, embedding_space; the running precision is in its metadata."""
+def shard(rows: Sequence[Row], record: Record, codec: Codec, precision: str) -> memoryview:
+    """Return a Parquet file of `rows`: path, vector, error, embedding_space; its metadata say how vectors are stored."""
     pa = arrow()
     missing = np.array([row.vector is None for row in rows])
-    blank = np.zeros(record.dim, np.float32)
-    flat = np.concatenate([blank if row.vector is None else row.vector for row in rows])
-    vectors = pa.FixedSizeListArray.from_arrays(pa.array(flat), record.dim, mask=pa.array(missing))
+    flat = encode_rows(codec, [row.vector for row in rows]).ravel()
+    vectors = pa.FixedSizeListArray.from_arrays(pa.array(flat), codec.width, mask=pa.array(missing))
     table = pa.table(
         {
             "path": pa.array([row.path for row in rows], pa.string()),
@@ -86,10 +88,11 @@ def shard(rows: Sequence[Row], record: Record, precision: str) -> memoryview:
             "embedding_space": pa.array([record.embedding_space] * len(rows), pa.string()),
         },
         metadata={
-            "embedding_space": record.embedding_space,
-            "model": record.model,
+            SPACE: record.embedding_space,
+            MODEL: record.model,
             "graph_sha256": record.graph_sha256,
-            "precision": precision,
+            PRECISION: precision,
+            **codec.labels(),
         },
     )
     stream = io.BytesIO()

@@ -25,6 +25,7 @@ from mimruntime.serve.execution.executor import Executor
 from mimruntime.serve.metrics import Metrics
 from mimruntime.serve.problems import Problem, from_error
 from mimruntime.serve.settings import Settings
+from mimruntime.storage import Codec, Store, codec_for
 
 Source = bytes | str | np.ndarray
 """An encoded file, base64 or a data URI of one, or the pixels the graph takes, uint8 (size, size, 3)."""
@@ -56,10 +57,26 @@ class Model:
         )
         metrics.describe(self.about)
 
-    def check_space(self, expected: str | None) -> None:
-        """Raise SpaceError where a request expects another embedding space."""
-        if expected is not None and expected != self.about.space:
-            raise SpaceError(f"model '{self.about.name}' embeds into space {self.about.space}, expected {expected}")
+    def codec(self, store: Store, dimensions: int | None, *, param: str) -> Codec:
+        """Return how a request wants its vectors; `param` is its name for the store.
+
+        Raises:
+            Problem: 400, dimensions that are not cut, or a store that the artifact says too little for.
+
+        """
+        try:
+            whole = codec_for(self.manifest, dim=dimensions)
+        except OptionError as error:
+            raise Problem(400, "dimensions", str(error), param="dimensions") from error
+        try:
+            return whole if store == "fp32" else codec_for(self.manifest, store, dimensions)
+        except OptionError as error:
+            raise Problem(400, "output_dtype", str(error), param=param) from error
+
+    def check_space(self, codec: Codec, expected: str | None) -> None:
+        """Raise SpaceError where a request expects another embedding space than that of what it asks for."""
+        if expected is not None and expected != codec.space:
+            raise SpaceError(f"model '{self.about.name}' embeds into space {codec.space}, expected {expected}")
 
     def check_ready(self) -> None:
         """Raise the 503 a request would meet while the engine warms up, is opened anew or is stuck, or decoding is."""

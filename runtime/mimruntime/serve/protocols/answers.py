@@ -15,8 +15,12 @@ from mimruntime.serve.admission.queue import Embedded
 from mimruntime.serve.execution.model import Model
 from mimruntime.serve.observe import SPACE_HEADER
 from mimruntime.serve.protocols.schemas import ErrorResponse
+from mimruntime.storage import Codec, Store
 
 Encoding = Literal["float", "base64"]
+OutputType = Literal["float", "float16", "int8", "ubinary"]
+STORES: dict[str, Store] = {"float": "fp32", "float16": "fp16", "int8": "int8", "ubinary": "bits"}
+"""How vectors are stored, by the names that clients of embedding services know."""
 
 _REASONS = {
     400: "Malformed, or an image that cannot be decoded: which one and why.",
@@ -42,25 +46,27 @@ def documented(model: Any, *statuses: int) -> dict[int | str, dict[str, Any]]:
 OPENAI_ERRORS = documented(ErrorResponse, *_REASONS)
 
 
-def admit(request: Request, model: Model, expected_space: str | None) -> None:
-    """Bind `request` to `model`: its answer carries the model's space and precision, and must be in the space it expects."""
-    request.state.space, request.state.precision = model.about.space, model.about.precision
-    model.check_space(expected_space)
-    model.check_space(request.headers.get(SPACE_HEADER))
+def admit(request: Request, model: Model, codec: Codec, expected_space: str | None) -> None:
+    """Bind `request` to `model`: its answer carries precision and space, which must be the one that it expects."""
+    request.state.space, request.state.precision = codec.space, model.about.precision
+    model.check_space(codec, expected_space)
+    model.check_space(codec, request.headers.get(SPACE_HEADER))
 
 
-def embeddings(model: Model, results: Sequence[Embedded], encoding: str) -> Response:
-    """Return the answer of OpenAI's protocol."""
+def embeddings(model: Model, codec: Codec, results: Sequence[Embedded], encoding: str) -> Response:
+    """Return the answer of OpenAI's protocol; what is needed to read vectors back is in it, but for float32."""
     count = len(results) * model.tokens
+    codes = codec.encode(np.stack([result.vector for result in results]))
     content = {
         "object": "list",
         "data": [
-            {"object": "embedding", "index": index, "embedding": _encoded(result.vector, encoding)}
-            for index, result in enumerate(results)
+            {"object": "embedding", "index": index, "embedding": _encoded(row, encoding)}
+            for index, row in enumerate(codes)
         ],
         "model": model.about.name,
-        "embedding_space": model.about.space,
+        "embedding_space": codec.space,
         "precision": model.about.precision,
+        **({} if codec.store == "fp32" else {"storage": codec.labels()}),
         "usage": {"prompt_tokens": count, "total_tokens": count},
     }
     return Response(msgspec.json.encode(content), media_type="application/json", headers=timing(results))
@@ -76,7 +82,7 @@ def timing(results: Sequence[Embedded]) -> dict[str, str]:
     return {"Server-Timing": ", ".join(f"{name};dur={seconds * 1000:.3f}" for name, seconds in stages.items())}
 
 
-def _encoded(vector: np.ndarray, encoding: str) -> list[float] | str:
+def _encoded(codes: np.ndarray, encoding: str) -> list[float] | str:
     if encoding == "float":
-        return vector.tolist()  # type: ignore[no-any-return]
-    return base64.b64encode(vector.astype("<f4").tobytes()).decode()
+        return codes.tolist()  # type: ignore[no-any-return]
+    return base64.b64encode(codes.tobytes()).decode()

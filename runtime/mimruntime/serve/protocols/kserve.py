@@ -14,6 +14,7 @@ from starlette.responses import Response
 from mimruntime.serve.admission.lifecycle import Lifecycle
 from mimruntime.serve.admission.queue import Embedded
 from mimruntime.serve.execution.model import Model, Models
+from mimruntime.serve.problems import Problem
 from mimruntime.serve.protocols.answers import admit, documented, timing
 from mimruntime.serve.protocols.jsonbody import check_marks, decode, measure
 from mimruntime.serve.protocols.offload import parse
@@ -29,10 +30,13 @@ from mimruntime.serve.protocols.schemas_kserve import (
     TensorMetadata,
 )
 from mimruntime.serve.protocols.tensors import HEADER_LENGTH, read_images, split_body, write_embedding
+from mimruntime.storage import Codec, Store
 
 _INFER_ERRORS = documented(KserveError, 400, 401, 404, 408, 409, 413, 415, 422, 429, 500, 503, 504)
 _READ_ERRORS = documented(KserveError, 401, 404, 503)
 _BODY = json_body(InferRequest)
+STORES: dict[str, Store] = {"FP32": "fp32", "FP16": "fp16", "INT8": "int8", "UINT8": "bits"}
+"""How vectors are stored, by the protocol's names; UINT8 are bits, eight to a number."""
 _COMMAS = 4096
 _MOST_NUMBERS = 8_000_000
 """Of pixels in JSON, which take four bytes each; the binary extension has no such limit."""
@@ -81,10 +85,11 @@ def router(models: Models, lifecycle: Lifecycle, version: str, max_items: int) -
         text, binary = split_body(await request.body(), request.headers.get(HEADER_LENGTH))
         asked = await parse(_decode, text, min(max_items * edge * edge * 3, _MOST_NUMBERS))
         expected = asked.parameters.get("embedding_space")
-        admit(request, chosen, None if expected is None else str(expected))
+        codec = _codec(chosen, asked)
+        admit(request, chosen, codec, None if expected is None else str(expected))
         chosen.check_request(asked.inputs[0].shape[0])
         images = await parse(lambda _: read_images(asked, binary, edge), text)
-        return _answer(chosen, asked, await chosen.embed(images, param="inputs[0]"))
+        return _answer(chosen, codec, asked, await chosen.embed(images, param="inputs[0]"))
 
     return routes
 
@@ -98,17 +103,45 @@ def _decode(text: bytes, most_numbers: int) -> InferRequest:
     return decode(text, InferRequest)
 
 
-def _answer(model: Model, asked: InferRequest, results: list[Embedded]) -> Response:
+def _codec(model: Model, asked: InferRequest) -> Codec:
+    """Return how the output is wanted: its parameters may have `datatype` and `dimensions`.
+
+    Raises:
+        Problem: 400, what is not known or not to be had, or FP16 in JSON, where the protocol has none.
+
+    """
+    wanted = asked.outputs[0].parameters if asked.outputs else {}
+    datatype, dimensions = wanted.get("datatype", "FP32"), wanted.get("dimensions")
+    if datatype not in STORES:
+        raise Problem(400, "malformed", f"outputs[0] has the datatype '{datatype}'; expected {', '.join(STORES)}")
+    if dimensions is not None and type(dimensions) is not int:
+        raise Problem(400, "malformed", f"outputs[0] has '{dimensions}' dimensions; expected a whole number")
+    if datatype == "FP16" and not _is_binary(asked):
+        raise Problem(400, "malformed", "FP16 has no form in JSON; ask for it with binary_data")
+    return model.codec(STORES[str(datatype)], dimensions, param="outputs[0]")
+
+
+def _is_binary(asked: InferRequest) -> bool:
     wanted = asked.outputs[0].parameters.get("binary_data") if asked.outputs else None
-    binary = bool(asked.parameters.get("binary_data_output", False) if wanted is None else wanted)
-    tensor, raw = write_embedding(np.stack([result.vector for result in results]), binary=binary)
+    return bool(asked.parameters.get("binary_data_output", False) if wanted is None else wanted)
+
+
+def _answer(model: Model, codec: Codec, asked: InferRequest, results: list[Embedded]) -> Response:
+    binary = _is_binary(asked)
+    codes = codec.encode(np.stack([result.vector for result in results]))
+    datatype = next(name for name, store in STORES.items() if store == codec.store)
+    tensor, raw = write_embedding(codes, datatype, binary=binary)
     header = msgspec.json.encode(
         {
             **({"id": asked.id} if asked.id is not None else {}),
             "model_name": model.about.name,
             "model_version": "1",
             "outputs": [tensor],
-            "parameters": {"embedding_space": model.about.space, "precision": model.about.precision},
+            "parameters": {
+                "embedding_space": codec.space,
+                "precision": model.about.precision,
+                **({} if codec.store == "fp32" else codec.labels()),
+            },
         }
     )
     headers = timing(results)

@@ -11,8 +11,7 @@ from starlette.responses import Response
 
 from mimruntime.serve.execution.model import Model, Models
 from mimruntime.serve.observe import SPACE_HEADER
-from mimruntime.serve.problems import Problem
-from mimruntime.serve.protocols.answers import OPENAI_ERRORS, admit, documented, embeddings
+from mimruntime.serve.protocols.answers import OPENAI_ERRORS, STORES, admit, documented, embeddings
 from mimruntime.serve.protocols.jsonbody import check_ascii, check_marks, decode, measure
 from mimruntime.serve.protocols.offload import parse
 from mimruntime.serve.protocols.remote import Fetcher
@@ -52,18 +51,12 @@ def router(models: Models, fetcher: Fetcher, max_items: int) -> APIRouter:
         """Embed images given as data URIs; the order is kept."""
         body = await parse(_decode, await request.body(), max_items)
         model = models.find(body.model)
-        admit(request, model, body.embedding_space)
-        if body.dimensions not in {None, model.about.dim}:
-            raise Problem(
-                400,
-                "dimensions",
-                f"vectors of '{body.model}' have {model.about.dim} dimensions; they are not cut",
-                param="dimensions",
-            )
+        codec = model.codec(STORES[body.output_dtype], body.dimensions, param="output_dtype")
+        admit(request, model, codec, body.embedding_space)
         locations = _locations(body)
         model.check_request(len(locations))
         sources = await fetcher.resolve(locations)
-        return embeddings(model, await model.embed(sources), body.encoding_format)
+        return embeddings(model, codec, await model.embed(sources), body.encoding_format)
 
     @routes.get("/models", responses=documented(ErrorResponse, 401, 503))
     async def list_models() -> ModelList:

@@ -61,14 +61,23 @@ class EmbeddingRequest(_Request, frozen=True, kw_only=True):
     model: Annotated[
         str, Meta(max_length=256, description="A name of `GET /v1/models`.", extra_json_schema={"format": "model-name"})
     ]
-    encoding_format: Annotated[str, one_of("float", "base64", description="`base64`: little-endian float32.")] = "float"
+    encoding_format: Annotated[
+        str, one_of("float", "base64", description="`base64`: of the numbers, little-endian.")
+    ] = "float"
+    output_dtype: Annotated[
+        str,
+        one_of(
+            "float", "float16", "int8", "ubinary",
+            description="`ubinary`: a bit a dimension, in bytes. How to read back is in `storage` of the answer.",
+        ),
+    ] = "float"  # fmt: skip
     dimensions: (
         Annotated[
             int,
             Meta(
                 ge=1,
                 le=65_536,
-                description="Accepted where it is the model's own.",
+                description="The first ones, unit length again; only whitened vectors are cut.",
                 extra_json_schema={"format": "dim"},
             ),
         ]
@@ -114,7 +123,7 @@ class Embedding(BaseModel):
     object: Literal["embedding"]
     index: Annotated[int, Field(ge=0, description="Position in the request.")]
     embedding: Annotated[
-        list[float] | str, Field(description="Unit length; base64 of little-endian float32 on request.")
+        list[float] | str, Field(description="Unit length as float; base64 of the numbers on request.")
     ]
 
 
@@ -133,6 +142,12 @@ class EmbeddingResponse(BaseModel):
     model: str
     embedding_space: Annotated[str, Field(description="Compare vectors only where equal.", examples=[_SPACE_ID])]
     precision: Annotated[str, Field(description="Of the matrix products, as they ran.", examples=["fp32"])]
+    storage: Annotated[
+        dict[str, str] | None,
+        Field(
+            description="How to read back what is no float32: `mean + scale * number`; see docs/results/stored-precision.md."
+        ),
+    ] = None
     usage: Usage
 
 

@@ -33,7 +33,7 @@ class InputTensor(_Request, frozen=True, kw_only=True):
 
 
 class RequestedOutput(_Request, frozen=True, kw_only=True):
-    """An output that is asked for."""
+    """An output that is asked for; `parameters` may have `binary_data`, `datatype` (FP32, FP16, INT8, UINT8), `dimensions`."""
 
     name: Annotated[str, one_of("embedding")]
     parameters: Parameters = {}

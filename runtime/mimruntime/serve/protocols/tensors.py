@@ -59,12 +59,12 @@ def read_images(request: InferRequest, binary: memoryview, edge: int) -> list[by
     return images
 
 
-def write_embedding(vectors: np.ndarray, *, binary: bool) -> tuple[dict[str, Any], bytes]:
-    """Return the output tensor 'embedding' and its binary part; vectors are float32 (B, D)."""
-    tensor: dict[str, Any] = {"name": "embedding", "datatype": "FP32", "shape": list(vectors.shape)}
+def write_embedding(codes: np.ndarray, datatype: str, *, binary: bool) -> tuple[dict[str, Any], bytes]:
+    """Return the output tensor 'embedding' and its binary part; codes are (B, width), little-endian."""
+    tensor: dict[str, Any] = {"name": "embedding", "datatype": datatype, "shape": list(codes.shape)}
     if not binary:
-        return tensor | {"data": vectors.ravel().tolist()}, b""
-    raw = vectors.astype("<f4").tobytes()
+        return tensor | {"data": codes.ravel().tolist()}, b""
+    raw = codes.tobytes()
     return tensor | {"parameters": {"binary_data_size": len(raw)}}, raw
 
 

@@ -10,7 +10,7 @@ from starlette.responses import Response
 
 from mimruntime.serve.execution.model import Models
 from mimruntime.serve.problems import Problem
-from mimruntime.serve.protocols.answers import OPENAI_ERRORS, Encoding, admit, embeddings
+from mimruntime.serve.protocols.answers import OPENAI_ERRORS, STORES, Encoding, OutputType, admit, embeddings
 from mimruntime.serve.protocols.forms import read_files
 from mimruntime.serve.protocols.offload import parse
 from mimruntime.serve.protocols.openai import ExpectedSpace
@@ -41,6 +41,16 @@ ModelName = Annotated[
     ),
 ]
 
+Dimensions = Annotated[
+    int | None,
+    Query(
+        ge=1,
+        le=65_536,
+        description="The first ones, unit length again; only whitened vectors are cut.",
+        json_schema_extra={"format": "dim"},
+    ),
+]
+
 
 def router(models: Models, max_items: int) -> APIRouter:
     """Return the route; a form has at most `max_items` files."""
@@ -48,13 +58,19 @@ def router(models: Models, max_items: int) -> APIRouter:
 
     @routes.post("/embeddings/image", response_model=EmbeddingResponse, responses=OPENAI_ERRORS, openapi_extra=_BODY)
     async def embed_files(
-        request: Request, model: ModelName = None, encoding_format: Encoding = "float", _: ExpectedSpace = None
+        request: Request,
+        model: ModelName = None,
+        encoding_format: Encoding = "float",
+        output_dtype: OutputType = "float",
+        dimensions: Dimensions = None,
+        _: ExpectedSpace = None,
     ) -> Response:
         """Embed the file in the body, or every file of a form in its order."""
         chosen = models.find(model)
-        admit(request, chosen, None)
+        codec = chosen.codec(STORES[output_dtype], dimensions, param="output_dtype")
+        admit(request, chosen, codec, None)
         files = await _files(request, max_items)
-        return embeddings(chosen, await chosen.embed(files, param="file"), encoding_format)
+        return embeddings(chosen, codec, await chosen.embed(files, param="file"), encoding_format)
 
     return routes
 
