@@ -58,10 +58,10 @@ eval-baseline: $(STAMP)  ## the same, and what is found becomes eval/baseline.js
 
 # bf16 in torch as well: where the CPU has none, OpenVINO rounds the weights alone.
 TABLE_ENGINES = onnxruntime:fp32 onnxruntime:fp16 onnxruntime:int8 openvino:bf16 torch:bf16
-eval-table: $(STAMP)  ## all 10,000 validation images on five deployments, an hour or more; its exit status is the verdict; writes docs/evaluation.md
+eval-table: $(STAMP)  ## all 10,000 validation images on five deployments, an hour or more; its exit status is the verdict; writes docs/results/evaluation.md
 	$(EVAL) --model $(or $(MODEL),mae-tiny) --images 10000 --deployed 0 --training 30000 --metric knn --metric linear --metric retrieval \
 	    $(TABLE_ENGINES:%=--engine %) --only mean --only topk --only abmilp --only abmilp-unlabelled --only ep \
-	    --out reports/table --table $(if $(MODEL),docs/results/engines-$(MODEL).md,docs/evaluation.md)
+	    --out reports/table --table $(if $(MODEL),docs/results/engines-$(MODEL).md,docs/results/evaluation.md)
 
 known-answers: $(STAMP)  ## are the figures known for mae-tiny and mae-small met again? Tiny ImageNet beside the checkout; exit status 1 if not
 	for model in mae-tiny mae-small; do \

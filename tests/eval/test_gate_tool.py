@@ -45,7 +45,7 @@ def test_the_table_keeps_the_prose_above_it(tool: ModuleType, tmp_path: Path) ->
     for text in ("once", "again"):
         tool.write_table(text, page)
     assert page.read_text() == f"# Prose\n\n{tool.TABLE_MARKER}\n\nagain"
-    assert tool.TABLE_MARKER in (TOOL.parents[1] / "docs" / "evaluation.md").read_text()
+    assert tool.TABLE_MARKER in (TOOL.parents[1] / "docs" / "results" / "evaluation.md").read_text()
 
 
 def options(tmp_path: Path, *more: str) -> list[str]:
