@@ -26,7 +26,7 @@ from PIL import Image
 from mimruntime import Embedder
 from mimruntime.decode import decode
 from mimruntime.errors import ImageError
-from mimruntime.images import find_images
+from mimruntime.image_paths import find_images
 
 CLIENTS = 8
 PAIRS = 3

@@ -14,7 +14,7 @@ from pathlib import Path
 import faiss
 from service import embed
 
-from mimruntime.images import find_images
+from mimruntime.image_paths import find_images
 
 SHOWN = 3
 

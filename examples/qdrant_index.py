@@ -13,7 +13,7 @@ from qdrant_client import QdrantClient
 from qdrant_client.models import Distance, PointStruct, VectorParams
 from service import embed
 
-from mimruntime.images import find_images
+from mimruntime.image_paths import find_images
 
 SHOWN = 3
 

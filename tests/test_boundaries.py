@@ -60,3 +60,30 @@ def test_ruff_refuses_the_torch_side_outside_of_export(side, library):
 def test_ruff_lets_the_export_side_have_it():
     command = [BIN / "ruff", "check", "--stdin-filename", "export/mimexport/x.py", "--select", "TID251", "-"]
     assert subprocess.run(command, cwd=ROOT, input="import torch\n", text=True, check=False).returncode == 0
+
+
+def circles(root):
+    """Return the circles of modules in each package at `root`, imports for types alone included."""
+    code = """
+import sys
+sys.path[:0] = [f"{sys.argv[1]}/{side}" for side in ("export", "runtime", "eval")]
+import grimp
+graph = grimp.build_graph("mimexport", "mimruntime", "mimeval", cache_dir=None)
+left = set(graph.modules)
+while free := [one for one in left if not graph.find_modules_directly_imported_by(one) & left]:
+    left.difference_update(free)
+while free := [one for one in left if not graph.find_modules_that_directly_import(one) & left]:
+    left.difference_update(free)
+print(*sorted(left))
+"""
+    done = subprocess.run([sys.executable, "-c", code, root], capture_output=True, text=True, check=True)
+    return done.stdout.split()
+
+
+def test_no_modules_import_one_another_in_a_circle(tree):
+    assert circles(tree) == []
+    lower = tree / "runtime/mimruntime/engines/base.py"
+    lower.write_text(
+        lower.read_text() + "\nif TYPE_CHECKING:\n    from mimruntime.engines.compiled import list_compiled\n"
+    )
+    assert circles(tree) == ["mimruntime.engines.base", "mimruntime.engines.compiled"]

@@ -20,7 +20,7 @@ from mimexport.cli.build import build_command as build
 from mimexport.cli.fit import fit_command as fit
 from mimexport.options import BuildOptions
 from mimruntime.artifact import Artifact
-from mimruntime.scenes import draw_scenes
+from mimruntime.synthetic import draw_scenes
 
 PROGRAM = Path(sys.executable).parent / "mimexport"
 

@@ -14,7 +14,7 @@ from mimeval import metrics
 from mimeval.metrics import Task, TrainingSet, decisive, find_metrics
 from mimexport.aggregators import AGGREGATORS
 from mimexport.families import FAMILIES
-from mimexport.reference import References
+from mimexport.references import References
 from mimruntime import Embedder, MimError, compile_engine, verify
 from mimruntime.engines import ENGINES
 

@@ -12,7 +12,7 @@ import msgspec
 import numpy as np
 
 from mimeval.statistics import Interval, paired_difference
-from mimexport.measured import FILE, Known, Measured
+from mimexport.known_losses import FILE, AggregatorFigures, BackboneFigures
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "results" / "aggregators.md"
@@ -157,7 +157,7 @@ def _short(everything: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def _known(stored: dict[str, Any]) -> Known:
+def _known(stored: dict[str, Any]) -> BackboneFigures:
     """Return what `mimexport build` says of a choice."""
     rows, baseline = stored["rows"], strongest(stored, "")
     measured = []
@@ -171,7 +171,7 @@ def _known(stored: dict[str, Any]) -> Known:
             if metric in row and metric in rows[baseline]
         }
         measured.append(
-            Measured(
+            AggregatorFigures(
                 agg=row["agg"],
                 params={key: value for key, value in row["options"].items() if key != "k"},
                 share=None if share is None else float(share.removesuffix("%")) / 100,
@@ -182,7 +182,7 @@ def _known(stored: dict[str, Any]) -> Known:
             )
         )
     training, images = stored["sizes"]["centred"]
-    return Known(
+    return BackboneFigures(
         model=stored["model"], weights_sha256=stored["weights_sha256"], training=training, images=images,
         norms=stored["norms"], rows=measured,
     )  # fmt: skip

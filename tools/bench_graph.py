@@ -21,7 +21,7 @@ import torch
 from onnx.inliner import inline_local_functions
 
 from mimexport.blocks import ClosedBlock, OpenBlock, take
-from mimexport.features import Features
+from mimexport.features import ComputedFeatures
 from mimexport.options import BuildOptions
 from mimexport.patches import OpenPatchEmbed
 from mimexport.pipeline import build
@@ -31,7 +31,7 @@ from mimruntime.cpus import available_cpus, describe_cpu
 from mimruntime.decode import decode
 from mimruntime.engines import onnxruntime, open_engine
 from mimruntime.errors import ImageError
-from mimruntime.images import find_images
+from mimruntime.image_paths import find_images
 from mimruntime.preprocess import to_pixels
 
 BATCH = 4
@@ -88,7 +88,7 @@ def main(folders: tuple[str, ...], model: str, pairs: int, k: str) -> None:
             return build(BuildOptions(model=model, agg="topk", agg_options={"k": k}, out=out, random_seed=seed))
 
         whole = form("whole")
-        with mock.patch.object(Features, "mean_of", _mean_of_all):
+        with mock.patch.object(ComputedFeatures, "mean_of", _mean_of_all):
             full = form("full")
         with mock.patch.object(OpenBlock, "mean", ClosedBlock.mean):
             averaged_last = form("averaged last")
@@ -122,8 +122,8 @@ def main(folders: tuple[str, ...], model: str, pairs: int, k: str) -> None:
             theirs.close()
 
 
-def _mean_of_all(features: Features, index: torch.Tensor) -> torch.Tensor:
-    """Return what `Features.mean_of` does, from the whole block."""
+def _mean_of_all(features: ComputedFeatures, index: torch.Tensor) -> torch.Tensor:
+    """Return what `ComputedFeatures.mean_of` does, from the whole block."""
     return take(features.patches, index).mean(1)
 
 

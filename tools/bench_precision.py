@@ -3,7 +3,7 @@
     python tools/bench_precision.py photos/
 
 Int8 stands in the form that is built and in others, by which that form was chosen. The folder holds real images, some hundred;
-a fifth calibrates, the others judge. Random weights are judged by their speed alone.
+a fifth calibrates, the others are measured on. Of random weights only the speed is measured.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ import numpy as np
 from onnxruntime import quantization
 from onnxruntime.quantization import CalibrationMethod, QuantType
 
-from mimexport.conversion import load_images
 from mimexport.options import BuildOptions
 from mimexport.pipeline import build
+from mimexport.precision_loss import load_images
 from mimexport.quantize import Recipe, quantize_graph
 from mimruntime.artifact import Artifact
 from mimruntime.bench.measure import in_turn

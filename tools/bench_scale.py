@@ -22,7 +22,7 @@ import numpy as np
 import pyarrow.parquet as pq
 from PIL import Image
 
-from mimruntime.scenes import draw_scenes
+from mimruntime.synthetic import draw_scenes
 
 SIZES = (2_000, 20_000)
 WORKERS = 2

@@ -20,9 +20,9 @@ import torch
 from mimeval.cli.progress import ConsoleProgress
 from mimeval.datasets import Dataset, open_dataset
 from mimeval.datasets.crops import open_crops
-from mimeval.deployments import Skipped, parse_engines
+from mimeval.deployments import SkippedDeployment, parse_engines
 from mimeval.evaluation import EvalOptions, evaluate
-from mimeval.features import FeatureStore
+from mimeval.feature_store import FeatureStore
 from mimeval.models import find_baselines
 from mimeval.regression import compare, read_baseline, write_baseline
 from mimeval.report import Report
@@ -33,7 +33,7 @@ from mimexport.heads import embedded_heads, load_head
 from mimexport.options import BuildOptions
 from mimexport.pipeline import build
 from mimexport.provenance import code_digest
-from mimexport.reference import References
+from mimexport.references import References
 from mimruntime.artifact import MANIFEST, Artifact
 from mimruntime.cpus import available_cpus
 from mimruntime.errors import MimError, MissingExtraError, UnknownNameError
@@ -158,7 +158,7 @@ def judge(
 
 def build_all(
     model: str, folder: Path, only: tuple[str, ...], shown: ConsoleProgress
-) -> tuple[list[Artifact], list[Skipped]]:
+) -> tuple[list[Artifact], list[SkippedDeployment]]:
     """Build, or reuse if the code that built them is the same, every artifact of a backbone in every precision."""
     home = folder / code_digest()
     for stale in set(folder.glob("[0-9a-f]" * len(home.name))) - {home}:
@@ -187,7 +187,9 @@ def build_all(
                         building[options.out].result()
                     built.append(Artifact.open(options.out))
                 except MissingExtraError as error:
-                    skipped.append(Skipped(options.out.name, options.precision, f"not built: {error}", "missing"))
+                    skipped.append(
+                        SkippedDeployment(options.out.name, options.precision, f"not built: {error}", "missing")
+                    )
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise

@@ -24,7 +24,8 @@ from mimeval.datasets import Dataset, Split, open_dataset
 from mimeval.statistics import Interval, mean_interval, paired_difference
 from mimexport.aggregators import make_aggregator
 from mimexport.backbone import Backbone
-from mimexport.fitting.tokens import Tokens, pool
+from mimexport.fitting.stored_features import pool
+from mimexport.fitting.tokens import Tokens
 from mimexport.fitting.views import WHOLE, show
 from mimexport.preprocessing import preprocess_of
 from mimexport.weights import load_model

@@ -10,10 +10,9 @@ lies in `--results`, a file a backbone; docs/results/aggregators.md, the table o
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, get_args, overload
+from typing import Any, get_args
 
 import aggregator_tables
 import click
@@ -28,7 +27,9 @@ from mimeval.datasets.subset import balanced_order
 from mimeval.retrieval import retrieve
 from mimexport.aggregators import AGGREGATORS, make_aggregator
 from mimexport.fitting.fitter import FitOptions, Fitter
-from mimexport.fitting.tokens import Tokens, pool
+from mimexport.fitting.sources import LazySources
+from mimexport.fitting.stored_features import pool
+from mimexport.fitting.tokens import Tokens
 from mimexport.heads import Head, save_head
 from mimruntime.manifest import TokenNorm
 
@@ -93,31 +94,16 @@ ROWS = [
 ]  # fmt: skip
 
 
-class Files(Sequence[bytes]):
-    """The images of a split as sources."""
-
-    def __init__(self, split: Split) -> None:
-        self._split = split
-
-    def __len__(self) -> int:
-        return len(self._split)
-
-    @overload
-    def __getitem__(self, index: int) -> bytes: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[bytes]: ...
-    def __getitem__(self, index: int | slice) -> bytes | Sequence[bytes]:
-        if isinstance(index, slice):
-            return Files(self._split.take(np.arange(len(self))[index]))
-        return self._split.load(index)
-
-
 @dataclass(frozen=True)
 class Part:
-    """Images to learn from or to judge by, and their stored tokens."""
+    """Training or test images, and their stored tokens."""
 
     split: Split
     tokens: Tokens
+
+
+def _sources(split: Split) -> LazySources:
+    return LazySources(range(len(split)), split.load)
 
 
 @click.command()
@@ -125,7 +111,7 @@ class Part:
 @click.option("--cache", type=click.Path(path_type=Path), required=True, help="Folder for tokens.")
 @click.option("--model", "model_name", required=True, help="An embedded backbone.")
 @click.option("--training", default=10_000, show_default=True, help="Images to learn from.")
-@click.option("--images", default=10_000, show_default=True, help="Images to judge by.")
+@click.option("--images", default=10_000, show_default=True, help="Test images.")
 @click.option("--views", default=4000, show_default=True, help="Images of which two views are taken.")
 @click.option("--shifted", nargs=2, default=(5000, 5000), show_default=True, help="Likewise, training and judged.")
 @click.option("--ship", is_flag=True, help="Write the heads into the package.")
@@ -229,9 +215,9 @@ class Bench:
     def _fitter(self, row: Row, norm: TokenNorm | None = None) -> Fitter:
         split = self._train
         options = FitOptions(
-            model=self._model, agg=row.agg, images=Files(split), labels=split.labels if row.labels else None,
+            model=self._model, agg=row.agg, images=_sources(split), labels=split.labels if row.labels else None,
             digest=split.digest, cache=self._cache, agg_options=row.options, token_norm=norm,
-            two_view=Files(split.take(np.arange(self._views))),
+            two_view=_sources(split.take(np.arange(self._views))),
         )  # fmt: skip
         return Fitter(
             options, progress=lambda name, done, total: click.echo(f"\r{name} {done}/{total}", nl=False, err=True)
@@ -239,7 +225,7 @@ class Bench:
 
     def _parts(self, dataset: Dataset) -> tuple[Part, Part]:
         splits = (dataset.train, dataset.test)
-        return tuple(Part(split, self.fitter.tokens(Files(split), split.digest, "")) for split in splits)
+        return tuple(Part(split, self.fitter.tokens(_sources(split), split.digest, "")) for split in splits)
 
 
 def _average_precision(vectors: np.ndarray, labels: np.ndarray) -> np.ndarray:

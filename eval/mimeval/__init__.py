@@ -5,10 +5,10 @@ Names are imported on first use: scikit-learn and scipy take seconds.
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from mimruntime.errors import MimError
+from mimruntime.lazy import lazy_names
 
 if TYPE_CHECKING:
     from mimeval.api import compare, evaluate
@@ -27,12 +27,4 @@ _HOMES = {
     "open_dataset": "mimeval.datasets",
 }
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module 'mimeval' has no attribute '{name}'")
-    return getattr(importlib.import_module(_HOMES[name]), name)
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__ = lazy_names(__name__, _HOMES)

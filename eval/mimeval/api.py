@@ -11,7 +11,7 @@ from typing import Protocol
 from mimeval import comparison, evaluation
 from mimeval.datasets import Dataset, open_dataset
 from mimeval.deployments import parse_engines
-from mimeval.features import FeatureStore
+from mimeval.feature_store import FeatureStore
 from mimeval.models import find_baselines
 from mimeval.report import Report
 from mimeval.statistics import MARGIN
@@ -50,8 +50,8 @@ class Progress(Protocol):
         """Take how far a step is."""
 
 
-class Silence:
-    """A `Progress` that nobody hears."""
+class NoProgress:
+    """A `Progress` that shows nothing."""
 
     def say(self, line: str) -> None:
         """Do nothing."""
@@ -60,7 +60,7 @@ class Silence:
         """Do nothing."""
 
 
-SILENCE = Silence()
+NO_PROGRESS = NoProgress()
 
 
 def evaluate(
@@ -78,7 +78,7 @@ def evaluate(
     seed: int = 0,
     cache: _Path = CACHE,
     torch_side: TorchSide | None = None,
-    progress: Progress = SILENCE,
+    progress: Progress = NO_PROGRESS,
 ) -> Report:
     """Did the gain over [cls] carry over from torch to the engines?
 
@@ -151,7 +151,7 @@ def compare(
     train_limit: int | None = None,
     seed: int = 0,
     cache: _Path = CACHE,
-    progress: Progress = SILENCE,
+    progress: Progress = NO_PROGRESS,
 ) -> comparison.Comparison:
     """Which of two artifacts is better on these images, each with classifiers of its own?
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from mimeval import knn
 from mimeval.models import BASELINES, Model
-from mimeval.report import Chosen
+from mimeval.report import BaselineChoice
 from mimeval.statistics import mean_interval, paired_difference
 from mimeval.verdict import Reason
 from mimruntime.artifact import Artifact
@@ -42,7 +42,7 @@ class Choice:
     """
 
     models: list[Model]
-    chosen: list[Chosen]
+    chosen: list[BaselineChoice]
     reasons: list[Reason]
     notes: list[str]
 
@@ -94,7 +94,7 @@ def choose(
             continue
         better, worse = sorted(found, key=lambda model: -float(scores[model.title].mean()))
         difference = paired_difference(scores[better.title], scores[worse.title], seed=seed)
-        record = Chosen(
+        record = BaselineChoice(
             stronger=better.title, weaker=worse.title, metric=metric, on=on, images=len(scores[better.title]),
             accuracy=mean_interval(scores[better.title], seed=seed),
             weaker_accuracy=mean_interval(scores[worse.title], seed=seed), difference=difference,

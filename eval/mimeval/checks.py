@@ -1,4 +1,4 @@
-"""The door of every evaluator: features are finite tables of one width, with a label for every row."""
+"""What every evaluator checks first: features are finite tables of one width, with a label for every row."""
 
 from __future__ import annotations
 

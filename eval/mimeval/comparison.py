@@ -8,7 +8,7 @@ import numpy as np
 
 from mimeval.datasets import Dataset
 from mimeval.deployments import Deployment, open_embedder
-from mimeval.features import FeatureStore, Table
+from mimeval.feature_store import FeatureStore, Table
 from mimeval.images import choose_images
 from mimeval.metrics import Scores, check_measured, find_metrics
 from mimeval.statistics import Interval, McNemar, mcnemar, mean_interval, paired_difference

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Sequence, Set
 
-from mimeval.deployments import Skipped
+from mimeval.deployments import SkippedDeployment
 from mimeval.report import Report, Score
 from mimruntime.cpus import multiplies_bf16
 
@@ -74,7 +74,7 @@ def _asked(deployment: str) -> str:
     return " ".join(deployment.split()[:2])
 
 
-def _is_of(model: str, deployment: str, skip: Skipped) -> bool:
+def _is_of(model: str, deployment: str, skip: SkippedDeployment) -> bool:
     """Return whether a row would have come from what was skipped: an artifact on an engine, or one that was not built."""
     asked = _asked(deployment)
     same = skip.artifact == model or skip.artifact.startswith(f"{model}.")

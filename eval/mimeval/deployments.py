@@ -35,7 +35,7 @@ class OpenReferences(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class EngineRequest:
     """An engine that was asked for.
 
     Attributes:
@@ -51,7 +51,7 @@ class Wanted:
 
 
 @dataclass(frozen=True, slots=True)
-class Skipped:
+class SkippedDeployment:
     """A deployment that did not run.
 
     Attributes:
@@ -116,16 +116,16 @@ def reference_identity(artifact: Artifact, engine: Engine) -> str:
 def code_digest() -> str:
     """Return the digest of the code between an image and its vector: cached features must not hide a change."""
     root = Path(mimruntime.__file__).parent
-    files = [root / f"{name}.py" for name in ("decode", "preprocess", "embedder")] + sorted(
-        root.glob("engines/**/*.py")
-    )
+    files = [root / f"{name}.py" for name in ("decode", "preparation", "preprocess", "embedder", "batching")]
+    for room in ("decoding", "engines"):
+        files += sorted(root.glob(f"{room}/**/*.py"))
     digest = hashlib.sha256(f"Pillow {PIL.__version__}".encode())  # decodes and resizes
     for path in files:
         digest.update(path.read_bytes())
     return digest.hexdigest()[:16]
 
 
-def parse_engines(texts: Sequence[str]) -> list[Wanted]:
+def parse_engines(texts: Sequence[str]) -> list[EngineRequest]:
     """Return what `--engine` asks for: "all", "NAME" or "NAME:PRECISION", any number of them.
 
     Raises:
@@ -136,7 +136,7 @@ def parse_engines(texts: Sequence[str]) -> list[Wanted]:
     if "all" in texts:
         if len(texts) > 1:
             raise OptionError("--engine all stands alone")
-        return [Wanted(name, None, required=False) for name in ENGINES]
+        return [EngineRequest(name, None, required=False) for name in ENGINES]
     wanted = []
     for text in dict.fromkeys(texts):
         name, _, precision = text.partition(":")
@@ -149,12 +149,15 @@ def parse_engines(texts: Sequence[str]) -> list[Wanted]:
             )
         if precision and name in texts:
             raise OptionError(f"--engine {text}: --engine {name} runs it already; leave one out")
-        wanted.append(Wanted(name, precision or None, required=True))
+        wanted.append(EngineRequest(name, precision or None, required=True))
     return wanted
 
 
 def deploy(
-    artifacts: Sequence[Artifact], wanted: Sequence[Wanted], skipped: list[Skipped], open_references: OpenReferences
+    artifacts: Sequence[Artifact],
+    wanted: Sequence[EngineRequest],
+    skipped: list[SkippedDeployment],
+    open_references: OpenReferences,
 ) -> Iterator[Deployment]:
     """Yield every artifact in every engine, one open at a time; what does not run is added to `skipped`.
 
@@ -188,7 +191,7 @@ def deploy(
                 if ask.required:
                     raise
                 kind: Literal["missing", "refused"] = "missing" if isinstance(error, MissingExtraError) else "refused"
-                skipped.append(Skipped(artifact.manifest.name, name, str(error), kind))
+                skipped.append(SkippedDeployment(artifact.manifest.name, name, str(error), kind))
                 continue
             with embedder:
                 yield Deployment(artifact, embedder, _running_name(name, artifact, embedder))

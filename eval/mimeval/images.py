@@ -10,7 +10,7 @@ from mimeval.datasets import Dataset, Relevance
 from mimeval.datasets.dataset import digest_of
 from mimeval.datasets.subset import balanced_order
 from mimeval.errors import DataError
-from mimeval.features import FeatureStore, Table
+from mimeval.feature_store import FeatureStore, Table
 from mimeval.metrics import Metric, Task, TrainingSet
 from mimruntime.embedder import Embedder
 

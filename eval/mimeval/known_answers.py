@@ -14,7 +14,7 @@ from mimeval.baselines import other_norm
 from mimeval.datasets import Dataset
 from mimeval.deployments import OpenReferences, reference_identity
 from mimeval.errors import DataError
-from mimeval.features import CHUNK, FeatureStore
+from mimeval.feature_store import CHUNK, FeatureStore
 from mimeval.images import choose_images
 from mimruntime.artifact import Artifact
 from mimruntime.embedder import Embedder
@@ -39,7 +39,7 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
     tolerance: float
 
 
-class Known(msgspec.Struct, frozen=True, kw_only=True):
+class KnownAnswers(msgspec.Struct, frozen=True, kw_only=True):
     """The figures of one backbone.
 
     Attributes:
@@ -47,7 +47,7 @@ class Known(msgspec.Struct, frozen=True, kw_only=True):
         data: what to give as `--data`, for people.
         classes: of that data set.
         training: images that are searched; the first of a balanced order where there are more.
-        images: images that are judged, likewise.
+        images: test images, likewise.
         source: who measured.
         answers: what.
 
@@ -63,7 +63,7 @@ class Known(msgspec.Struct, frozen=True, kw_only=True):
 
 
 @dataclass(frozen=True, slots=True)
-class Checked:
+class AnswerCheck:
     """An answer, what was found now, and whether it is the same within the tolerance."""
 
     answer: Answer
@@ -75,7 +75,7 @@ class Checked:
         return abs(self.percent - self.answer.percent) <= self.answer.tolerance
 
 
-def find(model: str) -> Known:
+def find(model: str) -> KnownAnswers:
     """Return what is known of `model`.
 
     Raises:
@@ -83,19 +83,19 @@ def find(model: str) -> Known:
 
     """
     raw = resources.files("mimeval").joinpath("known_answers.json").read_bytes()
-    table = {known.model: known for known in msgspec.json.decode(raw, type=list[Known])}
+    table = {known.model: known for known in msgspec.json.decode(raw, type=list[KnownAnswers])}
     if model not in table:
         raise UnknownNameError("backbone with known answers", model, table)
     return table[model]
 
 
 def check(
-    known: Known,
+    known: KnownAnswers,
     dataset: Dataset,
     build: Callable[[str], Artifact],
     open_references: OpenReferences,
     store: FeatureStore,
-) -> Iterator[Checked]:
+) -> Iterator[AnswerCheck]:
     """Yield every answer beside what torch gives now, in one pass of the backbone over the images.
 
     Args:
@@ -115,7 +115,7 @@ def check(
         searched = 0 if dataset.train is None else len(dataset.train)
         raise DataError(
             f"the answers of {known.model} are of {known.classes:,} classes, {known.training:,} images to search and"
-            f" {known.images:,} to judge, {dataset.name} has {len(dataset.classes):,}, {searched:,} and {len(dataset.test):,};"
+            f" {known.images:,} to test on, {dataset.name} has {len(dataset.classes):,}, {searched:,} and {len(dataset.test):,};"
             f" give {known.data}"
         )
     built = {agg: build(agg) for agg in dict.fromkeys(answer.agg for answer in known.answers)}
@@ -134,10 +134,10 @@ def check(
     for answer, train, test in zip(known.answers, trains, tests, strict=True):
         features = images.known(train)
         right = knn.predict(features.features, features.labels, test.embedding) == labels
-        yield Checked(answer, 100 * float(np.mean(right)))
+        yield AnswerCheck(answer, 100 * float(np.mean(right)))
 
 
-def lines(known: Known, found: Sequence[Checked]) -> list[str]:
+def lines(known: KnownAnswers, found: Sequence[AnswerCheck]) -> list[str]:
     """Return what was found, one line an answer."""
     return [
         f"{known.model} {one.answer.agg} {one.answer.token_norm:<5}  k-NN {one.percent:6.2f}   known {one.answer.percent:6.2f}"

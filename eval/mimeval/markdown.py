@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from mimeval.deployments import Skipped
-from mimeval.report import TORCH, Drifted, Gain, Report, Score
+from mimeval.deployments import SkippedDeployment
+from mimeval.report import TORCH, DeploymentDrift, Gain, Report, Score
 from mimeval.statistics import Interval
 
 _NAMED = 3
@@ -36,9 +36,9 @@ def as_markdown(report: Report) -> str:
     return "\n".join(lines) + "\n"
 
 
-def skipped_rows(skipped: Sequence[Skipped]) -> list[tuple[str, str, str]]:
+def skipped_rows(skipped: Sequence[SkippedDeployment]) -> list[tuple[str, str, str]]:
     """Return what did not run as artifacts, engine and precisions, reason: one row for an engine and a reason."""
-    groups: dict[tuple[str, str], list[Skipped]] = {}
+    groups: dict[tuple[str, str], list[SkippedDeployment]] = {}
     for skip in skipped:
         groups.setdefault((skip.deployment.split()[0], skip.reason), []).append(skip)
     rows = []
@@ -96,7 +96,7 @@ def _cell(score: Score | None, gain: Gain | None) -> str:
     return f"{100 * score.accuracy.value:.1f}{shown}"
 
 
-def _drifts(rows: list[Drifted]) -> list[str]:
+def _drifts(rows: list[DeploymentDrift]) -> list[str]:
     lines = [
         "| model | on | cosine: worst | 1st percentile | median | top-10 overlap | selection (Jaccard) | images/s |",
         "|---" * 8 + "|",

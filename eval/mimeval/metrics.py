@@ -34,7 +34,7 @@ class Task:
 
 @dataclass(frozen=True, eq=False)
 class TrainingSet:
-    """Training images, none where a data set has none; a probe is fitted once, however many engines are judged by it.
+    """Training images, none where a data set has none; a probe is fitted once, however many engines are scored by it.
 
     Attributes:
         features: float32 (n, D).

@@ -7,7 +7,7 @@ from html import escape
 
 from mimeval.markdown import points, skipped_rows
 from mimeval.plots import frontier_plot, gains_plot
-from mimeval.report import Drifted, Gain, Report, Sample
+from mimeval.report import DeploymentDrift, Gain, Report, Sample
 from mimeval.verdict import explain
 
 _STYLE = """
@@ -89,7 +89,7 @@ def _gain_table(gains: Sequence[Gain]) -> str:
     return _table("gain-table", head, rows)
 
 
-def _drift_table(rows: Sequence[Drifted]) -> str:
+def _drift_table(rows: Sequence[DeploymentDrift]) -> str:
     head = ("model", "on", "worst cosine", "1st percentile", "median", "top-10 overlap", "Jaccard", "images/s", "")
     cells = (
         (

@@ -9,7 +9,7 @@ import msgspec
 
 from mimeval.coverage import absent, of_another_cpu
 from mimeval.errors import DataError
-from mimeval.report import Drifted, Fitted, Gain, Report, Score
+from mimeval.report import DeploymentDrift, Fitted, Gain, Report, Score
 from mimeval.statistics import Verdict, is_lower, paired_difference
 from mimeval.verdict import explain, worst
 from mimruntime import records
@@ -45,7 +45,7 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
     training: int
     metric: str
     scores: list[Score]
-    drifts: list[Drifted] = []
+    drifts: list[DeploymentDrift] = []
 
 
 class _Baseline(msgspec.Struct, frozen=True, kw_only=True):
@@ -175,7 +175,7 @@ def _regression(score: Score, old: Score, report: Report, *, rows: int) -> str |
     return None
 
 
-def _drifted(old: Drifted, report: Report) -> Iterator[str]:
+def _drifted(old: DeploymentDrift, report: Report) -> Iterator[str]:
     """Yield a sentence for what of `report` is further from torch than `old`."""
     for row in report.drifts:
         tolerated = max(_GROWTH * (1 - old.drift.cosine_p1), _NO_DRIFT)

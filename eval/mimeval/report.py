@@ -8,7 +8,7 @@ from typing import Literal
 import msgspec
 import numpy as np
 
-from mimeval.deployments import Skipped
+from mimeval.deployments import SkippedDeployment
 from mimeval.drift import Drift
 from mimeval.statistics import GainVerdict, Interval, McNemar, Verdict, mean_interval
 
@@ -74,7 +74,7 @@ class Gain(msgspec.Struct, frozen=True, kw_only=True):
     decides: bool
 
 
-class Drifted(msgspec.Struct, frozen=True, kw_only=True):
+class DeploymentDrift(msgspec.Struct, frozen=True, kw_only=True):
     """The vectors of one model on one deployment against torch's.
 
     Attributes:
@@ -112,7 +112,7 @@ class Sample(msgspec.Struct, frozen=True, kw_only=True):
     shares: list[list[float]]
 
 
-class Chosen(msgspec.Struct, frozen=True, kw_only=True):
+class BaselineChoice(msgspec.Struct, frozen=True, kw_only=True):
     """Which of two baselines is the stronger in torch, [cls] raw or after the final norm.
 
     Attributes:
@@ -181,12 +181,12 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     seed: int
     names: list[str]
     notes: list[str]
-    skipped: list[Skipped]
+    skipped: list[SkippedDeployment]
     scores: list[Score]
     gains: list[Gain]
-    drifts: list[Drifted]
+    drifts: list[DeploymentDrift]
     samples: list[Sample]
-    baselines: list[Chosen] = []
+    baselines: list[BaselineChoice] = []
 
 
 def score(model: str, deployment: str, metric: str, fitted: Fitted, scores: np.ndarray, *, seed: int) -> Score:

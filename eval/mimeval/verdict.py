@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from mimeval.report import Drifted, Gain
+from mimeval.report import DeploymentDrift, Gain
 from mimeval.statistics import LOSES, Verdict, mean_interval
 
 EXIT = {"pass": 0, "fail": 1, "undecided": 3}
@@ -17,7 +17,9 @@ _NEAR_CHANCE = 0.05
 Reason = tuple[Verdict, str]
 
 
-def conclude(gains: Sequence[Gain], drifts: Sequence[Drifted], others: Sequence[Reason]) -> tuple[Verdict, list[str]]:
+def conclude(
+    gains: Sequence[Gain], drifts: Sequence[DeploymentDrift], others: Sequence[Reason]
+) -> tuple[Verdict, list[str]]:
     """Return the verdict and its reasons, worst first: one failure fails, one open question leaves it undecided."""
     found: list[Reason] = [*others]
     found += [("fail", f"{row.model} on {row.deployment}: {row.problem}") for row in drifts if row.problem]

@@ -5,10 +5,10 @@ Names are imported on first use: torch alone takes seconds.
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from mimruntime.errors import MimError
+from mimruntime.lazy import lazy_names
 
 if TYPE_CHECKING:
     from mimexport.aggregators.base import Aggregator, Pooled
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from mimexport.heads import Head, load_head
     from mimexport.loaded_model import LoadedModel
     from mimexport.loading import IMAGENET_PIXELS, PixelConfig
-    from mimexport.reference import References
+    from mimexport.references import References
 
 __all__ = [
     "IMAGENET_PIXELS", "Aggregator", "Features", "Head", "LoadedModel", "MimError", "PixelConfig", "Pooled",
@@ -32,18 +32,10 @@ _HOMES = {
     "LoadedModel": "mimexport.loaded_model",
     "PixelConfig": "mimexport.loading",
     "Pooled": "mimexport.aggregators.base",
-    "References": "mimexport.reference",
+    "References": "mimexport.references",
     "build": "mimexport.api",
     "fit": "mimexport.api",
     "load_head": "mimexport.heads",
 }
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module 'mimexport' has no attribute '{name}'")
-    return getattr(importlib.import_module(_HOMES[name]), name)
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__ = lazy_names(__name__, _HOMES)

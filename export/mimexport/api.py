@@ -13,7 +13,7 @@ from torch import nn
 from mimexport import pipeline
 from mimexport.aggregators import Aggregator
 from mimexport.fitting import fitter
-from mimexport.fitting.images import open_images
+from mimexport.fitting.training_images import open_images
 from mimexport.heads import Head, save_head
 from mimexport.loaded_model import LoadedModel
 from mimexport.loading import PixelConfig
@@ -71,7 +71,7 @@ def build(
         with_selection: also output the share of every patch, float32 (B, rows, columns).
         head: what was learned: a `Head`, a file, or the name of an embedded head.
         whiten: apply the head's whitening and keep so many dimensions, 0 for all.
-        calibrate: folder of real images; int8 needs it, and narrower precisions are judged by it.
+        calibrate: folder of real images; int8 needs it, and the loss of narrower precisions is measured on it.
         force: replace an artifact that is there.
         report: called with one line at the start of every step.
 

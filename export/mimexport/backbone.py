@@ -58,21 +58,21 @@ class Backbone(nn.Module):
         """Whether the last block is computed for the rows that are read alone."""
         return isinstance(self.last_block, OpenBlock)
 
-    def cut(self, images: Tensor) -> Tensor:
-        """Return images (B, H, W, 3) in the form `enter` reads: patches (B, N, p · p · 3), (B, 3, H, W) if they overlap."""
+    def patchify(self, images: Tensor) -> Tensor:
+        """Return images (B, H, W, 3) in the form `encode` reads: patches (B, N, p · p · 3), (B, 3, H, W) if they overlap."""
         embed = getattr(self.model, "patch_embed", None)
-        return embed.cut(images) if isinstance(embed, OpenPatchEmbed) else images.permute(0, 3, 1, 2)
+        return embed.patchify(images) if isinstance(embed, OpenPatchEmbed) else images.permute(0, 3, 1, 2)
 
     def per_channel(self, values: Tensor) -> Tensor:
-        """Return one number a channel (3,) in the shape that broadcasts to what `cut` gives."""
+        """Return one number a channel (3,) in the shape that broadcasts to what `patchify` gives."""
         embed = getattr(self.model, "patch_embed", None)
         return values.repeat(embed.proj.in_features // 3) if isinstance(embed, OpenPatchEmbed) else values.view(3, 1, 1)
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the tokens (B, S, D) that enter the last block for normalised images (B, 3, H, W)."""
-        return self.enter(self.cut(images.permute(0, 2, 3, 1)))
+        return self.encode(self.patchify(images.permute(0, 2, 3, 1)))
 
-    def enter(self, patches: Tensor) -> Tensor:
+    def encode(self, patches: Tensor) -> Tensor:
         """Return the tokens (B, S, D) that enter the last block, prefix first, patches in row-major order."""
         tokens = self._embed(patches)
         for block in self.blocks:

@@ -101,7 +101,7 @@ class OpenBlock(nn.Module):
         attn = block.attn
         self.post_norm = isinstance(block, _POST_NORM)
         self.norm1, self.norm2 = block.norm1, block.norm2
-        self.widen, self.narrow = _halves(block.mlp)
+        self.mlp_in, self.mlp_out = _split_mlp(block.mlp)
         self.scale1, self.scale2 = (_layer_scale(block, i) for i in (1, 2))
         self.heads: int = attn.heads if isinstance(attn, hiera.MaskUnitAttention) else attn.num_heads
         self.kv_heads: int = getattr(attn, "num_kv_heads", self.heads)
@@ -121,8 +121,8 @@ class OpenBlock(nn.Module):
         """Return rows (B, k, D) of the block's output for tokens (B, S, D)."""
         x = self._attended(tokens, rows)
         if self.post_norm:
-            return x + self.norm2(self.narrow(self.widen(x)))
-        return x + self.scale2(self.narrow(self.widen(self.norm2(x))))
+            return x + self.norm2(self.mlp_out(self.mlp_in(x)))
+        return x + self.scale2(self.mlp_out(self.mlp_in(self.norm2(x))))
 
     def mean(self, tokens: Tensor, rows: Rows = ALL) -> Tensor:
         """Return the mean (B, D) of rows of the block's output, in float32.
@@ -132,8 +132,8 @@ class OpenBlock(nn.Module):
         if self.post_norm:
             return self(tokens, rows).float().mean(1)
         x = self._attended(tokens, rows)
-        wide = self.widen(self.norm2(x)).float().mean(1).to(x.dtype)
-        return x.float().mean(1) + self.scale2(self.narrow(wide)).float()
+        wide = self.mlp_in(self.norm2(x)).float().mean(1).to(x.dtype)
+        return x.float().mean(1) + self.scale2(self.mlp_out(wide)).float()
 
     def attention(self, tokens: Tensor, rows: Rows = CLS) -> Tensor:
         """Return the attention (B, heads, k, S) of the chosen rows to every token, in float32; rows sum to one."""
@@ -150,9 +150,9 @@ class OpenBlock(nn.Module):
         self.query, self.key, self.value = (_after(self.norm1, linear) for linear in (self.query, self.key, self.value))
         self.gate = None if self.gate is None else _after(self.norm1, self.gate)
         self.norm1 = _plain(self.norm1)
-        if type(self.widen) in _MLP_ENTRIES:
-            for name in _MLP_ENTRIES[type(self.widen)]:
-                setattr(self.widen, name, _after(self.norm2, getattr(self.widen, name)))
+        if type(self.mlp_in) in _MLP_ENTRIES:
+            for name in _MLP_ENTRIES[type(self.mlp_in)]:
+                setattr(self.mlp_in, name, _after(self.norm2, getattr(self.mlp_in, name)))
             self.norm2 = _plain(self.norm2)
 
     def _attend(self, context: Tensor, rows: Rows) -> Tensor:
@@ -184,15 +184,15 @@ class OpenBlock(nn.Module):
         return x.flatten(2)
 
 
-def _halves(mlp: nn.Module) -> tuple[nn.Module, nn.Module]:
+def _split_mlp(mlp: nn.Module) -> tuple[nn.Module, nn.Module]:
     """Return an MLP's all but its last product, and that; of a kind that is not known all of it, and nothing."""
     if type(mlp) not in _MLP_ENTRIES:
         return mlp, nn.Identity()
-    widen = copy.copy(mlp)
-    widen._modules = dict(mlp._modules)  # timm's own keeps its products
-    narrow: Any = widen.fc2
-    widen.fc2 = nn.Identity()
-    return widen, narrow
+    mlp_in = copy.copy(mlp)
+    mlp_in._modules = dict(mlp._modules)  # timm's own keeps its products
+    mlp_out: Any = mlp_in.fc2
+    mlp_in.fc2 = nn.Identity()
+    return mlp_in, mlp_out
 
 
 def _rows_of(table: Tensor, rows: Rows) -> Tensor:

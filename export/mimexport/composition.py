@@ -9,13 +9,13 @@ from pathlib import Path
 
 from mimexport.aggregators import AGGREGATORS, Aggregator, make_aggregator
 from mimexport.backbone import Backbone, Shape
+from mimexport.embedding_model import EmbeddingModel
 from mimexport.errors import HeadError
-from mimexport.foreign_heads import fetch_ep_head, load_foreign_head
 from mimexport.heads import Head, check_fit, load_head, shipped_heads
 from mimexport.loaded_model import LoadedModel, model_sha256
-from mimexport.model import EmbeddingModel
 from mimexport.norms import default_norm
 from mimexport.options import BuildOptions
+from mimexport.published_heads import fetch_ep_head, load_published_head
 from mimexport.whitening import Whitening
 from mimruntime.errors import OptionError, UnknownNameError
 from mimruntime.manifest import TokenNorm
@@ -122,13 +122,13 @@ def choose_head(loaded: LoadedModel, shape: Shape, options: BuildOptions) -> Hea
     elif name in shipped:
         head = load_head(shipped[name])
     elif name.startswith("hub:"):
-        head = load_foreign_head(fetch_ep_head(name.removeprefix("hub:")), shape, options.token_norm)
+        head = load_published_head(fetch_ep_head(name.removeprefix("hub:")), shape, options.token_norm)
     elif shipped and Path(name).name == name.partition(".")[0] and not Path(name).exists():
         raise UnknownNameError(f"head of {loaded.name}", name, shipped)
     elif Path(name).suffix == ".safetensors" or not Path(name).suffix:
         head = load_head(Path(name))
     else:
-        head = load_foreign_head(Path(name), shape, options.token_norm)
+        head = load_published_head(Path(name), shape, options.token_norm)
     if head.agg != options.agg_name:
         raise HeadError(f"the head '{name}' is for aggregator {head.agg}; --agg {options.agg_name} was given")
     check_fit(head, loaded, shape, options.token_norm)

@@ -3,16 +3,63 @@
 from __future__ import annotations
 
 from functools import cached_property
+from typing import Protocol
 
 from torch import Tensor, nn
 
-from mimexport.backbone import Backbone
+from mimexport.backbone import Backbone, Shape
 from mimexport.blocks import ALL, CLS, OpenBlock
 from mimruntime.errors import OptionError
 
 
-class Features:
-    """The tokens of a batch of B images, in float32, D wide, N patches.
+class Features(Protocol):
+    """The tokens of a batch of B images, in float32, D wide, N patches: of a backbone, or stored."""
+
+    shape: Shape
+
+    @property
+    def entering_energy(self) -> Tensor:
+        """Squared length (B, N) of the patch tokens that enter the last block."""
+
+    @property
+    def raw_patches(self) -> Tensor:
+        """Patch tokens (B, N, D) that leave the last block, without norm."""
+
+    @property
+    def patches(self) -> Tensor:
+        """Patch tokens (B, N, D) that leave the last block."""
+
+    @property
+    def cls(self) -> Tensor:
+        """[cls] (B, D)."""
+
+    @property
+    def cls_and_patches(self) -> tuple[Tensor, Tensor]:
+        """[cls] (B, D) and the patch tokens (B, N, D)."""
+
+    @property
+    def cls_attention(self) -> Tensor:
+        """The last block's attention (B, heads, N) of [cls] to the patches, renormalised over them."""
+
+    def rows(self, index: Tensor) -> Tensor:
+        """Return the chosen patch tokens (B, k, D).
+
+        Args:
+            index: (B, k) int64 in [0, N), or (k,), the same for every image.
+
+        """
+
+    def mean_of(self, index: Tensor | None) -> Tensor:
+        """Return the mean (B, D) of the chosen patch tokens.
+
+        Args:
+            index: see `rows`, or None for all patches.
+
+        """
+
+
+class ComputedFeatures:
+    """The `Features` of a backbone; each is computed when it is first read.
 
     Args:
         backbone: the frozen transformer.
@@ -58,21 +105,11 @@ class Features:
         return self._finish(self._output[:, :1])[:, 0], self.patches
 
     def rows(self, index: Tensor) -> Tensor:
-        """Return the chosen patch tokens (B, k, D); the last block runs for these rows alone.
-
-        Args:
-            index: (B, k) int64 in [0, N), or (k,), the same for every image.
-
-        """
+        """See `Features.rows`; the last block runs for these rows alone."""
         return self._finish(self._block(self._tokens, index + self.shape.prefix).float())
 
     def mean_of(self, index: Tensor | None) -> Tensor:
-        """Return the mean (B, D) of the chosen patch tokens; raw ones are averaged before the block's last product.
-
-        Args:
-            index: see `rows`, or None for all patches.
-
-        """
+        """See `Features.mean_of`; raw tokens are averaged before the block's last product."""
         if self._norm is not None:
             return (self.patches if index is None else self.rows(index)).mean(1)
         prefix = self.shape.prefix

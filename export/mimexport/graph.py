@@ -12,9 +12,9 @@ from pathlib import Path
 import onnx
 import torch
 
+from mimexport.embedding_model import EmbeddingModel
 from mimexport.errors import GraphError
 from mimexport.fusions import fuse
-from mimexport.model import EmbeddingModel
 from mimruntime.manifest import Port
 
 OPSET = 18

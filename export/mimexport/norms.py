@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mimexport.aggregators import AGGREGATORS
-from mimexport.measured import Known, read_measured
+from mimexport.known_losses import BackboneFigures, read_measured
 from mimruntime.manifest import Manifest, TokenNorm
 
 PUBLISHED: dict[str, dict[str, dict[TokenNorm, float]]] = {
@@ -42,7 +42,7 @@ class NormChoice:
     source: str
 
 
-def known_norm(agg: str, timm_name: str, weights_sha256: str, measured: Sequence[Known]) -> NormChoice | None:
+def known_norm(agg: str, timm_name: str, weights_sha256: str, measured: Sequence[BackboneFigures]) -> NormChoice | None:
     """Return which norm is known to be better for aggregator `agg` on a backbone, or None.
 
     Args:
@@ -68,10 +68,10 @@ def default_norm(agg: str, timm_name: str, weights_sha256: str) -> TokenNorm:
     return parts.pop() if len(parts) == 1 else AGGREGATORS[agg].token_norm
 
 
-def weaker_norm(manifest: Manifest, measured: Sequence[Known]) -> str | None:
+def weaker_norm(manifest: Manifest, measured: Sequence[BackboneFigures]) -> str | None:
     """Return one line where an artifact reads tokens of the norm that is known to be the weaker, or None.
 
-    A whitened one is not judged: the figures are of vectors that are not.
+    Of a whitened one nothing is known: the figures are of vectors that are not.
     """
     backbone, aggregator = manifest.backbone, manifest.aggregator
     known = known_norm(aggregator.name, backbone.timm_name, backbone.weights_sha256, measured)

@@ -37,7 +37,7 @@ class BuildOptions:
         head: a head, a head file, the name of an embedded head, or "hub:SLUG" for a published EP head.
         whiten: apply the head's whitening and keep so many dimensions, 0 for all; None leaves it out.
         calibrate: folder of real images: the spread of their vectors is kept for those who store int8 or bits, int8 is
-            calibrated on some of them, and every narrower precision is judged by the others.
+            calibrated on some of them, and the loss of every narrower precision is measured on the others.
         force: replace an artifact that is there.
 
     """

@@ -25,7 +25,7 @@ class OpenPatchEmbed(nn.Module):
         """Tell whether a patch embedding is timm's own, for one size of image, its tokens in a row."""
         return type(embed) is PatchEmbed and embed.flatten and not embed.dynamic_img_pad
 
-    def cut(self, images: Tensor) -> Tensor:
+    def patchify(self, images: Tensor) -> Tensor:
         """Return the patches of images (B, H, W, 3), row-major."""
         rows, columns = self.grid_size
         patches = images.unflatten(2, (columns, -1)).unflatten(1, (rows, -1)).transpose(2, 3)

@@ -7,38 +7,22 @@ import copy
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from mimexport.graph import quiet_exporter
-from mimexport.reference import seed_of
+from mimexport.references import seed_of
 from mimexport.weights import load_model
 from mimruntime.artifact import Artifact
 from mimruntime.bench.measure import Peer
 from mimruntime.cpus import available_cpus
 from mimruntime.engines import onnxruntime, openvino
-from mimruntime.engines.base import EMBEDDING, Engine, Progress
+from mimruntime.engines.base import EMBEDDING, CpuEngineModule, Engine, Setting
 from mimruntime.engines.options import CompileOptions
-from mimruntime.engines.record import Trial
-from mimruntime.engines.tuning import Setting
 from mimruntime.errors import EngineError, OptionError
-
-
-class _Tunable(Protocol):
-    """The names that the modules of engines on a CPU have."""
-
-    NAME: str
-
-    def tune_graph(
-        self, graph: Path, images: np.ndarray, options: CompileOptions, progress: Progress
-    ) -> tuple[Trial, tuple[Trial, ...]]:
-        """Return the best setting, and all that were measured."""
-
-    def open_setting(self, graph: Path, setting: Setting, options: CompileOptions) -> Engine:
-        """Open a graph in a setting."""
 
 
 def open_peers(artifact: Artifact, weights: Path | None = None) -> Sequence[Peer]:
@@ -127,7 +111,7 @@ class TorchEngine(Engine):
         self._model = None
 
 
-def _exported(model: nn.Module, pixels: np.ndarray, module: _Tunable, provider: str | None = None) -> Engine:
+def _exported(model: nn.Module, pixels: np.ndarray, module: CpuEngineModule, provider: str | None = None) -> Engine:
     """Export, tune as `mimexport compile` does, and open; the file may go once it is open."""
     options = CompileOptions(engine=module.NAME, provider=provider)
     with tempfile.TemporaryDirectory(prefix="mimexport-peer-") as folder, torch.no_grad(), quiet_exporter():

@@ -10,24 +10,24 @@ from pathlib import Path
 import numpy as np
 
 from mimexport import graph as graph_file
+from mimexport.build_records import identify, write_records
 from mimexport.composition import compose
-from mimexport.conversion import Judge, check_narrow
+from mimexport.embedding_model import EmbeddingModel, embed_with_torch
 from mimexport.loading import load_any
-from mimexport.model import EmbeddingModel, embed_with_torch
 from mimexport.options import BuildOptions, check_build_options
+from mimexport.precision_loss import PrecisionLoss, check_narrow
 from mimexport.preprocessing import preprocess_of
 from mimexport.quantize import quantize_graph
-from mimexport.records import identify, write_records
 from mimruntime import manifest as m
 from mimruntime import parity
 from mimruntime.artifact import REFERENCE, Artifact, staged_folder
 from mimruntime.engines import cpu_engine, engine_module, open_engine
 from mimruntime.engines.base import EMBEDDING
-from mimruntime.scenes import draw_scenes
+from mimruntime.synthetic import draw_scenes
 
 REFERENCE_IMAGES = 8
 _IN_TORCH = ("fp16", "bf16")
-"""Judged by torch, which rounds every product: on a CPU both engines widen fp16, and bf16 where there is none."""
+"""Measured with torch, which rounds every product: on a CPU both engines widen fp16, and bf16 where there is none."""
 
 Report = Callable[[str], None]
 _Loss = m.Conversion | None
@@ -59,15 +59,15 @@ def build(options: BuildOptions, report: Report = lambda _: None) -> Artifact:
         model, head = compose(loaded, options)
         reference = _measure(model, preprocess.size, stage)
         identity = identify(loaded, model, head, options, reference[1].shape[1])
-        judge = Judge.prepare(model, preprocess, options.precision, options.calibrate, report)
-        ports, conversion = _export(model, options, stage, reference, judge, report)
+        loss = PrecisionLoss.prepare(model, preprocess, options.precision, options.calibrate, report)
+        ports, conversion = _export(model, options, stage, reference, loss, report)
         del model, loaded
         gc.collect()  # large backbones do not fit beside a second copy in the engine
         if options.precision == "int8":
-            report(f"quantising, calibrated on {len(judge.calibration)} images")
-            quantize_graph(stage / graph_file.FILE, judge.calibration)
-        figures, in_engine = _compare(engine, options, stage, reference, judge, report)
-        write_records(stage, options, identity, ports, figures, conversion or in_engine, judge.statistics())
+            report(f"quantising, calibrated on {len(loss.calibration)} images")
+            quantize_graph(stage / graph_file.FILE, loss.calibration)
+        figures, in_engine = _compare(engine, options, stage, reference, loss, report)
+        write_records(stage, options, identity, ports, figures, conversion or in_engine, loss.statistics())
     return Artifact.open(options.out)
 
 
@@ -84,7 +84,7 @@ def _export(
     options: BuildOptions,
     stage: Path,
     reference: tuple[np.ndarray, np.ndarray],
-    judge: Judge,
+    loss: PrecisionLoss,
     report: Report,
 ) -> tuple[tuple[tuple[m.Port, ...], tuple[m.Port, ...]], _Loss]:
     """Write the graph in its precision; return its ports, and what 16 bits lose where torch can say it."""
@@ -95,7 +95,7 @@ def _export(
     if options.precision in _IN_TORCH:
         report(f"computing in {options.precision} with torch, to compare with fp32")
         check_narrow(embed_with_torch(model, reference[0]), reference[1], options.precision)
-        conversion = judge.conversion(partial(embed_with_torch, model))
+        conversion = loss.measure(partial(embed_with_torch, model))
     return ports, conversion
 
 
@@ -104,7 +104,7 @@ def _compare(
     options: BuildOptions,
     stage: Path,
     reference: tuple[np.ndarray, np.ndarray],
-    judge: Judge,
+    loss: PrecisionLoss,
     report: Report,
 ) -> tuple[m.Parity, _Loss]:
     """Run the graph in an engine; return how near it is to torch, and what int8 loses."""
@@ -116,5 +116,5 @@ def _compare(
 
         figures = parity.measure(run, *reference, engine=engine.name)
         parity.check(figures, options.precision)
-        loss = judge.conversion(run) if options.precision == "int8" else None
-    return figures, loss
+        lost = loss.measure(run) if options.precision == "int8" else None
+    return figures, lost

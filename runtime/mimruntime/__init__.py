@@ -5,10 +5,10 @@ Names are imported on first use: numpy and Pillow alone take longer than `import
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from mimruntime.errors import MimError
+from mimruntime.lazy import lazy_names
 
 if TYPE_CHECKING:
     from mimruntime.artifact import Artifact
@@ -36,12 +36,4 @@ _HOMES = {
     "verify": "mimruntime.verification",
 }
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module 'mimruntime' has no attribute '{name}'")
-    return getattr(importlib.import_module(_HOMES[name]), name)
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__ = lazy_names(__name__, _HOMES)

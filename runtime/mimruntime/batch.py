@@ -15,7 +15,7 @@ import numpy as np
 from mimruntime.decode import Source, describe
 from mimruntime.embedder import Embedder
 from mimruntime.errors import ImageError, OptionError
-from mimruntime.images import as_text
+from mimruntime.image_paths import as_text
 
 
 @dataclass(frozen=True, slots=True, eq=False)

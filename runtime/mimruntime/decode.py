@@ -25,7 +25,7 @@ from mimruntime.decoding.png import read_png
 from mimruntime.decoding.tiff import add_parts, read_tiff
 from mimruntime.decoding.webp import read_webp
 from mimruntime.errors import ImageError, ImageFormatError, ImageSizeError, MimError, OptionError
-from mimruntime.images import open_regular
+from mimruntime.image_paths import open_regular
 
 Source = str | Path | bytes | bytearray | memoryview | Image.Image | np.ndarray
 """A path, the bytes of an encoded file, an image of Pillow, or uint8 pixels (H, W, 3) or (H, W)."""

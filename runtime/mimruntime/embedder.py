@@ -15,8 +15,8 @@ from mimruntime.artifact import Artifact
 from mimruntime.batching import BatchPipeline, Outcome, batch_sizes
 from mimruntime.decode import FORMATS, MAX_PIXELS, Source, describe
 from mimruntime.decoding.budget import DEFAULT_MB, MemoryBudget
-from mimruntime.engines import open_for
 from mimruntime.engines.base import EMBEDDING, SELECTION, Engine
+from mimruntime.engines.opening import open_for
 from mimruntime.errors import ImageError, OptionError, SpaceError
 from mimruntime.preparation import prepare
 from mimruntime.results import Description, Result
@@ -91,7 +91,7 @@ class Embedder:
             workers: threads that decode; None is one per CPU, at most 8.
             max_decode_mb: memory for all images that are being decoded, 10^6 bytes; one that alone takes more is refused.
             public_key: refuse an artifact, or a compiled engine, that this key of minisign did not sign; text or a file.
-            check_reference: compare the vectors of two images with torch's; see `mimruntime.engines.open_for`.
+            check_reference: compare the vectors of two images with torch's; see `mimruntime.engines.opening.open_for`.
 
         Raises:
             ArtifactError: missing, broken, foreign or changed.

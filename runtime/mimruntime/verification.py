@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mimruntime.artifact import Artifact
-from mimruntime.engines import open_for
+from mimruntime.engines.opening import open_for
 from mimruntime.reference import check_engine
 
 if TYPE_CHECKING:

@@ -86,7 +86,7 @@ def staged_folder(parent: Path, name: str) -> Iterator[Path]:
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class FolderState:
     """What stood at a place when it was looked at, so that it can be told later whether it still does.
 
     Attributes:
@@ -99,7 +99,7 @@ class Found:
     mark: bytes
 
 
-def look(target: Path, mark: str) -> Found | None:
+def look(target: Path, mark: str) -> FolderState | None:
     """Return what stands at `target`; None where there is nothing, or an empty folder.
 
     Args:
@@ -117,7 +117,7 @@ def look(target: Path, mark: str) -> Found | None:
         if not os.path.lexists(target) or _is_empty_folder(target):
             return None
         raise OutputError(f"{target} exists and holds no {mark}; it is left alone, choose another place") from error
-    return Found((stat.st_dev, stat.st_ino), content)
+    return FolderState((stat.st_dev, stat.st_ino), content)
 
 
 def place(stage: Path, target: Path) -> None:
@@ -133,7 +133,7 @@ def place(stage: Path, target: Path) -> None:
     sync(target.parent)
 
 
-def replace(stage: Path, target: Path, mark: str, seen: Found | None = None) -> None:
+def replace(stage: Path, target: Path, mark: str, seen: FolderState | None = None) -> None:
     """Sync `stage` and put it in the place of the folder at `target`, in one step where the system can.
 
     Args:
@@ -225,7 +225,7 @@ def _rename_new(stage: Path, target: Path) -> None:
         raise
 
 
-def _exchange_in_steps(stage: Path, target: Path, mark: str, now: Found) -> None:
+def _exchange_in_steps(stage: Path, target: Path, mark: str, now: FolderState) -> None:
     """Do what `exchange` does by three renames; killed between them, `sweep` brings the old folder back."""
     aside = _hidden(target.parent, target.name).with_suffix(_ASIDE)
     try:
@@ -240,7 +240,7 @@ def _exchange_in_steps(stage: Path, target: Path, mark: str, now: Found) -> None
     aside.rename(stage)
 
 
-def _look_again(folder: Path, mark: str) -> Found | None:
+def _look_again(folder: Path, mark: str) -> FolderState | None:
     try:
         return look(folder, mark)
     except OutputError:

@@ -13,14 +13,14 @@ import pytest
 from mimeval.baselines import choose, complete, leave_one_out, with_rivals
 from mimeval.datasets import Dataset
 from mimeval.datasets.pixels import split_of_pixels
-from mimeval.deployments import Wanted
+from mimeval.deployments import EngineRequest
 from mimeval.evaluation import EvalOptions, evaluate
-from mimeval.features import FeatureStore
+from mimeval.feature_store import FeatureStore
 from mimeval.markdown import as_markdown
 from mimeval.models import group_models
 from mimeval.report import Report
 from mimruntime.artifact import Artifact
-from mimruntime.engines import open_for
+from mimruntime.engines.opening import open_for
 from mimruntime.errors import OptionError
 
 
@@ -151,7 +151,7 @@ def run(toy_without_selection, tmp_path):
             [artifact(toy, "topk", "topk", norm="raw")],
             [artifact(toy, "cls", "cls")],
             colours(),
-            [Wanted("onnxruntime", None, required=True)],
+            [EngineRequest("onnxruntime", None, required=True)],
             open_references=open_references,
             store=FeatureStore(tmp_path),
             options=EvalOptions(metrics=("knn",), own=False),

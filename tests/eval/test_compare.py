@@ -10,8 +10,8 @@ import pytest
 
 from mimeval.comparison import compare_artifacts
 from mimeval.datasets import Dataset, Split
-from mimeval.features import Table
-from mimeval.rivals import judge
+from mimeval.feature_comparison import compare_features
+from mimeval.feature_store import Table
 from mimruntime.artifact import Artifact
 
 TRAIN_LABELS, TEST_LABELS = np.arange(2).repeat(10), np.array([0, 1, 0, 1])
@@ -44,9 +44,9 @@ def test_the_difference_of_two_artifacts_is_that_of_the_second_from_the_first(to
     assert (row.mcnemar.only_first, row.mcnemar.only_second) == (0, 2)
 
 
-@pytest.mark.parametrize("method", ["k-NN", "linear probe"])
-def test_the_difference_of_a_rival_is_counted_from_the_first(method) -> None:
-    standings = judge({name: (TRAIN, table) for name, table in TEST.items()}, TRAIN_LABELS, TEST_LABELS)
-    first, second = (standing for standing in standings if standing.method == method)
-    assert (first.rival, first.accuracy.value, first.difference) == ("A", 0.25, None)
-    assert (second.rival, second.accuracy.value, second.difference.value) == ("B", 0.75, 0.5)
+@pytest.mark.parametrize("score", ["k-NN", "linear probe"])
+def test_differences_are_counted_from_the_first_features(score) -> None:
+    scores = compare_features({name: (TRAIN, table) for name, table in TEST.items()}, TRAIN_LABELS, TEST_LABELS)
+    first, second = (found for found in scores if found.score == score)
+    assert (first.features, first.accuracy.value, first.difference) == ("A", 0.25, None)
+    assert (second.features, second.accuracy.value, second.difference.value) == ("B", 0.75, 0.5)

@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 import mimruntime
-from mimeval.deployments import Deployment, Skipped, code_digest, deploy, parse_engines
+from mimeval.deployments import Deployment, SkippedDeployment, code_digest, deploy, parse_engines
 from mimruntime.artifact import Artifact
 from mimruntime.embedder import Embedder
 from mimruntime.engines import ENGINES, onnxruntime
@@ -76,7 +76,7 @@ def test_a_plan_of_few_images_is_run_with_its_own_batches(toy_artifact, small_pl
 
 def test_a_plan_that_names_no_batch_it_can_run_is_listed(toy_artifact, small_plan) -> None:
     small_plan(4, None)
-    skipped: list[Skipped] = []
+    skipped: list[SkippedDeployment] = []
     assert not list(deploy([Artifact.open(toy_artifact)], parse_engines(["all"]), skipped, no_references))
     assert [skip.kind for skip in skipped] == ["refused"]
     assert "runs 4 images at most" in skipped[0].reason
@@ -129,7 +129,16 @@ def test_another_preprocessing_is_another_identity(toy_artifact) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["decode.py", "preprocess.py", "embedder.py", "engines/base.py", "engines/openvino.py"]
+    "name",
+    [
+        "decode.py",
+        "decoding/jpeg.py",
+        "preparation.py",
+        "preprocess.py",
+        "embedder.py",
+        "batching.py",
+        "engines/base.py",
+    ],
 )
 def test_code_between_an_image_and_its_vector_is_in_the_digest(tmp_path, monkeypatch, name) -> None:
     copy = Path(shutil.copytree(Path(mimruntime.__file__).parent, tmp_path / "mimruntime"))

@@ -16,7 +16,7 @@ import mimruntime.cli
 from mimeval.cli import COMMANDS
 from mimeval.errors import DataError
 from mimeval.verdict import EXIT
-from mimexport.reference import References
+from mimexport.references import References
 from mimruntime.artifact import Artifact, seal
 
 

@@ -11,10 +11,10 @@ import pytest
 
 from mimeval.datasets import Dataset, Relevance, Split, open_dataset
 from mimeval.datasets.subset import balanced_order
-from mimeval.deployments import Wanted
+from mimeval.deployments import EngineRequest
 from mimeval.errors import DataError
 from mimeval.evaluation import EvalOptions, evaluate
-from mimeval.features import FeatureStore, Table
+from mimeval.feature_store import FeatureStore, Table
 from mimeval.images import choose_images
 from mimeval.metrics import METRICS, Task, find_metrics, suited
 from mimeval.models import find_baselines, group_models
@@ -24,7 +24,7 @@ from mimeval.statistics import judge_gain
 from mimeval.verdict import EXIT, at_chance, conclude, explain, worst
 from mimruntime.artifact import Artifact
 from mimruntime.embedder import Embedder
-from mimruntime.engines import open_for
+from mimruntime.engines.opening import open_for
 from mimruntime.errors import OptionError, UnknownNameError
 
 
@@ -281,12 +281,12 @@ def flow(toy_without_selection, tmp_path_factory) -> tuple[Report, list[int]]:
         return judge_gain(*scores, rows=rows, **options)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("mimeval.evaluation.judge_gain", noted)
+        patch.setattr("mimeval.gains.judge_gain", noted)
         report = evaluate(
             [topk],
             [cls],
             open_dataset("drawn", cache=folder, limit=30, train_limit=30),
-            [Wanted("onnxruntime", None, required=True)],
+            [EngineRequest("onnxruntime", None, required=True)],
             open_references=lambda artifacts: [open_for(Artifact.open(one.path), "onnxruntime") for one in artifacts],
             store=FeatureStore(folder),
             options=EvalOptions(metrics=("knn",), deployed=20),

@@ -15,15 +15,15 @@ from catalogue import built
 from onnx import numpy_helper
 
 from mimeval.datasets import Dataset, open_dataset
-from mimeval.deployments import Wanted
+from mimeval.deployments import EngineRequest
 from mimeval.errors import DataError
 from mimeval.evaluation import EvalOptions, evaluate
-from mimeval.features import FeatureStore
+from mimeval.feature_store import FeatureStore
 from mimeval.models import find_baselines
 from mimeval.regression import compare, read_baseline, write_baseline
 from mimeval.report import Report
 from mimexport.quantize import quantize_graph
-from mimexport.reference import References
+from mimexport.references import References
 from mimruntime.artifact import Artifact
 from mimruntime.engines import ENGINES
 from mimruntime.errors import EngineError, ImageError
@@ -53,7 +53,7 @@ class Bench:
             self.artifacts,
             baselines,
             dataset,
-            [Wanted(engine, None, required=required)],
+            [EngineRequest(engine, None, required=required)],
             open_references=References().open,
             store=FeatureStore(cache or self.folder / "features"),
             options=EvalOptions(margin=MARGIN, own=own),

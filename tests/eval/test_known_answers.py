@@ -16,14 +16,14 @@ from mimeval.cli.known_answers import known_answers_command as command
 from mimeval.datasets import Dataset
 from mimeval.datasets.pixels import split_of_pixels
 from mimeval.errors import DataError
-from mimeval.features import FeatureStore
-from mimeval.known_answers import Answer, Checked, Known, check, find, lines
+from mimeval.feature_store import FeatureStore
+from mimeval.known_answers import Answer, AnswerCheck, KnownAnswers, check, find, lines
 from mimexport.aliases import ALIASES
 from mimruntime.artifact import Artifact
-from mimruntime.engines import open_for
+from mimruntime.engines.opening import open_for
 from mimruntime.errors import UnknownNameError
 
-KNOWN = Known(
+KNOWN = KnownAnswers(
     model="toy", data="colours", classes=2, training=40, images=40, source="here",
     answers=[
         Answer(agg="cls", token_norm="raw", percent=100, tolerance=0.5),
@@ -83,7 +83,9 @@ def test_each_norm_is_checked_in_its_own_right(build, open_references, tmp_path)
 
 
 def test_other_data_than_the_answers_are_of_are_refused(build, open_references, tmp_path) -> None:
-    with pytest.raises(DataError, match=r"40 images to search and 40 to judge, colours has 2, 20 and 20; give colours"):
+    with pytest.raises(
+        DataError, match=r"40 images to search and 40 to test on, colours has 2, 20 and 20; give colours"
+    ):
         next(check(KNOWN, colours(20), build, open_references, FeatureStore(tmp_path)))
 
 
@@ -99,7 +101,7 @@ def test_what_is_known_is_of_backbones_there_are() -> None:
 @pytest.mark.parametrize(("percent", "status"), [(35.2, 0), (16.1, 1)])
 def test_the_exit_status_says_whether_all_are_met(monkeypatch, tmp_path, percent, status) -> None:
     answer = Answer(agg="cls", token_norm="raw", percent=35.57, tolerance=1)
-    monkeypatch.setattr(known_answers, "check", lambda *_: [Checked(answer, percent)])
+    monkeypatch.setattr(known_answers, "check", lambda *_: [AnswerCheck(answer, percent)])
     workshop = SimpleNamespace(open=None, build_plain=None)
     arguments = ["mae-tiny", "--data", "drawn", "--cache", str(tmp_path)]
     done = CliRunner().invoke(command, arguments, obj=lambda weights, heads: workshop, standalone_mode=False)

@@ -12,13 +12,13 @@ import msgspec
 import numpy as np
 import pytest
 
-from mimeval.deployments import Skipped
+from mimeval.deployments import SkippedDeployment
 from mimeval.drift import Drift, measure, too_far
 from mimeval.markdown import as_markdown
 from mimeval.page import as_page
 from mimeval.plots import frontier
 from mimeval.regression import compare, read_baseline, write_baseline
-from mimeval.report import TORCH, Drifted, Gain, Report, Sample, Score, encode, score
+from mimeval.report import TORCH, DeploymentDrift, Gain, Report, Sample, Score, encode, score
 from mimeval.report_files import write_reports
 from mimeval.statistics import LOSES, Interval, judge_gain, mcnemar
 from mimeval.verdict import explain
@@ -62,10 +62,12 @@ def report() -> Report:
         seed=0,
         names=[f"image {row}" for row in range(2000)],
         notes=[],
-        skipped=[Skipped("topk", "tensorrt fp16", "no GPU", "missing")],
+        skipped=[SkippedDeployment("topk", "tensorrt fp16", "no GPU", "missing")],
         scores=scores,
         gains=gains,
-        drifts=[Drifted(model=name, deployment="ort fp32", drift=drift, problem=None, rate=100.0) for name in right],
+        drifts=[
+            DeploymentDrift(model=name, deployment="ort fp32", drift=drift, problem=None, rate=100.0) for name in right
+        ],
         samples=[Sample(model="topk", deployment="ort fp32", image="a/b.jpg", png=PNG, shares=[[0.5, 0], [0.5, 0]])],
     )
 
@@ -142,9 +144,11 @@ class TestMarkdown:
 
     def test_what_did_not_run_for_one_reason_is_one_row(self, report) -> None:
         several = [
-            Skipped(f"m{n}", f"tensorrt {kind}", "no GPU", "missing") for n in range(4) for kind in ("fp32", "fp16")
+            SkippedDeployment(f"m{n}", f"tensorrt {kind}", "no GPU", "missing")
+            for n in range(4)
+            for kind in ("fp32", "fp16")
         ]
-        other = Skipped("m0", "onnxruntime bf16", "no kernels", "refused")
+        other = SkippedDeployment("m0", "onnxruntime bf16", "no kernels", "refused")
         text = as_markdown(msgspec.structs.replace(report, skipped=[*several, other]))
         assert "| 4 artifacts | tensorrt fp32, tensorrt fp16 | no GPU |\n| m0 | onnxruntime bf16 | no kernels |" in text
 
@@ -243,7 +247,7 @@ class TestBaseline:
         path = tmp_path / "baseline.json"
         write_baseline(report, path)
         left = [row for row in report.scores if not (row.model == "topk" and row.deployment == "ort fp32")]
-        refused = [Skipped("topk", "ort fp32", "it broke", "refused")]
+        refused = [SkippedDeployment("topk", "ort fp32", "it broke", "refused")]
         broken = msgspec.structs.replace(report, verdict="pass", scores=left, skipped=refused)
         assert compare(broken, read_baseline(path)).verdict == "fail"
 
@@ -255,7 +259,7 @@ class TestBaseline:
         found = compare(gone, read_baseline(path))
         assert found.verdict == "fail"
         assert "topk on ort fp32 is in the baseline and did not run; where that is meant" in found.reasons[0]
-        not_built = [Skipped("topk.fp32", "fp32", "not built: no extra", "missing")]
+        not_built = [SkippedDeployment("topk.fp32", "fp32", "not built: no extra", "missing")]
         for noted in (
             compare(gone, read_baseline(path), part=True),
             compare(msgspec.structs.replace(gone, skipped=not_built), read_baseline(path)),
@@ -343,7 +347,7 @@ class TestBaseline:
         write_baseline(msgspec.structs.replace(report, scores=renamed), path)
         left = [row for row in renamed if row.model != "my.topk"]
         for name in ("my.topk", "my.topk.fp16"):
-            refused = [Skipped(name, "ort fp16", "it broke", "refused")]
+            refused = [SkippedDeployment(name, "ort fp16", "it broke", "refused")]
             broken = msgspec.structs.replace(report, verdict="pass", scores=left, skipped=refused)
             assert compare(broken, read_baseline(path)).verdict == "fail"
 

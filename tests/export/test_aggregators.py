@@ -12,7 +12,7 @@ from small_models import images_for, make_small, opened
 from mimexport.aggregators import AGGREGATORS, make_aggregator
 from mimexport.aggregators.topk import SCORES, parse_k
 from mimexport.backbone import Shape
-from mimexport.features import Features
+from mimexport.features import ComputedFeatures
 from mimruntime.errors import OptionError, UnknownNameError
 
 NO_CLS = Shape(dim=8, grid=(4, 4), prefix=0, has_cls=False)
@@ -23,7 +23,7 @@ def parts():
     """One batch: features, and as numpy what a reimplementation reads."""
     model = make_small("vit with registers")
     backbone, tokens = opened(model, images_for(model, 4))
-    features = Features(backbone, tokens, None)
+    features = ComputedFeatures(backbone, tokens, None)
     cls, patches = (x.detach().numpy().astype(np.float64) for x in features.cls_and_patches)
     with torch.no_grad():
         attention = features.cls_attention.numpy().astype(np.float64)
@@ -281,9 +281,7 @@ def test_rescaling_turns_parameters_for_scaled_tokens_into_those_for_tokens(part
     spread = torch.rand(features.shape.dim) + 0.5
     aggregator = shaken(name, features.shape, options)
     with torch.no_grad():
-        scaled = Features.__new__(Features)
-        scaled.shape, scaled.patches = features.shape, features.patches / spread
-        expected = aggregator(scaled)
+        expected = aggregator(SimpleNamespace(shape=features.shape, patches=features.patches / spread))
         aggregator.rescale(spread)
         got = aggregator(features)
     torch.testing.assert_close(got.weights, expected.weights, atol=1e-5, rtol=1e-4)

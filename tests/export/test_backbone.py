@@ -8,7 +8,7 @@ from torch import nn
 
 from mimexport.backbone import Backbone
 from mimexport.blocks import ClosedBlock, OpenBlock, _after, _linear, _plain, open_block
-from mimexport.features import Features
+from mimexport.features import ComputedFeatures
 from mimruntime.errors import OptionError
 
 EXACT = {"atol": 1e-5, "rtol": 1e-5}
@@ -24,21 +24,21 @@ def test_every_patch_token_equals_timms(small_model):
     _, expected = timm_tokens(small_model, images)
     backbone, tokens = opened(small_model, images)
     assert isinstance(backbone.last_block, OpenBlock)
-    torch.testing.assert_close(Features(backbone, tokens, None).patches, expected, **EXACT)
+    torch.testing.assert_close(ComputedFeatures(backbone, tokens, None).patches, expected, **EXACT)
 
 
 def test_chosen_rows_equal_those_of_the_full_block(small_model):
     images = images_for(small_model)
     backbone, tokens = opened(small_model, images)
     index = torch.stack([torch.randperm(backbone.shape.patches)[:3] for _ in images])
-    chosen = Features(backbone, tokens, None).rows(index)
-    full = Features(backbone, tokens, None).patches
+    chosen = ComputedFeatures(backbone, tokens, None).rows(index)
+    full = ComputedFeatures(backbone, tokens, None).patches
     torch.testing.assert_close(chosen, full.gather(1, index[..., None].expand(-1, -1, full.shape[-1])), **EXACT)
 
 
 def test_rows_may_be_the_same_for_every_image(small_model):
     backbone, tokens = opened(small_model, images_for(small_model))
-    features = Features(backbone, tokens, None)
+    features = ComputedFeatures(backbone, tokens, None)
     index = torch.randperm(backbone.shape.patches)[:5]
     torch.testing.assert_close(features.rows(index), features.patches[:, index], **EXACT)
     torch.testing.assert_close(features.mean_of(index), features.patches[:, index].mean(1), **EXACT)
@@ -49,7 +49,7 @@ def test_the_mean_of_rows_is_that_of_the_rows(small_model):
     backbone, tokens = opened(small_model, images)
     index = torch.stack([torch.randperm(backbone.shape.patches)[:5] for _ in images])
     for norm in (None, nn.LayerNorm(backbone.shape.dim)):
-        features = Features(backbone, tokens, norm)
+        features = ComputedFeatures(backbone, tokens, norm)
         torch.testing.assert_close(features.mean_of(index), features.rows(index).mean(1), **EXACT)
         torch.testing.assert_close(features.mean_of(None), features.patches.mean(1), **EXACT)
 
@@ -59,9 +59,9 @@ def test_the_mean_is_as_good_in_few_digits_as_that_of_the_rows(dtype):
     model = make_small("vit")
     backbone, tokens = opened(model, images_for(model))
     index = torch.arange(backbone.shape.patches).expand(len(tokens), -1)
-    exact = Features(backbone, tokens, None).mean_of(index)
+    exact = ComputedFeatures(backbone, tokens, None).mean_of(index)
     backbone.to(dtype)
-    features = Features(backbone, tokens.to(dtype), None)
+    features = ComputedFeatures(backbone, tokens.to(dtype), None)
     assert features.mean_of(index).dtype == torch.float32
     worst = [float((mean - exact).norm()) for mean in (features.mean_of(index), features.rows(index).mean(1))]
     assert worst[0] < 1.5 * worst[1]
@@ -74,7 +74,7 @@ def test_cls_alone_equals_timms(small_model):
     assert backbone.shape.has_cls == (prefix is not None)
     if prefix is None:
         pytest.skip("this backbone has no [cls]")
-    torch.testing.assert_close(Features(backbone, tokens, None).cls, prefix[:, 0], **EXACT)
+    torch.testing.assert_close(ComputedFeatures(backbone, tokens, None).cls, prefix[:, 0], **EXACT)
 
 
 def test_cls_attention_equals_what_timm_computes(small_model):
@@ -87,7 +87,7 @@ def test_cls_attention_equals_what_timm_computes(small_model):
     timm_tokens(small_model, images)
     backbone, tokens = opened(small_model, images)
     expected = seen[-1][:, :, 0, backbone.shape.prefix :]
-    weights = Features(backbone, tokens, None).cls_attention
+    weights = ComputedFeatures(backbone, tokens, None).cls_attention
     torch.testing.assert_close(weights, expected / expected.sum(-1, keepdim=True), **EXACT)
     torch.testing.assert_close(weights.sum(-1), torch.ones_like(weights[..., 0]))
 
@@ -116,9 +116,9 @@ def test_a_block_of_another_kind_is_computed_whole_and_gives_the_same_rows():
     _, expected = timm_tokens(model, images)
     backbone, tokens = opened(model, images)
     assert isinstance(backbone.last_block, ClosedBlock)
-    torch.testing.assert_close(Features(backbone, tokens, None).patches, expected, **EXACT)
+    torch.testing.assert_close(ComputedFeatures(backbone, tokens, None).patches, expected, **EXACT)
     with pytest.raises(OptionError, match="does not give its attention"):
-        _ = Features(backbone, tokens, None).cls_attention
+        _ = ComputedFeatures(backbone, tokens, None).cls_attention
 
 
 def test_a_block_of_another_kind_is_refused_where_it_would_have_to_be_told_the_positions():
@@ -161,5 +161,5 @@ def test_in_half_precision_the_tail_stays_in_float32(small_model):
     images = images_for(small_model).half()
     backbone = Backbone(small_model).half()
     with torch.no_grad():
-        features = Features(backbone, backbone(images), None)
+        features = ComputedFeatures(backbone, backbone(images), None)
         assert features.entering.dtype == features.patches.dtype == torch.float32

@@ -242,10 +242,11 @@ def test_a_build_that_is_killed_leaves_the_old_artifact_and_nothing_that_stays(s
     old = copied(small, target).manifest
     script = f"""
 import os, pathlib
-from mimexport import options, pipeline, records
+from mimexport import options, pipeline
+from mimexport import build_records
 from mimexport.aliases import ALIASES, Alias
 ALIASES["small"] = Alias(**{dataclasses.asdict(ALIASES["small"])!r})
-records.write_card = lambda *_: os._exit(9)
+build_records.write_card = lambda *_: os._exit(9)
 pipeline.build(options.BuildOptions(model="small", agg="mean", out=pathlib.Path({str(target)!r}), random_seed=0, force=True))
 """
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 9

@@ -13,11 +13,12 @@ from mimexport.aggregators import make_aggregator
 from mimexport.aliases import ALIASES
 from mimexport.backbone import Backbone
 from mimexport.errors import FitError
-from mimexport.features import Features
+from mimexport.features import ComputedFeatures
 from mimexport.fitting import tokens as token_module
 from mimexport.fitting.fitter import FitOptions, Fitter
 from mimexport.fitting.labelled import _Trainer, train
-from mimexport.fitting.tokens import StoredFeatures, Tokens, pool
+from mimexport.fitting.stored_features import StoredFeatures, pool
+from mimexport.fitting.tokens import Tokens
 from mimexport.fitting.unlabelled import two_view_recall
 from mimexport.fitting.views import WHOLE, show
 from mimexport.heads import load_head, save_head
@@ -26,7 +27,7 @@ from mimexport.preprocessing import preprocess_of
 from mimexport.weights import load_model
 from mimruntime.errors import ImageError, OptionError, OutputError
 from mimruntime.manifest import Preprocess
-from mimruntime.scenes import draw_scenes
+from mimruntime.synthetic import draw_scenes
 
 PREPROCESS = Preprocess(
     size=32, resize=32, mode="shortest", interpolation="bicubic", mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)
@@ -177,7 +178,7 @@ def test_stored_tokens_pool_to_what_the_network_gives(tmp_path, pictures):
             aggregator = make_aggregator(agg, fitter.backbone.shape, {})
             with torch.no_grad():
                 norm = fitter.backbone.norm if final else None
-                expected = aggregator(Features(fitter.backbone, fitter.backbone(scaled), norm)).vector
+                expected = aggregator(ComputedFeatures(fitter.backbone, fitter.backbone(scaled), norm)).vector
             got = pool(aggregator, tokens, fitter.backbone, final=final)
             torch.testing.assert_close(got, expected, atol=4e-3, rtol=4e-3)
 

@@ -12,8 +12,8 @@ from small_models import make_small
 from mimexport import graph
 from mimexport.aggregators import make_aggregator
 from mimexport.backbone import Backbone
+from mimexport.embedding_model import EmbeddingModel
 from mimexport.errors import GraphError
-from mimexport.model import EmbeddingModel
 
 HALF = (0.5, 0.5, 0.5)
 

@@ -15,10 +15,10 @@ from mimexport.aggregators import make_aggregator
 from mimexport.backbone import Backbone, Shape
 from mimexport.composition import choose_head, compose
 from mimexport.errors import HeadError
-from mimexport.foreign_heads import fetch_ep_head, load_foreign_head
 from mimexport.heads import Head, check_fit, embedded_heads, load_head, save_head
 from mimexport.options import BuildOptions
 from mimexport.pipeline import build
+from mimexport.published_heads import fetch_ep_head, load_published_head
 from mimexport.weights import load_model
 from mimruntime.errors import OptionError, OutputError, UnknownNameError
 
@@ -191,7 +191,7 @@ def beyond_cls(depth=1, prefix=""):
 @pytest.mark.parametrize("prefix", ["", "head."])
 def test_heads_of_beyond_cls_are_read(tmp_path, depth, prefix):
     torch.save({"model": beyond_cls(depth, prefix)}, tmp_path / "h.pth")
-    head = load_foreign_head(tmp_path / "h.pth", SHAPE, None)
+    head = load_published_head(tmp_path / "h.pth", SHAPE, None)
     assert (head.agg, head.params["depth"], head.token_norm, head.dim) == ("abmilp", depth, "raw", 48)
     assert set(head.tensors) == {f"scorer.{2 * i}.{kind}" for i in range(depth) for kind in ("weight", "bias")}
 
@@ -206,7 +206,7 @@ def ep(tmp_path, **meta):
 
 def test_heads_of_efficient_probing_are_read_and_give_its_formula(tmp_path, loaded):
     path, state = ep(tmp_path)
-    head = load_foreign_head(path, SHAPE, "final")
+    head = load_published_head(path, SHAPE, "final")
     assert (head.agg, head.params, head.model) == ("ep", {"queries": 8, "d_out": 1}, "mae_base")
     model, _ = compose(loaded, options(tmp_path, agg="ep", head=str(path), token_norm="final"))
     x = torch.randn(2, 16, 48)
@@ -222,13 +222,13 @@ def test_what_an_ep_file_does_not_say_must_be_said(tmp_path):
     with pytest.raises(
         HeadError, match="does not record whether its tokens were raw or final; say it with --token-norm"
     ):
-        load_foreign_head(path, SHAPE, None)
+        load_published_head(path, SHAPE, None)
 
 
 def test_an_ep_head_that_reads_cls_is_refused(tmp_path):
     path, _ = ep(tmp_path, cls_features="ep_all")
     with pytest.raises(HeadError, match=re.escape("pools [cls] beside the patches (cls_features = ep_all)")):
-        load_foreign_head(path, SHAPE, "raw")
+        load_published_head(path, SHAPE, "raw")
 
 
 def test_the_config_beside_an_ep_head_is_read_where_the_file_has_none(tmp_path):
@@ -236,13 +236,13 @@ def test_the_config_beside_an_ep_head_is_read_where_the_file_has_none(tmp_path):
     torch.save(state, path)
     (tmp_path / "config.json").write_text(json.dumps({"cls_features": "ep_all"}))
     with pytest.raises(HeadError, match="ep_all"):
-        load_foreign_head(path, SHAPE, "raw")
+        load_published_head(path, SHAPE, "raw")
 
 
 def test_a_checkpoint_of_another_kind_is_named_by_its_keys(tmp_path):
     torch.save({"fc.weight": torch.zeros(2, 2)}, tmp_path / "h.pth")
     with pytest.raises(HeadError, match=r"holds fc\.weight; expected the keys 0\.attention_predictor"):
-        load_foreign_head(tmp_path / "h.pth", SHAPE, None)
+        load_published_head(tmp_path / "h.pth", SHAPE, None)
 
 
 def test_a_published_head_out_of_reach_is_one_line(monkeypatch):

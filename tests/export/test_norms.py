@@ -4,14 +4,14 @@ import msgspec
 import pytest
 
 from mimexport.aliases import ALIASES
-from mimexport.measured import Known
+from mimexport.known_losses import BackboneFigures
 from mimexport.norms import default_norm, known_norm, weaker_norm
 from mimruntime import manifest as m
 from mimruntime.artifact import Artifact
 
 OURS = "a" * 64
 MEASURED = [
-    Known(
+    BackboneFigures(
         model="ours", weights_sha256=OURS, training=100, images=50, rows=[],
         norms={"cls": {"raw": 7.25, "final": 7.18}, "gem": {"raw": 11.0, "final": 12.0}},
     )

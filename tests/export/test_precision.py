@@ -1,4 +1,4 @@
-"""A narrower precision is typed in the graph, is judged on real images, and says what it needs."""
+"""A narrower precision is typed in the graph, is measured on real images, and says what it needs."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from torch import nn
 
 from mimexport.cli.build import build_command
 from mimexport.composition import compose
-from mimexport.conversion import compare, load_images, neighbour_overlap
-from mimexport.model import NarrowProducts, embed_with_torch
+from mimexport.embedding_model import EmulatedHalf, embed_with_torch
 from mimexport.options import BuildOptions
 from mimexport.pipeline import build
+from mimexport.precision_loss import compare, load_images, neighbour_overlap
 from mimexport.quantize import Recipe, products
 from mimexport.weights import load_model
 from mimruntime import manifest, sealed
 from mimruntime.artifact import Artifact
-from mimruntime.engines import open_for
-from mimruntime.engines import openvino as openvino_engine
+from mimruntime.engines import openvino_model
 from mimruntime.engines.compilation import compile_artifact
+from mimruntime.engines.opening import open_for
 from mimruntime.engines.options import CompileOptions
 from mimruntime.errors import EngineError, OptionError, ParityError
 from mimruntime.reference import load_reference
@@ -77,10 +77,10 @@ def test_the_cost_of_bf16_is_that_of_products_in_bf16_whatever_this_cpu_has(
 ) -> None:
     loaded = load_model("mae-tiny")
     model, _ = compose(loaded, BuildOptions(model="mae-tiny", agg="topk", out=Path()))
-    _, judged = load_images(calibration_crops, in_bf16.manifest.preprocess)
-    reference = embed_with_torch(model, judged)
+    _, images = load_images(calibration_crops, in_bf16.manifest.preprocess)
+    reference = embed_with_torch(model, images)
     model.set_precision("bf16")
-    expected = compare(embed_with_torch(model, judged), reference, 0)
+    expected = compare(embed_with_torch(model, images), reference, 0)
     found = in_bf16.manifest.conversion
     assert found.worst_cosine == pytest.approx(expected.worst_cosine, abs=2e-4)
     assert found.neighbour_overlap == pytest.approx(expected.neighbour_overlap, abs=0.02)
@@ -90,7 +90,7 @@ def test_the_cost_of_bf16_is_that_of_products_in_bf16_whatever_this_cpu_has(
 
 def test_openvino_widens_bf16_where_the_cpu_has_no_bf16(in_bf16: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
     images, reference = load_reference(in_bf16)
-    monkeypatch.setattr(openvino_engine, "_capabilities", lambda core: {"fp32"})
+    monkeypatch.setattr(openvino_model, "_capabilities", lambda core: {"fp32"})
     with open_for(in_bf16, "openvino") as engine:
         assert engine.precision == "fp32"
         # Closer than products in bf16 would be.
@@ -106,7 +106,9 @@ def test_what_a_precision_costs_too_much_is_refused(
     """Whatever this CPU computes it in."""
     options = BuildOptions(model="mae-tiny", agg="cls", out=tmp_path / "a", precision=precision, whiten=0)
     message = rf"torch: embeddings in {precision} differ .* at least {least} is expected; use --precision {instead}"
-    monkeypatch.setattr("mimexport.graph.export_graph", lambda *_: ((), ()))  # judged by torch, the graph is not asked
+    monkeypatch.setattr(
+        "mimexport.graph.export_graph", lambda *_: ((), ())
+    )  # measured with torch, the graph is not asked
     with pytest.raises(ParityError, match=message):
         build(options)
     assert not list(tmp_path.iterdir())
@@ -119,7 +121,7 @@ def test_narrow_products_are_those_of_torch(dtype: torch.dtype) -> None:
     layer = nn.Linear(64, 16).to(dtype)
     with torch.inference_mode():
         expected = x @ w, layer(x), torch.matmul(x, w)
-        with NarrowProducts():
+        with EmulatedHalf():
             found = x @ w, layer(x), torch.matmul(x, w)
     for ours, theirs in zip(found, expected, strict=True):
         assert ours.dtype == dtype

@@ -12,14 +12,14 @@ import safetensors.torch
 from catalogue import built
 
 from mimeval.models import find_baselines
-from mimexport import reference as reference_module
+from mimexport import references as reference_module
 from mimexport.aliases import ALIASES, Alias
 from mimexport.backbone import Backbone
 from mimexport.errors import HeadError, WeightsError
 from mimexport.heads import embedded_heads, load_head, save_head
 from mimexport.options import BuildOptions
 from mimexport.pipeline import build
-from mimexport.reference import References
+from mimexport.references import References
 from mimexport.weights import load_model
 from mimruntime.artifact import Artifact, seal
 from mimruntime.engines import open_engine
@@ -68,8 +68,8 @@ def test_it_gives_what_the_graph_gives(which, request) -> None:
 
 def test_models_of_one_backbone_share_its_pass(learned_artifact, random_artifact, monkeypatch) -> None:
     first, second, other = References().open([learned_artifact, learned_artifact, random_artifact])
-    images, passes, enter = np.zeros((2, 64, 64, 3), np.uint8), [], Backbone.enter
-    monkeypatch.setattr(Backbone, "enter", lambda self, patches: passes.append(self) or enter(self, patches))
+    images, passes, encode = np.zeros((2, 64, 64, 3), np.uint8), [], Backbone.encode
+    monkeypatch.setattr(Backbone, "encode", lambda self, patches: passes.append(self) or encode(self, patches))
     for reference, pixels in ((first, images), (second, images), (other, images[:, :32, :32].copy())):
         reference.run(pixels)
     assert len(passes) == 2

@@ -12,7 +12,7 @@ from torch import nn
 
 from mimexport.aggregators import AGGREGATORS, make_aggregator
 from mimexport.backbone import Backbone
-from mimexport.features import Features
+from mimexport.features import ComputedFeatures
 from mimexport.fusions import fuse
 from mimexport.weights import _shake_constants
 from mimruntime.engines.record import BatchProfile
@@ -39,9 +39,12 @@ class EveryAggregator(nn.Module):
         self.norm = backbone.norm.float() if backbone.norm is not None else None
 
     def forward(self, pixels):
-        patches = (self.backbone.cut(pixels.float()) - 127.5) / 127.5
-        tokens = self.backbone.enter(patches.to(self.dtype))
-        features = {"raw": Features(self.backbone, tokens, None), "final": Features(self.backbone, tokens, self.norm)}
+        patches = (self.backbone.patchify(pixels.float()) - 127.5) / 127.5
+        tokens = self.backbone.encode(patches.to(self.dtype))
+        features = {
+            "raw": ComputedFeatures(self.backbone, tokens, None),
+            "final": ComputedFeatures(self.backbone, tokens, self.norm),
+        }
         vectors = [aggregator(features[aggregator.token_norm])[0] for aggregator in self.aggregators]
         return tuple(vector / vector.square().sum(-1, keepdim=True).sqrt().clamp_min(1e-6) for vector in vectors)
 

@@ -12,8 +12,8 @@ import pytest
 
 from mimruntime.bench import matrix
 from mimruntime.bench.bench import Report, _readable, bench
+from mimruntime.bench.formats import as_text, write_json, write_plot
 from mimruntime.bench.measure import Figures, Peer, flop_per_image, in_turn, measure
-from mimruntime.bench.report import as_text, write_json, write_plot
 from mimruntime.engines.base import Engine
 from mimruntime.errors import EngineError, ImageError, MissingExtraError, UnknownNameError
 

@@ -12,11 +12,13 @@ import pytest
 
 from mimruntime.artifact import Artifact
 from mimruntime.embedder import Embedder
-from mimruntime.engines import auto, base, open_engine, open_for, record, tuning
+from mimruntime.engines import auto, base, open_engine, record, tuning
 from mimruntime.engines import onnxruntime as ort_module
 from mimruntime.engines import openvino as ov_module
+from mimruntime.engines import openvino_model as ov_model
 from mimruntime.engines.compilation import compile_artifact
-from mimruntime.engines.compiled import choose_compiled, list_compiled, standing
+from mimruntime.engines.compiled import choose_compiled, describe_use, list_compiled
+from mimruntime.engines.opening import open_for
 from mimruntime.engines.options import CompileOptions, parse_batch
 from mimruntime.errors import EngineError, MissingExtraError, OptionError, OutputError, ParityError, UnknownNameError
 from mimruntime.reference import check_engine, load_reference
@@ -78,7 +80,7 @@ def test_of_several_that_fit_the_one_that_is_taken_is_said(toy_copy: Path, monke
     artifact = Artifact.open(toy_copy)
 
     def said() -> dict[Path, str]:
-        return {one.folder: standing(artifact, ort_module, one.record) for one in list_compiled(artifact)}
+        return {one.folder: describe_use(artifact, ort_module, one.record) for one in list_compiled(artifact)}
 
     assert said()[later] == "fits this machine"
     assert said()[earlier] == "fits this machine, where another that was compiled later is taken"
@@ -104,7 +106,7 @@ def test_a_library_that_does_not_load_is_said_where_engines_are_listed(
     compiled_with(toy_copy, "openvino")
     monkeypatch.setattr(ov_module, "library_version", lambda: (_ for _ in ()).throw(EngineError("does not load")))
     artifact = Artifact.open(toy_copy)
-    assert "does not load" in standing(artifact, ov_module, list_compiled(artifact)[0].record)
+    assert "does not load" in describe_use(artifact, ov_module, list_compiled(artifact)[0].record)
 
 
 def test_a_failed_compilation_leaves_nothing(toy_copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -273,14 +275,14 @@ class TestOpenVino:
         self, toy_copy: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         hints = []
-        config = ov_module._config
+        config = ov_model._config
 
-        def seen(setting: tuning.Setting, precision: str) -> dict[str, object]:
+        def seen(setting: base.Setting, precision: str) -> dict[str, object]:
             hints.append(precision)
             return config(setting, precision)
 
-        monkeypatch.setattr(ov_module, "_config", seen)
-        monkeypatch.setattr(ov_module, "_capabilities", lambda core: {"fp32", "bf16", "fp16"})
+        monkeypatch.setattr(ov_model, "_config", seen)
+        monkeypatch.setattr(ov_model, "_capabilities", lambda core: {"fp32", "bf16", "fp16"})
         with open_for(Artifact.open(toy_copy), "openvino") as engine:
             assert engine.precision == "fp32"
         assert record.decode((compiled_with(toy_copy, "openvino") / record.FILE).read_bytes()).precision == "fp32"
@@ -289,7 +291,7 @@ class TestOpenVino:
         assert set(hints) == {"fp32"}
 
     def test_bf16_that_was_asked_for_is_measured_recorded_and_said(self, toy_copy: Path) -> None:
-        if "bf16" not in ov_module._capabilities(openvino.Core()):
+        if "bf16" not in ov_model._capabilities(openvino.Core()):
             pytest.skip("this CPU does not multiply bf16")
         artifact = Artifact.open(toy_copy)
         said = record.decode((compiled_with(toy_copy, "openvino", precision="bf16") / record.FILE).read_bytes())
@@ -307,7 +309,7 @@ class TestOpenVino:
         artifact = Artifact.open(toy_artifact)
         images, _ = load_reference(artifact)
         with open_engine("onnxruntime", artifact.graph) as reference:
-            engine = ov_module._open_graph(artifact.graph, tuning.Setting(2, streams), "fp32")
+            engine = ov_module._open_graph(artifact.graph, base.Setting(2, streams), "fp32")
             for batch in (1, 2, 3, 8):
                 ours, theirs = engine.run(images[:batch]), reference.run(images[:batch])
                 for name in (base.EMBEDDING, base.SELECTION):
@@ -322,8 +324,8 @@ class TestOpenVino:
             compiled_with(toy_copy, "openvino", precision="bf16")
 
     def test_a_hint_that_was_dropped_is_seen(self, toy_copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(ov_module, "_capabilities", lambda core: {"fp32", "bf16"})
-        monkeypatch.setitem(ov_module._HINTS, "bf16", "f32")  # as the library does where it cannot follow
+        monkeypatch.setattr(ov_model, "_capabilities", lambda core: {"fp32", "bf16"})
+        monkeypatch.setitem(ov_model._HINTS, "bf16", "f32")  # as the library does where it cannot follow
         with pytest.raises(EngineError, match="was asked for bf16 and computes in fp32"):
             compiled_with(toy_copy, "openvino", precision="bf16")
 
@@ -379,24 +381,24 @@ def test_the_batch_of_most_images_a_second_is_tuned(monkeypatch: pytest.MonkeyPa
     clock = [0.0]
     monkeypatch.setattr("time.perf_counter", lambda: clock[0])
     pixels = np.zeros((2, 64, 64, 3), np.uint8)
-    best, trials = tuning.tune(lambda _: Timed(clock), [tuning.Setting(2)], pixels, lambda *_: None, batches=(1, 4, 12))
+    best, trials = tuning.tune(lambda _: Timed(clock), [base.Setting(2)], pixels, lambda *_: None, batches=(1, 4, 12))
     assert {trial.batch: trial.images_per_second for trial in trials} == {1: 3.2, 4: 8.0, 12: 12.0}
     assert best.batch == 12
 
 
 def test_many_streams_are_measured_with_one_and_two_images_each(toy_artifact: Path) -> None:
-    opened: list[tuning.Setting] = []
+    opened: list[base.Setting] = []
 
-    def open_with(setting: tuning.Setting) -> base.Engine:
+    def open_with(setting: base.Setting) -> base.Engine:
         opened.append(setting)
         return open_engine("onnxruntime", toy_artifact / "model.onnx", threads=1)
 
     images, _ = load_reference(Artifact.open(toy_artifact))
-    _, trials = tuning.tune(open_with, [tuning.Setting(24, 24)], images, lambda *_: None)
+    _, trials = tuning.tune(open_with, [base.Setting(24, 24)], images, lambda *_: None)
     assert [trial.batch for trial in trials] == [24, 48]
     _, trials = tuning.tune(open_with, tuning.stream_settings(2), images, lambda *_: None, batches=[3])
     assert [(trial.streams, trial.batch) for trial in trials] == [(1, 3)]
-    assert tuning.Setting(2, 2) not in opened
+    assert base.Setting(2, 2) not in opened
 
 
 def test_every_engine_module_has_the_same_names() -> None:
@@ -438,6 +440,6 @@ def test_a_product_after_a_reduction_is_right_at_every_batch(tmp_path: Path) -> 
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10), tmp_path / "m.onnx")
     pixels = rng.integers(0, 256, (4, 8, 8, 3), np.uint8)
     expected = np.square(pixels.reshape(4, 64, 3).astype(np.float32)).sum(2) * weights
-    with ov_module._open_graph(tmp_path / "m.onnx", tuning.Setting(2), "fp32") as engine:
+    with ov_module._open_graph(tmp_path / "m.onnx", base.Setting(2), "fp32") as engine:
         for batch in (1, 2, 4):
             assert np.allclose(engine.run(pixels[:batch])["embedding"], expected[:batch], rtol=1e-5)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from mimruntime import cpus
-from mimruntime.engines import openvino as ov_module
+from mimruntime.engines import openvino_model
 from mimruntime.errors import OptionError
 
 pytestmark = pytest.mark.cpu
@@ -51,7 +51,7 @@ def test_a_plain_cpu_has_neither_bf16_nor_vnni_nor_amx(info: Path, monkeypatch: 
         def get_property(self, device: str, name: str) -> list[str]:
             return ["BF16", "FP16", "FP32", "INT8"]
 
-    assert ov_module._capabilities(Core()) == {"fp32", "int8"}
+    assert openvino_model._capabilities(Core()) == {"fp32", "int8"}
 
 
 def test_another_name_of_a_cpu_is_refused(info: Path, monkeypatch: pytest.MonkeyPatch) -> None:

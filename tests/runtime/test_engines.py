@@ -14,7 +14,8 @@ import pytest
 from mimruntime.artifact import Artifact
 from mimruntime.cpus import available_cpus
 from mimruntime.engines import onnxruntime as wrapped
-from mimruntime.engines import open_engine, open_for
+from mimruntime.engines import open_engine
+from mimruntime.engines.opening import open_for
 from mimruntime.errors import EngineError, MissingExtraError, OptionError, UnknownNameError
 
 pytestmark = pytest.mark.cpu

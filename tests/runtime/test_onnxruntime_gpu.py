@@ -13,10 +13,11 @@ from mimruntime.artifact import Artifact
 from mimruntime.cli.bench import bench_command
 from mimruntime.embedder import Embedder
 from mimruntime.engines import onnxruntime as wrapped
-from mimruntime.engines import open_for, tuning
+from mimruntime.engines import tuning
 from mimruntime.engines.compilation import compile_artifact
 from mimruntime.engines.compiled import choose_compiled
 from mimruntime.engines.gpu_name import NO_GPU, gpu_name
+from mimruntime.engines.opening import open_for
 from mimruntime.engines.options import CompileOptions
 from mimruntime.errors import EngineError
 from mimruntime.verification import verify

@@ -10,10 +10,10 @@ import msgspec
 import pytest
 
 from mimruntime import artifact as artifacts
-from mimruntime import cli, engines
+from mimruntime import cli
 from mimruntime.artifact import Artifact
 from mimruntime.embedder import Embedder
-from mimruntime.engines import openvino, record
+from mimruntime.engines import opening, openvino, record
 from mimruntime.engines.compilation import compile_artifact
 from mimruntime.engines.compiled import compile_line, list_compiled
 from mimruntime.engines.options import CompileOptions
@@ -163,13 +163,13 @@ class TestBelonging:
     def test_an_artifact_that_is_replaced_while_it_is_opened_is_not_mixed(
         self, toy_copy: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        open_engine, manifest = engines.open_engine, Artifact.open(toy_copy).manifest
+        open_engine, manifest = opening.open_engine, Artifact.open(toy_copy).manifest
 
         def replaced(*args: object, **options: object) -> object:
             artifacts.seal(toy_copy, msgspec.structs.replace(manifest, created="later", files={}))
             return open_engine(*args, **options)
 
-        monkeypatch.setattr(engines, "open_engine", replaced)
+        monkeypatch.setattr(opening, "open_engine", replaced)
         with pytest.raises(ArtifactError, match="was replaced while it was being opened"):
             Embedder.open(toy_copy, engine="onnxruntime")
 

@@ -18,8 +18,8 @@ import mimruntime
 from mimexport.aggregators import make_aggregator
 from mimexport.aliases import ALIASES
 from mimexport.backbone import Backbone
+from mimexport.embedding_model import EmbeddingModel
 from mimexport.graph import FILE, export_graph
-from mimexport.model import EmbeddingModel
 from mimexport.options import BuildOptions
 from mimexport.pipeline import build
 from mimexport.provenance import code_digest

@@ -38,7 +38,7 @@ def known_answers_command(
     """
     with needs("eval", "an evaluation"):
         from mimeval.datasets import open_dataset
-        from mimeval.features import FeatureStore
+        from mimeval.feature_store import FeatureStore
         from mimeval.known_answers import check, find, lines
 
     known = find(model)

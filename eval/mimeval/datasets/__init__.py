@@ -1,4 +1,4 @@
-"""Data sets: what a person names -> images to judge by, to learn from, and what is right."""
+"""Data sets: what a person names -> test images, training images, and what is right."""
 
 from mimeval.datasets.dataset import Dataset, Relevance, Split
 from mimeval.datasets.spec import FAMILIES, open_dataset

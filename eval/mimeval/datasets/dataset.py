@@ -1,4 +1,4 @@
-"""What every data set is to the evaluation: images to search in, images to judge by, and what is right."""
+"""What every data set is to the evaluation: images to search in, test images, and what is right."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ class Dataset:
     Attributes:
         name: as reports give it.
         classes: names of the labels.
-        test: images that are judged: classified, or the queries of a retrieval.
+        test: images that are classified, or the queries of a retrieval.
         train: images to learn from or to search in. None where the test images search each other (`relevance` then
             leaves the query itself out).
         relevance: by protocol ("easy", "medium", "hard" …); empty where labels alone decide.

@@ -12,7 +12,7 @@ import numpy as np
 
 from mimeval.datasets.dataset import Dataset, Split, digest_of
 from mimeval.datasets.pixels import split_of_pixels
-from mimruntime.scenes import draw_scenes
+from mimruntime.synthetic import draw_scenes
 
 EDGE = 96
 """Pixels; every image is square."""
@@ -29,7 +29,7 @@ _SMALLEST, _LARGEST = 0.36, 0.56
 
 
 def open_drawn(*, seed: int = 0) -> Dataset:
-    """Return 20 classes, 4,000 images to learn from and 10,000 to judge; each is drawn when it is loaded."""
+    """Return 20 classes, 4,000 training images and 10,000 test images; each is drawn when it is loaded."""
     return Dataset("drawn", CLASSES, _split("test", TEST, seed), _split("train", TRAIN, seed))
 
 

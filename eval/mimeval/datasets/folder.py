@@ -9,7 +9,7 @@ import numpy as np
 
 from mimeval.datasets.dataset import Dataset, Split, digest_of
 from mimeval.errors import DataError
-from mimruntime.files import (
+from mimruntime.image_files import (
     TEST_PARTS,
     TRAIN_PARTS,
     ImageFile,
@@ -19,10 +19,10 @@ from mimruntime.files import (
     list_images,
     open_zip,
 )
-from mimruntime.images import as_text
+from mimruntime.image_paths import as_text
 
 HELD_OUT = 5
-"""Where nobody divided the images, one of five of every class is judged."""
+"""Where nobody divided the images, one of five of every class is a test image."""
 
 
 def open_folder(path: Path, *, seed: int = 0) -> Dataset:
@@ -65,7 +65,7 @@ def divided(path: Path, files: Sequence[ImageFile], folders: set[PurePosixPath],
     top = {file.name.parts[0] for file in files if len(file.name.parts) > 1}
     if top and {name.lower() for name in top} <= {*TRAIN_PARTS, *TEST_PARTS}:  # a part without the other, no classes
         raise DataError(
-            f"{path} has {'/, '.join(sorted(top))}/ alone: images to learn from go to train/, those to judge to val/"
+            f"{path} has {'/, '.join(sorted(top))}/ alone: training images go to train/, test images to val/"
         )
     classes = class_names(path, files, folders, depth=0)
     whole = split_of(files, classes, 0)
@@ -134,13 +134,13 @@ def _refuse_unknown(path: Path, train: Sequence[str], test: Sequence[str]) -> No
 
 
 def _divide(path: Path, whole: Split, classes: Sequence[str], seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return rows to learn from and rows to judge: of every class a fifth, one at least."""
+    """Return training rows and test rows: of every class a fifth, one at least."""
     order = np.random.default_rng(seed).permutation(len(whole))
     held = np.zeros(len(whole), bool)
     for label, name in enumerate(classes):
         rows = order[whole.labels[order] == label]
         if len(rows) < 2:
-            raise DataError(f"{path}: class {name} has one image; it needs one to learn from and one to judge")
+            raise DataError(f"{path}: class {name} has one image; it needs one to learn from and one to test on")
         held[rows[: max(1, len(rows) // HELD_OUT)]] = True
     return np.flatnonzero(~held), np.flatnonzero(held)
 

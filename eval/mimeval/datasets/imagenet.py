@@ -12,7 +12,7 @@ from mimeval.datasets.fetch import Archive, Progress, fetch, unpacked
 from mimeval.datasets.folder import divided, open_folder, read_tree
 from mimeval.errors import DataError
 from mimruntime.errors import ImageError
-from mimruntime.files import ImageFile, open_zip
+from mimruntime.image_files import ImageFile, open_zip
 
 IMAGENETTE = Archive(
     "https://s3.amazonaws.com/fast-ai-imageclas/imagenette2-160.tgz", "e793b78cc4c9e9a4ccc0c1155377a412", 99_003_388

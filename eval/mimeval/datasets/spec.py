@@ -33,13 +33,13 @@ class Family:
 
     """
 
-    open: Callable[[_Asked], Dataset]
+    open: Callable[[_DatasetRequest], Dataset]
     path: str
     foreign: bool
 
 
 @dataclass(frozen=True, slots=True)
-class _Asked:
+class _DatasetRequest:
     """What the families open by: a path or none, where to download to, the seed, and whom to tell of progress."""
 
     path: Path | None
@@ -86,7 +86,7 @@ def open_dataset(
         spec: `NAME`, `NAME:PATH` (`FAMILIES`), or the path of a folder or zip; `shifted:` before it moves subjects out of
             the centre (`shifted.KINDS`).
         cache: folder for what is downloaded and unpacked.
-        limit: judge at most this many images, drawn from `seed` in balance of classes.
+        limit: test images at most, drawn from `seed` in balance of classes.
         train_limit: likewise for the images to learn from.
         seed: of every draw.
         progress: of downloads, called with bytes here and in all, and of reading, with images.
@@ -101,7 +101,7 @@ def open_dataset(
     kinds, spec = parse_shift(spec)
     name, path = parse(spec)
     family = FAMILIES[name]
-    whole = family.open(_Asked(path, cache / "datasets", seed, progress))
+    whole = family.open(_DatasetRequest(path, cache / "datasets", seed, progress))
     dataset = limited(whole, limit, train_limit, seed)
     noted = note_shared(dataset, cache, progress) if family.foreign else dataset
     return shift(noted, kinds, seed=seed) if kinds else noted

@@ -13,9 +13,9 @@ _GALLERY_WHOLE = "images are queries here: the gallery stays whole, whatever --t
 
 
 def limited(dataset: Dataset, limit: int | None, train_limit: int | None, seed: int) -> Dataset:
-    """Return at most `limit` images to judge and `train_limit` to learn from; None is all.
+    """Return at most `limit` test images and `train_limit` training images; None is all.
 
-    Where the images to judge are queries, `limit` draws queries and the gallery stays whole: average precision in a
+    Where the test images are queries, `limit` draws queries and the gallery stays whole: average precision in a
     smaller gallery is another measure; a note says that `train_limit` has no part. Where they search each other, whole
     classes are drawn until `limit` is reached.
 

@@ -57,7 +57,7 @@ class AbMILP(Aggregator):
             self.layers[0].weight.div_(spread)
 
     def load_scorer(self, w: Tensor) -> None:
-        """See `mimexport.aggregators.base.Scored`."""
+        """See `mimexport.aggregators.base.Scorable`."""
         with torch.no_grad():
             self.layers[-1].weight.copy_(w.unsqueeze(0))
             self.layers[-1].bias.zero_()

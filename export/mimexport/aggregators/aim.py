@@ -44,7 +44,7 @@ class AimPooling(Aggregator):
         return {"heads": self.heads}
 
     def prepare(self, spread: Tensor) -> None:
-        """See `mimexport.aggregators.base.Prepared`."""
+        """See `mimexport.aggregators.base.Preparable`."""
         self.std.copy_(spread)
 
     def pool(self, patches: Tensor) -> tuple[Tensor, Tensor]:

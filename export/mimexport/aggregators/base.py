@@ -105,7 +105,7 @@ class Rescalable(Protocol):
 
 
 @runtime_checkable
-class Prepared(Protocol):
+class Preparable(Protocol):
     """An aggregator that takes something from the tokens before it is trained, fixed from then on."""
 
     def prepare(self, spread: Tensor) -> None:
@@ -113,7 +113,7 @@ class Prepared(Protocol):
 
 
 @runtime_checkable
-class Scored(Protocol):
+class Scorable(Protocol):
     """An aggregator that can take a linear scorer of patches, learned without labels."""
 
     def load_scorer(self, w: Tensor) -> None:

@@ -83,7 +83,7 @@ class TopK(Aggregator):
         return {"k": self.k, "score": self.score}
 
     def load_scorer(self, w: Tensor) -> None:
-        """See `mimexport.aggregators.base.Scored`."""
+        """See `mimexport.aggregators.base.Scorable`."""
         if self.scorer is None:
             raise OptionError(f"topk with score {self.score} has no scorer to load")
         with torch.no_grad():

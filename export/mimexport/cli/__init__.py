@@ -17,7 +17,7 @@ from mimruntime.cli.command import Command
 from mimruntime.errors import needs
 
 if TYPE_CHECKING:
-    from mimexport.reference import References
+    from mimexport.references import References
     from mimruntime.artifact import Artifact
     from mimruntime.bench.measure import Peer
 
@@ -31,7 +31,7 @@ def _open_peers(artifact: Artifact, weights: Path | None) -> Sequence[Peer]:
 def _references(weights: Path | None, heads: tuple[Path, ...]) -> References:
     """Return what gives the evaluation its torch models."""
     with needs("export", BUILDING):
-        from mimexport.reference import References
+        from mimexport.references import References
     return References(weights, heads)
 
 

@@ -155,11 +155,11 @@ def _compilation(engine: str | None, compiling: CompileSettings, precision: Prec
 
 
 def _print_built(artifact: Artifact) -> None:
-    from mimexport.measured import known_losses, read_measured
+    from mimexport.known_losses import describe_losses, read_measured
     from mimexport.norms import weaker_norm
 
     m = artifact.manifest
-    for note in (known_losses(m, read_measured()), weaker_norm(m, read_measured())):
+    for note in (describe_losses(m, read_measured()), weaker_norm(m, read_measured())):
         if note:
             click.secho(f"NOTE: {note}", fg="yellow", err=True)
     click.echo(

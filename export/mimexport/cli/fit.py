@@ -17,7 +17,7 @@ from mimruntime.errors import needs
 if TYPE_CHECKING:
     from mimeval.statistics import Interval
     from mimexport.fitting.fitter import Fitter
-    from mimexport.fitting.images import ImageSet
+    from mimexport.fitting.training_images import ImageSet
     from mimexport.heads import Head
     from mimruntime.manifest import TokenNorm
 
@@ -92,13 +92,13 @@ def fit_command(settings: FitSettings, backbone: BackboneOptions) -> None:
     """Learn a head on frozen tokens, with labels or without, and its whitening."""
     with needs("export", BUILDING):
         from mimexport.api import check_out, open_fitter
-        from mimexport.fitting.images import labels_to_judge, open_images
+        from mimexport.fitting.training_images import held_out_labels, open_images
         from mimexport.heads import save_head
     check_out(settings.out)
     train, held_out = open_images(settings.data, seed=settings.seed)
     judged = None if held_out is None or train.labels is None or settings.no_judge else (train, held_out)
     if judged:
-        labels_to_judge(*judged)  # here too: what follows takes minutes
+        held_out_labels(*judged)  # here too: what follows takes minutes
     fitter = open_fitter(
         backbone.model,
         settings.agg,
@@ -123,21 +123,21 @@ def fit_command(settings: FitSettings, backbone: BackboneOptions) -> None:
             f"topk --score {score} --k {k}: two views of an image find each other in {100 * recall:.1f} % of cases"
         )
     if judged:
-        head = replace(head, figures=head.figures | _judge(fitter, head, judged))
+        head = replace(head, figures=head.figures | _held_out_figures(fitter, head, judged))
         save_head(head, settings.out)
     click.echo(f"{settings.out}: {head.agg} {head.params} for {head.model}, {head.recipe['objective']}")
 
 
-def _judge(fitter: Fitter, head: Head, sets: tuple[ImageSet, ImageSet]) -> dict[str, Any]:
+def _held_out_figures(fitter: Fitter, head: Head, sets: tuple[ImageSet, ImageSet]) -> dict[str, Any]:
     """Print and return the accuracy of both [cls], mean and the head on held-out images, with the difference to the stronger.
 
     Which [cls] is the stronger is chosen on training images.
     """
     with needs("eval", "measuring accuracy (leave it out with --no-judge)"):
         from mimeval.baselines import leave_one_out
-        from mimeval.rivals import judge
+        from mimeval.feature_comparison import compare_features
     from mimexport.fitting.fitter import plain_head
-    from mimexport.fitting.images import labels_to_judge
+    from mimexport.fitting.training_images import held_out_labels
     from mimexport.norms import default_norm
     from mimruntime.manifest import TokenNorm
 
@@ -148,25 +148,25 @@ def _judge(fitter: Fitter, head: Head, sets: tuple[ImageSet, ImageSet]) -> dict[
     }
     if fitter.backbone.shape.has_cls:
         norms = {"cls": get_args(TokenNorm)} | norms
-    rivals = {f"{agg} {norm}": plain_head(agg, fitter, norm) for agg, wanted in norms.items() for norm in wanted}
+    heads = {f"{agg} {norm}": plain_head(agg, fitter, norm) for agg, wanted in norms.items() for norm in wanted}
     if head.agg not in norms:
-        rivals[head.agg] = head
+        heads[head.agg] = head
     features = {
-        name: (fitter.vectors(rival, tokens[0], whitened=False), fitter.vectors(rival, tokens[1], whitened=False))
-        for name, rival in rivals.items()
+        name: (fitter.vectors(one, tokens[0], whitened=False), fitter.vectors(one, tokens[1], whitened=False))
+        for name, one in heads.items()
     }
-    labels = labels_to_judge(*sets)
+    labels = held_out_labels(*sets)
     candidates = [name for name in features if name.startswith("cls ")]
     strongest = max(candidates, key=lambda name: leave_one_out(features[name][0], labels[0]).mean(), default=None)
     if strongest is not None:  # first: the others are compared with it
         features = {strongest: features[strongest]} | features
     figures: dict[str, Any] = {"judged_on": len(sets[1].images)}
-    for standing in judge(features, *labels):
-        line = f"{standing.method:12}  {standing.rival:16} {_percent(standing.accuracy)}"
-        if standing.difference is not None:
-            line += f"   {_percent(standing.difference, sign='+')} to {next(iter(features))}"
+    for found in compare_features(features, *labels):
+        line = f"{found.score:12}  {found.features:16} {_percent(found.accuracy)}"
+        if found.difference is not None:
+            line += f"   {_percent(found.difference, sign='+')} to {next(iter(features))}"
         click.echo(line)
-        figures[f"{standing.method}, {standing.rival}"] = round(100 * standing.accuracy.value, 2)
+        figures[f"{found.score}, {found.features}"] = round(100 * found.accuracy.value, 2)
     return figures
 
 

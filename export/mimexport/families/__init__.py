@@ -9,10 +9,10 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from mimexport.families import beit, eva, hiera, vit
-from mimexport.families.base import Family, Opened, Shape, real_module
+from mimexport.families.base import BackboneParts, Family, Shape, real_module
 from mimruntime.errors import OptionError
 
-__all__ = ["FAMILIES", "Family", "Opened", "Shape", "family_of", "real_module"]
+__all__ = ["FAMILIES", "BackboneParts", "Family", "Shape", "family_of", "real_module"]
 
 FAMILIES: dict[type[nn.Module], Family] = {
     VisionTransformer: vit.FAMILY,

@@ -35,7 +35,7 @@ class Shape:
 
 
 @dataclass(frozen=True, slots=True)
-class Opened:
+class BackboneParts:
     """A timm model taken apart.
 
     Attributes:
@@ -60,7 +60,7 @@ class Family:
 
     """
 
-    open_model: Callable[[Any], Opened]
+    open_model: Callable[[Any], BackboneParts]
     shape: Callable[[Any], Shape]
     unit: Callable[[Any], int]
 

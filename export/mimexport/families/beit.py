@@ -9,10 +9,10 @@ from torch import Tensor
 
 from mimexport.blocks import open_block
 from mimexport.families import vit
-from mimexport.families.base import Family, Opened, Shape
+from mimexport.families.base import BackboneParts, Family, Shape
 
 
-def open_model(model: Any) -> Opened:
+def open_model(model: Any) -> BackboneParts:
     """Take a Beit apart."""
     shared = None if model.rel_pos_bias is None else model.rel_pos_bias()
 
@@ -21,7 +21,7 @@ def open_model(model: Any) -> Opened:
         tokens = torch.cat((model.cls_token.expand(tokens.shape[0], -1, -1), tokens), dim=1)
         return tokens if model.pos_embed is None else tokens + model.pos_embed
 
-    return Opened(embed, [open_block(block, bias=_position_bias(block.attn, shared)) for block in model.blocks])
+    return BackboneParts(embed, [open_block(block, bias=_position_bias(block.attn, shared)) for block in model.blocks])
 
 
 def shape_of(model: Any) -> Shape:

@@ -9,10 +9,10 @@ from torch import Tensor
 
 from mimexport.blocks import open_block
 from mimexport.families import vit
-from mimexport.families.base import Family, Opened
+from mimexport.families.base import BackboneParts, Family
 
 
-def open_model(model: Any) -> Opened:
+def open_model(model: Any) -> BackboneParts:
     """Take an Eva apart."""
     depth = len(model.blocks)
     ropes: list[Tensor | None] = [None] * depth
@@ -29,7 +29,7 @@ def open_model(model: Any) -> Opened:
         normed: Tensor = model.norm_pre(tokens)
         return normed
 
-    return Opened(embed, [open_block(block, rope=rope) for block, rope in zip(model.blocks, ropes, strict=True)])
+    return BackboneParts(embed, [open_block(block, rope=rope) for block, rope in zip(model.blocks, ropes, strict=True)])
 
 
 FAMILY = Family(open_model, vit.shape_of, vit.unit_of)

@@ -7,11 +7,11 @@ from typing import Any
 from torch import Tensor, nn
 
 from mimexport.blocks import OpenBlock, open_block
-from mimexport.families.base import Family, Opened, Shape
+from mimexport.families.base import BackboneParts, Family, Shape
 from mimruntime.errors import OptionError
 
 
-def open_model(model: Any) -> Opened:
+def open_model(model: Any) -> BackboneParts:
     """Take a Hiera apart.
 
     Raises:
@@ -35,7 +35,7 @@ def open_model(model: Any) -> Opened:
         in_order: Tensor = model.reroll(tokens, len(blocks) - 2).flatten(1, 2)
         return in_order
 
-    return Opened(embed, blocks, regroup)
+    return BackboneParts(embed, blocks, regroup)
 
 
 def shape_of(model: Any) -> Shape:

@@ -7,17 +7,17 @@ from typing import Any
 from torch import Tensor
 
 from mimexport.blocks import open_block
-from mimexport.families.base import Family, Opened, Shape
+from mimexport.families.base import BackboneParts, Family, Shape
 
 
-def open_model(model: Any) -> Opened:
+def open_model(model: Any) -> BackboneParts:
     """Take a VisionTransformer apart."""
 
     def embed(images: Tensor) -> Tensor:
         tokens: Tensor = model.norm_pre(model._pos_embed(model.patch_embed(images)))
         return tokens
 
-    return Opened(embed, [open_block(block) for block in model.blocks])
+    return BackboneParts(embed, [open_block(block) for block in model.blocks])
 
 
 def shape_of(model: Any) -> Shape:

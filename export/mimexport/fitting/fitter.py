@@ -12,18 +12,20 @@ import torch
 from torch import Tensor, nn
 
 from mimexport.aggregators import AGGREGATORS, Aggregator, make_aggregator
-from mimexport.aggregators.base import Scored
+from mimexport.aggregators.base import Scorable
 from mimexport.aggregators.topk import LEARNED, SCORES
 from mimexport.backbone import Backbone
 from mimexport.errors import FitError
 from mimexport.fitting.labelled import train
-from mimexport.fitting.tokens import Subset, Tokens, TokenStore, pool
+from mimexport.fitting.sources import LazySources
+from mimexport.fitting.stored_features import pool
+from mimexport.fitting.tokens import Tokens, TokenStore
 from mimexport.fitting.unlabelled import SHRINKAGE, fit_scorer, two_view_recall
 from mimexport.fitting.views import WHOLE
 from mimexport.heads import Head
+from mimexport.known_losses import read_measured
 from mimexport.loaded_model import LoadedModel
 from mimexport.loading import load_any
-from mimexport.measured import read_measured
 from mimexport.norms import known_norm
 from mimexport.preprocessing import preprocess_of
 from mimexport.whitening import Whitening, fit_two_view
@@ -108,7 +110,8 @@ class Fitter:
         preprocess = preprocess_of(self.loaded.config)
         self._store = TokenStore(self.loaded, self.backbone, preprocess, options.cache)
         chosen = np.random.default_rng(options.seed).permutation(len(options.images))[:TWO_VIEW_IMAGES]
-        self._two_view = Subset(options.images, np.sort(chosen)) if options.two_view is None else options.two_view
+        drawn = LazySources(np.sort(chosen).tolist(), options.images.__getitem__)
+        self._two_view = drawn if options.two_view is None else options.two_view
 
     def tokens(self, images: Sequence[Source], digest: str, name: str) -> Tokens:
         """Return the stored tokens of whole images, computing what is missing."""
@@ -261,7 +264,7 @@ class Fitter:
 
 
 def _load_scorer(aggregator: Aggregator, w: Tensor) -> None:
-    if not isinstance(aggregator, Scored):
+    if not isinstance(aggregator, Scorable):
         raise FitError(f"{type(aggregator).__name__} has no scorer to learn without labels")
     aggregator.load_scorer(w)
 

@@ -11,10 +11,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mimexport.aggregators import Aggregator
-from mimexport.aggregators.base import Prepared, Rescalable
+from mimexport.aggregators.base import Preparable, Rescalable
 from mimexport.backbone import Backbone
 from mimexport.errors import FitError
-from mimexport.fitting.tokens import StoredFeatures, Tokens
+from mimexport.fitting.stored_features import StoredFeatures
+from mimexport.fitting.tokens import Tokens
 
 RATES = (1e-3, 3e-3, 1e-2)
 """Learning rates tried on a split of the training images."""
@@ -96,7 +97,7 @@ class _Trainer:
         # Raw tokens of a masked autoencoder differ in scale by orders of magnitude between channels. Where the parameters
         # can be divided by that spread afterwards, they are learned on tokens of unit spread.
         self.spread = spread if isinstance(self.aggregator, Rescalable) else torch.ones_like(spread)
-        if isinstance(self.aggregator, Prepared):
+        if isinstance(self.aggregator, Preparable):
             self.aggregator.prepare(spread)
         self.classifier = nn.Sequential(
             nn.BatchNorm1d(self.aggregator.width, affine=False), nn.Linear(self.aggregator.width, classes)
@@ -141,8 +142,7 @@ class _Trainer:
         return self.aggregator.eval()
 
     def _logits(self, tokens: Tokens) -> Tensor:
-        features = StoredFeatures(tokens, self.backbone.shape, self.norm)
-        features.patches = features.patches / self.spread
+        features = StoredFeatures(tokens, self.backbone.shape, self.norm, self.spread)
         return self.classifier(self.aggregator(features).vector)
 
 

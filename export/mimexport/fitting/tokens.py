@@ -9,16 +9,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
 
-from mimexport.aggregators import Aggregator
-from mimexport.backbone import Backbone, Shape
-from mimexport.blocks import OpenBlock, take
-from mimexport.features import Features
+from mimexport.backbone import Backbone
+from mimexport.blocks import OpenBlock
+from mimexport.features import ComputedFeatures
 from mimexport.fitting.views import show
 from mimexport.loaded_model import LoadedModel
 from mimexport.provenance import code_digest
@@ -54,48 +52,6 @@ class Tokens:
 
     def __getitem__(self, rows: slice | np.ndarray) -> Tokens:
         return Tokens(self.patches[rows], self.cls[rows], self.energy[rows], self.attention[rows])
-
-
-class StoredFeatures(Features):
-    """The `Features` of stored tokens, so that an aggregator runs on them as it does in the graph."""
-
-    def __init__(self, tokens: Tokens, shape: Shape, norm: nn.Module | None) -> None:
-        self.shape = shape
-        self._norm = norm
-        # Set before they are read, these stand in for what the base would compute.
-        self.raw_patches = _float(tokens.patches)
-        self.cls = self._finish(_float(tokens.cls)) if shape.has_cls else torch.empty(0)
-        self.entering_energy = _float(tokens.energy)
-        self.cls_attention = _float(tokens.attention)
-        self.cls_and_patches = (self.cls, self.patches)
-
-    def rows(self, index: Tensor) -> Tensor:
-        """See base class."""
-        return take(self.patches, index)
-
-    def mean_of(self, index: Tensor | None) -> Tensor:
-        """See base class."""
-        return (self.patches if index is None else self.rows(index)).mean(1)
-
-
-class Subset(Sequence[Source]):
-    """Some of `images`, in the order of `rows`; nothing is read before it is asked for."""
-
-    def __init__(self, images: Sequence[Source], rows: np.ndarray) -> None:
-        self._images = images
-        self._rows = rows
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    @overload
-    def __getitem__(self, index: int) -> Source: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[Source]: ...
-    def __getitem__(self, index: int | slice) -> Source | Sequence[Source]:
-        if isinstance(index, slice):
-            return Subset(self._images, self._rows[index])
-        return self._images[int(self._rows[index])]
 
 
 class TokenStore:
@@ -185,7 +141,7 @@ class TokenStore:
 
     def _run(self, pixels: np.ndarray) -> dict[str, np.ndarray]:
         images = (torch.from_numpy(pixels).permute(0, 3, 1, 2).float() - self._mean) / self._std
-        features = Features(self._backbone, self._backbone(images), None)
+        features = ComputedFeatures(self._backbone, self._backbone(images), None)
         has_cls = features.shape.has_cls
         cls, patches = features.cls_and_patches if has_cls else (images.new_zeros(len(images), 0), features.raw_patches)
         attended = has_cls and self._backbone.reduced
@@ -242,20 +198,3 @@ def _check_room(folder: Path, needed: int, count: int) -> None:
             f"the tokens of {count} images need {needed / 1e6:,.0f} MB more in {folder}, where {free / 1e6:,.0f} MB are free;"
             " make room or choose another --cache"
         )
-
-
-def pool(aggregator: Aggregator, tokens: Tokens, backbone: Backbone, *, final: bool) -> Tensor:
-    """Return the pooled vectors (n, D') float32 of stored tokens, as the graph computes them before whitening and L2."""
-    norm = backbone.norm if final else None
-    after = backbone.pool_norm if final and backbone.norm is None else None
-    parts = []
-    with torch.inference_mode():
-        for first in range(0, len(tokens), _BATCH * 8):
-            chunk = tokens[slice(first, first + _BATCH * 8)]
-            vector = aggregator(StoredFeatures(chunk, backbone.shape, norm)).vector
-            parts.append(vector if after is None else after(vector.unflatten(-1, (-1, backbone.shape.dim))).flatten(-2))
-    return torch.cat(parts)
-
-
-def _float(array: np.ndarray) -> Tensor:
-    return torch.from_numpy(np.asarray(array, dtype=np.float32))

@@ -19,8 +19,9 @@ from mimruntime.bench.measure import Figures, Peer, Ratio, flop_per_image, in_tu
 from mimruntime.cpus import describe_cpu
 from mimruntime.decode import decode
 from mimruntime.embedder import Embedder
-from mimruntime.engines import ENGINES, open_for
+from mimruntime.engines import ENGINES
 from mimruntime.engines.base import Engine
+from mimruntime.engines.opening import open_for
 from mimruntime.errors import EngineError, ImageError, MimError, MissingExtraError, UnknownNameError
 from mimruntime.preprocess import to_pixels
 from mimruntime.reference import load_reference

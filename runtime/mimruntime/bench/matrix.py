@@ -9,7 +9,7 @@ from collections.abc import Callable
 import numpy as np
 
 from mimruntime.cpus import available_cpus, multiplies_bf16
-from mimruntime.engines.openvino import process_core
+from mimruntime.engines.openvino_model import process_core
 
 _SIDE = 2048
 """Edge of the square product that stands for what the machine can do."""

@@ -91,8 +91,8 @@ def bench_command(open_peers: OpenPeers | None = None) -> Command:
 def _bench(settings: BenchSettings, open_peers: OpenPeers | None) -> None:
     from mimruntime.artifact import Artifact
     from mimruntime.bench.bench import all_engines, bench
-    from mimruntime.bench.report import as_text, write_json, write_plot
-    from mimruntime.images import find_images
+    from mimruntime.bench.formats import as_text, write_json, write_plot
+    from mimruntime.image_paths import find_images
     from mimruntime.outputs import check_writable
 
     sizes = settings.sizes()

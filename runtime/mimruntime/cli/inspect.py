@@ -97,10 +97,10 @@ def _inspected(opened: Artifact, sizes: dict[str, int]) -> list[tuple[str, str]]
 def _compiled_engines(opened: Artifact) -> list[tuple[str, EngineRecord, str]]:
     """Return key, record and standing on this machine of everything in `engines/`."""
     from mimruntime.engines import engine_module
-    from mimruntime.engines.compiled import list_compiled, standing
+    from mimruntime.engines.compiled import describe_use, list_compiled
 
     return [
-        (one.folder.name, one.record, standing(opened, engine_module(one.record.engine), one.record))
+        (one.folder.name, one.record, describe_use(opened, engine_module(one.record.engine), one.record))
         for one in list_compiled(opened)
     ]
 

@@ -10,7 +10,7 @@ from urllib.parse import unquote, urlsplit
 from mimruntime.addresses import is_public
 from mimruntime.collection.urls import is_url
 from mimruntime.errors import OptionError
-from mimruntime.images import as_text
+from mimruntime.image_paths import as_text
 
 MAX_OBJECT_MB = 64
 _HTTP = frozenset({"http", "https"})

@@ -14,7 +14,7 @@ from mimruntime.collection.access import LOCAL_ONLY, Access, RefusedError, refus
 from mimruntime.collection.sources import open_source, open_stream
 from mimruntime.collection.urls import arrow, is_url
 from mimruntime.errors import ImageError, OptionError
-from mimruntime.images import EXTENSIONS, as_text, check_regular, iter_images
+from mimruntime.image_paths import EXTENSIONS, as_text, check_regular, iter_images
 
 TABLE = ".parquet"
 _MAGIC = re.compile(r"[*?\[]")
@@ -89,7 +89,7 @@ class Columns:
 def find_entries(names: Iterable[str], columns: Columns, access: Access = LOCAL_ONLY) -> Iterator[Entry]:
     """Yield what `names` stand for, in the order given, each folder's in order of name.
 
-    A local path, folder or pattern is read as `mimruntime.images.find_images` says; a URL likewise in its file system,
+    A local path, folder or pattern is read as `mimruntime.image_paths.find_images` says; a URL likewise in its file system,
     but that a pattern's images come in order of name.
     `@FILE` is a list, one path or URL a line, taken as it stands: what is missing is found out when it is read. What
     ends in `.parquet` stands for its rows.

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from mimruntime.collection.worker import Done, ShardWorker
+from mimruntime.collection.worker import ShardResult, ShardWorker
 from mimruntime.errors import EngineError, MimError, MissingExtraError, OptionError
 
 _MOST_THREADS = 4
@@ -96,7 +96,7 @@ def pool(nodes: Sequence[Mapping[str, float]], *, actors: int | None, threads: i
     return Pool(actors, threads, int(gpu))
 
 
-def run(worker: ShardWorker, shards: Sequence[int], using: Pool) -> Iterator[Done]:
+def run(worker: ShardWorker, shards: Sequence[int], using: Pool) -> Iterator[ShardResult]:
     """Yield each shard when it is written, in any order; a lost actor's shard is done again by another.
 
     Raises:
@@ -117,7 +117,7 @@ def run(worker: ShardWorker, shards: Sequence[int], using: Pool) -> Iterator[Don
     for row in written.iter_rows():
         if row["failure"]:
             raise MimError(row["failure"])
-        yield Done(int(row["images"]), int(row["errors"]), row["first_error"])
+        yield ShardResult(int(row["images"]), int(row["errors"]), row["first_error"])
 
 
 class ShardActor:
@@ -128,7 +128,7 @@ class ShardActor:
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list[Any]]:
         """Embed and write one shard; an error on purpose travels as text, or Ray would print pages of trace."""
-        done, failure = Done(0), ""
+        done, failure = ShardResult(0), ""
         try:
             done = self._worker(int(batch["item"][0]))
         except MimError as error:

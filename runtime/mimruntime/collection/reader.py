@@ -14,7 +14,7 @@ from mimruntime.collection.sources import open_stream
 from mimruntime.collection.urls import is_url
 from mimruntime.decode import Source
 from mimruntime.errors import ImageError, OptionError
-from mimruntime.images import as_text
+from mimruntime.image_paths import as_text
 
 _FETCHERS = 16
 _AHEAD = 32

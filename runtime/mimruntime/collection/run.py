@@ -11,14 +11,14 @@ from typing import Any
 
 from mimruntime.artifact import Artifact
 from mimruntime.batch import BatchEmbedder
-from mimruntime.collection import here, on_ray
+from mimruntime.collection import local, on_ray
 from mimruntime.collection.access import LOCAL_ONLY, Access
 from mimruntime.collection.inputs import Columns
 from mimruntime.collection.job import Job, plan
 from mimruntime.collection.record import Record
 from mimruntime.collection.store import open_folder
 from mimruntime.collection.urls import arrow
-from mimruntime.collection.worker import Done, ShardWorker
+from mimruntime.collection.worker import ShardResult, ShardWorker
 from mimruntime.embedder import open_artifact
 from mimruntime.engines import engine_module
 from mimruntime.engines.auto import choose_engine
@@ -29,7 +29,7 @@ from mimruntime.storage import Store
 SHARD_SIZE = 1000
 """Images of one shard."""
 
-Progress = Callable[[Iterable[Done], int], Iterator[Done]]
+Progress = Callable[[Iterable[ShardResult], int], Iterator[ShardResult]]
 """Passes shards through and shows them; the number is how many will come."""
 
 
@@ -84,7 +84,7 @@ def embed_collection(
         path: of the artifact, as every worker sees it.
         shard_size: images of one shard.
         access: what lists and Parquet cells may name; how large an object may be.
-        ray: address of a cluster, or "auto"; None runs here. The engine "auto" is chosen where this runs.
+        ray: address of a cluster, or "auto"; None runs local. The engine "auto" is chosen where this runs.
         workers: embedders on Ray.
         threads: CPUs of one embedder.
         strict: stop at the first image that cannot be read.
@@ -105,7 +105,7 @@ def embed_collection(
     job = plan(inputs, out, artifact, columns=columns, shard_size=shard_size, access=access, store=store, dims=dims)
     pending = job.pending()
     started = time.perf_counter()
-    written: Iterator[Done] = iter(())
+    written: Iterator[ShardResult] = iter(())
     where = "nothing left to do"
     images = errors = 0
     first = ""
@@ -145,11 +145,13 @@ def _only_errors(job: Job, shards: set[int]) -> str | None:
     return first
 
 
-def _run_here(job: Job, pending: list[int], path: Path, *, strict: bool, **settings: Any) -> tuple[Iterator[Done], str]:
+def _run_here(
+    job: Job, pending: list[int], path: Path, *, strict: bool, **settings: Any
+) -> tuple[Iterator[ShardResult], str]:
     embedder = BatchEmbedder(path, **settings)
     about = embedder.embedder.describe()
     where = f"{about.precision}, {about.engine} on {about.provider}"
-    return here.run(ShardWorker(embedder, job, strict=strict), pending), where
+    return local.run(ShardWorker(embedder, job, strict=strict), pending), where
 
 
 def _run_on_ray(
@@ -164,7 +166,7 @@ def _run_on_ray(
     engine: str = "auto",
     provider: str | None = None,
     **settings: Any,
-) -> tuple[Iterator[Done], str]:
+) -> tuple[Iterator[ShardResult], str]:
     nodes = on_ray.connect(address)
     chosen = choose_engine(artifact, provider, threads) if engine == "auto" else engine
     takes_threads, gpu = _needs(artifact, chosen, provider)

@@ -20,7 +20,7 @@ from mimruntime.vectors import MODEL, PRECISION, SPACE, encode_rows
 
 
 @dataclass(frozen=True, slots=True)
-class Done:
+class ShardResult:
     """One shard that is written.
 
     Attributes:
@@ -49,7 +49,7 @@ class ShardWorker:
         self.embedder, self.job, self.strict = embedder, job, strict
         self._list: WorkList | None = None
 
-    def __call__(self, index: int) -> Done:
+    def __call__(self, index: int) -> ShardResult:
         """Embed and write shard `index`.
 
         Raises:
@@ -71,7 +71,7 @@ class ShardWorker:
         embedder, record = self.embedder.embedder, self.job.record
         codec = codec_for(embedder.artifact.manifest, record.stored_as, record.dim)
         open_folder(self.job.out).write(name, shard(rows, record, codec, embedder.describe().precision))
-        return Done(len(rows), len(errors), errors[0] if errors else "")
+        return ShardResult(len(rows), len(errors), errors[0] if errors else "")
 
 
 def shard(rows: Sequence[Row], record: Record, codec: Codec, precision: str) -> memoryview:

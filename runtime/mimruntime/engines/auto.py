@@ -16,7 +16,8 @@ import logging
 
 from mimruntime.artifact import Artifact
 from mimruntime.engines import ENGINES, cpu_engine, engine_module
-from mimruntime.engines.compiled import Compiled, choose_compiled, list_compiled, standing
+from mimruntime.engines.compiled import choose_compiled, describe_use, list_compiled
+from mimruntime.engines.record import CompiledEngine
 from mimruntime.errors import MissingExtraError
 
 _LOG = logging.getLogger("mimexport")
@@ -48,7 +49,7 @@ def choose_engine(artifact: Artifact, provider: str | None = None, threads: int 
     if provider is None and threads is None:
         for one in list_compiled(artifact):
             if one.record.engine not in compiled:
-                why = standing(artifact, engine_module(one.record.engine), one.record)
+                why = describe_use(artifact, engine_module(one.record.engine), one.record)
                 _warn_once(f"{chosen} runs instead of {one.folder}, which {why}")
     return chosen
 
@@ -59,7 +60,7 @@ def _warn_once(text: str) -> None:
     _LOG.warning("%s", text)
 
 
-def _say_other_precision(artifact: Artifact, compiled: Compiled) -> None:
+def _say_other_precision(artifact: Artifact, compiled: CompiledEngine) -> None:
     built, asked = artifact.manifest.graph.precision, compiled.record.options.get("precision")
     if asked not in {None, built}:
         _LOG.warning("%s computes in %s, as `compile` was asked to; the graph is %s", compiled.folder, asked, built)
@@ -69,12 +70,12 @@ def _default(artifact: Artifact, provider: str | None) -> str:
     return cpu_engine(artifact.manifest.graph.precision) if provider in {None, "cpu"} else "onnxruntime"
 
 
-def _compiled(artifact: Artifact, name: str, provider: str | None) -> Compiled | None:
+def _compiled(artifact: Artifact, name: str, provider: str | None) -> CompiledEngine | None:
     try:
         return choose_compiled(artifact, engine_module(name), provider)
     except MissingExtraError:  # `auto` takes what is installed
         return None
 
 
-def _rate(compiled: Compiled) -> float:
+def _rate(compiled: CompiledEngine) -> float:
     return compiled.record.tuned.images_per_second if compiled.record.tuned else 0.0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Protocol, Self
@@ -16,15 +17,22 @@ from mimruntime.errors import EngineError
 
 if TYPE_CHECKING:
     from mimruntime.artifact import Artifact
-    from mimruntime.engines.compiled import Compiled
     from mimruntime.engines.options import CompileOptions
-    from mimruntime.engines.record import EngineRecord
+    from mimruntime.engines.record import CompiledEngine, EngineRecord, Trial
 
 EMBEDDING = "embedding"
 SELECTION = "selection"
 
 Progress = Callable[[str, int, int], None]
 """Told the phase of a compilation, the steps done and the steps there are; an exception it raises cancels."""
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """How an engine is opened: CPU threads in all, and the parts of a batch they run side by side."""
+
+    threads: int
+    streams: int = 1
 
 
 class Engine(ABC):
@@ -146,7 +154,7 @@ class EngineModule(Protocol):
         """
 
     def open_engine(
-        self, graph: Path, *, provider: str | None, threads: int | None, compiled: Compiled | None
+        self, graph: Path, *, provider: str | None, threads: int | None, compiled: CompiledEngine | None
     ) -> Engine:
         """Open `graph`; see `mimruntime.engines.open_engine`."""
 
@@ -157,3 +165,15 @@ class EngineModule(Protocol):
         self, artifact: Artifact, folder: Path, options: CompileOptions, progress: Progress
     ) -> EngineRecord:
         """Write the compiled form into `folder` and return its record, without `options`, `files` and `created`."""
+
+
+class CpuEngineModule(EngineModule, Protocol):
+    """What the module of an engine that is tuned on a CPU has beside them."""
+
+    def open_setting(self, graph: Path, setting: Setting, options: CompileOptions) -> Engine:
+        """Open `graph` as `tune_graph` measures it."""
+
+    def tune_graph(
+        self, graph: Path, images: np.ndarray, options: CompileOptions, progress: Progress
+    ) -> tuple[Trial, tuple[Trial, ...]]:
+        """Return the best batch, threads and streams by measurement on images, uint8 (n, H, W, 3), and all measurements."""

@@ -11,15 +11,16 @@ import msgspec
 from mimruntime.artifact import Artifact
 from mimruntime.engines import engine_module, open_engine
 from mimruntime.engines.base import EngineModule, Progress
-from mimruntime.engines.compiled import Compiled, publish, staged_engine
+from mimruntime.engines.compiled import publish, staged_engine
 from mimruntime.engines.options import CompileOptions, Hint, parse_batch
+from mimruntime.engines.record import CompiledEngine
 from mimruntime.errors import OptionError
 from mimruntime.reference import check_engine
 
 
 def compile_artifact(
     path: str | os.PathLike[str], options: CompileOptions, progress: Progress = lambda *_: None
-) -> Compiled:
+) -> CompiledEngine:
     """Compile the graph of the artifact at `path` into its `engines/`; whatever fails, no half of it is left.
 
     Args:
@@ -41,7 +42,7 @@ def compile_artifact(
         record = module.compile_engine(artifact, stage, options, progress)
         record = msgspec.structs.replace(record, options=options.given())
         if module.other_hardware(record) is None:  # else it was compiled ahead, for a machine that is not this one
-            with open_engine(record.engine, artifact.graph, compiled=Compiled(stage, record)) as engine:
+            with open_engine(record.engine, artifact.graph, compiled=CompiledEngine(stage, record)) as engine:
                 check_engine(artifact, engine)
         return publish(artifact, stage, record)
 
@@ -61,7 +62,7 @@ def compile_engine(
     workspace: float | None = None,
     timing_cache: str | os.PathLike[str] | None = None,
     progress: Progress = lambda *_: None,
-) -> Compiled:
+) -> CompiledEngine:
     """Compile an artifact's graph for an engine into its folder `engines/`, and measure the best batch and threads.
 
     >>> from mimruntime import compile_engine

@@ -7,7 +7,6 @@ import datetime as dt
 import re
 import shlex
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
@@ -16,25 +15,11 @@ from mimruntime import writing
 from mimruntime.artifact import Artifact, file_sha256
 from mimruntime.engines import record as records
 from mimruntime.engines.base import EngineModule
-from mimruntime.engines.record import EngineRecord, FileSeal
+from mimruntime.engines.record import CompiledEngine, EngineRecord, FileSeal
 from mimruntime.errors import EngineError, MissingExtraError, OutputError
 
 
-@dataclass(frozen=True, slots=True)
-class Compiled:
-    """One compiled engine.
-
-    Attributes:
-        folder: `ARTIFACT/engines/<key>`.
-        record: the checked content of its `engine.json`.
-
-    """
-
-    folder: Path
-    record: EngineRecord
-
-
-def list_compiled(artifact: Artifact, engine: str | None = None) -> list[Compiled]:
+def list_compiled(artifact: Artifact, engine: str | None = None) -> list[CompiledEngine]:
     """Return what is compiled for `engine`, or for any, in order of name; the files beside `engine.json` are not read.
 
     Raises:
@@ -47,7 +32,7 @@ def list_compiled(artifact: Artifact, engine: str | None = None) -> list[Compile
     return [_read(artifact, folder) for folder in sorted(artifact.engines.iterdir()) if pattern.fullmatch(folder.name)]
 
 
-def choose_compiled(artifact: Artifact, module: EngineModule, provider: str | None = None) -> Compiled | None:
+def choose_compiled(artifact: Artifact, module: EngineModule, provider: str | None = None) -> CompiledEngine | None:
     """Return what was compiled last for this machine, for a GPU if any was; None where nothing was. Files are not read yet.
 
     What was compiled for other hardware is passed over; what was compiled for this hardware from another graph or with
@@ -62,16 +47,16 @@ def choose_compiled(artifact: Artifact, module: EngineModule, provider: str | No
         for one in list_compiled(artifact, module.NAME)
         if (provider in {None, one.record.provider}) and module.other_hardware(one.record) is None
     ]
-    fresh = [one for one in candidates if stale(artifact, module, one.record) is None]
+    fresh = [one for one in candidates if stale_reason(artifact, module, one.record) is None]
     if fresh:
         return max(fresh, key=lambda one: (one.record.provider != "cpu", one.record.created))
     for one in candidates:
-        reason = stale(artifact, module, one.record)
+        reason = stale_reason(artifact, module, one.record)
         raise EngineError(f"{one.folder} {reason}; run: {compile_line(artifact, one.record)}")
     return None
 
 
-def stale(artifact: Artifact, module: EngineModule, record: EngineRecord) -> str | None:
+def stale_reason(artifact: Artifact, module: EngineModule, record: EngineRecord) -> str | None:
     """Return what differs between a record and what is here, or None."""
     if record.graph_sha256 != artifact.graph_sha256:
         return f"was compiled from another graph ({record.graph_sha256[:12]}…, here is {artifact.graph_sha256[:12]}…)"
@@ -85,10 +70,10 @@ def stale(artifact: Artifact, module: EngineModule, record: EngineRecord) -> str
     return None
 
 
-def standing(artifact: Artifact, module: EngineModule, record: EngineRecord) -> str:
+def describe_use(artifact: Artifact, module: EngineModule, record: EngineRecord) -> str:
     """Return in words whether `record` would be used on this machine."""
     try:
-        if reason := stale(artifact, module, record) or module.other_hardware(record):
+        if reason := stale_reason(artifact, module, record) or module.other_hardware(record):
             return reason
         chosen = choose_compiled(artifact, module)
         taken = chosen is not None and chosen.record.key == record.key
@@ -103,7 +88,7 @@ def compile_line(artifact: Artifact, record: EngineRecord) -> str:
     return shlex.join(["mimexport", "compile", str(artifact.path), "--engine", record.engine, *given])
 
 
-def check_files(artifact: Artifact, compiled: Compiled) -> None:
+def check_files(artifact: Artifact, compiled: CompiledEngine) -> None:
     """Refuse a compiled engine one of whose files is missing, changed or cut short.
 
     Raises:
@@ -144,7 +129,7 @@ def staged_engine(artifact: Artifact) -> Iterator[Path]:
             artifact.engines.rmdir()
 
 
-def publish(artifact: Artifact, stage: Path, record: EngineRecord) -> Compiled:
+def publish(artifact: Artifact, stage: Path, record: EngineRecord) -> CompiledEngine:
     """Seal what lies in `stage` and rename it to its key, in place of what was compiled with these options before."""
     files = {
         path.relative_to(stage).as_posix(): FileSeal(sha256=file_sha256(path), size=path.stat().st_size)
@@ -160,7 +145,7 @@ def publish(artifact: Artifact, stage: Path, record: EngineRecord) -> Compiled:
     for old in _superseded(artifact, whole):
         with contextlib.suppress(OSError):
             writing.discard(old)
-    return Compiled(target, records.decode(records.encode(whole)))
+    return CompiledEngine(target, records.decode(records.encode(whole)))
 
 
 def _refuse_links(path: Path, artifact: Artifact) -> None:
@@ -186,7 +171,7 @@ def _superseded(artifact: Artifact, record: EngineRecord) -> Iterator[Path]:
                 yield folder
 
 
-def _read(artifact: Artifact, folder: Path) -> Compiled:
+def _read(artifact: Artifact, folder: Path) -> CompiledEngine:
     path = folder / records.FILE
     # Compiled again with other options it would lie beside this one.
     remedy = f"delete {folder}, then run: mimexport compile {artifact.path} --engine {folder.name.rpartition('-')[0]}"
@@ -202,4 +187,4 @@ def _read(artifact: Artifact, folder: Path) -> Compiled:
         raise EngineError(f"{path} {error}; {remedy}") from error
     if record.key != folder.name:
         raise EngineError(f"{folder} holds the engine {record.key}; {remedy}")
-    return Compiled(folder, record)
+    return CompiledEngine(folder, record)

@@ -12,12 +12,11 @@ import numpy as np
 
 from mimruntime.artifact import Artifact
 from mimruntime.cpus import available_cpus, describe_cpu
-from mimruntime.engines.base import Engine, Progress
-from mimruntime.engines.compiled import Compiled
+from mimruntime.engines.base import Engine, Progress, Setting
 from mimruntime.engines.gpu_name import NO_GPU, gpu_name
 from mimruntime.engines.options import CompileOptions
-from mimruntime.engines.record import EngineRecord, Trial
-from mimruntime.engines.tuning import BATCHES, Setting, tune
+from mimruntime.engines.record import CompiledEngine, EngineRecord, Trial
+from mimruntime.engines.tuning import BATCHES, tune
 from mimruntime.errors import EngineError, MissingExtraError, UnknownNameError
 from mimruntime.reference import load_reference
 
@@ -55,7 +54,9 @@ def other_hardware(record: EngineRecord) -> str | None:
     return None if record.hardware == here else f"is for {record.hardware}; this machine has {here}"
 
 
-def open_engine(graph: Path, *, provider: str | None, threads: int | None, compiled: Compiled | None = None) -> Engine:
+def open_engine(
+    graph: Path, *, provider: str | None, threads: int | None, compiled: CompiledEngine | None = None
+) -> Engine:
     """Open `graph` on `provider`, by default "cpu"; see `mimruntime.engines.open_engine`."""
     asked = provider or (compiled.record.provider if compiled else "cpu")
     ort = _library()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import dataclass
+from pathlib import Path
 
 import msgspec
 
@@ -84,6 +86,20 @@ class EngineRecord(_Record, frozen=True, kw_only=True):
         parts = (self.graph_sha256, self.engine, self.version, self.precision, self.provider, self.hardware)
         raw = msgspec.json.encode((*parts, self.batch, self.options), order="deterministic")
         return f"{self.engine}-{hashlib.sha256(raw).hexdigest()[:12]}"
+
+
+@dataclass(frozen=True, slots=True)
+class CompiledEngine:
+    """One compiled engine.
+
+    Attributes:
+        folder: `ARTIFACT/engines/<key>`.
+        record: the checked content of its `engine.json`.
+
+    """
+
+    folder: Path
+    record: EngineRecord
 
 
 def encode(record: EngineRecord) -> bytes:

@@ -5,11 +5,10 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
-from mimruntime.engines.base import Engine, Progress
+from mimruntime.engines.base import Engine, Progress, Setting
 from mimruntime.engines.record import Trial
 
 BATCHES = (1, 2, 4, 8, 16)
@@ -19,14 +18,6 @@ _ROUNDS = 2
 _LEAST_RUNS, _LEAST_SECONDS = 2, 0.3
 _CLOSE = 0.98
 """A smaller batch whose rate is at least this share of the best wins: it answers sooner and takes less memory."""
-
-
-@dataclass(frozen=True, slots=True)
-class Setting:
-    """How an engine is opened: CPU threads in all, and the parts of a batch they run side by side."""
-
-    threads: int
-    streams: int = 1
 
 
 def stream_settings(cpus: int) -> list[Setting]:

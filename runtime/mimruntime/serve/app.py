@@ -20,7 +20,7 @@ from mimruntime.serve.admission.middleware import AdmissionMiddleware
 from mimruntime.serve.execution.decoders import Decoders
 from mimruntime.serve.execution.model import Model, Models, open_embedder
 from mimruntime.serve.metrics import Metrics
-from mimruntime.serve.observe import Observe
+from mimruntime.serve.observability import ObservabilityMiddleware
 from mimruntime.serve.protocols import health, kserve, openai, upload
 from mimruntime.serve.protocols.remote import Fetcher
 from mimruntime.serve.settings import Settings
@@ -83,7 +83,11 @@ def create_app(settings: Settings, spaces: Sequence[str] | None = None) -> FastA
         AdmissionMiddleware, settings=settings, keys=keys, lifecycle=lifecycle, check_room=models.check_room
     )
     app.add_middleware(
-        Observe, metrics=metrics, lifecycle=lifecycle, spaces=models.spaces, precisions=models.precisions
+        ObservabilityMiddleware,
+        metrics=metrics,
+        lifecycle=lifecycle,
+        spaces=models.spaces,
+        precisions=models.precisions,
     )
     return app
 

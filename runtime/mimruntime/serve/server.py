@@ -15,7 +15,7 @@ from fastapi import FastAPI
 
 from mimruntime.artifact import Artifact
 from mimruntime.errors import OptionError
-from mimruntime.serve.admission.connection import PatientProtocol, limit_connections
+from mimruntime.serve.admission.connection import TimeoutProtocol, limit_connections
 from mimruntime.serve.admission.descriptors import fit_connections
 from mimruntime.serve.app import create_app
 from mimruntime.serve.logs import set_up_logs
@@ -124,7 +124,7 @@ def _config(settings: Settings, app: Any) -> uvicorn.Config:
         ssl_certfile=settings.tls_cert,
         ssl_keyfile=settings.tls_key,
         workers=settings.workers,
-        http=PatientProtocol,
+        http=TimeoutProtocol,
         ws="none",
         lifespan="on",
         backlog=_BACKLOG,

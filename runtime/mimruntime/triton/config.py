@@ -11,8 +11,8 @@ from typing import Any
 import msgspec
 
 from mimruntime.manifest import Manifest, Port
-from mimruntime.triton.graph import GraphFile
 from mimruntime.triton.pbtxt import Word
+from mimruntime.triton.served_graph import GraphFile
 
 IMAGE, PIXELS = "image", "pixels"
 _TYPES = {"uint8": "TYPE_UINT8", "float32": "TYPE_FP32", "float16": "TYPE_FP16"}

@@ -13,9 +13,9 @@ from mimruntime.artifact import Artifact
 from mimruntime.errors import OptionError, OutputError
 from mimruntime.triton import model as preprocessing
 from mimruntime.triton.config import Options, ensemble_config, graph_config, names, preprocess_config
-from mimruntime.triton.graph import GraphFile, graph_file
 from mimruntime.triton.kserve import manifest_yaml
 from mimruntime.triton.pbtxt import text
+from mimruntime.triton.served_graph import GraphFile, graph_file
 
 CONFIG = "config.pbtxt"
 _VERSION = "1"

@@ -158,7 +158,7 @@ def test_an_image_outside_the_class_folders_is_named(tmp_path, place):
 
 
 def test_training_images_alone_are_refused(tmp_path, place):
-    with pytest.raises(DataError, match="has train/ alone: images to learn from go to train/, those to judge to val/"):
+    with pytest.raises(DataError, match="has train/ alone: training images go to train/, test images to val/"):
         opened(place(lay_out(tmp_path / "data", SPLIT[:8])), tmp_path)
 
 

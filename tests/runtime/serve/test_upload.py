@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from service import Service
 
-from mimruntime.serve.admission.queue import Embedded
+from mimruntime.serve.admission.queue import EmbeddingResult
 from mimruntime.serve.protocols.answers import timing
 
 pytestmark = pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
@@ -38,7 +38,10 @@ def test_a_form_carries_several_files_in_order(toy: Service, photos: list[Path],
 
 def test_times_are_those_of_the_slowest_image_in_milliseconds() -> None:
     vector = np.zeros(4, np.float32)
-    results = [Embedded(vector, decode_s=0.004, queue_s=0.5, inference_s=1), Embedded(vector, 0.002, 0.25, 2)]
+    results = [
+        EmbeddingResult(vector, decode_s=0.004, queue_s=0.5, inference_s=1),
+        EmbeddingResult(vector, 0.002, 0.25, 2),
+    ]
     assert timing(results) == {"Server-Timing": "decode;dur=4.000, queue;dur=500.000, inference;dur=2000.000"}
 
 

@@ -13,11 +13,12 @@ import pytest
 
 from mimruntime.artifact import Artifact
 from mimruntime.embedder import Embedder
-from mimruntime.engines import engine_module, open_for, record
+from mimruntime.engines import engine_module, record
 from mimruntime.engines.auto import choose_engine
 from mimruntime.engines.compilation import compile_artifact
 from mimruntime.engines.compiled import list_compiled
 from mimruntime.engines.gpu_name import NO_GPU, gpu_name
+from mimruntime.engines.opening import open_for
 from mimruntime.engines.options import CompileOptions
 from mimruntime.engines.record import BatchProfile
 from mimruntime.engines.trt import cuda

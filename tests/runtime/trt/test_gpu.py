@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from mimruntime.artifact import Artifact
-from mimruntime.engines import open_for
 from mimruntime.engines.compilation import compile_artifact
+from mimruntime.engines.opening import open_for
 from mimruntime.engines.options import CompileOptions
 from mimruntime.engines.record import BatchProfile
 from mimruntime.engines.trt import cuda

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from mimexport import LoadedModel
 from mimexport.blocks import open_block
-from mimexport.families import Family, Opened, Shape
+from mimexport.families import BackboneParts, Family, Shape
 from mimexport.loaded_model import model_sha256
 
 SIZE, PATCH, DIM = 32, 8, 24
@@ -39,12 +39,12 @@ class Mixer(nn.Module):
         self.norm = nn.LayerNorm(DIM)
 
 
-def open_mixer(model: Any) -> Opened:
+def open_mixer(model: Any) -> BackboneParts:
     def embed(images: Tensor) -> Tensor:
         patches = model.project(images).flatten(2).transpose(1, 2)
         return torch.cat([model.cls_token.expand(images.shape[0], -1, -1), patches], 1)
 
-    return Opened(embed, [open_block(block) for block in model.blocks])
+    return BackboneParts(embed, [open_block(block) for block in model.blocks])
 
 
 FAMILY = Family(

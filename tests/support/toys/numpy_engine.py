@@ -10,9 +10,8 @@ from onnx.reference import ReferenceEvaluator
 
 from mimruntime.artifact import Artifact
 from mimruntime.engines.base import Engine, Progress
-from mimruntime.engines.compiled import Compiled
 from mimruntime.engines.options import CompileOptions
-from mimruntime.engines.record import EngineRecord
+from mimruntime.engines.record import CompiledEngine, EngineRecord
 
 NAME = "numpy"
 NEEDS_GPU = False
@@ -28,7 +27,9 @@ def other_hardware(record: EngineRecord) -> str | None:
     return None
 
 
-def open_engine(graph: Path, *, provider: str | None, threads: int | None, compiled: Compiled | None = None) -> Engine:
+def open_engine(
+    graph: Path, *, provider: str | None, threads: int | None, compiled: CompiledEngine | None = None
+) -> Engine:
     return NumpyEngine(graph, compiled)
 
 
@@ -43,7 +44,7 @@ def compile_engine(artifact: Artifact, folder: Path, options: CompileOptions, pr
 
 
 class NumpyEngine(Engine):
-    def __init__(self, graph: Path, compiled: Compiled | None) -> None:
+    def __init__(self, graph: Path, compiled: CompiledEngine | None) -> None:
         model = onnx.load(graph)
         self.name, self.provider, self.version, self.precision = NAME, "cpu", library_version(), "fp32"
         self.pixel_shape = tuple(d.dim_value for d in model.graph.input[0].type.tensor_type.shape.dim)[1:]
@@ -54,5 +55,5 @@ class NumpyEngine(Engine):
     def _run(self, pixels: np.ndarray) -> dict[str, np.ndarray]:
         return dict(zip(self.outputs, self._session.run(None, {"pixels": pixels}), strict=True))
 
-    def close(self) -> None:
+    def _close(self) -> None:
         pass

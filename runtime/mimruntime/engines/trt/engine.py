@@ -9,9 +9,9 @@ import numpy as np
 
 from mimruntime.artifact import Artifact
 from mimruntime.engines.base import Engine, Progress
-from mimruntime.engines.compiled import Compiled, list_compiled
+from mimruntime.engines.compiled import list_compiled
 from mimruntime.engines.options import CompileOptions
-from mimruntime.engines.record import BatchProfile, EngineRecord
+from mimruntime.engines.record import BatchProfile, CompiledEngine, EngineRecord
 from mimruntime.engines.trt import builder, cuda
 from mimruntime.engines.trt.executor import Executor
 from mimruntime.engines.trt.flavour import Flavour
@@ -60,7 +60,7 @@ def other_hardware(flavour: Flavour, record: EngineRecord) -> str | None:
 
 
 def open_engine(
-    flavour: Flavour, graph: Path, *, provider: str | None, threads: int | None, compiled: Compiled | None
+    flavour: Flavour, graph: Path, *, provider: str | None, threads: int | None, compiled: CompiledEngine | None
 ) -> TensorRtEngine:
     """Open the plan that was compiled from `graph`; see `mimruntime.engines.open_engine`."""
     if provider not in {None, PROVIDER}:
@@ -93,7 +93,7 @@ class TensorRtEngine(Engine):
     """A plan on a GPU."""
 
     def __init__(
-        self, flavour: Flavour, version: str, executor: Executor, compiled: Compiled, kept: tuple[Any, ...]
+        self, flavour: Flavour, version: str, executor: Executor, compiled: CompiledEngine, kept: tuple[Any, ...]
     ) -> None:
         self.name = flavour.name
         self.provider = PROVIDER
@@ -142,5 +142,5 @@ def _no_plan(flavour: Flavour, graph: Path, gpu: cuda.Gpu) -> EngineError:
     return EngineError(f"{found}; {mend}")
 
 
-def _plans(flavour: Flavour, graph: Path) -> list[Compiled]:
+def _plans(flavour: Flavour, graph: Path) -> list[CompiledEngine]:
     return list_compiled(Artifact.open(graph.parent), flavour.name)

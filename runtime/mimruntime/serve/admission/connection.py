@@ -20,7 +20,7 @@ _SILENT_S = 1.0
 """After which a new connection whose headers are not whole counts as idle; they may be on the way before."""
 
 
-class PatientProtocol(H11Protocol):
+class TimeoutProtocol(H11Protocol):
     """HTTP/1.1 whose requests must arrive and whose answers must be taken in time, and whose connections are counted.
 
     Where connections run out, those that wait for a request are closed, the oldest first. h11 is pure Python and slower
@@ -31,7 +31,7 @@ class PatientProtocol(H11Protocol):
     most_connections = 1024
     open_connections = 0
     """Of this process."""
-    _idle: ClassVar[dict[PatientProtocol, None]] = {}
+    _idle: ClassVar[dict[TimeoutProtocol, None]] = {}
     """Those that wait for the headers of a request, in the order they began to."""
     _silent: asyncio.TimerHandle | None = None
     _overdue: asyncio.TimerHandle | None = None
@@ -43,7 +43,7 @@ class PatientProtocol(H11Protocol):
         super().connection_made(transport)
         # Any byte that the client does not take counts, not only 64 KiB.
         transport.set_write_buffer_limits(high=1, low=0)
-        cls = PatientProtocol
+        cls = TimeoutProtocol
         cls.open_connections += 1
         if cls.open_connections > cls.most_connections and cls._idle:
             next(iter(cls._idle))._close_idle()
@@ -108,7 +108,7 @@ class PatientProtocol(H11Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Stop waiting."""
-        PatientProtocol.open_connections -= 1
+        TimeoutProtocol.open_connections -= 1
         self._count_as_busy()
         self._stop_waiting()
         if self._probe is not None:
@@ -160,5 +160,5 @@ class PatientProtocol(H11Protocol):
 
 def limit_connections(settings: Settings) -> None:
     """Set what every connection of this process goes by."""
-    PatientProtocol.patience_s = settings.body_timeout_s
-    PatientProtocol.most_connections = settings.max_connections
+    TimeoutProtocol.patience_s = settings.body_timeout_s
+    TimeoutProtocol.most_connections = settings.max_connections

@@ -11,7 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from mimruntime.serve.admission.connection import PatientProtocol
+from mimruntime.serve.admission.connection import TimeoutProtocol
 from mimruntime.serve.admission.keys import Keys
 from mimruntime.serve.admission.lifecycle import Lifecycle
 from mimruntime.serve.problems import Problem, respond
@@ -76,7 +76,7 @@ class AdmissionMiddleware:
         if self._keys and not self._keys.is_known(headers.get("Authorization", "").encode("latin-1")):
             raise Problem(401, "invalid_api_key", "send a valid key as 'Authorization: Bearer KEY'")
         self._lifecycle.check_open()
-        if PatientProtocol.open_connections > self._settings.max_connections:
+        if TimeoutProtocol.open_connections > self._settings.max_connections:
             refusal = f"over {self._settings.max_connections} connections are open"
             raise Problem(503, "too_many_connections", refusal, retry_after_s=1, close=True)
         if scope["method"] != "POST":

@@ -26,7 +26,7 @@ class QueueFullError(Exception):
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Embedded:
+class EmbeddingResult:
     """One image's vector and where its time went.
 
     Attributes:
@@ -56,7 +56,7 @@ class Item:
     pixels: np.ndarray | None = None
     decode_s: float = 0.0
     ready_at: float = 0.0
-    future: Future[Embedded] = field(default_factory=Future)
+    future: Future[EmbeddingResult] = field(default_factory=Future)
 
 
 class AdmissionQueue:
@@ -152,7 +152,7 @@ class AdmissionQueue:
     def _is_due(self, most: int) -> bool:
         return len(self._queued) >= min(most, self._in_flight) or self._closed
 
-    def _leave(self, _: Future[Embedded]) -> None:
+    def _leave(self, _: Future[EmbeddingResult]) -> None:
         with self._changed:
             self._in_flight -= 1
             self._changed.notify_all()

@@ -12,7 +12,7 @@ import numpy as np
 
 from mimruntime.embedder import Embedder
 from mimruntime.errors import EngineError, ImageError
-from mimruntime.serve.admission.queue import AdmissionQueue, Embedded, Item
+from mimruntime.serve.admission.queue import AdmissionQueue, EmbeddingResult, Item
 from mimruntime.serve.metrics import Metrics
 
 _LOG = logging.getLogger("mimexport")
@@ -127,7 +127,7 @@ class Executor(threading.Thread):
         self._record(items, started, seconds)
         for item, row in zip(items, rows, strict=False):
             if np.isfinite(row).all():
-                item.future.set_result(Embedded(row, item.decode_s, started - item.ready_at, seconds))
+                item.future.set_result(EmbeddingResult(row, item.decode_s, started - item.ready_at, seconds))
             else:
                 item.future.set_exception(ImageError("has no vector: what the model computes for it is not finite"))
         return None

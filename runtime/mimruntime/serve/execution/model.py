@@ -18,7 +18,7 @@ from mimruntime.engines.auto import choose_engine
 from mimruntime.errors import ImageError, MimError, OptionError, SpaceError, UnknownNameError
 from mimruntime.manifest import Manifest
 from mimruntime.results import Description
-from mimruntime.serve.admission.queue import AdmissionQueue, Embedded, Item, QueueFullError
+from mimruntime.serve.admission.queue import AdmissionQueue, EmbeddingResult, Item, QueueFullError
 from mimruntime.serve.execution.datauri import decode_base64
 from mimruntime.serve.execution.decoders import Decoders
 from mimruntime.serve.execution.executor import Executor
@@ -107,7 +107,7 @@ class Model:
         self.check_ready()
         self.check_room()
 
-    async def embed(self, sources: Sequence[Source], *, param: str = "input") -> list[Embedded]:
+    async def embed(self, sources: Sequence[Source], *, param: str = "input") -> list[EmbeddingResult]:
         """Return what became of every source, in order; when the caller is cancelled, so are its images.
 
         Args:
@@ -130,7 +130,7 @@ class Model:
             for item in items:
                 item.future.cancel()
 
-    async def _gather(self, items: Sequence[Item], param: str) -> list[Embedded]:
+    async def _gather(self, items: Sequence[Item], param: str) -> list[EmbeddingResult]:
         futures = [asyncio.wrap_future(item.future) for item in items]
         try:
             _, pending = await asyncio.wait(

@@ -11,9 +11,9 @@ import numpy as np
 from starlette.requests import Request
 from starlette.responses import Response
 
-from mimruntime.serve.admission.queue import Embedded
+from mimruntime.serve.admission.queue import EmbeddingResult
 from mimruntime.serve.execution.model import Model
-from mimruntime.serve.observe import SPACE_HEADER
+from mimruntime.serve.observability import SPACE_HEADER
 from mimruntime.serve.protocols.schemas import ErrorResponse
 from mimruntime.storage import Codec, Store
 
@@ -53,7 +53,7 @@ def admit(request: Request, model: Model, codec: Codec, expected_space: str | No
     model.check_space(codec, request.headers.get(SPACE_HEADER))
 
 
-def embeddings(model: Model, codec: Codec, results: Sequence[Embedded], encoding: str) -> Response:
+def embeddings(model: Model, codec: Codec, results: Sequence[EmbeddingResult], encoding: str) -> Response:
     """Return the answer of OpenAI's protocol; what is needed to read vectors back is in it, but for float32."""
     count = len(results) * model.tokens
     codes = codec.encode(np.stack([result.vector for result in results]))
@@ -72,7 +72,7 @@ def embeddings(model: Model, codec: Codec, results: Sequence[Embedded], encoding
     return Response(msgspec.json.encode(content), media_type="application/json", headers=timing(results))
 
 
-def timing(results: Sequence[Embedded]) -> dict[str, str]:
+def timing(results: Sequence[EmbeddingResult]) -> dict[str, str]:
     """Return the header of W3C Server Timing: milliseconds of the slowest image in each stage."""
     stages = {
         "decode": max(result.decode_s for result in results),

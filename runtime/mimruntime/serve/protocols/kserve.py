@@ -12,7 +12,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from mimruntime.serve.admission.lifecycle import Lifecycle
-from mimruntime.serve.admission.queue import Embedded
+from mimruntime.serve.admission.queue import EmbeddingResult
 from mimruntime.serve.execution.model import Model, Models
 from mimruntime.serve.problems import Problem
 from mimruntime.serve.protocols.answers import admit, documented, timing
@@ -126,7 +126,7 @@ def _is_binary(asked: InferRequest) -> bool:
     return bool(asked.parameters.get("binary_data_output", False) if wanted is None else wanted)
 
 
-def _answer(model: Model, codec: Codec, asked: InferRequest, results: list[Embedded]) -> Response:
+def _answer(model: Model, codec: Codec, asked: InferRequest, results: list[EmbeddingResult]) -> Response:
     binary = _is_binary(asked)
     codes = codec.encode(np.stack([result.vector for result in results]))
     datatype = next(name for name, store in STORES.items() if store == codec.store)

@@ -10,7 +10,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from mimruntime.serve.execution.model import Model, Models
-from mimruntime.serve.observe import SPACE_HEADER
+from mimruntime.serve.observability import SPACE_HEADER
 from mimruntime.serve.protocols.answers import OPENAI_ERRORS, STORES, admit, documented, embeddings
 from mimruntime.serve.protocols.jsonbody import check_ascii, check_marks, decode, measure
 from mimruntime.serve.protocols.offload import parse

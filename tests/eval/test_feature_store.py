@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from mimeval.datasets import Split
-from mimeval.features import CHUNK, FeatureStore
+from mimeval.feature_store import CHUNK, FeatureStore
 from mimruntime.embedder import Embedder
 from mimruntime.errors import ImageError, OutputError
 
@@ -209,7 +209,7 @@ class TestDamage:
 import time
 from pathlib import Path
 import numpy as np
-from mimeval.features import FeatureStore
+from mimeval.feature_store import FeatureStore
 from mimruntime.embedder import Embedder
 from test_features import ROWS, split_of
 def slowly(name, done, total): time.sleep(30 if done > 100 else 0)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 from mimruntime.errors import ImageError
-from mimruntime.images import EXTENSIONS, find_images
+from mimruntime.image_paths import EXTENSIONS, find_images
 
 TRAIN_PARTS = ("train", "training")
 TEST_PARTS = ("val", "valid", "validation", "test", "testing")

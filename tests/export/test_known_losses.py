@@ -4,17 +4,17 @@ import msgspec
 import pytest
 
 from mimexport.aliases import ALIASES
-from mimexport.measured import Known, Measured, known_losses, read_measured
+from mimexport.known_losses import AggregatorFigures, BackboneFigures, describe_losses, read_measured
 from mimruntime.artifact import Artifact
 
 OWN, ELSEWHERE = "own", "elsewhere"
 
 
 def known(model, sha, *rows):
-    return Known(model=model, weights_sha256=sha, training=1, images=1, norms={}, rows=list(rows))
+    return BackboneFigures(model=model, weights_sha256=sha, training=1, images=1, norms={}, rows=list(rows))
 
 
-MEAN = Measured(
+MEAN = AggregatorFigures(
     agg="mean", params={}, share=None, differences={"k-NN": (2.6, 1.9, 3.2), "linear probe": (-1.0, -1.8, -0.2)}
 )
 TABLE = [
@@ -22,8 +22,8 @@ TABLE = [
         "mae-tiny",
         ELSEWHERE,
         MEAN,
-        Measured(agg="topk", params={"score": "norm"}, share=0.5, differences={"k-NN": (3.0, 2.4, 3.7)}),
-        Measured(agg="topk", params={"score": "norm"}, share=0.25, differences={"k-NN": (-2.0, -2.4, -1.7)}),
+        AggregatorFigures(agg="topk", params={"score": "norm"}, share=0.5, differences={"k-NN": (3.0, 2.4, 3.7)}),
+        AggregatorFigures(agg="topk", params={"score": "norm"}, share=0.25, differences={"k-NN": (-2.0, -2.4, -1.7)}),
     )
 ]
 
@@ -40,7 +40,7 @@ def with_aggregator(manifest, name, **params):
 
 
 def test_a_loss_is_told_with_its_interval(manifest):
-    line = known_losses(with_aggregator(manifest, "mean"), TABLE)
+    line = describe_losses(with_aggregator(manifest, "mean"), TABLE)
     assert line == "measured, this choice loses to [cls]: linear probe -1.0 [-1.8, -0.2] on mae-tiny"
 
 
@@ -48,23 +48,25 @@ def test_what_was_measured_on_the_backbone_itself_is_what_counts(manifest):
     own = msgspec.structs.replace(with_aggregator(manifest, "mean").backbone, weights_sha256=OWN)
     chosen = msgspec.structs.replace(with_aggregator(manifest, "mean"), backbone=own)
     better = msgspec.structs.replace(MEAN, differences={"k-NN": (7.0, 6.2, 7.7)})
-    assert known_losses(chosen, [*TABLE, known("mae-small", OWN, better)]) is None
+    assert describe_losses(chosen, [*TABLE, known("mae-small", OWN, better)]) is None
     both = [*TABLE, known("mae-small", OWN, MEAN)]
-    assert known_losses(chosen, both).endswith("linear probe -1.0 [-1.8, -0.2] on mae-small")
-    assert known_losses(with_aggregator(manifest, "mean"), both).endswith(
+    assert describe_losses(chosen, both).endswith("linear probe -1.0 [-1.8, -0.2] on mae-small")
+    assert describe_losses(with_aggregator(manifest, "mean"), both).endswith(
         "on mae-tiny; linear probe -1.0 [-1.8, -0.2] on mae-small"
     )
 
 
 def test_the_same_score_is_told_apart_by_its_share_of_patches(manifest):
-    assert known_losses(manifest, TABLE) is None
-    assert "k-NN -2.0" in known_losses(with_aggregator(manifest, "topk", score="norm", k=16), TABLE)
+    assert describe_losses(manifest, TABLE) is None
+    assert "k-NN -2.0" in describe_losses(with_aggregator(manifest, "topk", score="norm", k=16), TABLE)
 
 
 def test_what_was_not_measured_or_is_whitened_is_not_judged(manifest):
-    assert known_losses(with_aggregator(manifest, "gem"), TABLE) is None
+    assert describe_losses(with_aggregator(manifest, "gem"), TABLE) is None
     whitened = msgspec.structs.replace(manifest.embedding, whitening="32 dimensions")
-    assert known_losses(msgspec.structs.replace(with_aggregator(manifest, "mean"), embedding=whitened), TABLE) is None
+    assert (
+        describe_losses(msgspec.structs.replace(with_aggregator(manifest, "mean"), embedding=whitened), TABLE) is None
+    )
 
 
 @pytest.mark.parametrize("table", read_measured(), ids=lambda table: table.model)

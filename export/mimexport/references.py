@@ -1,4 +1,4 @@
-"""The torch model of an artifact behind the interface of an engine: in float32 what deployed vectors are held against."""
+"""What an artifact was built from, found again by its digests: torch references, and baselines built from it."""
 
 from __future__ import annotations
 
@@ -6,33 +6,24 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
-import torch
 from torch import nn
 
 from mimexport.aggregators import AGGREGATORS, Aggregator
 from mimexport.backbone import Backbone, Shape
 from mimexport.composition import compose, own_sha256
 from mimexport.errors import HeadError, WeightsError
-from mimexport.features import Features
-from mimexport.foreign_heads import load_foreign_head
 from mimexport.heads import embedded_heads, load_head, shipped_heads
 from mimexport.loaded_model import LoadedModel
 from mimexport.loading import load_any
-from mimexport.model import EmbeddingModel, NarrowProducts
 from mimexport.options import BuildOptions
 from mimexport.pipeline import build
 from mimexport.provenance import code_digest
+from mimexport.published_heads import load_published_head
+from mimexport.torch_reference import SharedBackbone, TorchReference, check_reference
 from mimexport.weights import embedded_file, load_model
 from mimruntime.artifact import MANIFEST, Artifact, file_sha256
-from mimruntime.engines.base import EMBEDDING, SELECTION, Engine
-from mimruntime.errors import ArtifactError, EngineError, OptionError
-from mimruntime.manifest import Manifest, Precision, TokenNorm
-from mimruntime.reference import load_reference
-
-NAME = "torch"
-_LEAST_COSINE = 0.99999
-"""Of the rebuilt model to the vectors stored at the build; torch differs from machine to machine by far less."""
+from mimruntime.errors import OptionError
+from mimruntime.manifest import Manifest, TokenNorm
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,23 +56,23 @@ class References:
             ArtifactError: the rebuilt model does not give the vectors that were stored at the build.
 
         """
-        trunks: dict[tuple[str, object], tuple[LoadedModel, _Trunk]] = {}
+        trunks: dict[tuple[str, object], tuple[LoadedModel, SharedBackbone]] = {}
         opened = []
         for artifact in artifacts:
             manifest = artifact.manifest
             key = (manifest.backbone.weights_sha256, manifest.preprocess)
             if narrow or key not in trunks:
                 loaded = _load(manifest, self.weights, self.models)
-                trunks[key] = loaded, _Trunk(Backbone(loaded.model))
+                trunks[key] = loaded, SharedBackbone(Backbone(loaded.model))
             loaded, trunk = trunks[key]
             own = _find_aggregator(manifest, self.aggregators)
             head = None if own is not None else _find_head(manifest, trunk.backbone.shape, self.heads)
             model, _ = compose(loaded, _options(manifest, head, own), trunk.backbone)
             reference = TorchReference(model, trunk, manifest.preprocess.size)
             if manifest.files:  # none: the same manifest with another token norm, which was never built
-                _check(artifact, reference)
+                check_reference(artifact, reference)
             if narrow:
-                reference.narrow(manifest.graph.precision)
+                reference.set_precision(manifest.graph.precision)
             opened.append(reference)
         return opened
 
@@ -153,59 +144,6 @@ class References:
         return next((path for path in own if load_head(path).agg == agg), shipped.get(agg))
 
 
-class TorchReference(Engine):
-    """The model of one artifact, run by torch in float32 unless it is narrowed."""
-
-    def __init__(self, model: EmbeddingModel, trunk: _Trunk, size: int) -> None:
-        self.name, self.provider, self.version = NAME, "cpu", torch.__version__
-        self.pixel_shape = (size, size, 3)
-        self.outputs = (EMBEDDING, SELECTION) if model.aggregator.has_weights else (EMBEDDING,)
-        self.precision = "fp32"
-        self._model: EmbeddingModel | None = model
-        self._trunk = trunk
-
-    def _run(self, pixels: np.ndarray) -> dict[str, np.ndarray]:
-        """See base class."""
-        if self._model is None:
-            raise EngineError("this engine is closed")
-        with torch.inference_mode(), NarrowProducts():
-            embedding, weights = self._model.embed(self._trunk.features(self._model, pixels))
-        outputs = {EMBEDDING: embedding.numpy()}
-        if weights is not None:
-            outputs[SELECTION] = weights.unflatten(1, self._model.backbone.shape.grid).numpy()
-        return outputs
-
-    def narrow(self, precision: Precision) -> None:
-        """Compute in `precision` from now on; on any CPU torch rounds every product to it."""
-        if self._model is not None:
-            self._model.set_precision(precision)
-            self.precision = precision
-            # The vectors of the build do not vouch for these: whatever computes them tells them apart.
-            self.version = f"{self.version} {code_digest()}"
-
-    def _close(self) -> None:
-        """See base class."""
-        self._model = None
-
-
-class _Trunk:
-    """A backbone, and what it made of the batch it saw last: several aggregators are asked for the same one."""
-
-    def __init__(self, backbone: Backbone) -> None:
-        self.backbone = backbone
-        self._pixels: np.ndarray | None = None
-        self._tokens = torch.empty(0)
-        self._features: dict[TokenNorm, Features] = {}
-
-    def features(self, model: EmbeddingModel, pixels: np.ndarray) -> Features:
-        """Return what `model`'s aggregator may read of uint8 pixels (B, H, W, 3)."""
-        if self._pixels is not pixels:
-            self._tokens, self._features, self._pixels = model.enter(torch.from_numpy(pixels)), {}, pixels
-        if model.token_norm not in self._features:
-            self._features[model.token_norm] = Features(self.backbone, self._tokens, model.norm)
-        return self._features[model.token_norm]
-
-
 def _load(manifest: Manifest, weights: Path | None, models: Sequence[nn.Module | LoadedModel]) -> LoadedModel:
     """Load the artifact's own weights and no others, with the pixels it was built with."""
     backbone, pixels = manifest.backbone, manifest.preprocess
@@ -270,7 +208,7 @@ def _find_head(manifest: Manifest, shape: Shape, given: Sequence[Path]) -> Path 
     whitened = manifest.embedding.whitening is not None
     for path in (*embedded_heads(manifest.backbone.model).values(), *given):
         own = path.suffix == ".safetensors"
-        head = load_head(path) if own else load_foreign_head(path, shape, manifest.aggregator.token_norm)
+        head = load_head(path) if own else load_published_head(path, shape, manifest.aggregator.token_norm)
         # Two heads of one scorer may differ in options only, which are no part of the digest.
         fits = head.whitening is None or head.params == manifest.aggregator.params
         if fits and head.sha256(whitened=whitened) == wanted:
@@ -291,13 +229,3 @@ def _options(manifest: Manifest, head: Path | None, own: Aggregator | None) -> B
         head=None if head is None else str(head),
         whiten=None if manifest.embedding.whitening is None else manifest.embedding.dim,
     )
-
-
-def _check(artifact: Artifact, reference: TorchReference) -> None:
-    images, expected = load_reference(artifact)
-    cosines = (reference.run(images)[EMBEDDING] * expected).sum(axis=1)
-    if not cosines.min() >= _LEAST_COSINE:  # written so that NaN fails
-        raise ArtifactError(
-            f"{artifact.path}: the torch model rebuilt from its manifest has cosine {cosines.min():.6f} to the vectors"
-            f" of the build, at least {_LEAST_COSINE} is expected; build the artifact again"
-        )

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from mimruntime.errors import ImageError
-from mimruntime.images import as_text, find_images
+from mimruntime.image_paths import as_text, find_images
 
 
 @pytest.fixture

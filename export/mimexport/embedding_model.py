@@ -12,7 +12,7 @@ from torch.overrides import TorchFunctionMode
 
 from mimexport.aggregators import Aggregator
 from mimexport.backbone import Backbone
-from mimexport.features import Features
+from mimexport.features import ComputedFeatures, Features
 from mimexport.whitening import Whitening
 from mimruntime.manifest import Precision, TokenNorm
 
@@ -79,17 +79,17 @@ class EmbeddingModel(nn.Module):
             if norm is not None:  # part of the backbone's module tree, but of the float32 tail
                 norm.float()
 
-    def enter(self, pixels: Tensor) -> Tensor:
+    def encode(self, pixels: Tensor) -> Tensor:
         """Return the tokens (B, S, D) that enter the last block for uint8 pixels (B, H, W, 3)."""
         # Cast first: TensorRT casts uint8 and does nothing else with it. Cut next: engines that can do it before the cast.
-        patches = (self.backbone.cut(pixels.float()) - self.mean) / self.std
-        return self.backbone.enter(patches.to(self.dtype))
+        patches = (self.backbone.patchify(pixels.float()) - self.mean) / self.std
+        return self.backbone.encode(patches.to(self.dtype))
 
     def embed(self, features: Features) -> tuple[Tensor, Tensor | None]:
         """Return unit vectors (B, D') and the share of every patch (B, N), None where patches have no share.
 
         Args:
-            features: of the tokens that `enter` gives, with this model's `norm`.
+            features: of the tokens that `encode` gives, with this model's `norm`.
 
         """
         vector, weights = self.aggregator(features)
@@ -101,13 +101,13 @@ class EmbeddingModel(nn.Module):
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, ...]:
         """Return (embedding,) or (embedding, selection)."""
-        embedding, weights = self.embed(Features(self.backbone, self.enter(pixels), self.norm))
+        embedding, weights = self.embed(ComputedFeatures(self.backbone, self.encode(pixels), self.norm))
         if not self.with_selection or weights is None:
             return (embedding,)
         return embedding, weights.unflatten(1, self.backbone.shape.grid)
 
 
-class NarrowProducts(TorchFunctionMode):
+class EmulatedHalf(TorchFunctionMode):
     """Within it, products of 16-bit tensors are taken in float32 and rounded: what hardware that has them does.
 
     torch on a CPU without them takes many times as long for the same; float32 tensors are left alone.
@@ -134,6 +134,6 @@ _PRODUCTS = {nn.functional.linear, torch.matmul, Tensor.matmul, Tensor.__matmul_
 
 def embed_with_torch(model: EmbeddingModel, images: np.ndarray) -> np.ndarray:
     """Return the embeddings (n, D) float32 of uint8 images (n, H, W, 3), two at a time to keep memory low."""
-    with torch.inference_mode(), NarrowProducts():
+    with torch.inference_mode(), EmulatedHalf():
         parts = [model(torch.from_numpy(images[i : i + 2]))[0].numpy() for i in range(0, len(images), 2)]
     return np.concatenate(parts)

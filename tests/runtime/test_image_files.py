@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from mimruntime.errors import ImageError
-from mimruntime.files import list_images
+from mimruntime.image_files import list_images
 
 
 @pytest.mark.parametrize("packing", [zipfile.ZIP_DEFLATED, zipfile.ZIP_LZMA, zipfile.ZIP_BZIP2])

@@ -6,13 +6,13 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import overload
 
 import numpy as np
 
 from mimexport.errors import FitError
+from mimexport.fitting.sources import LazySources
 from mimruntime.decode import Source
-from mimruntime.files import ImageFile, divided_by_owner, folder_around, inside, list_images
+from mimruntime.image_files import ImageFile, divided_by_owner, folder_around, inside, list_images
 
 _HELD_OUT = 0.2
 
@@ -62,7 +62,7 @@ def open_images(path: Path, *, seed: int = 0) -> tuple[ImageSet, ImageSet | None
     return _image_set(train, 0, names), _image_set(test, 0, names)
 
 
-def labels_to_judge(train: ImageSet, test: ImageSet) -> tuple[np.ndarray, np.ndarray]:
+def held_out_labels(train: ImageSet, test: ImageSet) -> tuple[np.ndarray, np.ndarray]:
     """Return the labels of both, by the classes of `train`.
 
     Raises:
@@ -70,7 +70,7 @@ def labels_to_judge(train: ImageSet, test: ImageSet) -> tuple[np.ndarray, np.nda
     """
     if train.labels is None or test.labels is None:
         missing = "training" if train.labels is None else "held-out"
-        raise FitError(f"the {missing} images have no class folders to judge by; --no-judge leaves that out")
+        raise FitError(f"the {missing} images have no class folders to measure accuracy by; --no-judge leaves that out")
     index = {name: label for label, name in enumerate(train.classes)}
     if unknown := [name for name in test.classes if name not in index]:
         raise FitError(
@@ -79,30 +79,14 @@ def labels_to_judge(train: ImageSet, test: ImageSet) -> tuple[np.ndarray, np.nda
     return train.labels, np.array([index[test.classes[label]] for label in test.labels])
 
 
-class _Sources(Sequence[Source]):
-    """Files in order; the members of a zip are read on access, so that a large zip need not fit into memory."""
-
-    def __init__(self, files: Sequence[ImageFile]) -> None:
-        self._files = files
-
-    def __len__(self) -> int:
-        return len(self._files)
-
-    @overload
-    def __getitem__(self, index: int) -> Source: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[Source]: ...
-    def __getitem__(self, index: int | slice) -> Source | Sequence[Source]:
-        if isinstance(index, slice):
-            return _Sources(self._files[index])
-        file = self._files[index]
-        return file.place if isinstance(file.place, Path) else file.read()
+def _source(file: ImageFile) -> Source:
+    return file.place if isinstance(file.place, Path) else file.read()
 
 
 def _image_set(files: list[ImageFile], depth: int, classes: tuple[str, ...] | None = None) -> ImageSet:
     """Return the set of `files`, whose class is the folder at `depth` of their name where each has one."""
     digest = hashlib.sha256("".join(f"{file.name}\0{file.stamp}\n" for file in files).encode()).hexdigest()
-    sources = _Sources(files)
+    sources = LazySources(files, _source)
     if not all(len(file.name.parts) > depth + 1 for file in files):
         return ImageSet(sources, None, (), digest)
     named = [file.name.parts[depth] for file in files]

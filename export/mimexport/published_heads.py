@@ -17,7 +17,7 @@ from mimruntime.manifest import TokenNorm
 _EP_REPOSITORY = "billpsomas/efficient-probing-heads"
 
 
-def load_foreign_head(path: Path, shape: Shape, token_norm: TokenNorm | None) -> Head:
+def load_published_head(path: Path, shape: Shape, token_norm: TokenNorm | None) -> Head:
     """Read a `.pth` head without running any code in it.
 
     Args:

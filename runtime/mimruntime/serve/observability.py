@@ -25,7 +25,7 @@ _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"
 _GOOD_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
 
-class Observe:
+class ObservabilityMiddleware:
     """ASGI middleware, the outermost."""
 
     def __init__(self, app: ASGIApp, *, metrics: Metrics, lifecycle: Lifecycle, spaces: str, precisions: str) -> None:

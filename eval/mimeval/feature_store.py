@@ -22,7 +22,7 @@ from mimruntime.cpus import available_cpus
 from mimruntime.embedder import Embedder
 from mimruntime.engines.base import EMBEDDING, SELECTION
 from mimruntime.errors import MimError, OutputError
-from mimruntime.images import as_text
+from mimruntime.image_paths import as_text
 from mimruntime.writing import write_file
 
 if TYPE_CHECKING:
@@ -157,18 +157,18 @@ class FeatureStore:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Shown:
+class _ImageResult:
     """An image made ready, or why it is not."""
 
     pixels: np.ndarray | None
     error: str | None
 
 
-def _show(embedder: Embedder, images: Split, row: int) -> _Shown:
+def _show(embedder: Embedder, images: Split, row: int) -> _ImageResult:
     try:
-        return _Shown(embedder.prepare(images.load(row)), None)
+        return _ImageResult(embedder.prepare(images.load(row)), None)
     except (OSError, MimError) as error:
-        return _Shown(None, as_text(f"{images.names[row]}: {error}"))
+        return _ImageResult(None, as_text(f"{images.names[row]}: {error}"))
 
 
 def _batches(count: int, embedder: Embedder) -> Iterator[slice]:
@@ -214,7 +214,7 @@ class _File:
                 return
             start += chunk.rows
 
-    def add(self, shown: list[_Shown], batches: list[np.ndarray], *, alone: bool) -> None:
+    def add(self, shown: list[_ImageResult], batches: list[np.ndarray], *, alone: bool) -> None:
         """Run `batches`, append a row for every image of `shown`, and save."""
         rows = np.zeros(len(shown), self._layout)
         started = time.perf_counter()

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from mimruntime.collection.worker import Done, ShardWorker
+from mimruntime.collection.worker import ShardResult, ShardWorker
 
 
-def run(worker: ShardWorker, shards: Sequence[int]) -> Iterator[Done]:
+def run(worker: ShardWorker, shards: Sequence[int]) -> Iterator[ShardResult]:
     """Yield each shard when it is written; raises what the worker raises."""
     try:
         for index in shards:

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from mimruntime.scenes import draw_scenes
+from mimruntime.synthetic import draw_scenes
 
 
 def test_the_same_seed_gives_the_same_images_and_another_seed_others():

@@ -13,7 +13,7 @@ from mimruntime.manifest import Manifest, TokenNorm
 FILE = "measured.json"
 
 
-class Measured(msgspec.Struct, frozen=True, kw_only=True):
+class AggregatorFigures(msgspec.Struct, frozen=True, kw_only=True):
     """One aggregator with its options against the stronger [cls].
 
     Attributes:
@@ -29,16 +29,16 @@ class Measured(msgspec.Struct, frozen=True, kw_only=True):
     differences: dict[str, tuple[float, float, float]]
 
 
-class Known(msgspec.Struct, frozen=True, kw_only=True):
+class BackboneFigures(msgspec.Struct, frozen=True, kw_only=True):
     """What `tools/measure_aggregators.py` found on one backbone, with Tiny ImageNet.
 
     Attributes:
         model: its name.
         weights_sha256: digest of its weights.
         training: images that were learned from, and that chose the norms.
-        images: images that were judged.
+        images: test images.
         norms: by aggregator, k-NN in per cent of the training images, each left out in turn, by token norm.
-        rows: aggregators against [cls], on the images that were judged.
+        rows: aggregators against [cls], on the test images.
     """
 
     model: str
@@ -46,19 +46,21 @@ class Known(msgspec.Struct, frozen=True, kw_only=True):
     training: int
     images: int
     norms: dict[str, dict[TokenNorm, float]]
-    rows: list[Measured]
+    rows: list[AggregatorFigures]
 
 
 @cache
-def read_measured() -> list[Known]:
+def read_measured() -> list[BackboneFigures]:
     """Return what was measured, as it lies in the package."""
-    return msgspec.json.decode((resources.files("mimexport") / "assets" / FILE).read_bytes(), type=list[Known])
+    return msgspec.json.decode(
+        (resources.files("mimexport") / "assets" / FILE).read_bytes(), type=list[BackboneFigures]
+    )
 
 
-def known_losses(manifest: Manifest, measured: Sequence[Known]) -> str | None:
+def describe_losses(manifest: Manifest, measured: Sequence[BackboneFigures]) -> str | None:
     """Return one line on where this choice lost to [cls] when it was measured, or None.
 
-    A whitened artifact is not judged: the comparison was made without. What was measured on the artifact's own backbone
+    Of a whitened artifact nothing is known: the comparison was made without. What was measured on the artifact's own backbone
     is what counts; for one that was not measured, all the others are told.
     """
     if manifest.embedding.whitening is not None:
@@ -71,7 +73,7 @@ def known_losses(manifest: Manifest, measured: Sequence[Known]) -> str | None:
     return f"measured, this choice loses to [cls]: {told}"
 
 
-def _loss(manifest: Manifest, rows: Sequence[Measured]) -> str:
+def _loss(manifest: Manifest, rows: Sequence[AggregatorFigures]) -> str:
     params = manifest.aggregator.params
     patches = manifest.backbone.grid[0] * manifest.backbone.grid[1]
     share = int(params["k"]) / patches if "k" in params else None

@@ -11,9 +11,9 @@ from mimexport import graph as graph_file
 from mimexport.aggregators import Aggregator
 from mimexport.card import write_card
 from mimexport.composition import own_sha256
+from mimexport.embedding_model import EmbeddingModel
 from mimexport.heads import Head
 from mimexport.loaded_model import LoadedModel
-from mimexport.model import EmbeddingModel
 from mimexport.options import BuildOptions
 from mimexport.preprocessing import preprocess_of, write_preprocessor
 from mimexport.provenance import tool_versions

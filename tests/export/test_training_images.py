@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from mimexport.errors import FitError
-from mimexport.fitting.images import labels_to_judge, open_images
+from mimexport.fitting.training_images import held_out_labels, open_images
 from mimruntime.decode import decode
 from mimruntime.errors import ImageError
 
@@ -75,7 +75,7 @@ def test_a_single_class_is_no_label(tmp_path):
 
 def test_held_out_images_are_judged_by_the_classes_that_were_learned(tmp_path):
     names = ["train/ant/0.png", "train/bee/0.png", "train/cat/0.png", "val/ant/0.png", "val/cat/0.png"]
-    learned, judged = labels_to_judge(*open_images(lay_out(tmp_path / "data", names)))
+    learned, judged = held_out_labels(*open_images(lay_out(tmp_path / "data", names)))
     assert (learned.tolist(), judged.tolist()) == ([0, 1, 2], [0, 2])
 
 
@@ -83,13 +83,13 @@ def test_held_out_images_are_judged_by_the_classes_that_were_learned(tmp_path):
     ("held_out", "message"),
     [
         (["val/ant/0.png", "val/dog/0.png"], "no training image of class 'dog'"),
-        (["val/0.png"], "the held-out images have no class folders to judge by; --no-judge"),
+        (["val/0.png"], "the held-out images have no class folders to measure accuracy by; --no-judge"),
     ],
 )
 def test_what_cannot_be_judged_is_one_line(tmp_path, held_out, message):
     names = ["train/ant/0.png", "train/bee/0.png", *held_out]
     with pytest.raises(FitError, match=message):
-        labels_to_judge(*open_images(lay_out(tmp_path / "data", names)))
+        held_out_labels(*open_images(lay_out(tmp_path / "data", names)))
 
 
 def test_the_digest_follows_the_content(tmp_path):

@@ -8,34 +8,34 @@ from pathlib import Path
 
 import numpy as np
 
-from mimexport.model import EmbeddingModel, embed_with_torch
+from mimexport.embedding_model import EmbeddingModel, embed_with_torch
 from mimruntime.decode import decode
 from mimruntime.errors import OptionError, ParityError
-from mimruntime.images import find_images
+from mimruntime.image_paths import find_images
 from mimruntime.manifest import Conversion, Precision, Preprocess, Statistics
 from mimruntime.parity import WORST_COSINE, Run
 from mimruntime.preprocess import to_pixels
 from mimruntime.storage import measure_statistics
 
 NEIGHBOURS = 10
-_MOST_CALIBRATION, _MOST_JUDGED = 128, 256
+_MOST_CALIBRATION, _MOST_TEST = 128, 256
 _LEAST = 4 * NEIGHBOURS
 _BATCH = 8
 
 
 @dataclass(frozen=True, slots=True)
-class Judge:
+class PrecisionLoss:
     """Real images, and torch's vectors of them.
 
     Attributes:
         calibration: uint8 (n, size, size, 3), what int8 is calibrated on; none for other precisions.
-        judged: likewise, others.
-        reference: float32 (n, D), torch's vectors of `judged` in fp32.
+        images: likewise, others, on which the loss is measured.
+        reference: float32 (n, D), torch's vectors of `images` in fp32.
 
     """
 
     calibration: np.ndarray
-    judged: np.ndarray
+    images: np.ndarray
     reference: np.ndarray
 
     @classmethod
@@ -46,21 +46,21 @@ class Judge:
         precision: Precision,
         folder: Path | None,
         report: Callable[[str], None],
-    ) -> Judge:
+    ) -> PrecisionLoss:
         """Load the images of `folder` and embed them with `model`, still in fp32; without a folder there are none."""
         none = np.zeros((0, preprocess.size, preprocess.size, 3), np.uint8)
         if folder is None:
             return cls(none, none, np.zeros((0, 0), np.float32))
-        calibration, judged = load_images(folder, preprocess)
-        purpose = "see how vectors are spread" if precision == "fp32" else f"judge {precision} by"
-        report(f"embedding {len(judged)} images with torch to {purpose}")
-        return cls(calibration if precision == "int8" else none, judged, embed_with_torch(model, judged))
+        calibration, images = load_images(folder, preprocess)
+        purpose = "see how vectors are spread" if precision == "fp32" else f"measure the loss in {precision}"
+        report(f"embedding {len(images)} images with torch to {purpose}")
+        return cls(calibration if precision == "int8" else none, images, embed_with_torch(model, images))
 
-    def conversion(self, run: Run) -> Conversion | None:
+    def measure(self, run: Run) -> Conversion | None:
         """Return what `run` loses, None where there are no images."""
-        if not len(self.judged):
+        if not len(self.images):
             return None
-        return compare(embed(run, self.judged), self.reference, len(self.calibration))
+        return compare(embed(run, self.images), self.reference, len(self.calibration))
 
     def statistics(self) -> Statistics | None:
         """Return how torch's vectors in fp32 are spread, None where there are no images."""
@@ -90,9 +90,9 @@ def check_narrow(vectors: np.ndarray, reference: np.ndarray, precision: Precisio
 
 
 def load_images(folder: Path, preprocess: Preprocess) -> tuple[np.ndarray, np.ndarray]:
-    """Return the pixels of images to calibrate on and of others to judge by, uint8 (n, size, size, 3) each.
+    """Return the pixels of images to calibrate on and of others to measure the loss on, uint8 (n, size, size, 3) each.
 
-    Every fifth image, in order of name, calibrates; at most 128 do, and at most 256 judge, spread over the folder.
+    Every fifth image, in order of name, calibrates; at most 128 do; at most 256 others are measured on, spread over it.
 
     Raises:
         OptionError: too few images, or too few that differ.
@@ -100,19 +100,17 @@ def load_images(folder: Path, preprocess: Preprocess) -> tuple[np.ndarray, np.nd
     """
     paths = find_images([folder])
     if len(paths) < _LEAST:
-        raise OptionError(f"--calibrate {folder} holds {len(paths)} images; at least {_LEAST} are needed to judge by")
+        raise OptionError(f"--calibrate {folder} holds {len(paths)} images; at least {_LEAST} are needed")
     parts = (paths[::5], [path for index, path in enumerate(paths) if index % 5])
-    spread = (
-        part[:: -(-len(part) // most)] for part, most in zip(parts, (_MOST_CALIBRATION, _MOST_JUDGED), strict=True)
-    )
-    calibration, judged = (np.stack([to_pixels(decode(path), preprocess) for path in part]) for part in spread)
+    spread = (part[:: -(-len(part) // most)] for part, most in zip(parts, (_MOST_CALIBRATION, _MOST_TEST), strict=True))
+    calibration, test = (np.stack([to_pixels(decode(path), preprocess) for path in part]) for part in spread)
     # Of one image again and again, int8 would get the ranges of that one, and any vectors would keep its neighbours.
-    read = [*calibration, *judged]
+    read = [*calibration, *test]
     if (different := len({image.tobytes() for image in read})) < _LEAST:
         raise OptionError(
             f"--calibrate {folder}: of {len(read)} images read {different} are different; at least {_LEAST} must be"
         )
-    return calibration, judged
+    return calibration, test
 
 
 def embed(run: Run, pixels: np.ndarray) -> np.ndarray:

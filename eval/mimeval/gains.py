@@ -1,0 +1,67 @@
+"""What models gain over their baselines, in torch and in every deployment."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from mimeval.deployments import SkippedDeployment
+from mimeval.measurement import Measurements
+from mimeval.models import Model
+from mimeval.report import TORCH, Gain
+from mimeval.statistics import judge_gain, mcnemar
+
+
+def gains_of(models: Sequence[Model], found: Measurements, deciding: str, *, margin: float, seed: int) -> list[Gain]:
+    """Return every model's gain over its baseline in every deployment, by every metric.
+
+    Args:
+        models: with their baselines.
+        found: scores; a deployment whose baseline did not run is added to what was skipped.
+        deciding: the score that a verdict rests on.
+        margin: the loss of gain that is tolerated.
+        seed: of the bootstrap.
+
+    """
+    titles = {model.title: model.baseline for model in models}
+    rows = [key for key in found.scores if key[1] != TORCH and key[2] == deciding and titles[key[0]] is not None]
+    gains = []
+    for (title, deployment, metric, fitted), values in found.scores.items():
+        baseline = titles[title]
+        if deployment == TORCH or baseline is None:
+            continue
+        other = found.scores.get((baseline, deployment, metric, fitted))
+        if other is None:
+            found.skipped.append(
+                SkippedDeployment(
+                    title, deployment, f"no gain in {metric}: its baseline {baseline} did not run there", "refused"
+                )
+            )
+            continue
+        reference = found.scores[title, TORCH, metric, "torch"]
+        reference_baseline = found.scores[baseline, TORCH, metric, "torch"]
+        count = len(values)
+        judged = judge_gain(
+            reference[:count],
+            reference_baseline[:count],
+            values,
+            other,
+            margin=margin,
+            seed=seed,
+            established_on=(reference, reference_baseline),
+            rows=len(rows) if metric == deciding else 1,
+        )
+        gains.append(
+            Gain(
+                model=title,
+                baseline=baseline,
+                deployment=deployment,
+                metric=metric,
+                fitted=fitted,
+                found=judged,
+                mcnemar=mcnemar(values, reference[:count]) if values.dtype == np.bool_ else None,
+                decides=metric == deciding,
+            )
+        )
+    return gains

@@ -1,0 +1,94 @@
+"""What an aggregator reads of stored tokens, and the vectors it makes of them."""
+
+from __future__ import annotations
+
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from mimexport.aggregators import Aggregator
+from mimexport.backbone import Backbone, Shape
+from mimexport.blocks import take
+from mimexport.fitting.tokens import Tokens
+
+_CHUNK = 512
+"""Images that are pooled together."""
+
+
+class StoredFeatures:
+    """The `Features` of stored tokens, so that an aggregator runs on them as it does in the graph.
+
+    Args:
+        tokens: of B images.
+        shape: of their backbone.
+        norm: see `ComputedFeatures`.
+        spread: (D,), what patch tokens are divided by after the norm; None leaves them.
+
+    """
+
+    def __init__(self, tokens: Tokens, shape: Shape, norm: nn.Module | None, spread: Tensor | None = None) -> None:
+        self.shape = shape
+        self._tokens = tokens
+        self._norm = norm
+        self._spread = spread
+
+    @cached_property
+    def entering_energy(self) -> Tensor:
+        """See `Features`."""
+        return _float(self._tokens.energy)
+
+    @cached_property
+    def raw_patches(self) -> Tensor:
+        """See `Features`."""
+        return _float(self._tokens.patches)
+
+    @cached_property
+    def patches(self) -> Tensor:
+        """See `Features`."""
+        patches = self._finish(self.raw_patches)
+        return patches if self._spread is None else patches / self._spread
+
+    @cached_property
+    def cls(self) -> Tensor:
+        """See `Features`."""
+        return self._finish(_float(self._tokens.cls))
+
+    @property
+    def cls_and_patches(self) -> tuple[Tensor, Tensor]:
+        """See `Features`."""
+        return self.cls, self.patches
+
+    @cached_property
+    def cls_attention(self) -> Tensor:
+        """See `Features`."""
+        return _float(self._tokens.attention)
+
+    def rows(self, index: Tensor) -> Tensor:
+        """See `Features`."""
+        return take(self.patches, index)
+
+    def mean_of(self, index: Tensor | None) -> Tensor:
+        """See `Features`."""
+        return (self.patches if index is None else self.rows(index)).mean(1)
+
+    def _finish(self, tokens: Tensor) -> Tensor:
+        return tokens if self._norm is None else self._norm(tokens)
+
+
+def pool(aggregator: Aggregator, tokens: Tokens, backbone: Backbone, *, final: bool) -> Tensor:
+    """Return the pooled vectors (n, D') float32 of stored tokens, as the graph computes them before whitening and L2."""
+    norm = backbone.norm if final else None
+    after = backbone.pool_norm if final and backbone.norm is None else None
+    parts = []
+    with torch.inference_mode():
+        for first in range(0, len(tokens), _CHUNK):
+            chunk = tokens[slice(first, first + _CHUNK)]
+            vector = aggregator(StoredFeatures(chunk, backbone.shape, norm)).vector
+            parts.append(vector if after is None else after(vector.unflatten(-1, (-1, backbone.shape.dim))).flatten(-2))
+    return torch.cat(parts)
+
+
+def _float(array: np.ndarray) -> Tensor:
+    return torch.from_numpy(np.asarray(array, dtype=np.float32))

@@ -1,0 +1,89 @@
+"""The torch model of an artifact behind the interface of an engine; in float32 deployed vectors are compared with it."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from mimexport.backbone import Backbone
+from mimexport.embedding_model import EmbeddingModel, EmulatedHalf
+from mimexport.features import ComputedFeatures, Features
+from mimexport.provenance import code_digest
+from mimruntime.artifact import Artifact
+from mimruntime.engines.base import EMBEDDING, SELECTION, Engine
+from mimruntime.errors import ArtifactError, EngineError
+from mimruntime.manifest import Precision, TokenNorm
+from mimruntime.reference import load_reference
+
+NAME = "torch"
+_LEAST_COSINE = 0.99999
+"""Of the rebuilt model to the vectors stored at the build; torch differs from machine to machine by far less."""
+
+
+class TorchReference(Engine):
+    """The model of one artifact, run by torch in float32 unless another precision is set."""
+
+    def __init__(self, model: EmbeddingModel, trunk: SharedBackbone, size: int) -> None:
+        self.name, self.provider, self.version = NAME, "cpu", torch.__version__
+        self.pixel_shape = (size, size, 3)
+        self.outputs = (EMBEDDING, SELECTION) if model.aggregator.has_weights else (EMBEDDING,)
+        self.precision = "fp32"
+        self._model: EmbeddingModel | None = model
+        self._trunk = trunk
+
+    def _run(self, pixels: np.ndarray) -> dict[str, np.ndarray]:
+        """See base class."""
+        if self._model is None:
+            raise EngineError("this engine is closed")
+        with torch.inference_mode(), EmulatedHalf():
+            embedding, weights = self._model.embed(self._trunk.features(self._model, pixels))
+        outputs = {EMBEDDING: embedding.numpy()}
+        if weights is not None:
+            outputs[SELECTION] = weights.unflatten(1, self._model.backbone.shape.grid).numpy()
+        return outputs
+
+    def set_precision(self, precision: Precision) -> None:
+        """Compute in `precision` from now on; on any CPU torch rounds every product to it."""
+        if self._model is not None:
+            self._model.set_precision(precision)
+            self.precision = precision
+            # The vectors of the build do not vouch for these: whatever computes them tells them apart.
+            self.version = f"{self.version} {code_digest()}"
+
+    def _close(self) -> None:
+        """See base class."""
+        self._model = None
+
+
+class SharedBackbone:
+    """A backbone, and what it made of the batch it saw last: several aggregators are asked for the same one."""
+
+    def __init__(self, backbone: Backbone) -> None:
+        self.backbone = backbone
+        self._pixels: np.ndarray | None = None
+        self._tokens = torch.empty(0)
+        self._features: dict[TokenNorm, Features] = {}
+
+    def features(self, model: EmbeddingModel, pixels: np.ndarray) -> Features:
+        """Return what `model`'s aggregator may read of uint8 pixels (B, H, W, 3)."""
+        if self._pixels is not pixels:
+            self._tokens, self._features, self._pixels = model.encode(torch.from_numpy(pixels)), {}, pixels
+        if model.token_norm not in self._features:
+            self._features[model.token_norm] = ComputedFeatures(self.backbone, self._tokens, model.norm)
+        return self._features[model.token_norm]
+
+
+def check_reference(artifact: Artifact, reference: TorchReference) -> None:
+    """Refuse a rebuilt model that does not give the vectors that were stored at the build.
+
+    Raises:
+        ArtifactError: that is so.
+
+    """
+    images, expected = load_reference(artifact)
+    cosines = (reference.run(images)[EMBEDDING] * expected).sum(axis=1)
+    if not cosines.min() >= _LEAST_COSINE:  # written so that NaN fails
+        raise ArtifactError(
+            f"{artifact.path}: the torch model rebuilt from its manifest has cosine {cosines.min():.6f} to the vectors"
+            f" of the build, at least {_LEAST_COSINE} is expected; build the artifact again"
+        )
