@@ -131,7 +131,7 @@ def test_the_table_of_the_readme_is_what_was_measured():
     assert table in (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-def test_a_broken_link_a_missing_heading_and_a_stale_page_are_found(tmp_path, monkeypatch):
+def test_a_broken_link_a_missing_heading_and_a_page_outside_the_menu_are_found(tmp_path, monkeypatch):
     monkeypatch.setattr(check_docs, "ROOT", tmp_path)
     page = tmp_path / "page.md"
     page.write_text("# A page\n\n[good](page.md#a-page) [gone](other.md) [no heading](page.md#b)\n")
@@ -141,6 +141,10 @@ def test_a_broken_link_a_missing_heading_and_a_stale_page_are_found(tmp_path, mo
     ]
     (tmp_path / "README.md").write_text("x" * (check_docs.README_BYTES + 1))
     assert len(list(check_docs.too_large([page]))) == 1
+    (tmp_path / "docs").mkdir()
+    page.rename(tmp_path / "docs" / "page.md")
+    (tmp_path / "mkdocs.yml").write_text("nav:\n  - other.md\n")
+    assert [line.split(":")[0] for line in check_docs.outside_the_site()] == ["docs/page.md"]
 
 
 def test_sentences_are_counted_in_prose_alone(tmp_path):

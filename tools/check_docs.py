@@ -1,4 +1,4 @@
-"""Check README and docs/: links, sizes, long sentences, and that generated pages are what the code says.
+"""Check README and docs/: links, sizes, long sentences, the site's menu, and that generated pages are what the code says.
 
 python tools/check_docs.py            # exit status 1 where something is wrong
 python tools/check_docs.py --long     # also print the long sentences
@@ -29,7 +29,7 @@ WRITTEN = re.compile(r"<!-- written by .*?below this line -->")
 def main(show_long: bool) -> None:
     """Print what is wrong, and exit with 1 where anything is."""
     files = [*ROOT.glob("*.md"), *sorted((ROOT / "docs").rglob("*.md"))]
-    wrong = [*broken_links(files), *too_large(files), *stale()]
+    wrong = [*broken_links(files), *too_large(files), *outside_the_site(), *stale()]
     sentences = [(path, each) for path in files if path.name != "CHANGELOG.md" for each in sentences_of(path)]
     long = [(path, each) for path, each in sentences if len(each.split()) > LONG_WORDS]
     if len(long) > MOST_LONG * len(sentences):
@@ -73,6 +73,14 @@ def too_large(files: list[Path]) -> Iterator[str]:
         lines = WRITTEN.split(path.read_text(encoding="utf-8"))[0].count("\n")
         if lines > MOST_LINES and "results" not in path.parts and path.name != "CHANGELOG.md":
             yield f"{path.relative_to(ROOT)}: {lines} lines, expected at most {MOST_LINES}"
+
+
+def outside_the_site() -> Iterator[str]:
+    """Yield a line for every page that the menu of the site lacks."""
+    menu = set(re.findall(r"([\w/-]+\.md)$", (ROOT / "mkdocs.yml").read_text(encoding="utf-8"), re.MULTILINE))
+    for path in sorted((ROOT / "docs").rglob("*.md")):
+        if path.relative_to(ROOT / "docs").as_posix() not in menu:
+            yield f"{path.relative_to(ROOT)}: not in the menu; add it to `nav` in mkdocs.yml"
 
 
 def sentences_of(path: Path) -> Iterator[str]:
