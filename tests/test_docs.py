@@ -12,6 +12,7 @@ from unittest import mock
 import click
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
 from mimexport.cli import COMMANDS
 from mimruntime.artifact import Artifact
@@ -20,7 +21,7 @@ ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "SECURITY.md", *sorted((ROOT / "docs").rglob("*.md"))]
 RUN = (
     "README.md", "docs/tutorial.md", "docs/how-to/build.md", "docs/how-to/vector-stores.md",
-    "docs/how-to/embed-a-collection.md", "docs/reference/errors.md",
+    "docs/how-to/embed-a-collection.md", "docs/how-to/smaller-vectors.md", "docs/reference/errors.md",
 )  # fmt: skip
 """Pages whose Python blocks run; the others need a broker, a service, a GPU or minutes."""
 
@@ -89,24 +90,17 @@ def test_every_python_block_compiles(page):
 
 
 @pytest.fixture
-def workplace(tmp_path, toy_artifact, photos):
+def workplace(tmp_path, toy_artifact, photos, commands):
     """A folder with the artifacts, photographs and vectors that pages speak of."""
-    from mimruntime import Embedder, vectors
-
     for name in ("mae-tiny-topk", "with-selection"):
         shutil.copytree(toy_artifact, tmp_path / "artifacts" / name)
     (tmp_path / "photos").mkdir()
     for name in ("a.jpg", "b.jpg", "photos/a.jpg"):
         shutil.copy(photos[0], tmp_path / name)
-    with (
-        Embedder.open(toy_artifact) as embedder,
-        vectors.open_writer(
-            tmp_path / "vectors.npz", dim=embedder.dim, space=embedder.space, model="toy", precision="fp32"
-        ) as writer,
-    ):
-        writer.add("broken.jpg", None, "not an image")
-        for path, vector in zip(photos, embedder.embed(photos), strict=True):
-            writer.add(str(path), vector, None)
+    (tmp_path / "broken.jpg").write_text("not an image")
+    images = [str(path) for path in (tmp_path / "broken.jpg", *photos)]
+    done = CliRunner().invoke(commands["embed"], [str(toy_artifact), *images, "--out", str(tmp_path / "vectors.npz")])
+    assert done.exit_code == 0, done.output
     return tmp_path
 
 
