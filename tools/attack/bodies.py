@@ -24,20 +24,14 @@ _TOKENS = (
     b"}", b'"', b"\\", b"[" + b"0," * 200_000 + b"0]", b"\xef\xbb\xbf", b"/**/", b"-", b"{}" * 50,
 )  # fmt: skip
 _KEYS = (
-    "model",
-    "input",
-    "inputs",
-    "outputs",
-    "parameters",
-    "shape",
-    "data",
-    "name",
-    "id",
-    "user",
-    "x" * 5_000,
-    "",
-    "é",
-)
+    "model", "input", "inputs", "outputs", "parameters", "shape", "data", "name", "id", "user", "dimensions", "datatype",
+    "output_dtype", "x" * 5_000, "", "é",
+)  # fmt: skip
+_QUERIES = (
+    *[""] * 8, "?dimensions=" + "9" * 5_000, "?dimensions=-1", "?dimensions=0", "?output_dtype=%00",
+    "?model=%ff%fe", "?" + "a=b&" * 500, "?encoding_format=hex", "?output_dtype=int8&output_dtype=float",
+    "?dimensions=1&output_dtype=ubinary", "?dimensions=%D9%A3",
+)  # fmt: skip
 _LENGTHS = ("0", "-1", "1", "9" * 18, "9" * 5_000, "0x10", "٣", "1.0", "", " 5", "1_0")
 _TYPES = (
     "application/json",
@@ -114,7 +108,7 @@ def hostile_message(draw: random.Random, target: Target) -> Message:
 
 def _upload(draw: random.Random, target: Target) -> Message:
     kind, image = damaged_image(draw, target.photos)
-    return Message(f"{kind}, raw", "/v1/embeddings/image", image)
+    return Message(f"{kind}, raw", "/v1/embeddings/image" + draw.choice(_QUERIES), image)
 
 
 def _openai_image(draw: random.Random, target: Target) -> Message:
@@ -140,8 +134,14 @@ def _odd_json(draw: random.Random, target: Target) -> Message:
     """Return a good request with one to three of its values replaced, then perhaps bytes put into its text."""
     uri = data_uri(draw.choice(target.photos))
     openai = {"model": target.model, "input": [uri, {"type": "image_url", "image_url": {"url": uri}}], "user": "me"}
+    openai |= {
+        "output_dtype": draw.choice(["float", "int8", "ubinary"]),
+        "encoding_format": "base64",
+        "dimensions": None,
+    }
     tensor = {"name": "image", "datatype": "BYTES", "shape": [1], "data": [uri[22:]], "parameters": {}}
-    kserve = {"id": "1", "inputs": [tensor], "outputs": [{"name": "embedding"}], "parameters": {}}
+    stored = {"binary_data": True, "datatype": draw.choice(["FP32", "FP16", "INT8", "UINT8"])}
+    kserve = {"id": "1", "inputs": [tensor], "outputs": [{"name": "embedding", "parameters": stored}], "parameters": {}}
     path, body = draw.choice([("/v1/embeddings", openai), (target.infer_path, kserve)])
     for _ in range(draw.randint(1, 3)):
         _replace(draw, body)
