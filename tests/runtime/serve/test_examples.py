@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 from service import Service
 
-EXAMPLES = Path(__file__).parents[3] / "examples"
+ROOT = Path(__file__).parents[3]
+EXAMPLES = ROOT / "examples"
 
 
 @pytest.mark.parametrize(("example", "library"), [("faiss_index", "faiss"), ("qdrant_index", "qdrant_client")])
@@ -37,3 +43,23 @@ def test_an_index_of_another_space_is_refused(toy: Service, photo: Path, tmp_pat
     command = [sys.executable, "-c", code, toy.url, photo, tmp_path]
     done = subprocess.run(command, capture_output=True, text=True, cwd=EXAMPLES, check=False)
     assert "HTTP Error 409" in done.stderr
+
+
+def test_the_clients_of_the_how_to_page_get_the_vector(
+    toy: Service, photo: Path, expected: np.ndarray, tmp_path: Path
+) -> None:
+    page = (ROOT / "docs" / "how-to" / "serve.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    assert len(blocks) == 2
+    shutil.copy(photo, tmp_path / "cat.jpg")
+    with contextlib.chdir(tmp_path):
+        for block in blocks:
+            names: dict[str, Any] = {}
+            here = block.replace("localhost:8000", f"127.0.0.1:{toy.port}").replace("mae-tiny-topk", toy_name(toy))
+            exec(compile(here, "serve.md", "exec"), names)
+            assert np.isclose(expected @ np.asarray(names["vector"], np.float32), 1, atol=1e-5).any()
+
+
+def toy_name(toy: Service) -> str:
+    name: str = toy.call("/v1/models").json["data"][0]["id"]
+    return name
