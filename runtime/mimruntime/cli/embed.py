@@ -83,10 +83,11 @@ class EmbedOptions:
         type=click.Choice(["fp32", "fp16", "int8", "bits"]),
         default="fp32",
         show_default=True,
-        help="What a number is kept as.",
+        metavar="NAME",
+        help="How numbers are kept: fp32, fp16, int8 or bits.",
     ),
     option(
-        "--dims", type=COUNT, metavar="N", help="Whitened: the first N dimensions, unit length again.  [default: all]"
+        "--dims", type=COUNT, metavar="N", help="Keep N dimensions of whitened vectors, scaled again.  [default: all]"
     ),
     option("--strict", is_flag=True, help="Stop at the first image that cannot be read."),
     option("--expect-space", metavar="ID", help="Refuse an artifact of another embedding space."),
