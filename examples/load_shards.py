@@ -14,12 +14,21 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.dataset as ds
+import pyarrow.parquet as pq
+
+from mimruntime.storage import Codec, read_codec
 
 ROWS = 10_000
 
 
 def batches(folder: str) -> Iterator[tuple[list[str], np.ndarray]]:
     """Yield paths and vectors, float32 (n, D), of the images that could be read, some thousand at a time."""
+    stored = codec(folder)
+    return ((paths, stored.decode(codes)) for paths, codes in code_batches(folder))
+
+
+def code_batches(folder: str) -> Iterator[tuple[list[str], np.ndarray]]:
+    """Yield paths and what is stored of vectors, (n, width): float32, float16, int8, or bits in bytes."""
     whole = ds.dataset(shards(folder), format="parquet")
     good = whole.scanner(["path", "vector"], filter=ds.field("error").is_null(), batch_size=ROWS)
     for batch in good.to_batches():
@@ -38,6 +47,12 @@ def shards(folder: str) -> list[str]:
     return [str(file) for file in files]
 
 
+def codec(folder: str) -> Codec:
+    """Return what reads vectors of these shards back; every shard has the same."""
+    labels = {key.decode(): text.decode() for key, text in pq.read_schema(shards(folder)[0]).metadata.items()}
+    return read_codec(labels, *about(folder))
+
+
 def about(folder: str) -> tuple[str, int]:
     """Return the embedding space and the length of a vector; an index never mixes two spaces."""
     job = record(folder)
@@ -53,21 +68,33 @@ def into_faiss(folder: str, file: str) -> None:
     """Write an index, and beside it the space and the paths, in the order of its rows."""
     import faiss  # noqa: PLC0415 - each store is optional
 
-    space, dim = about(folder)
-    index, names = faiss.IndexFlatIP(dim), []  # unit vectors: the inner product is the cosine
-    for paths, vectors in batches(folder):
-        index.add(vectors)
+    stored, names = codec(folder), []
+    if stored.store == "bits":
+        index = faiss.IndexBinaryFlat(8 * stored.width)  # by the number of bits that differ
+    elif stored.store in {"fp16", "int8"}:
+        kind = {"fp16": faiss.ScalarQuantizer.QT_fp16, "int8": faiss.ScalarQuantizer.QT_8bit}[stored.store]
+        index = faiss.IndexScalarQuantizer(stored.dim, kind, faiss.METRIC_INNER_PRODUCT)
+    else:  # unit vectors: the inner product is the cosine
+        index = faiss.IndexFlatIP(stored.dim)
+    for paths, codes in code_batches(folder):
+        numbers = codes if stored.store == "bits" else stored.decode(codes)
+        if not index.is_trained:  # 8 bits have a range for each dimension, here that of the shards' own codes
+            index.train(np.stack([stored.mean - 127 * stored.scale, stored.mean + 127 * stored.scale]))
+        index.add(numbers)
         names += paths
-    faiss.write_index(index, file)
-    Path(f"{file}.json").write_text(json.dumps({"space": space, "paths": names}))
+    save = faiss.write_index_binary if stored.store == "bits" else faiss.write_index
+    save(index, file)
+    Path(f"{file}.json").write_text(json.dumps({"space": stored.space, "paths": names, **stored.labels()}))
 
 
 def into_qdrant(folder: str, client: Any) -> str:
     """Upload into a collection named after the embedding space, and return its name."""
-    from qdrant_client.models import Distance, PointStruct, VectorParams  # noqa: PLC0415
+    from qdrant_client.models import Datatype, Distance, PointStruct, VectorParams  # noqa: PLC0415
 
-    space, dim = about(folder)
-    client.create_collection(space, VectorParams(size=dim, distance=Distance.COSINE))
+    stored = codec(folder)
+    space = stored.space.replace("/", "-")  # a name of a collection has no slash
+    kept = Datatype.FLOAT16 if stored.store == "fp16" else Datatype.FLOAT32
+    client.create_collection(space, VectorParams(size=stored.dim, distance=Distance.COSINE, datatype=kept))
     row = 0
     for paths, vectors in batches(folder):
         pairs = enumerate(zip(paths, vectors, strict=True), start=row)
@@ -81,13 +108,18 @@ def into_lancedb(folder: str, uri: str) -> Any:
     """Write a table named after the embedding space, batch by batch, and return it."""
     import lancedb  # noqa: PLC0415
 
-    space, dim = about(folder)
-    schema = pa.schema([("path", pa.string()), ("vector", pa.list_(pa.float32(), dim))])
+    stored = codec(folder)
+    kept = {"fp16": pa.float16(), "bits": pa.uint8()}.get(stored.store, pa.float32())  # of bits, search by "hamming"
+    width = stored.width if stored.store == "bits" else stored.dim
+    schema = pa.schema([("path", pa.string()), ("vector", pa.list_(kept, width))])
     rows = (
-        pa.record_batch([pa.array(paths), pa.FixedSizeListArray.from_arrays(vectors.ravel(), dim)], schema=schema)
-        for paths, vectors in batches(folder)
+        pa.record_batch(
+            [pa.array(paths), pa.FixedSizeListArray.from_arrays(pa.array(numbers.ravel(), kept), width)], schema=schema
+        )
+        for paths, codes in code_batches(folder)
+        for numbers in [stored.decode(codes) if stored.store == "int8" else codes]
     )
-    return lancedb.connect(uri).create_table(f"space_{space}", rows, schema=schema)
+    return lancedb.connect(uri).create_table(f"space_{stored.space.replace('/', '_')}", rows, schema=schema)
 
 
 def into_pgvector(folder: str, connection: Any) -> str:
@@ -101,7 +133,7 @@ def into_pgvector(folder: str, connection: Any) -> str:
     from pgvector.psycopg import register_vector  # noqa: PLC0415
 
     space, dim = about(folder)
-    table = f"space_{space}"
+    table = f"space_{space.replace('/', '_')}"
     connection.execute("CREATE EXTENSION IF NOT EXISTS vector")
     register_vector(connection)
     connection.execute(f"CREATE TABLE {table} (path text, embedding vector({int(dim)}))")

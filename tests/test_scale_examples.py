@@ -13,6 +13,9 @@ import numpy as np
 import pytest
 from collection_helpers import mimexport, read_shards
 
+from mimruntime import Embedder
+from mimruntime.storage import codec_for
+
 EXAMPLES = Path(__file__).parents[1] / "examples"
 WHY = "{} is not installed: make test-scale"
 
@@ -44,7 +47,7 @@ def test_faiss(shards: tuple, tmp_path: Path) -> None:
     folder, paths, vectors = shards
     main("faiss", folder, str(tmp_path / "i.faiss"))
     stored = json.loads((tmp_path / "i.faiss.json").read_text())
-    assert stored == {"space": about(folder)[0], "paths": paths}
+    assert stored == {"space": about(folder)[0], "paths": paths, "stored_as": "fp32", "stored_dim": "16"}
     cosines, rows = faiss.read_index(str(tmp_path / "i.faiss")).search(vectors, 1)
     assert rows[:, 0].tolist() == list(range(8))
     assert np.abs(cosines - 1).max() < 1e-5
@@ -60,6 +63,91 @@ def test_qdrant(shards: tuple) -> None:
     assert client.count(collection).count == 8
     nearest = [client.query_points(collection, vector.tolist(), limit=1).points[0].payload for vector in vectors]
     assert [payload["path"] for payload in nearest] == paths
+
+
+@pytest.fixture(scope="module")
+def stored_shards(
+    toy_whitened: Path, photos: list[Path], tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, tuple[str, np.ndarray]]:
+    """A folder of shards of eight photographs, cut to 12 dimensions, for every way to store; and their vectors in fp32."""
+    folder = tmp_path_factory.mktemp("stored")
+    found = {}
+    for store in ("fp16", "int8", "bits"):
+        out = folder / store
+        options = ("--out", out, "--shard-size", 3, "--store", store, "--dims", 12)
+        assert mimexport("embed", toy_whitened, *photos, *options) == 0
+        with Embedder.open(toy_whitened) as embedder:
+            found[store] = str(out), codec_for(embedder.artifact.manifest, "fp32", 12).encode(embedder.embed(photos))
+    return found
+
+
+@pytest.mark.parametrize("store", ["fp16", "int8", "bits"])
+def test_an_index_of_faiss_finds_what_the_stored_vectors_find(
+    stored_shards: dict, tmp_path: Path, photos: list[Path], store: str
+) -> None:
+    faiss = pytest.importorskip("faiss")
+    from load_shards import batches, codec, into_faiss
+
+    folder, vectors = stored_shards[store]
+    into_faiss(folder, str(tmp_path / "i"))
+    said = json.loads((tmp_path / "i.json").read_text())
+    assert (said["space"], said["stored_as"]) == ("b1eac4ed" * 2 + "/12", store)
+    assert said["paths"] == list(map(str, photos))
+    if store == "bits":
+        codes = codec(folder).encode(vectors)
+        index = faiss.read_index_binary(str(tmp_path / "i"))
+        distances, _ = index.search(codes, 8)
+        signs = np.unpackbits(codes, axis=1)
+        assert (distances == np.sort((signs[:, None] != signs[None]).sum(axis=2), axis=1)).all()
+        assert distances[:, 0].tolist() == [0] * 8
+        return
+    read = np.concatenate([part for _, part in batches(folder)])
+    cosines, rows = faiss.read_index(str(tmp_path / "i")).search(vectors, 8)
+    expected = vectors @ read.T
+    assert np.abs(cosines - np.sort(expected, axis=1)[:, ::-1]).max() < 1e-2
+    assert np.abs(np.take_along_axis(expected, rows, axis=1) - cosines).max() < 1e-2
+
+
+@pytest.mark.parametrize("store", ["fp16", "int8"])
+def test_a_collection_of_qdrant_finds_what_the_stored_vectors_find(stored_shards: dict, store: str) -> None:
+    qdrant_client = pytest.importorskip("qdrant_client")
+    from load_shards import batches, into_qdrant
+
+    folder, vectors = stored_shards[store]
+    client = qdrant_client.QdrantClient(":memory:")
+    collection = into_qdrant(folder, client)
+    assert collection == "b1eac4ed" * 2 + "-12"
+    read = np.concatenate([part for _, part in batches(folder)])
+    for vector in vectors:
+        scores = [point.score for point in client.query_points(collection, vector.tolist(), limit=8).points]
+        assert np.abs(np.array(scores) - np.sort(read @ vector)[::-1]).max() < 1e-3
+
+
+@pytest.mark.parametrize(
+    ("store", "kind", "width"), [("fp16", "halffloat", 12), ("int8", "float", 12), ("bits", "uint8", 2)]
+)
+def test_what_is_handed_to_lancedb(
+    stored_shards: dict, monkeypatch: pytest.MonkeyPatch, store: str, kind: str, width: int
+) -> None:
+    """LanceDB itself is not asked: a table stands in for it, which takes the rows."""
+    from load_shards import codec, into_lancedb
+
+    made = {}
+
+    class Database:
+        def create_table(self, name: str, rows: Iterator, schema: object) -> str:
+            made.update(rows=list(rows), schema=schema)
+            return name
+
+    monkeypatch.setitem(sys.modules, "lancedb", types.SimpleNamespace(connect=lambda uri: Database()))
+    folder, vectors = stored_shards[store]
+    assert into_lancedb(folder, "anywhere") == f"space_{'b1eac4ed' * 2}_12"
+    assert str(made["schema"].field("vector").type) == f"fixed_size_list<item: {kind}>[{width}]"
+    numbers = np.concatenate([row.column("vector").flatten().to_numpy(zero_copy_only=False) for row in made["rows"]])
+    numbers = numbers.reshape(8, width)
+    stored = codec(folder)
+    read = stored.decode(numbers) if store == "bits" else numbers.astype(np.float32)
+    assert (read * vectors).sum(axis=1).min() > (0.6 if store == "bits" else 0.999)
 
 
 def test_an_unfinished_job_is_refused_and_what_another_left_is_not_loaded(shards: tuple, tmp_path: Path) -> None:

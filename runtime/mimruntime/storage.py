@@ -125,7 +125,14 @@ def codec_for(manifest: Manifest, store: Store = "fp32", dim: int | None = None)
             f"{store}: '{name}' does not say how its vectors are spread; build it again with --calibrate FOLDER of real"
             " images (the embedding space stays the same), or store fp16"
         )
-    return Codec(store, kept, space, *_terms(found, store, kept))
+    return codec_of(found, store, kept, space)
+
+
+def codec_of(found: Statistics, store: Store, dim: int, space: str) -> Codec:
+    """Return how the first `dim` dimensions of vectors that are spread so are stored."""
+    if store in {"fp32", "fp16"}:
+        return Codec(store, dim, space)
+    return Codec(store, dim, space, *_terms(found, store, dim))
 
 
 def read_codec(labels: Mapping[str, str], space: str, dim: int) -> Codec:

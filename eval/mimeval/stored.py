@@ -1,0 +1,83 @@
+"""Neighbours as an index finds them that does not keep float32: stored in fewer bits, or compared in TF32."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from mimeval.neighbours import nearest, unit
+from mimruntime.storage import Codec
+
+OVERSAMPLING = 10
+"""Candidates that bits give for every neighbour that is wanted."""
+_QUERIES = 512
+"""Whose candidates are compared at once."""
+
+Search = Callable[[np.ndarray, np.ndarray, int], tuple[np.ndarray, np.ndarray]]
+"""(queries (m, D), gallery (n, D), k) -> indices int64 (m, k), and similarities float32 (m, k), largest first."""
+
+
+def searches(codecs: dict[str, Codec]) -> dict[str, Search]:
+    """Return every way to search, by its name in tables.
+
+    Queries stay float32 but where bits are compared with bits, whose similarity is 1 - 2 · (bits that differ) / D.
+
+    Args:
+        codecs: "fp16", "int8" and "bits" of the vectors' dimension.
+
+    """
+    fp16, int8, bits = codecs["fp16"], codecs["int8"], codecs["bits"]
+    return {
+        "fp32": nearest,
+        "fp16": lambda queries, gallery, k: nearest(queries, _stored(fp16, gallery), k),
+        "int8": lambda queries, gallery, k: nearest(queries, _stored(int8, gallery), k),
+        "bits": lambda queries, gallery, k: nearest(_signs(bits, queries), _signs(bits, gallery), k),
+        "bits, rescored": lambda *asked: _rescore(bits, bits, *asked),
+        "bits, rescored by int8": lambda *asked: _rescore(bits, int8, *asked),
+        "TF32": _in_tf32,
+    }
+
+
+def overlap(found: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """Return the share (m,) of the neighbours `wanted` (m, k) that are among those `found` (m, k)."""
+    return np.array([len(set(a) & set(b)) / len(b) for a, b in zip(found.tolist(), wanted.tolist(), strict=True)])
+
+
+def round_tf32(values: np.ndarray) -> np.ndarray:
+    """Return float32 rounded to the ten bits of TF32's mantissa, ties to even, as a GPU's tensor cores read their inputs."""
+    raw = np.ascontiguousarray(values, np.float32).view(np.uint32)
+    return ((raw + np.uint32(0xFFF) + ((raw >> 13) & 1)) & np.uint32(0xFFFFE000)).view(np.float32)
+
+
+def _stored(codec: Codec, vectors: np.ndarray) -> np.ndarray:
+    return codec.decode(codec.encode(unit(vectors)))
+
+
+def _signs(codec: Codec, vectors: np.ndarray) -> np.ndarray:
+    """Return the bits as +1 and -1, whose cosine orders as the number of equal bits does."""
+    return np.unpackbits(codec.encode(unit(vectors)), axis=1, count=codec.dim).astype(np.float32) * 2 - 1
+
+
+def _rescore(bits: Codec, by: Codec, queries: np.ndarray, gallery: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Compare each float32 query again with what `by` keeps of the candidates that bits find."""
+    candidates, _ = nearest(_signs(bits, queries), _signs(bits, gallery), OVERSAMPLING * k)
+    read, asked = _stored(by, gallery), unit(queries)
+    indices, cosines = [], []
+    for start in range(0, len(asked), _QUERIES):
+        part = candidates[start : start + _QUERIES]
+        order, found = _largest(np.einsum("md,mkd->mk", asked[start : start + _QUERIES], read[part]), k)
+        indices.append(np.take_along_axis(part, order, axis=1))
+        cosines.append(found)
+    return np.concatenate(indices), np.concatenate(cosines)
+
+
+def _in_tf32(queries: np.ndarray, gallery: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    asked, stored = round_tf32(unit(queries)), round_tf32(unit(gallery))
+    found = [_largest(asked[start : start + _QUERIES] @ stored.T, k) for start in range(0, len(asked), _QUERIES)]
+    return np.concatenate([order for order, _ in found]), np.concatenate([cosines for _, cosines in found])
+
+
+def _largest(table: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    order = np.argsort(-table, axis=1, kind="stable")[:, :k]
+    return order, np.take_along_axis(table, order, axis=1)
