@@ -13,19 +13,20 @@ from pathlib import Path
 
 import click
 import numpy as np
-from measure_aggregators import Files, beginning
+from measure_aggregators import beginning
 
 from mimeval import knn
 from mimeval.datasets import open_dataset
 from mimeval.neighbours import unit
 from mimeval.stored import overlap, searches
 from mimexport.fitting.fitter import FitOptions, Fitter
+from mimexport.fitting.sources import LazySources
 from mimexport.heads import embedded_heads, load_head
 from mimruntime.storage import Codec, codec_of, measure_statistics
 
 PAGE = Path(__file__).parents[1] / "docs" / "results" / "stored-precision.md"
 MARKER = "<!-- written by tools/measure_stored.py, below this line -->"
-HEADS = ("cls-raw", "cls", "mean", "topk", "abmilp", "ep")
+HEADS = ("cls", "mean", "topk", "abmilp", "ep")
 CALIBRATION, RECALLED = 256, 10
 WAYS = ("fp32", "fp16", "int8", "bits", "bits, rescored", "bits, rescored by int8", "TF32")
 
@@ -40,8 +41,9 @@ def main(archive: Path, cache: Path, model: str, training: int, images: int) -> 
     """Measure every head of `model` and write its rows."""
     dataset = beginning(open_dataset(f"zip:{archive}", cache=cache), training, images)
     train, test = dataset.train, dataset.test
-    fitter = Fitter(FitOptions(model=model, agg="mean", images=Files(train), labels=None, digest="", cache=cache))
-    tokens = [fitter.tokens(Files(part), part.digest, "") for part in (train, test)]
+    sources = [LazySources(range(len(part)), part.load) for part in (train, test)]
+    fitter = Fitter(FitOptions(model=model, agg="mean", images=sources[0], labels=None, digest="", cache=cache))
+    tokens = [fitter.tokens(source, part.digest, "") for source, part in zip(sources, (train, test), strict=True)]
     shipped = embedded_heads(model)
     lines = []
     for name in (name for name in HEADS if name in shipped):
