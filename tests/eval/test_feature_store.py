@@ -211,7 +211,7 @@ from pathlib import Path
 import numpy as np
 from mimeval.feature_store import FeatureStore
 from mimruntime.embedder import Embedder
-from test_features import ROWS, split_of
+from test_feature_store import ROWS, split_of
 def slowly(name, done, total): time.sleep(30 if done > 100 else 0)
 with Embedder.open({str(toy_artifact)!r}) as embedder:
     images = split_of([Path(text) for text in {[str(path) for path in photos]!r}])

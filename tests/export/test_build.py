@@ -222,7 +222,7 @@ def test_a_full_disk_leaves_nothing(tmp_path, monkeypatch):
     def full(*args):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(building, "write_card", full)
+    monkeypatch.setattr("mimexport.build_records.write_card", full)
     with pytest.raises(OutputError, match="No space left on device"):
         build(options(tmp_path / "a"))
     assert not any(tmp_path.iterdir())

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from pathlib import Path
 
-import msgspec
 import numpy as np
 import onnx
 import onnxruntime
@@ -25,7 +23,6 @@ from mimexport.pipeline import build
 from mimexport.precision_loss import compare, load_images, neighbour_overlap
 from mimexport.quantize import Recipe, products
 from mimexport.weights import load_model
-from mimruntime import manifest, sealed
 from mimruntime.artifact import Artifact
 from mimruntime.engines import openvino_model
 from mimruntime.engines.compilation import compile_artifact
@@ -202,14 +199,3 @@ def test_neighbours_kept_are_all_of_them_for_equal_vectors_and_few_for_unrelated
     assert neighbour_overlap(a, b) < 0.15
     unit = a / np.linalg.norm(a, axis=1, keepdims=True)
     assert compare(unit, unit, 0).worst_cosine == 1
-
-
-def test_an_artifact_of_the_first_schema_opens(toy_copy: Path) -> None:
-
-    path = toy_copy / "manifest.json"
-    document = json.loads(path.read_text())
-    assert "conversion" not in document
-
-    old = msgspec.structs.replace(manifest.decode(path.read_bytes()), schema=1)
-    path.write_bytes(sealed.encode(old))
-    assert Artifact.open(toy_copy).manifest.schema == 1
