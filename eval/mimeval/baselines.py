@@ -136,7 +136,7 @@ def other_norm(artifact: Artifact) -> Artifact:
     manifest = artifact.manifest
     norm: TokenNorm = "raw" if manifest.aggregator.token_norm == "final" else "final"
     aggregator = msgspec.structs.replace(manifest.aggregator, token_norm=norm)
-    space = embedding_space(manifest.backbone, aggregator, manifest.embedding, manifest.preprocess)
+    space = embedding_space(manifest.backbone, aggregator, manifest.embedding, manifest.preprocess, manifest.keep)
     name = f"{manifest.name} {norm}"
     return Artifact(
         artifact.path,

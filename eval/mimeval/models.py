@@ -106,7 +106,8 @@ def find_baselines(
         if family_of(artifact.manifest) in chosen:
             continue
         manifest = artifact.manifest
-        if manifest.aggregator.name == (BASELINES[0] if manifest.backbone.reads_cls else BASELINES[1]):
+        plain = BASELINES[0] if manifest.backbone.reads_cls else BASELINES[1]
+        if manifest.keep is None and manifest.aggregator.name == plain:
             found.append(artifact)
     have = {(family_of(artifact.manifest), artifact.manifest.graph.precision) for artifact in found}
     for artifact in artifacts:

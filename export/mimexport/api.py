@@ -46,6 +46,8 @@ def build(
     whiten: int | None = None,
     calibrate: _Path | None = None,
     force: bool = False,
+    keep: str | None = None,
+    keep_by: str | None = None,
     report: Callable[[str], None] = lambda _: None,
 ) -> Artifact:
     """Build an artifact: backbone and aggregator as one ONNX graph, compared with torch.
@@ -73,6 +75,9 @@ def build(
         whiten: apply the head's whitening and keep so many dimensions, 0 for all.
         calibrate: folder of real images; int8 needs it, and the loss of narrower precisions is measured on it.
         force: replace an artifact that is there.
+        keep: how many patches stay in the encoder: a share "50%", a count "49", or several with the block before which they
+            apply, "75%@0,50%@6". None keeps all.
+        keep_by: the rule that chooses them: "center" (default), "checkerboard", "norm", "center-norm" or "contrast".
         report: called with one line at the start of every step.
 
     Returns:
@@ -100,6 +105,8 @@ def build(
         whiten=whiten,
         calibrate=None if calibrate is None else Path(calibrate),
         force=force,
+        keep=keep,
+        keep_by=keep_by,
     )
     default = Path("artifacts") / f"{options.model_name}-{options.agg_name}"
     return pipeline.build(replace(options, out=default if out is None else Path(out)), report)

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from mimexport.blocks import OpenBlock
-from mimexport.families import Shape, family_of, real_module
+from mimexport.blocks import ALL, OpenBlock
+from mimexport.early_selection import EarlySelection, Encoded
+from mimexport.families import BackboneParts, Shape, family_of, real_module
 from mimexport.patches import OpenPatchEmbed
+from mimruntime.errors import OptionError
+from mimruntime.manifest import Keep
 
-__all__ = ["Backbone", "Shape"]
+__all__ = ["Backbone", "Encoded", "Shape"]
 
 
 class Backbone(nn.Module):
@@ -20,9 +24,11 @@ class Backbone(nn.Module):
     Args:
         model: of a class in `mimexport.families.FAMILIES`, with its weights loaded, `num_classes=0`; it is taken apart
             (its blocks move here, position tables are baked) and cannot be run by itself any more.
+        keep: the patches that stay in it; None keeps all.
 
     Attributes:
-        shape: token width, grid and prefix.
+        shape: token width, grid, prefix, and how many patches are left.
+        keep: the patches that stay.
         blocks: all but the last.
         last_block: the last block, callable for chosen rows.
         norm: the final norm of every token, or None where the model keeps it after the pool.
@@ -30,7 +36,7 @@ class Backbone(nn.Module):
 
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, keep: Keep | None = None) -> None:
         super().__init__()
         family = family_of(model)
         timm_model: Any = model
@@ -52,6 +58,31 @@ class Backbone(nn.Module):
         head = getattr(model, "head", None)
         self.norm = real_module(getattr(model, "norm", None))
         self.pool_norm = real_module(getattr(model, "fc_norm", None)) or real_module(getattr(head, "norm", None))
+        self.keep = keep
+        if keep is not None:
+            self._select_early(keep, opened)
+
+    def _select_early(self, keep: Keep, opened: BackboneParts) -> None:
+        """Bake what the choice of patches fixes: the table of positions, and those of the blocks."""
+        embed: Any = self.model.patch_embed
+        if opened.place is None:
+            raise OptionError(
+                f"--keep: {type(self.model).__name__} pools neighbouring patches between its stages, so none can be dropped;"
+                " leave --keep out, or take a smaller --image-size"
+            )
+        if not isinstance(embed, OpenPatchEmbed):
+            raise OptionError(f"--keep: the patch embedding {type(embed).__name__} is not supported; leave --keep out")
+        with torch.no_grad():
+            positions = opened.place(torch.zeros(1, self.shape.patches, self.shape.dim))[0]
+        self.selection = EarlySelection(keep, self.shape, positions)
+        self.norm_pre = opened.norm_pre
+        self.shape = replace(self.shape, kept=keep.stages[-1].patches)
+        places: Tensor | None = None
+        for number, block in enumerate(opened.blocks if self.selection.fixed else []):
+            rows = self.selection.fixed_rows(number)
+            places = places if rows is None else rows
+            if places is not None:
+                block.keep_positions(places)
 
     @property
     def reduced(self) -> bool:
@@ -70,11 +101,35 @@ class Backbone(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the tokens (B, S, D) that enter the last block for normalised images (B, 3, H, W)."""
-        return self.encode(self.patchify(images.permute(0, 2, 3, 1)))
+        return self.encode(self.patchify(images.permute(0, 2, 3, 1))).tokens
 
-    def encode(self, patches: Tensor) -> Tensor:
-        """Return the tokens (B, S, D) that enter the last block, prefix first, patches in row-major order."""
-        tokens = self._embed(patches)
+    def encode(self, patches: Tensor, dtype: torch.dtype | None = None) -> Encoded:
+        """Return what enters the last block for normalised patches, computed in `dtype` (None: theirs)."""
+        if self.keep is not None:
+            return self._encode_kept(patches, dtype or patches.dtype)
+        tokens = self._embed(patches.to(dtype or patches.dtype))
         for block in self.blocks:
             tokens = block(tokens)
-        return self._regroup(tokens)
+        return Encoded(self._regroup(tokens))
+
+    def places_of(self, kept: Tensor | None) -> Tensor | None:
+        """Return the rows (B, S) of the blocks' tables of positions for kept patches; None where they are baked, or none."""
+        if kept is None or self.selection.fixed or not self._positional:
+            return None
+        return self.selection.rows_of(kept)
+
+    @property
+    def _positional(self) -> bool:
+        return any(isinstance(block, OpenBlock) and block.positional for block in (*self.blocks, self.last_block))
+
+    def _encode_kept(self, patches: Tensor, dtype: torch.dtype) -> Encoded:
+        """Return what enters the last block, patches dropped on the way."""
+        select, embed = self.selection, self.model.patch_embed
+        scores = select.score_pixels(patches)
+        patches, kept = select.before_embedding(patches, scores)
+        embedded = embed(patches.to(dtype))  # type: ignore[operator]
+        entering = Encoded(self.norm_pre(select.place(embedded, kept)), kept)
+        for number, block in enumerate(self.blocks):
+            tokens, kept = select.drop_before(number, entering, scores)
+            entering = Encoded(block(tokens, ALL, self.places_of(kept)), kept)
+        return select.drop_before(len(self.blocks), entering, scores)

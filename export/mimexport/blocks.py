@@ -70,11 +70,14 @@ class ClosedBlock(nn.Module):
         super().__init__()
         self.block = block
 
-    def forward(self, tokens: Tensor, rows: Rows = ALL) -> Tensor:
-        """Return rows (B, k, D) of the block's output for tokens (B, S, D)."""
+    def forward(self, tokens: Tensor, rows: Rows = ALL, _: Tensor | None = None) -> Tensor:
+        """Return rows (B, k, D) of the block's output for tokens (B, S, D); it has no table of positions."""
         return take(self.block(tokens), rows)
 
-    def mean(self, tokens: Tensor, rows: Rows = ALL) -> Tensor:
+    def keep_positions(self, _: Tensor) -> None:
+        """See `OpenBlock`: it has no table of positions."""
+
+    def mean(self, tokens: Tensor, rows: Rows = ALL, _: Tensor | None = None) -> Tensor:
         """Return the mean (B, D) of rows of the block's output, in float32."""
         return self(tokens, rows).float().mean(1)
 
@@ -117,34 +120,53 @@ class OpenBlock(nn.Module):
         self.register_buffer("rope", rope, persistent=False)
         self.register_buffer("bias", bias, persistent=False)
 
-    def forward(self, tokens: Tensor, rows: Rows = ALL) -> Tensor:
-        """Return rows (B, k, D) of the block's output for tokens (B, S, D)."""
-        x = self._attended(tokens, rows)
+    @property
+    def positional(self) -> bool:
+        """Whether attention depends on where the tokens are."""
+        return self.rope is not None or self.bias is not None
+
+    def keep_positions(self, places: Tensor) -> None:
+        """Drop all rows of the tables of positions but `places` (S',), the tokens that are left in every image."""
+        if self.rope is not None:
+            self.rope = self.rope[places]
+        if self.bias is not None:
+            self.bias = self.bias[places][:, :, places].contiguous()
+
+    def forward(self, tokens: Tensor, rows: Rows = ALL, places: Tensor | None = None) -> Tensor:
+        """Return rows (B, k, D) of the block's output for tokens (B, S, D).
+
+        Args:
+            tokens: what enters the block.
+            rows: of the output.
+            places: row (B, S) of the tables of positions that is each token's; None where the tokens are all in order.
+
+        """
+        x = self._attended(tokens, rows, places)
         if self.post_norm:
             return x + self.norm2(self.mlp_out(self.mlp_in(x)))
         return x + self.scale2(self.mlp_out(self.mlp_in(self.norm2(x))))
 
-    def mean(self, tokens: Tensor, rows: Rows = ALL) -> Tensor:
-        """Return the mean (B, D) of rows of the block's output, in float32.
+    def mean(self, tokens: Tensor, rows: Rows = ALL, places: Tensor | None = None) -> Tensor:
+        """Return the mean (B, D) of rows of the block's output, in float32; see `forward`.
 
         What the MLP's last product reads is averaged, not what it gives: it runs once for an image.
         """
         if self.post_norm:
-            return self(tokens, rows).float().mean(1)
-        x = self._attended(tokens, rows)
+            return self(tokens, rows, places).float().mean(1)
+        x = self._attended(tokens, rows, places)
         wide = self.mlp_in(self.norm2(x)).float().mean(1).to(x.dtype)
         return x.float().mean(1) + self.scale2(self.mlp_out(wide)).float()
 
-    def attention(self, tokens: Tensor, rows: Rows = CLS) -> Tensor:
+    def attention(self, tokens: Tensor, rows: Rows = CLS, places: Tensor | None = None) -> Tensor:
         """Return the attention (B, heads, k, S) of the chosen rows to every token, in float32; rows sum to one."""
         context = tokens if self.post_norm else self.norm1(tokens)
-        return self._scores(context, rows).float().softmax(-1)
+        return self._scores(context, rows, places).float().softmax(-1)
 
-    def _attended(self, tokens: Tensor, rows: Rows) -> Tensor:
+    def _attended(self, tokens: Tensor, rows: Rows, places: Tensor | None) -> Tensor:
         """Return rows (B, k, D) of what enters the MLP's half of the block."""
         if self.post_norm:
-            return take(tokens, rows) + self.norm1(self._attend(tokens, rows))
-        return take(tokens, rows) + self.scale1(self._attend(self.norm1(tokens), rows))
+            return take(tokens, rows) + self.norm1(self._attend(tokens, rows, places))
+        return take(tokens, rows) + self.scale1(self._attend(self.norm1(tokens), rows, places))
 
     def _fold_norms(self) -> None:
         self.query, self.key, self.value = (_after(self.norm1, linear) for linear in (self.query, self.key, self.value))
@@ -155,18 +177,23 @@ class OpenBlock(nn.Module):
                 setattr(self.mlp_in, name, _after(self.norm2, getattr(self.mlp_in, name)))
             self.norm2 = _plain(self.norm2)
 
-    def _attend(self, context: Tensor, rows: Rows) -> Tensor:
-        weights = self._scores(context, rows).softmax(-1)
+    def _attend(self, context: Tensor, rows: Rows, places: Tensor | None) -> Tensor:
+        weights = self._scores(context, rows, places).softmax(-1)
         out = self.attn_norm((weights @ self._per_head(self.value(context))).transpose(1, 2).flatten(2))
         if self.gate is not None:
             out = out * self.gate(take(context, rows)).sigmoid()
         return self.proj(out)
 
-    def _scores(self, context: Tensor, rows: Rows) -> Tensor:
-        query = self._placed(self.query(take(context, rows)), self.heads, self.q_norm, rows)
-        key = self._placed(self.key(context), self.kv_heads, self.k_norm, ALL)
+    def _scores(self, context: Tensor, rows: Rows, places: Tensor | None) -> Tensor:
+        query = self._placed(self.query(take(context, rows)), self.heads, self.q_norm, _places_of(places, rows))
+        key = self._placed(self.key(context), self.kv_heads, self.k_norm, _places_of(places, ALL))
         scores = (_split_heads(query, self.heads) * self.scale) @ self._per_head(key).transpose(-2, -1)
-        return scores if self.bias is None else scores + _rows_of(self.bias, rows).transpose(1, 2)
+        if self.bias is None:
+            return scores
+        bias = _rows_of(self.bias, _places_of(places, rows))
+        if places is not None:
+            bias = bias.gather(3, places[:, None, None].expand(-1, *bias.shape[1:3], -1))
+        return scores + bias.transpose(1, 2)
 
     def _per_head(self, x: Tensor) -> Tensor:
         """Return keys or values (B, S, kv_heads · d) as (B, heads, S, d)."""
@@ -193,6 +220,13 @@ def _split_mlp(mlp: nn.Module) -> tuple[nn.Module, nn.Module]:
     mlp_out: Any = mlp_in.fc2
     mlp_in.fc2 = nn.Identity()
     return mlp_in, mlp_out
+
+
+def _places_of(places: Tensor | None, rows: Rows) -> Rows:
+    """Return the rows of a table of positions that belong to `rows` of the tokens."""
+    if places is None:
+        return rows
+    return places.gather(1, rows) if isinstance(rows, Tensor) and rows.ndim > 1 else places[:, rows]
 
 
 def _rows_of(table: Tensor, rows: Rows) -> Tensor:

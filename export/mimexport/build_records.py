@@ -30,6 +30,7 @@ class Identity:
         aggregator: likewise.
         embedding: likewise.
         preprocess: likewise.
+        keep: likewise; None where every patch stays.
         last_block: "reduced" or "full".
 
     """
@@ -38,6 +39,7 @@ class Identity:
     aggregator: m.Aggregator
     embedding: m.Embedding
     preprocess: m.Preprocess
+    keep: m.Keep | None
     last_block: Literal["reduced", "full"]
 
 
@@ -57,6 +59,7 @@ def identify(
         ),
         embedding=m.Embedding(dim=dim, whitening=f"{dim} dimensions" if whitened else None),
         preprocess=preprocess,
+        keep=model.backbone.keep,
         last_block="reduced" if model.backbone.reduced and not model.aggregator.reads_all else "full",
     )
 
@@ -86,7 +89,7 @@ def write_records(
     manifest = m.Manifest(
         name=options.out.absolute().name,
         created=dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
-        embedding_space=m.embedding_space(i.backbone, i.aggregator, i.embedding, i.preprocess),
+        embedding_space=m.embedding_space(i.backbone, i.aggregator, i.embedding, i.preprocess, i.keep),
         backbone=i.backbone,
         aggregator=i.aggregator,
         embedding=i.embedding,
@@ -99,6 +102,7 @@ def write_records(
             inputs=ports[0],
             outputs=ports[1],
         ),
+        keep=i.keep,
         parity=parity,
         conversion=conversion,
         statistics=statistics,

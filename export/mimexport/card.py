@@ -23,7 +23,7 @@ with Embedder.open("{m.name}") as embedder:
 |---|---|
 | embedding space | `{m.embedding_space}` (vectors of another space must not meet these in one index) |
 | input | {size}×{size} px: {pre.mode} edge to {pre.resize} px ({pre.interpolation}), centre crop |
-| tokens | {backbone.grid[0]}×{backbone.grid[1]} patches, {backbone.prefix_tokens} prefix, {backbone.dim} wide |
+| tokens | {backbone.grid[0]}×{backbone.grid[1]} patches, {backbone.prefix_tokens} prefix, {backbone.dim} wide |{kept}
 | graph | ONNX opset {m.graph.opset}, {m.graph.precision}, last block {m.graph.last_block} |
 | licence of the weights | **{backbone.license}** |
 
@@ -47,6 +47,7 @@ def write_card(folder: Path, manifest: Manifest) -> None:
         params=", ".join(f"{key} = {value}" for key, value in manifest.aggregator.params.items()) or "no options",
         size=manifest.preprocess.size,
         batches=", ".join(map(str, manifest.parity.batches)),
+        kept="" if manifest.keep is None else f"\n| patches kept in the encoder | {manifest.keep} |",
         warning=_RANDOM if manifest.backbone.source == "random" else "",
     )
     (folder / "README.md").write_text(text, encoding="utf-8")

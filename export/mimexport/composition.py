@@ -6,19 +6,22 @@ import copy
 import hashlib
 import inspect
 from pathlib import Path
+from typing import Any
 
 from mimexport.aggregators import AGGREGATORS, Aggregator, make_aggregator
 from mimexport.backbone import Backbone, Shape
 from mimexport.embedding_model import EmbeddingModel
 from mimexport.errors import HeadError
+from mimexport.families import family_of
 from mimexport.heads import Head, check_fit, load_head, shipped_heads
+from mimexport.keep import resolve_keep
 from mimexport.loaded_model import LoadedModel, model_sha256
 from mimexport.norms import default_norm
 from mimexport.options import BuildOptions
 from mimexport.published_heads import fetch_ep_head, load_published_head
 from mimexport.whitening import Whitening
 from mimruntime.errors import OptionError, UnknownNameError
-from mimruntime.manifest import TokenNorm
+from mimruntime.manifest import Keep, TokenNorm
 
 
 def compose(
@@ -35,12 +38,17 @@ def compose(
         OptionError: an option that does not fit the backbone.
         HeadError: a head that is missing or does not fit.
     """
-    backbone = backbone or Backbone(loaded.model)
+    backbone = backbone or Backbone(loaded.model, _keep(loaded, options))
     if isinstance(options.agg, Aggregator):
         aggregator, head = _own(options.agg, backbone.shape), options.head if isinstance(options.head, Head) else None
     else:
         head = choose_head(loaded, backbone.shape, options)
         aggregator = _named(loaded, backbone.shape, options, head)
+    if head is not None and backbone.keep is not None:
+        raise HeadError(
+            "--keep: the head was fitted on all patches and does not fit those that are left; take an --agg that learns"
+            " nothing, without --whiten, or leave --keep out"
+        )
     if options.with_selection and not aggregator.has_weights:
         having = ", ".join(name for name, kind in AGGREGATORS.items() if kind.has_weights)
         raise OptionError(f"--with-selection: aggregator {options.agg_name} gives patches no share; these do: {having}")
@@ -55,6 +63,12 @@ def compose(
         with_selection=options.with_selection,
     )
     return model.eval(), head
+
+
+def _keep(loaded: LoadedModel, options: BuildOptions) -> Keep | None:
+    shape = family_of(loaded.model).shape(loaded.model)
+    blocks: Any = loaded.model.blocks
+    return resolve_keep(options.keep, options.keep_by, shape.patches, len(blocks))
 
 
 def _named(loaded: LoadedModel, shape: Shape, options: BuildOptions, head: Head | None) -> Aggregator:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from mimexport.aggregators import Aggregator
-from mimexport.backbone import Backbone
+from mimexport.backbone import Backbone, Encoded
 from mimexport.features import ComputedFeatures, Features
 from mimexport.whitening import Whitening
 from mimruntime.manifest import Precision, TokenNorm
@@ -79,11 +79,11 @@ class EmbeddingModel(nn.Module):
             if norm is not None:  # part of the backbone's module tree, but of the float32 tail
                 norm.float()
 
-    def encode(self, pixels: Tensor) -> Tensor:
-        """Return the tokens (B, S, D) that enter the last block for uint8 pixels (B, H, W, 3)."""
+    def encode(self, pixels: Tensor) -> Encoded:
+        """Return what enters the last block for uint8 pixels (B, H, W, 3)."""
         # Cast first: TensorRT casts uint8 and does nothing else with it. Cut next: engines that can do it before the cast.
         patches = (self.backbone.patchify(pixels.float()) - self.mean) / self.std
-        return self.backbone.encode(patches.to(self.dtype))
+        return self.backbone.encode(patches, self.dtype)
 
     def embed(self, features: Features) -> tuple[Tensor, Tensor | None]:
         """Return unit vectors (B, D') and the share of every patch (B, N), None where patches have no share.
@@ -101,10 +101,12 @@ class EmbeddingModel(nn.Module):
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, ...]:
         """Return (embedding,) or (embedding, selection)."""
-        embedding, weights = self.embed(ComputedFeatures(self.backbone, self.encode(pixels), self.norm))
+        tokens, kept = self.encode(pixels)
+        features = ComputedFeatures(self.backbone, tokens, self.norm, kept)
+        embedding, weights = self.embed(features)
         if not self.with_selection or weights is None:
             return (embedding,)
-        return embedding, weights.unflatten(1, self.backbone.shape.grid)
+        return embedding, features.to_grid(weights)
 
 
 class EmulatedHalf(TorchFunctionMode):

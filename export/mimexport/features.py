@@ -16,6 +16,11 @@ class Features(Protocol):
     """The tokens of a batch of B images, in float32, D wide, N patches: of a backbone, or stored."""
 
     shape: Shape
+    kept: Tensor | None
+    """Place in the grid of every patch, see `Encoded`; None where all patches are there."""
+
+    def of_patches(self, table: Tensor) -> Tensor:
+        """Return the entries of a table of the full grid that belong to the patches: (N,), or (B, N) where images differ."""
 
     @property
     def entering_energy(self) -> Tensor:
@@ -65,14 +70,35 @@ class ComputedFeatures:
         backbone: the frozen transformer.
         tokens: (B, S, D), what enters its last block, prefix tokens first.
         norm: applied to every token that is read (the token norm 'final'), or None for 'raw' tokens.
+        kept: place in the grid of every patch, see `Encoded`; None where all patches are there.
+
+    Attributes:
+        shape: of the backbone; N counts the patches that are left.
+        kept: likewise.
 
     """
 
-    def __init__(self, backbone: Backbone, tokens: Tensor, norm: nn.Module | None) -> None:
+    def __init__(self, backbone: Backbone, tokens: Tensor, norm: nn.Module | None, kept: Tensor | None = None) -> None:
+        if (backbone.keep is None) != (kept is None):
+            raise ValueError("give the patches that the backbone kept, and none where it keeps all")
         self.shape = backbone.shape
+        self.kept = kept
+        self._places = backbone.places_of(kept)
         self._block = backbone.last_block
         self._tokens = tokens
         self._norm = norm
+
+    def of_patches(self, table: Tensor) -> Tensor:
+        """See `Features`."""
+        return table if self.kept is None else table[self.kept]
+
+    def to_grid(self, weights: Tensor) -> Tensor:
+        """Return shares of the patches (B, N) on the full grid (B, rows, columns), 0 where a patch was dropped."""
+        rows, columns = self.shape.grid
+        if self.kept is not None:
+            full = weights.new_zeros(weights.shape[0], rows * columns)
+            weights = full.scatter(1, self.kept.expand(weights.shape[0], -1), weights)
+        return weights.unflatten(1, (rows, columns))
 
     @cached_property
     def entering(self) -> Tensor:
@@ -97,7 +123,7 @@ class ComputedFeatures:
     @cached_property
     def cls(self) -> Tensor:
         """[cls] (B, D); the last block runs for this row alone."""
-        return self._finish(self._block(self._tokens, CLS).float())[:, 0]
+        return self._finish(self._block(self._tokens, CLS, self._places).float())[:, 0]
 
     @cached_property
     def cls_and_patches(self) -> tuple[Tensor, Tensor]:
@@ -106,14 +132,15 @@ class ComputedFeatures:
 
     def rows(self, index: Tensor) -> Tensor:
         """See `Features.rows`; the last block runs for these rows alone."""
-        return self._finish(self._block(self._tokens, index + self.shape.prefix).float())
+        return self._finish(self._block(self._tokens, index + self.shape.prefix, self._places).float())
 
     def mean_of(self, index: Tensor | None) -> Tensor:
         """See `Features.mean_of`; raw tokens are averaged before the block's last product."""
         if self._norm is not None:
             return (self.patches if index is None else self.rows(index)).mean(1)
         prefix = self.shape.prefix
-        return self._block.mean(self._tokens, slice(prefix, None) if index is None else index + prefix)
+        rows = slice(prefix, None) if index is None else index + prefix
+        return self._block.mean(self._tokens, rows, self._places)
 
     @cached_property
     def cls_attention(self) -> Tensor:
@@ -121,12 +148,12 @@ class ComputedFeatures:
         if not isinstance(self._block, OpenBlock):
             kind = type(self._block.block).__name__
             raise OptionError(f"the last block of this backbone ({kind}) does not give its attention; use --agg topk")
-        weights = self._block.attention(self._tokens, CLS)[:, :, 0, self.shape.prefix :]
+        weights = self._block.attention(self._tokens, CLS, self._places)[:, :, 0, self.shape.prefix :]
         return weights / weights.sum(-1, keepdim=True)
 
     @cached_property
     def _output(self) -> Tensor:
-        return self._block(self._tokens, ALL).float()
+        return self._block(self._tokens, ALL, self._places).float()
 
     def _finish(self, tokens: Tensor) -> Tensor:
         return tokens if self._norm is None else self._norm(tokens)

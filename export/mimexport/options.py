@@ -11,6 +11,7 @@ from torch import nn
 
 from mimexport.aggregators import AGGREGATORS, Aggregator
 from mimexport.heads import Head
+from mimexport.keep import check_keep
 from mimexport.loaded_model import LoadedModel
 from mimexport.loading import PixelConfig, model_name
 from mimruntime.errors import OptionError, UnknownNameError
@@ -39,6 +40,8 @@ class BuildOptions:
         calibrate: folder of real images: the spread of their vectors is kept for those who store int8 or bits, int8 is
             calibrated on some of them, and the loss of every narrower precision is measured on the others.
         force: replace an artifact that is there.
+        keep: how many patches stay in the encoder, "50%", or a schedule, "75%@0,50%@6" (before block 0, before block 6).
+        keep_by: the rule that chooses them; None takes `keep.DEFAULT_RULE`.
 
     """
 
@@ -58,6 +61,8 @@ class BuildOptions:
     whiten: int | None = None
     calibrate: Path | None = None
     force: bool = False
+    keep: str | None = None
+    keep_by: str | None = None
 
     @property
     def agg_name(self) -> str:
@@ -80,6 +85,7 @@ def check_build_options(options: BuildOptions) -> None:
     """
     if isinstance(options.agg, str) and options.agg not in AGGREGATORS:
         raise UnknownNameError("aggregator", options.agg, AGGREGATORS)
+    check_keep(options.keep, options.keep_by)
     if options.precision == "int8" and options.calibrate is None:
         raise OptionError("--precision int8 needs real images to calibrate on: --calibrate FOLDER")
     if isinstance(options.agg, Aggregator):

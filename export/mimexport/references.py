@@ -56,14 +56,14 @@ class References:
             ArtifactError: the rebuilt model does not give the vectors that were stored at the build.
 
         """
-        trunks: dict[tuple[str, object], tuple[LoadedModel, SharedBackbone]] = {}
+        trunks: dict[tuple[str, object, object], tuple[LoadedModel, SharedBackbone]] = {}
         opened = []
         for artifact in artifacts:
             manifest = artifact.manifest
-            key = (manifest.backbone.weights_sha256, manifest.preprocess)
+            key = (manifest.backbone.weights_sha256, manifest.preprocess, manifest.keep)
             if narrow or key not in trunks:
                 loaded = _load(manifest, self.weights, self.models)
-                trunks[key] = loaded, SharedBackbone(Backbone(loaded.model))
+                trunks[key] = loaded, SharedBackbone(Backbone(loaded.model, manifest.keep))
             loaded, trunk = trunks[key]
             own = _find_aggregator(manifest, self.aggregators)
             head = None if own is not None else _find_head(manifest, trunk.backbone.shape, self.heads)

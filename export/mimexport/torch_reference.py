@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from mimexport.backbone import Backbone
+from mimexport.backbone import Backbone, Encoded
 from mimexport.embedding_model import EmbeddingModel, EmulatedHalf
-from mimexport.features import ComputedFeatures, Features
+from mimexport.features import ComputedFeatures
 from mimexport.provenance import code_digest
 from mimruntime.artifact import Artifact
 from mimruntime.engines.base import EMBEDDING, SELECTION, Engine
@@ -36,10 +36,11 @@ class TorchReference(Engine):
         if self._model is None:
             raise EngineError("this engine is closed")
         with torch.inference_mode(), EmulatedHalf():
-            embedding, weights = self._model.embed(self._trunk.features(self._model, pixels))
+            features = self._trunk.features(self._model, pixels)
+            embedding, weights = self._model.embed(features)
         outputs = {EMBEDDING: embedding.numpy()}
         if weights is not None:
-            outputs[SELECTION] = weights.unflatten(1, self._model.backbone.shape.grid).numpy()
+            outputs[SELECTION] = features.to_grid(weights).numpy()
         return outputs
 
     def set_precision(self, precision: Precision) -> None:
@@ -61,15 +62,16 @@ class SharedBackbone:
     def __init__(self, backbone: Backbone) -> None:
         self.backbone = backbone
         self._pixels: np.ndarray | None = None
-        self._tokens = torch.empty(0)
-        self._features: dict[TokenNorm, Features] = {}
+        self._encoded = Encoded(torch.empty(0))
+        self._features: dict[TokenNorm, ComputedFeatures] = {}
 
-    def features(self, model: EmbeddingModel, pixels: np.ndarray) -> Features:
+    def features(self, model: EmbeddingModel, pixels: np.ndarray) -> ComputedFeatures:
         """Return what `model`'s aggregator may read of uint8 pixels (B, H, W, 3)."""
         if self._pixels is not pixels:
-            self._tokens, self._features, self._pixels = model.encode(torch.from_numpy(pixels)), {}, pixels
+            self._encoded, self._features, self._pixels = model.encode(torch.from_numpy(pixels)), {}, pixels
         if model.token_norm not in self._features:
-            self._features[model.token_norm] = ComputedFeatures(self.backbone, self._tokens, model.norm)
+            tokens, kept = self._encoded
+            self._features[model.token_norm] = ComputedFeatures(self.backbone, tokens, model.norm, kept)
         return self._features[model.token_norm]
 
 

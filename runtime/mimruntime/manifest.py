@@ -66,6 +66,28 @@ class Aggregator(_Record, frozen=True, kw_only=True):
     head_sha256: str | None = None
 
 
+class KeepStage(_Record, frozen=True, kw_only=True):
+    """Before one block of the encoder: how many patches stay."""
+
+    block: int
+    """Counted from 0."""
+    patches: int
+
+
+class Keep(_Record, frozen=True, kw_only=True):
+    """Which patches stay in the encoder; the others are not computed from there on."""
+
+    stages: tuple[KeepStage, ...]
+    """At least one; later blocks keep fewer."""
+    by: str
+    """The rule: center and checkerboard are the same for every image; norm, center-norm and contrast look at it."""
+
+    def __str__(self) -> str:
+        """Return one line for people."""
+        stages = ", ".join(f"{stage.patches} before block {stage.block}" for stage in self.stages)
+        return f"{stages}, by {self.by}"
+
+
 class Embedding(_Record, frozen=True, kw_only=True):
     """The vector that comes out."""
 
@@ -165,6 +187,8 @@ class Manifest(_Record, frozen=True, kw_only=True):
     preprocess: Preprocess
     graph: Graph
     parity: Parity
+    keep: Keep | None = None
+    """Patches that are dropped early; None where every patch goes through the encoder, as in older files."""
     conversion: Conversion | None = None
     """None in fp32, and where no real images were given."""
     statistics: Statistics | None = None
@@ -197,11 +221,15 @@ def decode(raw: bytes) -> Manifest:
     return manifest
 
 
-def embedding_space(backbone: Backbone, aggregator: Aggregator, embedding: Embedding, preprocess: Preprocess) -> str:
+def embedding_space(
+    backbone: Backbone, aggregator: Aggregator, embedding: Embedding, preprocess: Preprocess, keep: Keep | None = None
+) -> str:
     """Return the id of the vector space: 16 hex digits from everything that changes a vector but not its precision.
 
     The architecture counts beside the weights: an activation or the number of heads is in no tensor.
     """
     architecture = backbone.timm_name.partition(".")[0]
-    parts = (backbone.weights_sha256, architecture, aggregator, embedding, preprocess)
+    parts: tuple[object, ...] = (backbone.weights_sha256, architecture, aggregator, embedding, preprocess)
+    if keep is not None:  # with every patch the space is what it was before there was a choice
+        parts = (*parts, keep)
     return hashlib.sha256(msgspec.json.encode(parts, order="deterministic")).hexdigest()[:16]

@@ -26,6 +26,7 @@ from mimruntime.artifact import Artifact
 from mimruntime.embedder import Embedder
 from mimruntime.engines.opening import open_for
 from mimruntime.errors import OptionError, UnknownNameError
+from mimruntime.manifest import Keep, KeepStage
 
 
 def split_of(labels: np.ndarray, digest: str = "d") -> Split:
@@ -97,6 +98,14 @@ class TestModels:
         assert lacking == [half]
         with pytest.raises(OptionError, match="give the artifact of"):
             group_models([half], [])
+
+    def test_a_cls_of_fewer_patches_is_no_baseline(self, toy_artifact) -> None:
+        """It would be the weaker, and gains would look larger."""
+        whole = artifact_like(toy_artifact, "cls", "cls")
+        keep = Keep(stages=(KeepStage(block=0, patches=4),), by="center")
+        part = Artifact(Path("part"), msgspec.structs.replace(whole.manifest, name="part", keep=keep))
+        assert find_baselines([part, whole]) == ([whole], [])
+        assert find_baselines([part]) == ([], [part])
 
     def test_a_given_baseline_is_what_gains_are_counted_from(self, toy_artifact) -> None:
         cls, mean, topk = (artifact_like(toy_artifact, name, name) for name in ("cls", "mean", "topk"))

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from small_models import images_for, make_small, opened
 
 from mimexport.aggregators import AGGREGATORS, make_aggregator
-from mimexport.aggregators.topk import SCORES, parse_k
+from mimexport.aggregators.topk import SCORES
 from mimexport.backbone import Shape
+from mimexport.counts import parse_count
 from mimexport.features import ComputedFeatures
 from mimruntime.errors import OptionError, UnknownNameError
 
@@ -230,21 +231,21 @@ def test_an_option_of_another_aggregator_is_refused():
 @given(k=st.integers(1, 300), patches=st.integers(1, 300))
 def test_a_count_means_itself_up_to_all_patches(k, patches):
     if k <= patches:
-        assert parse_k(str(k), patches) == k
+        assert parse_count("--k", str(k), patches) == k
     else:
         with pytest.raises(OptionError, match=f"from 1 to {patches}"):
-            parse_k(str(k), patches)
+            parse_count("--k", str(k), patches)
 
 
 @given(share=st.floats(1, 100), patches=st.integers(100, 3000))
 def test_a_share_means_that_share_of_the_patches(share, patches):
-    assert abs(parse_k(f"{share}%", patches) - share * patches / 100) <= 0.5
+    assert abs(parse_count("--k", f"{share}%", patches) - share * patches / 100) <= 0.5
 
 
 @pytest.mark.parametrize("text", ["0", "0%", "-3", "17", "101%", "2.5", "half", "", "%", "nan", "nan%", "inf", "inf%"])
 def test_a_k_that_means_no_number_of_patches_is_refused(text):
     with pytest.raises(OptionError, match=r"expected a count from 1 to 16 or a share such as 50%"):
-        parse_k(text, 16)
+        parse_count("--k", text, 16)
 
 
 @pytest.mark.parametrize("depth", [1, 2, 3])

@@ -96,7 +96,7 @@ def test_training_finds_the_one_patch_that_tells_the_class(small_backbone):
         tokens, labels, small_backbone, final=False, seed=0, report=lambda line: None,
     )  # fmt: skip
     with torch.no_grad():
-        weights = aggregator.weigh(torch.from_numpy(patches).float()).numpy()
+        weights = aggregator.weigh(torch.from_numpy(patches).float(), None).numpy()
     assert weights[np.arange(count), where].mean() > 0.3  # uniform: 0.06
     assert recipe["classes"] == 4
 

@@ -69,7 +69,7 @@ def test_it_gives_what_the_graph_gives(which, request) -> None:
 def test_models_of_one_backbone_share_its_pass(learned_artifact, random_artifact, monkeypatch) -> None:
     first, second, other = References().open([learned_artifact, learned_artifact, random_artifact])
     images, passes, encode = np.zeros((2, 64, 64, 3), np.uint8), [], Backbone.encode
-    monkeypatch.setattr(Backbone, "encode", lambda self, patches: passes.append(self) or encode(self, patches))
+    monkeypatch.setattr(Backbone, "encode", lambda self, *given: passes.append(self) or encode(self, *given))
     for reference, pixels in ((first, images), (second, images), (other, images[:, :32, :32].copy())):
         reference.run(pixels)
     assert len(passes) == 2

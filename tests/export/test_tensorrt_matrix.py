@@ -12,8 +12,11 @@ from torch import nn
 
 from mimexport.aggregators import AGGREGATORS, make_aggregator
 from mimexport.backbone import Backbone
+from mimexport.embedding_model import EmbeddingModel
 from mimexport.features import ComputedFeatures
 from mimexport.fusions import fuse
+from mimexport.graph import FILE, export_graph
+from mimexport.keep import resolve_keep
 from mimexport.weights import _shake_constants
 from mimruntime.engines.record import BatchProfile
 from mimruntime.engines.trt import builder
@@ -40,11 +43,9 @@ class EveryAggregator(nn.Module):
 
     def forward(self, pixels):
         patches = (self.backbone.patchify(pixels.float()) - 127.5) / 127.5
-        tokens = self.backbone.encode(patches.to(self.dtype))
-        features = {
-            "raw": ComputedFeatures(self.backbone, tokens, None),
-            "final": ComputedFeatures(self.backbone, tokens, self.norm),
-        }
+        tokens, kept = self.backbone.encode(patches, self.dtype)
+        norms = {"raw": None, "final": self.norm}
+        features = {name: ComputedFeatures(self.backbone, tokens, norm, kept) for name, norm in norms.items()}
         vectors = [aggregator(features[aggregator.token_norm])[0] for aggregator in self.aggregators]
         return tuple(vector / vector.square().sum(-1, keepdim=True).sqrt().clamp_min(1e-6) for vector in vectors)
 
@@ -84,6 +85,17 @@ def test_every_aggregator_builds(tmp_path):
     sizes = [build_twice(path, "fp32")[0] for path in export(make_small("vit"), "fp32", 32, tmp_path)]
     assert len(sizes) == len(AGGREGATORS)
     assert min(sizes) > 0
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_an_encoder_that_drops_patches_builds(tmp_path):
+    """Tables of positions are gathered for each image, scores are in float32 in an encoder of 16 bits."""
+    backbone = Backbone(make_small("eva like dinov3"), resolve_keep("75%@0,50%@1", "norm", 16, 3))
+    aggregator = make_aggregator("topk", backbone.shape, {})
+    model = EmbeddingModel(backbone, aggregator, "raw", *[(0.5, 0.5, 0.5)] * 2, with_selection=True).eval()
+    model.set_precision("fp16")
+    export_graph(model, tmp_path, 32)
+    assert build_twice(tmp_path / FILE, "fp16")[0] > 0
 
 
 @pytest.mark.slow

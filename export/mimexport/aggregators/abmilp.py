@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from mimexport.aggregators.base import Aggregator, Pooled, weighted_sum
-from mimexport.aggregators.center import closeness_to_center
 from mimexport.backbone import Shape
 from mimexport.features import Features
+from mimexport.grid import closeness_to_center
 from mimruntime.errors import OptionError
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"tanh": nn.Tanh, "relu": nn.ReLU}
@@ -67,11 +67,12 @@ class AbMILP(Aggregator):
         """The linear layers of the scoring network, first to last."""
         return [layer for layer in self.scorer if isinstance(layer, nn.Linear)]
 
-    def weigh(self, patches: Tensor) -> Tensor:
-        """Return the weight (B, N) of every patch of (B, N, D); rows sum to one."""
+    def weigh(self, patches: Tensor, prior: Tensor | None) -> Tensor:
+        """Return the weight (B, N) of every patch of (B, N, D) with its log prior, (N,) or (B, N); rows sum to one."""
         scores = self.scorer(patches).squeeze(-1)
-        return torch.softmax(scores if self.prior is None else scores + self.prior, -1)
+        return torch.softmax(scores if prior is None else scores + prior, -1)
 
     def forward(self, features: Features) -> Pooled:
         """See base class."""
-        return weighted_sum(features.patches, self.weigh(features.patches))
+        prior = None if self.prior is None else features.of_patches(self.prior)
+        return weighted_sum(features.patches, self.weigh(features.patches, prior))

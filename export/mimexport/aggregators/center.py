@@ -8,17 +8,7 @@ from torch import Tensor
 from mimexport.aggregators.base import Aggregator, Pooled, weighted_sum
 from mimexport.backbone import Shape
 from mimexport.features import Features
-
-
-def closeness_to_center(shape: Shape) -> Tensor:
-    """Return how close every patch is to the centre, (N,): 1 in the middle, falling linearly to 0 at the farthest patch.
-
-    Where all are equally far (a grid of 2×2) it is 1 everywhere.
-    """
-    rows, columns = (torch.arange(edge) - (edge - 1) / 2 for edge in shape.grid)
-    distance = torch.hypot(rows[:, None], columns[None, :]).flatten()
-    farthest = distance.max()
-    return torch.ones_like(distance) if distance.min() == farthest else 1 - distance / farthest
+from mimexport.grid import closeness_to_center
 
 
 class Center(Aggregator):
@@ -40,10 +30,12 @@ class Center(Aggregator):
     @property
     def reads_all(self) -> bool:
         """See base class."""
-        return False
+        return self.shape.kept is not None
 
     def forward(self, features: Features) -> Pooled:
-        """See base class."""
+        """See base class; where patches were dropped, the mean of the central ones that are left, of all if none is."""
+        if features.kept is not None:
+            return weighted_sum(features.patches, _shares_of_kept(features, self.weights))
         mean = features.mean_of(self.inside)
         return Pooled(mean, self.weights.expand(mean.shape[0], -1))
 
@@ -61,4 +53,12 @@ class CenterWeighted(Aggregator):
 
     def forward(self, features: Features) -> Pooled:
         """See base class."""
+        if features.kept is not None:
+            return weighted_sum(features.patches, _shares_of_kept(features, self.weights))
         return weighted_sum(features.patches, self.weights.expand(features.patches.shape[0], -1))
+
+
+def _shares_of_kept(features: Features, weights: Tensor) -> Tensor:
+    """Return the weights (B, N) of the patches that are left, summing to one; weights (N,) are of the full grid."""
+    left = features.of_patches(weights.clamp_min(1e-6)).expand(features.patches.shape[0], -1)
+    return left / left.sum(-1, keepdim=True)

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor, nn
 
 from mimexport.aggregators.base import Aggregator, Pooled
-from mimexport.aggregators.center import closeness_to_center
 from mimexport.backbone import Shape
 from mimexport.blocks import take
+from mimexport.counts import parse_count
 from mimexport.features import Features
+from mimexport.grid import closeness_to_center
 from mimruntime.errors import OptionError, UnknownNameError
 
 
@@ -41,7 +40,7 @@ SCORES = {
     "norm": _output_norm,
     "cls-attention": _cls_attention,
 }
-"""Score of every patch (B, N), larger is better, from the features and the patches' closeness to the centre (N,).
+"""Score of every patch (B, N), larger is better, from the features and the patches' closeness to the centre, (N,) or (B, N).
 
 input-norm: length of the token that enters the last block; center-norm: the same times the patch's closeness to the centre;
 norm: length of the token that leaves the last block; cls-attention: mean over heads of its attention from [cls].
@@ -71,7 +70,7 @@ class TopK(Aggregator):
         if score == "cls-attention" and not shape.has_cls:
             raise OptionError("score cls-attention needs a [cls] token, this backbone has none; use --score input-norm")
         self.score = score
-        self.k = parse_k(str(k), shape.patches)
+        self.k = parse_count("--k", str(k), shape.patches)
         # A buffer: computed while tracing it would become part of the graph. Above 0, or the corners would all score the
         # same, and each engine would choose among them in its own way.
         self.register_buffer("closeness", closeness_to_center(shape).clamp_min(1e-6), persistent=False)
@@ -99,28 +98,9 @@ class TopK(Aggregator):
         scores = (
             self.scorer(features.raw_patches).squeeze(-1)
             if self.scorer
-            else SCORES[self.score](features, self.closeness)
+            else SCORES[self.score](features, features.of_patches(self.closeness))
         )
         index = scores.topk(self.k, dim=1).indices
         # Where the score was read from them the rows exist already.
         mean = take(features.patches, index).mean(1) if self.reads_all else features.mean_of(index)
         return Pooled(mean, torch.zeros_like(scores).scatter(1, index, 1 / self.k))
-
-
-def parse_k(text: str, patches: int) -> int:
-    """Return the number of patches that "49" or "50%" means on a grid of `patches`.
-
-    Raises:
-        OptionError: not a number, below 1 or above the number of patches.
-
-    """
-    try:
-        value = float(text.removesuffix("%"))
-    except ValueError:
-        value = math.nan
-    if text.endswith("%"):
-        value = round(patches * value / 100) if 0 <= value <= 100 else math.nan
-    # Written so that NaN, which compares false with everything, is refused.
-    if not (1 <= value <= patches and value == int(value)):
-        raise OptionError(f"--k {text}: expected a count from 1 to {patches} or a share such as 50%")
-    return int(value)

@@ -41,6 +41,8 @@ class BuildSettings:
     whiten: int | None = None
     license: str | None = None
     image_size: int | None = None
+    keep: str | None = None
+    keep_by: str | None = None
     out: Path | None = None
     precision: Precision = "fp32"
     calibrate: Path | None = None
@@ -59,6 +61,8 @@ class BuildSettings:
 @backbone_options(
     option("--license", metavar="TEXT", help="Licence of the weights.  [default: as known; 'not stated' for a file]"),
     option("--image-size", type=Number(min=16), metavar="PX", help="Edge of the square input.  [default: the model's]"),
+    option("--keep", metavar="SCHEDULE", help="Patches kept in the encoder: 50%, or 75%@0,50%@6.  [default: all]"),
+    option("--keep-by", metavar="RULE", help="center (default), checkerboard, norm, center-norm, contrast."),
 )
 @pixel_options
 @group(
@@ -134,6 +138,8 @@ def build_command(
         whiten=settings.whiten,
         calibrate=settings.calibrate,
         force=settings.force,
+        keep=settings.keep,
+        keep_by=settings.keep_by,
         report=show_step,
     )
     _print_built(artifact)

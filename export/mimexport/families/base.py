@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
@@ -20,6 +20,7 @@ class Shape:
         grid: patch tokens at the output, rows and columns.
         prefix: number of [cls] and register tokens in front of the patches.
         has_cls: whether the first prefix token is [cls].
+        kept: how many patches of the grid are left at the output; None where all are.
 
     """
 
@@ -27,11 +28,12 @@ class Shape:
     grid: tuple[int, int]
     prefix: int
     has_cls: bool
+    kept: int | None = None
 
     @property
     def patches(self) -> int:
-        """Number N of patch tokens."""
-        return self.grid[0] * self.grid[1]
+        """Number N of patch tokens at the output."""
+        return self.grid[0] * self.grid[1] if self.kept is None else self.kept
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,11 +44,15 @@ class BackboneParts:
         embed: images to the tokens that enter the first block.
         blocks: all of them.
         regroup: what happens to the tokens before the last block.
+        place: adds positions and prefix to embedded patches (B, N, D); None where patches cannot be dropped.
+        norm_pre: of the tokens that enter the first block, where they are placed by `place`.
     """
 
     embed: Callable[[Tensor], Tensor]
     blocks: list[OpenBlock | ClosedBlock]
     regroup: Callable[[Tensor], Tensor] = lambda tokens: tokens
+    place: Callable[[Tensor], Tensor] | None = None
+    norm_pre: nn.Module = field(default_factory=nn.Identity)
 
 
 @dataclass(frozen=True, slots=True)

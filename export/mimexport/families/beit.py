@@ -16,12 +16,12 @@ def open_model(model: Any) -> BackboneParts:
     """Take a Beit apart."""
     shared = None if model.rel_pos_bias is None else model.rel_pos_bias()
 
-    def embed(images: Tensor) -> Tensor:
-        tokens = model.patch_embed(images)
+    def place(tokens: Tensor) -> Tensor:
         tokens = torch.cat((model.cls_token.expand(tokens.shape[0], -1, -1), tokens), dim=1)
         return tokens if model.pos_embed is None else tokens + model.pos_embed
 
-    return BackboneParts(embed, [open_block(block, bias=_position_bias(block.attn, shared)) for block in model.blocks])
+    blocks = [open_block(block, bias=_position_bias(block.attn, shared)) for block in model.blocks]
+    return BackboneParts(lambda images: place(model.patch_embed(images)), blocks, place=place)
 
 
 def shape_of(model: Any) -> Shape:

@@ -29,7 +29,8 @@ def open_model(model: Any) -> BackboneParts:
         normed: Tensor = model.norm_pre(tokens)
         return normed
 
-    return BackboneParts(embed, [open_block(block, rope=rope) for block, rope in zip(model.blocks, ropes, strict=True)])
+    blocks = [open_block(block, rope=rope) for block, rope in zip(model.blocks, ropes, strict=True)]
+    return BackboneParts(embed, blocks, place=lambda tokens: model._pos_embed(tokens)[0], norm_pre=model.norm_pre)
 
 
 FAMILY = Family(open_model, vit.shape_of, vit.unit_of)

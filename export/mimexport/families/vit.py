@@ -17,7 +17,8 @@ def open_model(model: Any) -> BackboneParts:
         tokens: Tensor = model.norm_pre(model._pos_embed(model.patch_embed(images)))
         return tokens
 
-    return BackboneParts(embed, [open_block(block) for block in model.blocks])
+    blocks = [open_block(block) for block in model.blocks]
+    return BackboneParts(embed, blocks, place=model._pos_embed, norm_pre=model.norm_pre)
 
 
 def shape_of(model: Any) -> Shape:

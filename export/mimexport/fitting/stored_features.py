@@ -30,6 +30,7 @@ class StoredFeatures:
 
     def __init__(self, tokens: Tokens, shape: Shape, norm: nn.Module | None, spread: Tensor | None = None) -> None:
         self.shape = shape
+        self.kept: Tensor | None = None
         self._tokens = tokens
         self._norm = norm
         self._spread = spread
@@ -64,6 +65,10 @@ class StoredFeatures:
     def cls_attention(self) -> Tensor:
         """See `Features`."""
         return _float(self._tokens.attention)
+
+    def of_patches(self, table: Tensor) -> Tensor:
+        """See `Features`."""
+        return table
 
     def rows(self, index: Tensor) -> Tensor:
         """See `Features`."""

@@ -66,6 +66,7 @@ def _inspected(opened: Artifact, sizes: dict[str, int]) -> list[tuple[str, str]]
             "tokens",
             f"{backbone.grid[0]}x{backbone.grid[1]} patches of {backbone.patch} px, {backbone.prefix_tokens} prefix",
         ),
+        *([("kept", f"{manifest.keep}")] if manifest.keep else []),
         ("aggregator", f"{aggregator.name}{params}, {aggregator.token_norm} tokens"),
         ("embedding", f"{manifest.embedding.dim} x {manifest.embedding.dtype}"),
         (
