@@ -66,6 +66,8 @@ PLAIN = ("cls", "mean", "topk")
 BASELINE = Path("eval/baseline.json")
 SHARED = Path("../shared/data/tiny-imagenet-64.zip")
 TABLE_MARKER = "<!-- written by `make eval-table`, below this line -->"
+CALIBRATION = "calibration"
+"""Folder of photographs, beside what is built."""
 MARGIN = 0.01
 """One point of k-NN accuracy, less than half of the smallest gain that is judged."""
 
@@ -143,7 +145,7 @@ def judge(
 ) -> Report:  # fmt: skip
     """Evaluate what was built for one backbone."""
     baselines, _ = find_baselines(built)
-    references = References()
+    references = References(calibrate=folder / code_digest() / CALIBRATION)
     return evaluate(
         built,
         baselines,
@@ -163,7 +165,7 @@ def build_all(
     home = folder / code_digest()
     for stale in set(folder.glob("[0-9a-f]" * len(home.name))) - {home}:
         shutil.rmtree(stale)
-    photos = calibration_images(home / "calibration")
+    photos = calibration_images(home / CALIBRATION)
     wanted = list(_wanted(model, home / model, photos))
     if only:
         known = {options.out.name for options in wanted if options.precision == "fp32"}

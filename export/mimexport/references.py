@@ -35,6 +35,7 @@ class References:
         heads: files of heads that are not part of this package; each is found by its digest.
         models: backbones that were given to `build` from memory or by a loader of one's own; found by their digest too.
         aggregators: likewise, aggregators of one's own.
+        calibrate: folder of real images that baselines in int8 are calibrated on; without it none is built.
 
     """
 
@@ -42,6 +43,7 @@ class References:
     heads: tuple[Path, ...] = ()
     models: tuple[nn.Module | LoadedModel, ...] = ()
     aggregators: tuple[Aggregator, ...] = ()
+    calibrate: Path | None = None
 
     def open(self, artifacts: Sequence[Artifact], *, narrow: bool = False) -> list[TorchReference]:
         """Return the torch model of every artifact; those of one backbone share it and its pass over a batch.
@@ -85,14 +87,15 @@ class References:
             token_norm: of the tokens; None takes the backbone's default, or its whitening's.
 
         Raises:
-            OptionError: int8, which nothing here calibrates.
+            OptionError: int8, and `calibrate` is not given.
             MimError: it cannot be built.
 
         """
         manifest = artifact.manifest
         whitened = manifest.embedding.whitening is not None
         agg = "cls" if manifest.backbone.reads_cls else "mean"
-        if manifest.graph.precision == "int8":
+        int8 = manifest.graph.precision == "int8"
+        if int8 and self.calibrate is None:
             raise OptionError(
                 f"{artifact.path} is int8, and a baseline in int8 needs images to calibrate on; build it and name it with"
                 f" --baseline: mimexport build --model {manifest.backbone.model} --agg {agg} --precision int8"
@@ -112,6 +115,7 @@ class References:
                 out=out,
                 token_norm=token_norm,
                 precision=manifest.graph.precision,
+                calibrate=self.calibrate if int8 else None,
                 head=None if head is None else str(head),
                 whiten=0 if whitened else None,
             )
