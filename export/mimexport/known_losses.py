@@ -60,10 +60,10 @@ def read_measured() -> list[BackboneFigures]:
 def describe_losses(manifest: Manifest, measured: Sequence[BackboneFigures]) -> str | None:
     """Return one line on where this choice lost to [cls] when it was measured, or None.
 
-    Of a whitened artifact nothing is known: the comparison was made without. What was measured on the artifact's own backbone
-    is what counts; for one that was not measured, all the others are told.
+    Of a whitened artifact, or one that drops patches, nothing is known: the comparison was made without. What was measured on
+    the artifact's own backbone is what counts; for one that was not measured, all the others are told.
     """
-    if manifest.embedding.whitening is not None:
+    if manifest.embedding.whitening is not None or manifest.keep is not None:
         return None
     own = [known for known in measured if known.weights_sha256 == manifest.backbone.weights_sha256]
     lost = {known.model: loss for known in own or measured if (loss := _loss(manifest, known.rows))}

@@ -71,11 +71,13 @@ def default_norm(agg: str, timm_name: str, weights_sha256: str) -> TokenNorm:
 def weaker_norm(manifest: Manifest, measured: Sequence[BackboneFigures]) -> str | None:
     """Return one line where an artifact reads tokens of the norm that is known to be the weaker, or None.
 
-    Of a whitened one nothing is known: the figures are of vectors that are not.
+    Of a whitened one, or one that drops patches, nothing is known: the figures are of vectors of all patches, not whitened.
     """
     backbone, aggregator = manifest.backbone, manifest.aggregator
     known = known_norm(aggregator.name, backbone.timm_name, backbone.weights_sha256, measured)
-    if manifest.embedding.whitening is not None or known is None or known.norm == aggregator.token_norm:
+    if manifest.embedding.whitening is not None or manifest.keep is not None:
+        return None
+    if known is None or known.norm == aggregator.token_norm:
         return None
     return (
         f"--token-norm {aggregator.token_norm} is the weaker for {aggregator.name} of {backbone.model}: k-NN"

@@ -6,6 +6,7 @@ import pytest
 from mimexport.aliases import ALIASES
 from mimexport.known_losses import AggregatorFigures, BackboneFigures, describe_losses, read_measured
 from mimruntime.artifact import Artifact
+from mimruntime.manifest import Keep, KeepStage
 
 OWN, ELSEWHERE = "own", "elsewhere"
 
@@ -67,6 +68,16 @@ def test_what_was_not_measured_or_is_whitened_is_not_judged(manifest):
     assert (
         describe_losses(msgspec.structs.replace(with_aggregator(manifest, "mean"), embedding=whitened), TABLE) is None
     )
+
+
+def test_figures_of_all_patches_are_not_told_of_an_encoder_that_drops_some(manifest):
+    losing = next(
+        row.agg for table in TABLE for row in table.rows if any(high < 0 for _, _, high in row.differences.values())
+    )
+    whole = with_aggregator(manifest, losing)
+    kept = msgspec.structs.replace(whole, keep=Keep(stages=(KeepStage(block=0, patches=8),), by="center"))
+    assert describe_losses(whole, TABLE)
+    assert describe_losses(kept, TABLE) is None
 
 
 @pytest.mark.parametrize("table", read_measured(), ids=lambda table: table.model)
