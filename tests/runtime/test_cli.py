@@ -20,7 +20,7 @@ from mimruntime import cli
 from mimruntime.cli import frame
 from mimruntime.cpus import available_cpus
 from mimruntime.engines.tuning import BATCHES
-from mimruntime.serve.settings import Settings
+from mimruntime.serve.settings import Served, Settings
 from mimruntime.vectors import read_vectors
 
 
@@ -288,7 +288,7 @@ class TestServe:
 
     def test_what_is_not_given_is_as_in_the_settings(self, served: list[Settings]) -> None:
         assert mimexport("serve", "a", "b") == 0
-        assert served == [Settings(artifacts=(Path("a"), Path("b")))]
+        assert served == [Settings(artifacts=(Served(Path("a")), Served(Path("b"))))]
 
     def test_times_and_sizes_reach_the_settings_from_options_and_variables(
         self, served: list[Settings], monkeypatch: pytest.MonkeyPatch
@@ -296,7 +296,7 @@ class TestServe:
         for name, value in {
             "DEADLINE": "5",
             "MAX_BUFFERED_MB": "64",
-            "ARTIFACTS": "a:b",
+            "ARTIFACTS": "a:new=b",
             "CHECK_REFERENCE": "0",
         }.items():
             monkeypatch.setenv(f"MIMEXPORT_{name}", value)
@@ -304,7 +304,7 @@ class TestServe:
         (settings,) = served
         assert (settings.deadline_s, settings.grace_s, settings.watchdog_s) == (5.0, 3, 1.5)
         assert (settings.max_body, settings.max_buffered) == (8_000_000, 64_000_000)
-        assert (settings.artifacts, settings.check_reference) == ((Path("a"), Path("b")), False)
+        assert (settings.artifacts, settings.check_reference) == ((Served(Path("a")), Served(Path("b"), "new")), False)
 
     @pytest.mark.parametrize("given", [["jpeg", "png"], ["JPEG PNG"], ["jpeg,Png"], ["jpeg", "png jpeg"]])
     def test_formats_are_named_in_any_case_one_by_one_or_together(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 from pathlib import Path
@@ -10,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mimruntime.cli.command import Command, gather, group, option
-from mimruntime.cli.options import COUNT, ENGINE_OPTIONS, PATH, SECONDS, Number
+from mimruntime.cli.options import COUNT, ENGINE_OPTIONS, SECONDS, Number
 from mimruntime.errors import OptionError, needs
 
 if TYPE_CHECKING:
-    from mimruntime.serve.settings import Settings
+    from mimruntime.serve.settings import Served, Settings
 
 _FILE = click.Path(path_type=Path, dir_okay=False)
 _KEY_VARIABLES = ("MIMEXPORT_API_KEY", "MIMEXPORT_API_KEY_FILE")
@@ -25,6 +26,15 @@ class _Key(click.types.StringParamType):
 
     def split_envvar_value(self, rv: str) -> list[str]:
         return [rv]
+
+
+class _Served(click.Path):
+    """A folder, or NAME=FOLDER."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Served:
+        from mimruntime.serve.settings import Served
+
+        return Served.parse(str(super().convert(value, param, ctx)))
 
 
 class _Megabytes(Number):
@@ -65,11 +75,11 @@ def _load_settings() -> type[Settings]:
     section="Use",
     examples=(
         "mimexport serve artifacts/mae-tiny-topk",
-        "mimexport serve artifacts/a artifacts/b --host 0.0.0.0 --port 80 --api-key-file keys.txt",
+        "mimexport serve artifacts/a next=artifacts/b --host 0.0.0.0 --port 80 --api-key-file keys.txt",
     ),
     context_settings={"auto_envvar_prefix": "MIMEXPORT", "show_default": True},
 )
-@click.argument("artifacts", nargs=-1, required=True, type=PATH, envvar="MIMEXPORT_ARTIFACTS")
+@click.argument("artifacts", nargs=-1, required=True, type=_Served(), envvar="MIMEXPORT_ARTIFACTS")
 @group(
     "Address",
     option("--host", default="127.0.0.1", metavar="IP", help="Address to listen on; 0.0.0.0 for all."),
@@ -196,8 +206,8 @@ def _load_settings() -> type[Settings]:
 def serve_command(settings: Settings, check: bool) -> None:
     """Serve embeddings over HTTP, in the protocols of OpenAI's and Triton's clients.
 
-    Every option is also a variable: --max-batch is MIMEXPORT_MAX_BATCH. Lists are separated by spaces,
-    MIMEXPORT_ARTIFACTS by colons; MIMEXPORT_API_KEY is one key.
+    NAME=FOLDER serves an artifact by another name. Every option is also a variable: --max-batch is
+    MIMEXPORT_MAX_BATCH. Lists are separated by spaces, MIMEXPORT_ARTIFACTS by colons; MIMEXPORT_API_KEY is one key.
     """
     from mimruntime.serve.server import serve
 
@@ -209,17 +219,15 @@ def serve_command(settings: Settings, check: bool) -> None:
 
 def _print_check(settings: Settings) -> None:
     from mimruntime.serve.admission.keys import Keys
-    from mimruntime.serve.execution.model import open_embedder
+    from mimruntime.serve.execution.opening import open_embedders
     from mimruntime.serve.tls import check_certificate
 
     check_certificate(settings.tls_cert, settings.tls_key)
     keys = Keys(settings.api_keys, settings.api_key_file)
-    for path in settings.artifacts:
-        with open_embedder(path, settings) as embedder:
-            about = embedder.describe()
-        click.echo(
-            f"{about.name}: {about.precision}, {about.engine} on {about.provider}, {about.compiled or 'not compiled'}"
-        )
+    with contextlib.ExitStack() as stack:
+        opened = [(name, each.artifact.path, each.describe()) for name, each in open_embedders(settings, stack)]
+    for name, path, about in opened:
+        click.echo(f"{name}: {about.precision}, {about.engine} on {about.provider}, {about.compiled or 'not compiled'}")
         click.echo(f"  {path}, {about.dim} dimensions, embedding space {about.space}")
         click.echo(f"  batches of {', '.join(map(str, about.batch_sizes))}")
     for field in dataclasses.fields(settings):

@@ -18,7 +18,8 @@ from mimruntime.serve.admission.keys import Keys
 from mimruntime.serve.admission.lifecycle import Lifecycle
 from mimruntime.serve.admission.middleware import AdmissionMiddleware
 from mimruntime.serve.execution.decoders import Decoders
-from mimruntime.serve.execution.model import Model, Models, open_embedder
+from mimruntime.serve.execution.model import Model, Models
+from mimruntime.serve.execution.opening import open_embedders
 from mimruntime.serve.metrics import Metrics
 from mimruntime.serve.observability import ObservabilityMiddleware
 from mimruntime.serve.protocols import health, kserve, openai, upload
@@ -94,13 +95,9 @@ def create_app(settings: Settings, spaces: Sequence[str] | None = None) -> FastA
 
 def _open_models(settings: Settings, spaces: Sequence[str] | None, metrics: Metrics, decoders: Decoders) -> Models:
     """Open every artifact, or none."""
-    expected: Sequence[str | None] = spaces or [None] * len(settings.artifacts)
     with contextlib.ExitStack() as on_error:
-        embedders = [
-            on_error.enter_context(open_embedder(path, settings, space))
-            for path, space in zip(settings.artifacts, expected, strict=True)
-        ]
+        embedders = open_embedders(settings, on_error, spaces)
         budget = MemoryBudget(settings.max_decode_mb)
-        models = Models(Model(embedder, settings, metrics, decoders, budget) for embedder in embedders)
+        models = Models(Model(name, embedder, settings, metrics, decoders, budget) for name, embedder in embedders)
         on_error.pop_all()
     return models

@@ -106,7 +106,7 @@ def _cannot_listen(host: str, port: int, error: OSError) -> OptionError:
 
 def _serve_with_workers(settings: Settings) -> None:
     """Start the processes, and start again whichever ends."""
-    spaces = [Artifact.open(path).manifest.embedding_space for path in settings.artifacts]
+    spaces = [Artifact.open(served.folder).manifest.embedding_space for served in settings.artifacts]
     listeners = _bind(settings.host, settings.port)
     config = _config(settings, partial(create_in_worker, settings, spaces))
     for listener in listeners:

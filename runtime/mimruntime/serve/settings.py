@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -14,12 +15,47 @@ DEFAULT_FORMATS = ("JPEG", "PNG", "WebP", "GIF", "BMP")
 """TIFF is off: its many codecs are the largest surface for damage and the least used on the web."""
 
 
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """An artifact to serve.
+
+    Attributes:
+        folder: where it lies.
+        name: what requests call it; None is the name in its manifest.
+
+    """
+
+    folder: Path
+    name: str | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> Served:
+        """Read "FOLDER" or "NAME=FOLDER"; where a slash stands before the first "=", the whole is a folder.
+
+        Raises:
+            OptionError: the name has other signs than letters, digits, ".", "_", "-", or no folder follows it.
+
+        """
+        name, sign, folder = text.partition("=")
+        if not sign or "/" in name:
+            return cls(Path(text))
+        if not _NAME.fullmatch(name) or not folder:
+            raise OptionError(
+                f"'{text}' is no NAME=FOLDER; a name has letters, digits, '.', '_' and '-', 128 at most;"
+                f" a folder with '=' in its name is written ./{text}"
+            )
+        return cls(Path(folder), name)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
     """Every limit of the service; `mimexport serve --help` describes each.
 
     Attributes:
-        artifacts: folders, served by the names in their manifests.
+        artifacts: what is served, each by a name of its own.
         host, port: where to listen.
         workers: processes, each with engines of its own.
         engine, provider, threads, public_key, check_reference: as `Embedder.open` takes them.
@@ -47,7 +83,7 @@ class Settings:
 
     """
 
-    artifacts: tuple[Path, ...]
+    artifacts: tuple[Served, ...]
     host: str = "127.0.0.1"
     port: int = 8000
     workers: int = 1

@@ -24,7 +24,7 @@ from mimruntime.serve.execution.decoders import Decoders
 from mimruntime.serve.execution.executor import Executor
 from mimruntime.serve.execution.model import Model
 from mimruntime.serve.metrics import Metrics
-from mimruntime.serve.settings import Settings
+from mimruntime.serve.settings import Served, Settings
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ def queue() -> AdmissionQueue:
 @pytest.fixture
 def executor(toy_artifact: Path, queue: AdmissionQueue) -> Iterator[Executor]:
     reopen = partial(opened, toy_artifact)
-    made = Executor(reopen(), reopen, queue, Metrics("1"), patience_s=0.001, watchdog_s=30)
+    made = Executor("toy", reopen(), reopen, queue, Metrics("1"), patience_s=0.001, watchdog_s=30)
     made.start()
     wait_for(lambda: made.ready)
     yield made
@@ -90,7 +90,7 @@ def test_elsewhere_than_on_a_cpu_a_batch_is_filled_up_and_each_image_has_its_own
     monkeypatch.setattr(Embedder, "describe", lambda self: replace(describe(self), provider="cuda"))
     monkeypatch.setattr(Embedder, "run", run)
     executor = Executor(
-        opened(toy_artifact), partial(opened, toy_artifact), queue, Metrics("1"), patience_s=9, watchdog_s=30
+        "toy", opened(toy_artifact), partial(opened, toy_artifact), queue, Metrics("1"), patience_s=9, watchdog_s=30
     )
     executor.start()
     wait_for(lambda: executor.ready)
@@ -121,7 +121,7 @@ def test_an_engine_that_was_opened_anew_and_answers_something_else_is_not_ready(
     monkeypatch.setattr(module, "_PAUSES_S", (0.01,))
     metrics = Metrics("1")
     executor = Executor(
-        opened(toy_artifact), partial(opened, toy_artifact), queue, metrics, patience_s=0, watchdog_s=0.05
+        "toy", opened(toy_artifact), partial(opened, toy_artifact), queue, metrics, patience_s=0, watchdog_s=0.05
     )
     executor.start()
     wait_for(lambda: executor.ready)
@@ -165,7 +165,7 @@ def test_an_image_that_fails_while_its_client_hangs_up_is_no_line_in_the_log(toy
         await asyncio.sleep(0)
         gc.collect()
 
-    settings = Settings(artifacts=(toy_artifact,))
-    model = Model(opened(toy_artifact), settings, Metrics("1"), Decoders(1), MemoryBudget(64))
+    settings = Settings(artifacts=(Served(toy_artifact),))
+    model = Model("toy", opened(toy_artifact), settings, Metrics("1"), Decoders(1), MemoryBudget(64))
     asyncio.run(hang_up())
     assert not reported

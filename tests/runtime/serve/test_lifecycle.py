@@ -27,7 +27,7 @@ from mimruntime.artifact import Artifact, seal
 from mimruntime.errors import ArtifactError
 from mimruntime.serve import server
 from mimruntime.serve.app import create_app
-from mimruntime.serve.settings import Settings
+from mimruntime.serve.settings import Served, Settings
 
 
 def post(service: Service, body: bytes) -> int:
@@ -268,7 +268,7 @@ def test_a_service_that_cannot_start_closes_the_engines_it_had_opened(
     closed: list[Embedder] = []
     monkeypatch.setattr(Embedder, "close", lambda self: closed.append(self))  # noqa: PLW0108 - a method is bound
     with pytest.raises(ArtifactError, match="no artifact at"):
-        create_app(Settings(artifacts=(toy_artifact, tmp_path / "none")))
+        create_app(Settings(artifacts=(Served(toy_artifact), Served(tmp_path / "none"))))
     assert len(closed) == 1
 
 
@@ -312,7 +312,7 @@ asyncio.run(main())
 
 def test_the_grace_is_spent_once() -> None:
     """uvicorn waits after draining has; what is open then is only to be cancelled."""
-    settings = Settings(artifacts=(Path("a"),), grace_s=30)
+    settings = Settings(artifacts=(Served(Path("a")),), grace_s=30)
     assert server._config(settings, FastAPI()).timeout_graceful_shutdown == 1
 
 

@@ -28,8 +28,8 @@ from service import START, Service, data_uri, running
 
 from mimruntime.embedder import Embedder
 from mimruntime.engines import ENGINES, engine_module
-from mimruntime.serve.execution.model import open_embedder
-from mimruntime.serve.settings import Settings
+from mimruntime.serve.execution.opening import open_embedder
+from mimruntime.serve.settings import Served, Settings
 
 
 def test_health_says_so(toy: Service) -> None:
@@ -219,9 +219,8 @@ def test_unknown_paths_and_methods_are_answered_in_shape(toy: Service) -> None:
 def test_configured_by_environment_with_keys_two_artifacts_and_json_logs(
     toy_artifact: Path, toy_without_selection: Path, tmp_path: Path, photo: Path
 ) -> None:
-    other = renamed(toy_without_selection, tmp_path / "other", "other")
     env = {
-        "MIMEXPORT_ARTIFACTS": f"{toy_artifact}:{other}",
+        "MIMEXPORT_ARTIFACTS": f"{toy_artifact}:other={toy_without_selection}",
         "MIMEXPORT_API_KEY": "first second \u00e9",
         "MIMEXPORT_FORMAT": "JPEG TIFF",
         "MIMEXPORT_LOG_JSON": "1",
@@ -304,30 +303,23 @@ def black_png() -> bytes:
     return png.getvalue()
 
 
-def renamed(artifact: Path, target: Path, name: str) -> Path:
-    import shutil
-
-    import msgspec
-
-    from mimruntime.artifact import Artifact, seal
-
-    shutil.copytree(artifact, target)
-    manifest = msgspec.structs.replace(Artifact.open(target).manifest, name=name)
-    seal(target, manifest)
-    return target
-
-
 def mimexport(*arguments: object) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-c", START, *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
 
 
+def test_a_folder_with_an_equals_sign_is_written_with_a_slash() -> None:
+    assert Served.parse("a/b=c") == Served(Path("a/b=c"))
+    assert Served.parse("./b=c") == Served(Path("b=c"))
+    assert Served.parse("next-2.1=a/b=c") == Served(Path("a/b=c"), "next-2.1")
+
+
 def test_check_prints_what_would_be_served_and_exits(toy_artifact: Path, space: str) -> None:
     done = mimexport(
-        "serve", toy_artifact, "--check", "--engine", "onnxruntime", "--max-batch", 4, "--api-key", "hidden"
+        "serve", f"next={toy_artifact}", "--check", "--engine", "onnxruntime", "--max-batch", 4, "--api-key", "hidden"
     )
     assert done.returncode == 0
-    for part in ("toy: fp32, onnxruntime", "on cpu", space, "batches of 4, 2, 1", "max_queue        64"):
+    for part in ("next: fp32, onnxruntime", "on cpu", space, "batches of 4, 2, 1", "max_queue        64"):
         assert part in done.stdout
     assert "hidden" not in done.stdout
 
@@ -336,7 +328,14 @@ def test_check_prints_what_would_be_served_and_exits(toy_artifact: Path, space: 
     ("arguments", "code", "text"),
     [
         (["no-such-folder"], 1, "error: no artifact at no-such-folder"),
-        (["{toy}", "{toy}"], 1, "error: two artifacts are named 'toy'"),
+        (
+            ["{toy}", "{toy}"],
+            1,
+            "error: two artifacts are named 'toy': {toy} and {toy}; give one another name: toy-2={toy}",
+        ),
+        (["{toy}", "{toy}", "--check"], 1, "error: two artifacts are named 'toy'"),
+        (["a b={toy}"], 1, "error: 'a b={toy}' is no NAME=FOLDER; a name has letters"),
+        (["a="], 1, "error: 'a=' is no NAME=FOLDER"),
         (["{toy}", "--provider", "cuda"], 1, "error: provider 'cuda' is not part of"),
         (["{toy}", "--port", "{port}"], 1, "error: cannot listen on 127.0.0.1:{port} (Address already in use); stop"),
         (["{toy}", "--api-key", " "], 1, "error: an API key is empty"),
@@ -354,7 +353,7 @@ def test_what_cannot_be_served_ends_at_once_in_one_line(
 ) -> None:
     done = mimexport("serve", *(argument.format(toy=toy_artifact, port=toy.port) for argument in arguments))
     assert done.returncode == code
-    assert text.format(port=toy.port) in done.stderr
+    assert text.format(toy=toy_artifact, port=toy.port) in done.stderr
     assert "Traceback" not in done.stderr
 
 
@@ -370,10 +369,10 @@ def test_a_key_that_was_lost_on_the_way_does_not_open_the_door(toy_artifact, mon
 def test_workers_share_the_cpus_of_an_engine_that_has_some(toy_artifact, monkeypatch, engine: str) -> None:
     asked = {}
     monkeypatch.setattr(Embedder, "open", lambda path, **options: asked.update(options))
-    monkeypatch.setattr("mimruntime.serve.execution.model.available_cpus", lambda: 9)
-    open_embedder(toy_artifact, Settings(artifacts=(toy_artifact,), engine=engine, workers=2))
+    monkeypatch.setattr("mimruntime.serve.execution.opening.available_cpus", lambda: 9)
+    open_embedder(toy_artifact, Settings(artifacts=(Served(toy_artifact),), engine=engine, workers=2))
     assert (engine_module(asked["engine"]).NEEDS_GPU, asked["threads"]) in {(False, 4), (True, None)}
-    open_embedder(toy_artifact, Settings(artifacts=(toy_artifact,), engine=engine, workers=2, threads=3))
+    open_embedder(toy_artifact, Settings(artifacts=(Served(toy_artifact),), engine=engine, workers=2, threads=3))
     assert asked["threads"] == 3
 
 

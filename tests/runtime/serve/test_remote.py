@@ -16,7 +16,7 @@ from mimruntime.errors import OptionError
 from mimruntime.serve.problems import Problem
 from mimruntime.serve.protocols import remote
 from mimruntime.serve.protocols.remote import Fetcher
-from mimruntime.serve.settings import Settings
+from mimruntime.serve.settings import Served, Settings
 
 
 class Site(http.server.BaseHTTPRequestHandler):
@@ -189,4 +189,4 @@ def test_a_port_that_was_not_allowed_is_refused(allowed: str, port: str) -> None
 @pytest.mark.parametrize("given", ["https://a.example", "a.example/x", "u@a.example", "a.example:x", ""])
 def test_what_is_no_host_is_refused_at_the_start(given: str) -> None:
     with pytest.raises(OptionError, match="a remote host is HOST or HOST:PORT"):
-        Settings(artifacts=(Path("a"),), remote_hosts=(given,))
+        Settings(artifacts=(Served(Path("a")),), remote_hosts=(given,))

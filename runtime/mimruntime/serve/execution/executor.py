@@ -26,6 +26,7 @@ class Executor(threading.Thread):
 
     def __init__(
         self,
+        name: str,
         embedder: Embedder,
         reopen: Callable[[], Embedder],
         queue: AdmissionQueue,
@@ -36,7 +37,7 @@ class Executor(threading.Thread):
     ) -> None:
         super().__init__(name="mimexport-executor")
         about = embedder.describe()
-        self._model = about.name
+        self._model = name
         self._sizes = about.batch_sizes
         # A CPU computes padding at full price, so it takes what fills a size; elsewhere a run costs more than padding.
         self._pads = about.provider != "cpu"

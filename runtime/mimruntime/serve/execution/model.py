@@ -5,16 +5,13 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
 
-from mimruntime.artifact import Artifact
-from mimruntime.cpus import available_cpus
 from mimruntime.decoding.budget import MemoryBudget
 from mimruntime.embedder import Embedder
-from mimruntime.engines import engine_module
-from mimruntime.engines.auto import choose_engine
 from mimruntime.errors import ImageError, MimError, OptionError, SpaceError, UnknownNameError
 from mimruntime.manifest import Manifest
 from mimruntime.results import Description
@@ -22,6 +19,7 @@ from mimruntime.serve.admission.queue import AdmissionQueue, EmbeddingResult, It
 from mimruntime.serve.execution.datauri import decode_base64
 from mimruntime.serve.execution.decoders import Decoders
 from mimruntime.serve.execution.executor import Executor
+from mimruntime.serve.execution.opening import open_embedder
 from mimruntime.serve.metrics import Metrics
 from mimruntime.serve.problems import Problem, from_error
 from mimruntime.serve.settings import Settings
@@ -35,9 +33,15 @@ class Model:
     """An opened artifact with its queue and its executor; `embed` is called from the event loop."""
 
     def __init__(
-        self, embedder: Embedder, settings: Settings, metrics: Metrics, decoders: Decoders, budget: MemoryBudget
+        self,
+        name: str,
+        embedder: Embedder,
+        settings: Settings,
+        metrics: Metrics,
+        decoders: Decoders,
+        budget: MemoryBudget,
     ) -> None:
-        self.about: Description = embedder.describe()
+        self.about: Description = replace(embedder.describe(), name=name)
         self.manifest: Manifest = embedder.artifact.manifest
         self.queue = AdmissionQueue(settings.max_queue, settings.deadline_s)
         rows, columns = self.manifest.backbone.grid
@@ -48,6 +52,7 @@ class Model:
         self._decoders = decoders
         self._budget = budget
         self.executor = Executor(
+            name,
             embedder,
             partial(open_embedder, embedder.artifact.path, settings, embedder.space),
             self.queue,
@@ -180,11 +185,7 @@ class Models:
     """The artifacts of this process by name."""
 
     def __init__(self, models: Iterable[Model]) -> None:
-        self._by_name: dict[str, Model] = {}
-        for model in models:
-            if model.about.name in self._by_name:
-                raise OptionError(f"two artifacts are named '{model.about.name}'; build one with another --out")
-            self._by_name[model.about.name] = model
+        self._by_name = {model.about.name: model for model in models}
 
     def __iter__(self) -> Iterator[Model]:
         return iter(self._by_name.values())
@@ -236,27 +237,6 @@ class Models:
         if name not in self._by_name:
             raise UnknownNameError("model", name or "", self._by_name)
         return self._by_name[name]
-
-
-def open_embedder(path: object, settings: Settings, expect_space: str | None = None) -> Embedder:
-    """Open one artifact as the settings say; one thread of its own decodes nothing, the service has a pool."""
-    engine, threads = settings.engine, settings.threads
-    if threads is None and settings.workers > 1:
-        # An engine is chosen as for one process, and on a CPU then has its share of it.
-        if engine == "auto":
-            engine = choose_engine(Artifact.open(str(path), public_key=settings.public_key), settings.provider)
-        threads = None if engine_module(engine).NEEDS_GPU else max(1, available_cpus() // settings.workers)
-    return Embedder.open(
-        str(path),
-        engine=engine,
-        provider=settings.provider,
-        threads=threads,
-        batch_size=settings.max_batch,
-        expect_space=expect_space,
-        workers=1,
-        public_key=settings.public_key,
-        check_reference=settings.check_reference,
-    )
 
 
 def _fail(item: Item, error: MimError) -> None:
