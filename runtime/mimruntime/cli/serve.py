@@ -15,7 +15,7 @@ from mimruntime.cli.options import COUNT, ENGINE_OPTIONS, SECONDS, Number
 from mimruntime.errors import OptionError, needs
 
 if TYPE_CHECKING:
-    from mimruntime.serve.settings import Served, Settings
+    from mimruntime.serve.settings import Settings
 
 _FILE = click.Path(path_type=Path, dir_okay=False)
 _KEY_VARIABLES = ("MIMEXPORT_API_KEY", "MIMEXPORT_API_KEY_FILE")
@@ -31,7 +31,7 @@ class _Key(click.types.StringParamType):
 class _Served(click.Path):
     """A folder, or NAME=FOLDER."""
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Served:
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         from mimruntime.serve.settings import Served
 
         return Served.parse(str(super().convert(value, param, ctx)))

@@ -148,14 +148,12 @@ FILE = b'Content-Disposition: form-data; name="file"; filename="a"\r\n\r\n'
 )
 def test_a_form_of_too_much_but_files_is_refused(body: bytes, status: int) -> None:
     with pytest.raises(Problem) as caught:
-        forms.read_files(body, "multipart/form-data; boundary=b", 64)
+        forms.read_form(body, "multipart/form-data; boundary=b", 64)
     assert caught.value.status_code == status
 
 
 def test_files_of_a_form_keep_their_order_and_bytes() -> None:
     field = b'Content-Disposition: form-data; name="note"\r\n\r\nhello\r\n--b\r\n'
     body = b"--b\r\n" + FILE + b"\r\n-\r\n--c\r\n--b\r\n" + field + FILE + b"two\r\n--b--\r\n"
-    assert forms.read_files(body, 'multipart/form-data; charset=undefined; boundary="b"', 64) == [
-        b"\r\n-\r\n--c",
-        b"two",
-    ]
+    form = forms.read_form(body, 'multipart/form-data; charset=undefined; boundary="b"', 64)
+    assert form == forms.Form([b"\r\n-\r\n--c", b"two"], model=None)

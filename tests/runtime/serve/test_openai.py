@@ -10,6 +10,8 @@ import openai
 import pytest
 from service import Service, data_uri
 
+from mimruntime.serve.protocols.schemas import EXAMPLE_IMAGE
+
 
 @pytest.fixture
 def client(toy: Service) -> openai.OpenAI:
@@ -82,6 +84,63 @@ def test_each_refusal_has_its_status_and_code(toy: Service, photo: Path, change:
     answer = toy.call("/v1/embeddings", {"model": "toy", "input": data_uri(photo)} | change)
     assert (answer.status, answer.json["error"]["code"]) == (status, code)
     assert set(answer.json["error"]) == {"message", "type", "param", "code"}
+
+
+BARE = EXAMPLE_IMAGE.partition(",")[2]
+
+
+@pytest.mark.parametrize(
+    ("given", "param", "text"),
+    [
+        ([], "input", 'input is an empty list; expected at least one image: ["data:image/jpeg;base64,/9j/4AAQ…"]'),
+        ("a cat", "input", "input is the text 'a cat'; expected an image: 'data:image/jpeg;base64,/9j/4AAQ…'; texts"),
+        (BARE, "input", "input is base64 without its type; write 'data:image/png;base64,' before 'iVBORw0KGgo"),
+        ([EXAMPLE_IMAGE, BARE], "input[1]", "input[1] is base64 without its type"),
+        (
+            "data:application/pdf;base64,AAAA",
+            "input",
+            "is a data URI of type 'application/pdf'; expected one of an image",
+        ),
+        ("data:image/svg+xml,%3Csvg", "input", "is a data URI without ';base64,' after its type"),
+        ("http://example.org/a.jpg", "input", "is a URL of 'http'; expected the image itself"),
+        ("https://example.org/a.jpg", "input[0]", "image 0: is a URL, and this service fetches none; send the image"),
+        ([7], "input[0]", "input[0] is 7; expected an image as a data URI: 'data:image/jpeg;base64,/9j/4AAQ…'; tokens"),
+        ([[7, 8]], "input[0]", "input[0] is a list; expected an image"),
+        ([{"image": BARE}], "input[0]", 'input[0] is an object with "image"; expected \'data:image/jpeg;base64'),
+        ({"type": "image_url", "image_url": EXAMPLE_IMAGE}, "input.image_url", 'image_url": {"url": "data:image/jpeg'),
+        ({"type": "text", "text": "a cat"}, "input.type", 'input is an object with "type", "text"; expected'),
+        (
+            [{"type": "image_url", "image_url": {"url": BARE}}],
+            "input[0].image_url.url",
+            "input[0].image_url.url is base64 without its type",
+        ),
+    ],
+)
+def test_what_is_no_image_is_named_with_what_to_write(toy: Service, given: object, param: str, text: str) -> None:
+    error = toy.call("/v1/embeddings", {"model": "toy", "input": given}).json["error"]
+    assert text in error["message"]
+    assert error["param"].startswith(param)
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "text"),
+    [
+        (b"", 400, 'the body is empty; expected JSON: {"model": "NAME", "input": ["data:image/jpeg;base64'),
+        (b"\xff\xd8\xff\xe0", 400, "the body is a file (JPEG); send files to /v1/embeddings/image, or here as JSON"),
+        (b"--b\r\nContent", 400, "the body is a form; send forms to /v1/embeddings/image"),
+        (b'{"input": "data:image/png;base64,AAAA"}', 422, 'missing required field `model`; expected {"model": "NAME"'),
+        (
+            b'{"model": "toy", "messages": [{"role": "user", "content": []}]}',
+            422,
+            'unknown field `messages`; expected {"model": "NAME", "input": ["data:image',
+        ),
+        (b'{"model": "toy", "input": [7], "input": []}', 422, "input"),
+        (b'{"model": "toy", "input": [{"\\ud800": 7}]}', 400, "not JSON"),
+    ],
+)
+def test_a_body_that_is_something_else_is_told_where_to_go(toy: Service, body: bytes, status: int, text: str) -> None:
+    answer = toy.call("/v1/embeddings", body)
+    assert (answer.status, text in answer.json["error"]["message"]) == (status, True), answer.json
 
 
 def test_an_unknown_model_is_answered_with_the_nearest(toy: Service, photo: Path) -> None:

@@ -241,7 +241,9 @@ def test_configured_by_environment_with_keys_two_artifacts_and_json_logs(
         key = {"Authorization": "Bearer first second \u00e9"}
         assert [model["id"] for model in service.call("/v1/models", **key).json["data"]] == ["toy", "other"]
         assert service.call("/v1/embeddings/image?model=other", image, **key).json["model"] == "other"
-        assert service.call("/v1/embeddings/image", image, **key).status == 404
+        unnamed = service.call("/v1/embeddings/image", image, **key)
+        assert (unnamed.status, unnamed.json["error"]["param"]) == (422, "model")
+        assert "add ?model=NAME to the URL; known: other, toy" in unnamed.json["error"]["message"]
         assert service.call("/v1/embeddings/image?model=toy", black_png(), **key).status == 415
     entries = [json.loads(line) for line in (tmp_path / "log").read_text().splitlines() if line.startswith("{")]
     assert {"request_id", "status", "ms", "path"} <= set(entries[0])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import http.client
 import json
 import shutil
 import subprocess
@@ -34,6 +36,38 @@ def test_a_form_carries_several_files_in_order(toy: Service, photos: list[Path],
     vectors = np.array([item["embedding"] for item in answer["data"]])
     assert (vectors * expected).sum(axis=1).min() > 0.999999
     assert answer["model"] == "toy"
+
+
+def test_a_form_may_name_the_model_and_no_other_option(toy: Service, photo: Path) -> None:
+    ask = lambda field, query="": curl("-F", f"file=@{photo}", "-F", field, f"{toy.url}/v1/embeddings/image{query}")  # noqa: E731
+    assert ask("model=toy", "?model=toy")["model"] == "toy"
+    assert "unknown model 'tey'; did you mean toy" in ask("model=tey")["error"]["message"]
+    assert "the URL and the form name different models" in ask("model=tey", "?model=toy")["error"]["message"]
+    assert "over 256 bytes" in ask(f"model={'x' * 257}")["error"]["message"]
+    assert "the field 'dimensions', which is read from the URL only: ?dim" in ask("dimensions=8")["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "body", "text"),
+    [
+        (
+            "",
+            b"--b\r\nContent-Disposition: form-data",
+            "is a form, and Content-Type is missing; expected 'multipart/form",
+        ),
+        ("text/plain", b"--b\r\nContent-Disp", "is a form, and Content-Type is 'text/plain'"),
+        ("application/json", b'{"input": []}', "the body is JSON; send JSON to /v1/embeddings, and here the bytes of"),
+        ("", b"data:image/png;base64,iVBORw0KG", "the body is base64; send the bytes themselves, or JSON to /v1/emb"),
+        ("image/jpeg", b"/9j/4AAQSkZJRg", "the body is base64; send the bytes themselves"),
+        ("", b"", "the body is empty; send the bytes of an image: curl --data-binary @cat.jpg"),
+    ],
+)
+def test_a_body_that_is_no_file_is_told_what_it_is(toy: Service, kind: str, body: bytes, text: str) -> None:
+    connection = http.client.HTTPConnection("127.0.0.1", toy.port, timeout=20)
+    with contextlib.closing(connection):  # urllib would add a Content-Type
+        connection.request("POST", "/v1/embeddings/image", body, {"Content-Type": kind} if kind else {})
+        answer = connection.getresponse()
+        assert (answer.status, text in (said := answer.read().decode())) == (400, True), said
 
 
 def test_times_are_those_of_the_slowest_image_in_milliseconds() -> None:

@@ -229,13 +229,18 @@ class Models:
         """Return the model `name`; None stands for the only one.
 
         Raises:
-            UnknownNameError: no such model, or several to choose from.
+            UnknownNameError: no such model.
+            Problem: 422, none is named and there are several.
 
         """
         if name is None and len(self._by_name) == 1:
             return next(iter(self))
+        if name is None:
+            known = ", ".join(sorted(self._by_name))
+            text = f"several models are served, and the request names none; add ?model=NAME to the URL; known: {known}"
+            raise Problem(422, "schema", text, param="model")
         if name not in self._by_name:
-            raise UnknownNameError("model", name or "", self._by_name)
+            raise UnknownNameError("model", name, self._by_name)
         return self._by_name[name]
 
 

@@ -1,6 +1,8 @@
-"""The files of a form (`multipart/form-data`), read from a body that is whole."""
+"""The files of a form (`multipart/form-data`) and the model it names, read from a body that is whole."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
@@ -8,10 +10,22 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 from mimruntime.serve.problems import Problem
 
 _MOST_BLANKS = 64
+_MOST_NAME = 256
+"""Bytes of a model's name."""
+_IN_THE_URL = frozenset({"encoding_format", "output_dtype", "dimensions", "embedding_space"})
+"""Options that a form does not carry."""
 
 
-def read_files(body: bytes, content_type: str, max_items: int) -> list[bytes]:
-    """Return what is in the parts with a filename, in order.
+@dataclass(frozen=True, slots=True)
+class Form:
+    """What a form holds: files in their order, and the field `model`, None where there is none."""
+
+    files: list[bytes]
+    model: str | None
+
+
+def read_form(body: bytes, content_type: str, max_items: int) -> Form:
+    """Return what is in the parts with a filename, in order, and in the field `model`.
 
     Args:
         body: of the request.
@@ -19,14 +33,14 @@ def read_files(body: bytes, content_type: str, max_items: int) -> list[bytes]:
         max_items: files at most; there may be as many other fields.
 
     Raises:
-        Problem: 400 no form or no file in it, 413 more parts.
+        Problem: 400 no form, no file in it, or an option that stands in the URL; 413 more parts.
 
     """
     boundary = parse_options_header(content_type)[1].get(b"boundary")
     if not boundary:
         raise _malformed("has no boundary")
     _check_delimiters(body, b"--" + boundary, max_items)
-    form = _Form()
+    form = _Parts()
     try:
         parser = MultipartParser(boundary, form.callbacks())  # type: ignore[arg-type]
         parser.write(body)
@@ -34,8 +48,14 @@ def read_files(body: bytes, content_type: str, max_items: int) -> list[bytes]:
     except FormParserError as error:
         raise _malformed(f"cannot be read: {error}") from error
     if not form.files:
-        raise _malformed("holds no file")
-    return [b"".join(chunks) for chunks in form.files]
+        raise _malformed("holds no file; expected a part with a filename, as of: curl -F file=@cat.jpg")
+    if form.misplaced:
+        name = form.misplaced
+        raise _malformed(f"has the field '{name}', which is read from the URL only: ?{name}=…", param=name)
+    model = b"".join(form.model)
+    if len(model) > _MOST_NAME:
+        raise _malformed(f"has a field 'model' of over {_MOST_NAME} bytes", param="model")
+    return Form([b"".join(chunks) for chunks in form.files], model.decode(errors="replace").strip() or None)
 
 
 def _check_delimiters(body: bytes, delimiter: bytes, max_items: int) -> None:
@@ -51,15 +71,17 @@ def _check_delimiters(body: bytes, delimiter: bytes, max_items: int) -> None:
         at = body.find(delimiter, after)
 
 
-class _Form:
+class _Parts:
     """What the parser has told so far; its size is that of the files."""
 
     def __init__(self) -> None:
         self.files: list[list[bytes]] = []
+        self.model: list[bytes] = []
+        self.misplaced = ""
         self._field = b""
         self._value = b""
         self._disposition = b""
-        self._in_file = False
+        self._into: list[bytes] | None = None
 
     def callbacks(self) -> dict[str, object]:
         """Return what the parser calls, by its names."""
@@ -81,14 +103,21 @@ class _Form:
         self._field = self._value = b""
 
     def headers_finished(self) -> None:
-        self._in_file = b"filename" in parse_options_header(self._disposition)[1]
-        if self._in_file:
-            self.files.append([])
+        options = parse_options_header(self._disposition)[1]
+        name = options.get(b"name", b"").decode(errors="replace")
+        self._into = None
+        if b"filename" in options:
+            self._into = []
+            self.files.append(self._into)
+        elif name == "model":
+            self._into = self.model
+        elif name in _IN_THE_URL:
+            self.misplaced = name
 
     def part_data(self, data: bytes, start: int, end: int) -> None:
-        if self._in_file:
-            self.files[-1].append(data[start:end])
+        if self._into is not None:
+            self._into.append(data[start:end])
 
 
-def _malformed(reason: str) -> Problem:
-    return Problem(400, "malformed", f"the form {reason}", param="file")
+def _malformed(reason: str, param: str = "file") -> Problem:
+    return Problem(400, "malformed", f"the form {reason}", param=param)

@@ -11,7 +11,9 @@ from starlette.responses import Response
 
 from mimruntime.serve.execution.model import Model, Models
 from mimruntime.serve.observability import SPACE_HEADER
+from mimruntime.serve.problems import Problem
 from mimruntime.serve.protocols.answers import OPENAI_ERRORS, STORES, admit, documented, embeddings
+from mimruntime.serve.protocols.explanations import explain_input, explain_no_json
 from mimruntime.serve.protocols.jsonbody import check_ascii, check_marks, decode, measure
 from mimruntime.serve.protocols.offload import parse
 from mimruntime.serve.protocols.remote import Fetcher
@@ -68,8 +70,16 @@ def router(models: Models, fetcher: Fetcher, max_items: int) -> APIRouter:
 
 def _decode(text: bytes, max_items: int) -> EmbeddingRequest:
     check_marks(text, _COMMAS + _COMMAS_PER_ITEM * max_items)
-    check_ascii(measure(text, EmbeddingRequest, large="input"), "input")
-    return decode(text, EmbeddingRequest)
+    try:
+        images = measure(text, EmbeddingRequest, large="input")
+    except Problem as problem:
+        explained = explain_no_json(text) if problem.status_code == 400 else None
+        raise Problem(400, problem.code, explained) if explained else problem from None
+    check_ascii(images, "input")
+    try:
+        return decode(text, EmbeddingRequest)
+    except Problem as problem:
+        raise explain_input(problem, images) from None
 
 
 def _locations(body: EmbeddingRequest) -> list[str]:

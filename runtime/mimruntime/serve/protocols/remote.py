@@ -20,6 +20,10 @@ _TOTAL_S = 10.0
 """Of one image: waiting for a place, look-ups, connections, redirects and all of its bytes."""
 _CHUNK = 65536
 _AT_ONCE = 8
+_NO_URLS = (
+    "is a URL, and this service fetches none; send the image itself: 'data:image/jpeg;base64,/9j/4AAQ…'"
+    " (its operator allows hosts with --remote-host)"
+)
 _URL_SAFE = "%/:?#[]@!$&'()*+,;=~"
 
 
@@ -88,7 +92,7 @@ class Fetcher:
         except ValueError as error:
             raise _refused(index, "is no URL") from error
         if not self._hosts:
-            raise _refused(index, "URLs are not fetched here; send the image as a data URI")
+            raise _refused(index, _NO_URLS)
         if parts.scheme != "https" or parts.username is not None or (host, port) not in self._hosts:
             raise _refused(index, "only https URLs of the hosts the operator allows are fetched")
         return host, port

@@ -11,7 +11,8 @@ from starlette.responses import Response
 from mimruntime.serve.execution.model import Models
 from mimruntime.serve.problems import Problem
 from mimruntime.serve.protocols.answers import OPENAI_ERRORS, STORES, Encoding, OutputType, admit, embeddings
-from mimruntime.serve.protocols.forms import read_files
+from mimruntime.serve.protocols.explanations import explain_no_file
+from mimruntime.serve.protocols.forms import Form, read_form
 from mimruntime.serve.protocols.offload import parse
 from mimruntime.serve.protocols.openai import ExpectedSpace
 from mimruntime.serve.protocols.schemas import EmbeddingResponse
@@ -25,7 +26,10 @@ _BODY: dict[str, Any] = {
             "multipart/form-data": {
                 "schema": {
                     "type": "object",
-                    "properties": {"file": {"type": "array", "items": _FILE, "minItems": 1}},
+                    "properties": {
+                        "file": {"type": "array", "items": _FILE, "minItems": 1},
+                        "model": {"type": "string", "format": "model-name"},
+                    },
                     "required": ["file"],
                 }
             },
@@ -66,20 +70,22 @@ def router(models: Models, max_items: int) -> APIRouter:
         _: ExpectedSpace = None,
     ) -> Response:
         """Embed the file in the body, or every file of a form in its order."""
-        chosen = models.find(model)
+        form = await _read(request, max_items)
+        if form.model and model and form.model != model:
+            raise Problem(400, "malformed", "the URL and the form name different models; name one", param="model")
+        chosen = models.find(model or form.model)
         codec = chosen.codec(STORES[output_dtype], dimensions, param="output_dtype")
         admit(request, chosen, codec, None)
-        files = await _files(request, max_items)
-        return embeddings(chosen, codec, await chosen.embed(files, param="file"), encoding_format)
+        return embeddings(chosen, codec, await chosen.embed(form.files, param="file"), encoding_format)
 
     return routes
 
 
-async def _files(request: Request, max_items: int) -> list[bytes]:
+async def _read(request: Request, max_items: int) -> Form:
     """Return the encoded files; a body that is no form is one, whatever its type: curl calls any data a form."""
     body, kind = await request.body(), request.headers.get("Content-Type", "")
     if kind.startswith("multipart/form-data"):
-        return await parse(read_files, body, kind, max_items)
-    if not body:
-        raise Problem(400, "malformed", "the body is empty; send the bytes of an image", param="file")
-    return [body]
+        return await parse(read_form, body, kind, max_items)
+    if explained := explain_no_file(body, kind):
+        raise Problem(400, "malformed", explained, param="file")
+    return Form([body], None)
