@@ -83,6 +83,12 @@ def test_a_head_opens(folder: Path) -> None:
     assert head.whitening[1].shape == (4, 4)
 
 
+def test_a_head_of_kept_patches_opens() -> None:
+    head = load_head(GOLDEN / "schema-3" / "head-keep.safetensors")
+    assert head.keep == manifest.Keep(stages=(manifest.KeepStage(block=0, patches=8),), by="checkerboard")
+    assert load_head(GOLDEN / "schema-3" / "head.safetensors").keep is None
+
+
 @WHOLE
 def test_a_job_is_taken_up_and_its_shards_are_read(folder: Path) -> None:
     out = folder / "shards"
@@ -106,7 +112,7 @@ def test_a_baseline_opens(folder: Path) -> None:
     assert entry.drifts[0].drift.cosine_worst == 0.9
 
 
-@pytest.mark.parametrize("schema", [1, 9])
+@pytest.mark.parametrize("schema", [1, 2, 9])
 def test_a_head_of_a_later_version_opens_or_says_to_upgrade(schema: int, tmp_path: Path) -> None:
     golden = GOLDEN / "schema-2" / "head.safetensors"
     with safetensors.safe_open(golden, "pt") as file:
@@ -114,8 +120,8 @@ def test_a_head_of_a_later_version_opens_or_says_to_upgrade(schema: int, tmp_pat
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dictionary
     later = tmp_path / "head.safetensors"
     later.write_bytes(safetensors.torch.save(tensors, {"mimexport-head": msgspec.json.encode(header).decode()}))
-    if schema == 1:
+    if schema <= 2:
         assert load_head(later).figures == {"k-NN": 0.5}
     else:
-        with pytest.raises(HeadError, match="has schema 9, this program reads up to 1; upgrade mimexport"):
+        with pytest.raises(HeadError, match="has schema 9, this program reads up to 2; upgrade mimexport"):
             load_head(later)

@@ -125,6 +125,8 @@ def fit(
     random_seed: int | None = None,
     seed: int = 0,
     cache: _Path = CACHE,
+    keep: str | None = None,
+    keep_by: str | None = None,
     report: Callable[[str], None] = lambda _: None,
     progress: Callable[[str, int, int], None] = lambda *_: None,
 ) -> Head:
@@ -147,6 +149,8 @@ def fit(
         random_seed: likewise.
         seed: of everything random; the same seed gives the same head.
         cache: folder for the tokens, about 2·N·D bytes an image and view for N patches D wide.
+        keep: as in `build`; the head then fits artifacts that keep the same patches, and no others.
+        keep_by: likewise.
         report: called with one line at the start of every step.
         progress: called with a name, images done and images in all.
 
@@ -161,7 +165,7 @@ def fit(
         check_out(Path(out))
     head = open_fitter(
         model, agg, data, labels=labels, agg_options=agg_options, token_norm=token_norm, weights=weights,
-        random_seed=random_seed, seed=seed, cache=cache, report=report, progress=progress,
+        random_seed=random_seed, seed=seed, cache=cache, keep=keep, keep_by=keep_by, report=report, progress=progress,
     ).fit()  # fmt: skip
     if out is not None:
         save_head(head, Path(out))
@@ -180,6 +184,8 @@ def open_fitter(
     random_seed: int | None,
     seed: int,
     cache: _Path,
+    keep: str | None,
+    keep_by: str | None,
     report: Callable[[str], None],
     progress: Callable[[str, int, int], None],
 ) -> fitter.Fitter:
@@ -199,6 +205,8 @@ def open_fitter(
         weights=None if weights is None else Path(weights),
         random_seed=random_seed,
         seed=seed,
+        keep=keep,
+        keep_by=keep_by,
     )
     return fitter.Fitter(options, report, progress)
 

@@ -6,15 +6,14 @@ import copy
 import hashlib
 import inspect
 from pathlib import Path
-from typing import Any
 
 from mimexport.aggregators import AGGREGATORS, Aggregator, make_aggregator
 from mimexport.backbone import Backbone, Shape
 from mimexport.embedding_model import EmbeddingModel
 from mimexport.errors import HeadError
 from mimexport.families import family_of
-from mimexport.heads import Head, check_fit, load_head, shipped_heads
-from mimexport.keep import resolve_keep
+from mimexport.heads import Head, check_fit, check_kept, load_head, shipped_heads
+from mimexport.keep import keep_in
 from mimexport.loaded_model import LoadedModel, model_sha256
 from mimexport.norms import default_norm
 from mimexport.options import BuildOptions
@@ -38,17 +37,18 @@ def compose(
         OptionError: an option that does not fit the backbone.
         HeadError: a head that is missing or does not fit.
     """
-    backbone = backbone or Backbone(loaded.model, _keep(loaded, options))
+    shape = backbone.shape if backbone else family_of(loaded.model).shape(loaded.model)
     if isinstance(options.agg, Aggregator):
-        aggregator, head = _own(options.agg, backbone.shape), options.head if isinstance(options.head, Head) else None
+        head = options.head if isinstance(options.head, Head) else None
     else:
-        head = choose_head(loaded, backbone.shape, options)
+        head = choose_head(loaded, shape, options)
+    backbone = backbone or Backbone(loaded.model, _keep(loaded, options, head))
+    if head is not None:
+        check_kept(head, backbone.keep)
+    if isinstance(options.agg, Aggregator):
+        aggregator = _own(options.agg, backbone.shape)
+    else:
         aggregator = _named(loaded, backbone.shape, options, head)
-    if head is not None and backbone.keep is not None:
-        raise HeadError(
-            "--keep: the head was fitted on all patches and does not fit those that are left; take an --agg that learns"
-            " nothing, without --whiten, or leave --keep out"
-        )
     if options.with_selection and not aggregator.has_weights:
         having = ", ".join(name for name, kind in AGGREGATORS.items() if kind.has_weights)
         raise OptionError(f"--with-selection: aggregator {options.agg_name} gives patches no share; these do: {having}")
@@ -65,10 +65,12 @@ def compose(
     return model.eval(), head
 
 
-def _keep(loaded: LoadedModel, options: BuildOptions) -> Keep | None:
-    shape = family_of(loaded.model).shape(loaded.model)
-    blocks: Any = loaded.model.blocks
-    return resolve_keep(options.keep, options.keep_by, shape.patches, len(blocks))
+def _keep(loaded: LoadedModel, options: BuildOptions, head: Head | None) -> Keep | None:
+    """Return which patches stay: as asked for, or else as in the encoder that the head was fitted on."""
+    fitted = None if head is None else head.keep
+    if options.keep is None and fitted is not None:
+        return fitted
+    return keep_in(loaded.model, options.keep, options.keep_by or (fitted and fitted.by))
 
 
 def _named(loaded: LoadedModel, shape: Shape, options: BuildOptions, head: Head | None) -> Aggregator:

@@ -18,12 +18,13 @@ from mimexport.errors import HeadError
 from mimexport.loaded_model import LoadedModel, tensors_sha256
 from mimruntime import records
 from mimruntime.errors import OutputError
-from mimruntime.manifest import Source, TokenNorm
+from mimruntime.manifest import Keep, Source, TokenNorm
 from mimruntime.writing import write_file
 
 _KEY = "mimexport-head"
 _WHITEN_MEAN, _WHITEN_MATRIX = "whitening.mean", "whitening.matrix"
-_SCHEMA = 1
+_SCHEMA = 2
+"""2 added `keep`: on other patches than those that stayed, a head gives wrong vectors."""
 
 
 class _Record(msgspec.Struct, frozen=True, kw_only=True):
@@ -39,6 +40,7 @@ class _Record(msgspec.Struct, frozen=True, kw_only=True):
     backbone_sha256: str | None
     recipe: dict[str, Any]
     figures: dict[str, Any]
+    keep: Keep | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +59,7 @@ class Head:
         whitening: mean (D',) and matrix (D', D'), columns by falling importance; None where there is none.
         recipe: how it was fitted.
         figures: what was measured.
+        keep: patches that stayed in the encoder it was fitted on; None where all did.
     """
 
     agg: str
@@ -70,6 +73,7 @@ class Head:
     whitening: tuple[Tensor, Tensor] | None = None
     recipe: dict[str, Any] = field(default_factory=dict)
     figures: dict[str, Any] = field(default_factory=dict)
+    keep: Keep | None = None
 
     def sha256(self, *, whitened: bool) -> str:
         """Return the digest of what of it gets into a graph."""
@@ -163,6 +167,24 @@ def check_fit(head: Head, loaded: LoadedModel, shape: Shape, token_norm: TokenNo
         )
     if token_norm is not None and token_norm != head.token_norm:
         raise HeadError(f"the head was fitted on {head.token_norm} tokens; --token-norm {token_norm} was given")
+
+
+def check_kept(head: Head, keep: Keep | None) -> None:
+    """Refuse a head that was fitted on other patches than those that stay.
+
+    Raises:
+        HeadError: with what it was fitted on.
+    """
+    if head.keep == keep:
+        return
+    if head.keep is None:
+        raise HeadError(
+            "--keep: the head was fitted on all patches and does not fit those that are left; fit one with the same"
+            " --keep, take an --agg that learns nothing, without --whiten, or leave --keep out"
+        )
+    raise HeadError(
+        f"the head was fitted on {head.keep}; --keep asks for {keep or 'all patches'}; leave --keep out to take the head's"
+    )
 
 
 def _times(grid: tuple[int, int]) -> str:

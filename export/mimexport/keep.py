@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import pairwise
+from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from mimexport.counts import parse_count
+from mimexport.families import family_of
 from mimexport.grid import center_order, checkerboard_order
 from mimruntime.errors import OptionError, UnknownNameError
 from mimruntime.manifest import Keep, KeepStage
@@ -74,6 +76,12 @@ def resolve_keep(keep: str | None, rule: str | None, patches: int, depth: int) -
             stages.append(stage)
             left = stage.patches
     return Keep(stages=tuple(stages), by=rule or DEFAULT_RULE) if stages else None
+
+
+def keep_in(model: nn.Module, keep: str | None, rule: str | None) -> Keep | None:
+    """Return the record of a schedule for a timm model that was not taken apart yet; see `resolve_keep`."""
+    blocks: Any = model.blocks
+    return resolve_keep(keep, rule, family_of(model).shape(model).patches, len(blocks))
 
 
 def _split(keep: str) -> list[tuple[str, int]]:

@@ -142,10 +142,10 @@ class References:
 
     def _whitening_head(self, manifest: Manifest, agg: str) -> Path | None:
         """Return the head that whitens `agg`, which learns nothing else: one that was given, or the shipped one."""
-        own = (path for path in self.heads if path.suffix == ".safetensors")
+        own = ((path, load_head(path)) for path in self.heads if path.suffix == ".safetensors")
         backbone = manifest.backbone
         shipped = shipped_heads(backbone.model, backbone.source, backbone.weights_sha256)
-        return next((path for path in own if load_head(path).agg == agg), shipped.get(agg))
+        return next((path for path, head in own if head.agg == agg and head.keep is None), shipped.get(agg))
 
 
 def _load(manifest: Manifest, weights: Path | None, models: Sequence[nn.Module | LoadedModel]) -> LoadedModel:
@@ -215,7 +215,7 @@ def _find_head(manifest: Manifest, shape: Shape, given: Sequence[Path]) -> Path 
         head = load_head(path) if own else load_published_head(path, shape, manifest.aggregator.token_norm)
         # Two heads of one scorer may differ in options only, which are no part of the digest.
         fits = head.whitening is None or head.params == manifest.aggregator.params
-        if fits and head.sha256(whitened=whitened) == wanted:
+        if fits and head.keep == manifest.keep and head.sha256(whitened=whitened) == wanted:
             return path
     raise HeadError(
         f"the head of {manifest.name} (sha256 {wanted[:12]}…) is not part of this package"

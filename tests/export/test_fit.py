@@ -12,7 +12,9 @@ from PIL import Image
 from mimexport.aggregators import make_aggregator
 from mimexport.aliases import ALIASES
 from mimexport.backbone import Backbone
-from mimexport.errors import FitError
+from mimexport.composition import compose
+from mimexport.embedding_model import embed_with_torch
+from mimexport.errors import FitError, HeadError
 from mimexport.features import ComputedFeatures
 from mimexport.fitting import tokens as token_module
 from mimexport.fitting.fitter import FitOptions, Fitter
@@ -23,6 +25,7 @@ from mimexport.fitting.unlabelled import two_view_recall
 from mimexport.fitting.views import WHOLE, show
 from mimexport.heads import load_head, save_head
 from mimexport.norms import NormChoice
+from mimexport.options import BuildOptions
 from mimexport.preprocessing import preprocess_of
 from mimexport.weights import load_model
 from mimruntime.errors import ImageError, OptionError, OutputError
@@ -168,19 +171,46 @@ def test_the_images_tell_which_norm_is_better_unless_it_is_known_or_asked_for(tm
     assert Fitter(options(tmp_path, pictures, agg="mean", labels=None)).fit().token_norm == "raw"
 
 
-def test_stored_tokens_pool_to_what_the_network_gives(tmp_path, pictures):
-    fitter = Fitter(options(tmp_path, pictures))
+@pytest.mark.parametrize("keep", [{}, {"keep": "75%@0,50%@1", "keep_by": "norm"}, {"keep": "50%"}], ids=str)
+def test_stored_tokens_pool_to_what_the_network_gives(tmp_path, pictures, keep):
+    fitter = Fitter(options(tmp_path, pictures, **keep))
     tokens = fitter.tokens(pictures[0][:4], "four", "training")
     pixels = np.stack([show(image, 0, WHOLE, 0, preprocess_of(fitter.loaded.config)) for image in pictures[0][:4]])
-    scaled = (torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255 - 0.5) / 0.5
-    for agg in ("mean", "cls", "topk", "attn-mean", "cls+mean"):
+    encoded = fitter.backbone.encode(fitter.backbone.patchify((torch.from_numpy(pixels).float() / 255 - 0.5) / 0.5))
+    for agg in ("mean", "cls", "topk", "attn-mean", "cls+mean", "center-weighted"):
         for final in (False, True):
             aggregator = make_aggregator(agg, fitter.backbone.shape, {})
             with torch.no_grad():
                 norm = fitter.backbone.norm if final else None
-                expected = aggregator(ComputedFeatures(fitter.backbone, fitter.backbone(scaled), norm)).vector
+                features = ComputedFeatures(fitter.backbone, encoded.tokens, norm, encoded.kept)
+                expected = aggregator(features).vector
             got = pool(aggregator, tokens, fitter.backbone, final=final)
             torch.testing.assert_close(got, expected, atol=4e-3, rtol=4e-3)
+
+
+def test_a_head_fits_encoders_that_keep_what_it_was_fitted_on(tmp_path, pictures):
+    keep = {"keep": "75%@0,50%@1", "keep_by": "norm"}
+    fitter = Fitter(options(tmp_path, pictures, **keep))
+    save_head(fitter.fit(), tmp_path / "h.safetensors")
+    head = load_head(tmp_path / "h.safetensors")
+    assert str(head.keep) == "12 before block 0, 8 before block 1, by norm"
+
+    def composed(**keep):
+        loaded = load_model("small", random_seed=0)
+        asked = BuildOptions(model="small", agg="abmilp", out=tmp_path, head=head, whiten=0, random_seed=0, **keep)
+        return compose(loaded, asked)[0]
+
+    pixels = np.stack([show(image, 0, WHOLE, 0, preprocess_of(fitter.loaded.config)) for image in pictures[0][:4]])
+    expected = fitter.vectors(head, fitter.tokens(pictures[0][:4], "four", "training"), whitened=True)
+    expected = expected / np.linalg.norm(expected, axis=1, keepdims=True)
+    for asked in ({}, {"keep": keep["keep"]}, keep):  # what is not given the head says
+        assert ((embed_with_torch(composed(**asked), pixels) * expected).sum(1) > 0.999).all()
+    for other in ({"keep": "75%"}, {"keep": keep["keep"], "keep_by": "center"}, {"keep": "100%"}):
+        with pytest.raises(HeadError, match="fitted on 12 before block 0, 8 before block 1, by norm; --keep asks for"):
+            composed(**other)
+    head = replace(head, keep=None)
+    with pytest.raises(HeadError, match="fitted on all patches"):
+        composed(**keep)
 
 
 def test_a_run_that_was_killed_continues_where_it_stopped(tmp_path, pictures, monkeypatch):

@@ -91,7 +91,7 @@ def test_files_that_are_no_heads_are_refused(tmp_path, loaded):
     path.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(HeadError, match="is not a readable head"):
         load_head(path)
-    path.write_bytes(whole.replace(b'\\"schema\\":1', b'\\"schema\\":7'))
+    path.write_bytes(whole.replace(b'\\"schema\\":2', b'\\"schema\\":7'))
     with pytest.raises(HeadError, match=r"schema 7.*upgrade mimexport"):
         load_head(path)
 

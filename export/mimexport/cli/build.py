@@ -10,6 +10,8 @@ import click
 
 from mimexport.cli.common import (
     BUILDING,
+    KEEP,
+    KEEP_BY,
     RANDOM,
     BackboneOptions,
     PixelOptions,
@@ -61,8 +63,8 @@ class BuildSettings:
 @backbone_options(
     option("--license", metavar="TEXT", help="Licence of the weights.  [default: as known; 'not stated' for a file]"),
     option("--image-size", type=Number(min=16), metavar="PX", help="Edge of the square input.  [default: the model's]"),
-    option("--keep", metavar="SCHEDULE", help="Patches kept in the encoder: 50%, or 75%@0,50%@6.  [default: all]"),
-    option("--keep-by", metavar="RULE", help="center (default), checkerboard, norm, center-norm, contrast."),
+    KEEP,
+    KEEP_BY,
 )
 @pixel_options
 @group(

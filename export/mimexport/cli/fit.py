@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
-from mimexport.cli.common import BUILDING, BackboneOptions, backbone_options, show_step
+from mimexport.cli.common import BUILDING, KEEP, KEEP_BY, BackboneOptions, backbone_options, show_step
 from mimruntime.cli.command import Command, gather, group, option
 from mimruntime.cli.options import COUNT, PATH
 from mimruntime.errors import needs
@@ -38,6 +38,8 @@ class FitSettings:
     score: str | None = None
     k: str | None = None
     token_norm: TokenNorm | None = None
+    keep: str | None = None
+    keep_by: str | None = None
     seed: int = 0
     no_judge: bool = False
     cache: Path = _CACHE
@@ -61,7 +63,7 @@ class FitSettings:
         "mimexport fit --model mae-tiny --agg topk --data photos.zip --unlabelled --out topk.safetensors",
     ),
 )
-@backbone_options()
+@backbone_options(KEEP, KEEP_BY)
 @group(
     "Head",
     option("--agg", required=True, help="Aggregator to learn; for others, a whitening."),
@@ -110,6 +112,8 @@ def fit_command(settings: FitSettings, backbone: BackboneOptions) -> None:
         random_seed=backbone.random_seed,
         seed=settings.seed,
         cache=settings.cache,
+        keep=settings.keep,
+        keep_by=settings.keep_by,
         report=show_step,
         progress=_token_progress,
     )

@@ -23,6 +23,7 @@ from mimexport.fitting.tokens import Tokens, TokenStore
 from mimexport.fitting.unlabelled import SHRINKAGE, fit_scorer, two_view_recall
 from mimexport.fitting.views import WHOLE
 from mimexport.heads import Head
+from mimexport.keep import keep_in
 from mimexport.known_losses import read_measured
 from mimexport.loaded_model import LoadedModel
 from mimexport.loading import load_any
@@ -58,6 +59,8 @@ class FitOptions:
         random_seed: draw the backbone's weights from this seed.
         seed: of everything random here.
         two_view: images of which two random views are taken; None draws up to `TWO_VIEW_IMAGES` of `images`.
+        keep: patches that stay in the encoder, as `build` takes it; None keeps all.
+        keep_by: likewise, the rule.
     """
 
     model: str | nn.Module | LoadedModel
@@ -72,6 +75,8 @@ class FitOptions:
     random_seed: int | None = None
     seed: int = 0
     two_view: Sequence[Source] | None = None
+    keep: str | None = None
+    keep_by: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +111,7 @@ class Fitter:
         self.report = report
         self._progress = progress
         self.loaded: LoadedModel = load_any(options.model, weights=options.weights, random_seed=options.random_seed)
-        self.backbone = Backbone(self.loaded.model)
+        self.backbone = Backbone(self.loaded.model, keep_in(self.loaded.model, options.keep, options.keep_by))
         preprocess = preprocess_of(self.loaded.config)
         self._store = TokenStore(self.loaded, self.backbone, preprocess, options.cache)
         chosen = np.random.default_rng(options.seed).permutation(len(options.images))[:TWO_VIEW_IMAGES]
@@ -195,6 +200,7 @@ class Fitter:
             whitening=whitening,
             recipe=recipe | {"whitening": f"two views of {len(self._two_view)} images, shrinkage {SHRINKAGE}"},
             figures=figures | recall,
+            keep=self.backbone.keep,
         )
 
     def vectors(self, head: Head, tokens: Tokens, *, whitened: bool) -> np.ndarray:
@@ -283,4 +289,5 @@ def plain_head(agg: str, fitter: Fitter, token_norm: TokenNorm) -> Head:
     return Head(
         agg=agg, params=aggregator.params, token_norm=token_norm, dim=fitter.backbone.shape.dim,
         grid=fitter.backbone.shape.grid, model=fitter.loaded.name, backbone_sha256=fitter.loaded.sha256, tensors={},
+        keep=fitter.backbone.keep,
     )  # fmt: skip

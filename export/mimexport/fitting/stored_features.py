@@ -30,7 +30,7 @@ class StoredFeatures:
 
     def __init__(self, tokens: Tokens, shape: Shape, norm: nn.Module | None, spread: Tensor | None = None) -> None:
         self.shape = shape
-        self.kept: Tensor | None = None
+        self.kept = None if tokens.kept is None else torch.from_numpy(tokens.kept.astype(np.int64))
         self._tokens = tokens
         self._norm = norm
         self._spread = spread
@@ -68,7 +68,7 @@ class StoredFeatures:
 
     def of_patches(self, table: Tensor) -> Tensor:
         """See `Features`."""
-        return table
+        return table if self.kept is None else table[self.kept]
 
     def rows(self, index: Tensor) -> Tensor:
         """See `Features`."""

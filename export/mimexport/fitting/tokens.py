@@ -40,18 +40,21 @@ class Tokens:
             what tells them apart does not survive in float16.
         energy: (n, N) float32, squared length of the patches that enter the last block.
         attention: (n, heads, N) float16, of [cls] to the patches in the last block; no heads where there is no [cls].
+        kept: (n, N) int16, place in the grid of every patch; None where all patches are there, row by row.
     """
 
     patches: np.ndarray
     cls: np.ndarray
     energy: np.ndarray
     attention: np.ndarray
+    kept: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.patches)
 
     def __getitem__(self, rows: slice | np.ndarray) -> Tokens:
-        return Tokens(self.patches[rows], self.cls[rows], self.energy[rows], self.attention[rows])
+        kept = None if self.kept is None else self.kept[rows]
+        return Tokens(self.patches[rows], self.cls[rows], self.energy[rows], self.attention[rows], kept)
 
 
 class TokenStore:
@@ -68,9 +71,10 @@ class TokenStore:
         self._backbone = backbone
         self._preprocess = preprocess
         self._folder = folder
-        self._identity = f"{loaded.timm_name} {loaded.sha256} {preprocess} {code_digest(heads=False)}"
-        scale = torch.tensor(loaded.config["std"]).view(1, 3, 1, 1) * 255
-        self._mean, self._std = torch.tensor(loaded.config["mean"]).view(1, 3, 1, 1) * 255, scale
+        self._identity = f"{loaded.timm_name} {loaded.sha256} {preprocess} {backbone.keep} {code_digest(heads=False)}"
+        self._mean, self._std = (
+            backbone.per_channel(255 * torch.tensor(loaded.config[key])) for key in ("mean", "std")
+        )
 
     def tokens(
         self,
@@ -123,6 +127,8 @@ class TokenStore:
             "energy": ((shape.patches,), "<f4"),
             "attention": ((heads, shape.patches), "<f2"),
         }
+        if self._backbone.keep is not None:
+            layout["kept"] = (shape.patches,), "<i2"
         return {
             name: _File(folder / f"{name}.bin", (count, *size), np.dtype(dtype))
             for name, (size, dtype) in layout.items()
@@ -140,18 +146,20 @@ class TokenStore:
                 yield chunk, self._run(np.stack(list(shown)))
 
     def _run(self, pixels: np.ndarray) -> dict[str, np.ndarray]:
-        images = (torch.from_numpy(pixels).permute(0, 3, 1, 2).float() - self._mean) / self._std
-        features = ComputedFeatures(self._backbone, self._backbone(images), None)
+        patches = (self._backbone.patchify(torch.from_numpy(pixels).float()) - self._mean) / self._std
+        tokens, kept = self._backbone.encode(patches)
+        features = ComputedFeatures(self._backbone, tokens, None, kept)
         has_cls = features.shape.has_cls
-        cls, patches = features.cls_and_patches if has_cls else (images.new_zeros(len(images), 0), features.raw_patches)
+        cls, out = features.cls_and_patches if has_cls else (tokens.new_zeros(len(tokens), 0), features.raw_patches)
         attended = has_cls and self._backbone.reduced
-        attention = features.cls_attention if attended else images.new_zeros(len(images), 0, features.shape.patches)
-        return {
-            "patches": patches.half().numpy(),
+        attention = features.cls_attention if attended else tokens.new_zeros(len(tokens), 0, features.shape.patches)
+        found = {
+            "patches": out.half().numpy(),
             "cls": cls.numpy(),
             "energy": features.entering_energy.numpy(),
             "attention": attention.half().numpy(),
         }
+        return found if kept is None else found | {"kept": kept.expand(len(tokens), -1).numpy()}
 
 
 @dataclass(frozen=True, slots=True)
