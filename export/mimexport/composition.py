@@ -70,7 +70,8 @@ def _keep(loaded: LoadedModel, options: BuildOptions, head: Head | None) -> Keep
     fitted = None if head is None else head.keep
     if options.keep is None and fitted is not None:
         return fitted
-    return keep_in(loaded.model, options.keep, options.keep_by or (fitted and fitted.by))
+    rule = options.keep_by or (None if fitted is None else fitted.by)
+    return keep_in(loaded.model, options.keep, rule)
 
 
 def _named(loaded: LoadedModel, shape: Shape, options: BuildOptions, head: Head | None) -> Aggregator:
