@@ -85,13 +85,15 @@ def from_error(error: MimError, *, param: str | None = None) -> Problem:
 def respond(request: Request, problem: Problem) -> JSONResponse:
     """Write `problem` as KServe's clients read it under /v2, as OpenAI's do elsewhere."""
     request.state.reason = problem.code
-    content: dict[str, Any] = {"error": problem.detail}
-    if not request.url.path.startswith("/v2"):
-        kind = _TYPES.get(
-            problem.status_code, "server_error" if problem.status_code >= 500 else "invalid_request_error"
-        )
-        content["error"] = {"message": problem.detail, "type": kind, "param": problem.param, "code": problem.code}
+    of_kserve = request.url.path.startswith("/v2")
+    content: dict[str, Any] = {"error": problem.detail if of_kserve else describe(problem)}
     return JSONResponse(content, problem.status_code, problem.headers)
+
+
+def describe(problem: Problem) -> dict[str, str | None]:
+    """Return `problem` as OpenAI's clients read it."""
+    kind = _TYPES.get(problem.status_code, "server_error" if problem.status_code >= 500 else "invalid_request_error")
+    return {"message": problem.detail, "type": kind, "param": problem.param, "code": problem.code}
 
 
 async def on_http(request: Request, error: Exception) -> JSONResponse:

@@ -56,6 +56,22 @@ def test_pixels_as_the_graph_takes_them(
     assert answer.get_response()["id"] == "seven"
 
 
+@pytest.mark.parametrize("binary_out", [True, False])
+def test_errors_by_item_are_an_output(
+    client, triton, photos: list[Path], expected: np.ndarray, binary_out: bool
+) -> None:
+    tensor = triton.InferInput("image", [3], "BYTES")
+    tensor.set_data_from_numpy(np.array([photos[0].read_bytes(), b"none", photos[1].read_bytes()[:500]], object))
+    output = triton.InferRequestedOutput("embedding", binary_data=binary_out)
+    answer = client.infer("toy", [tensor], outputs=[output], parameters={"errors": "item"})
+    vectors, errors = answer.as_numpy("embedding"), answer.as_numpy("error")
+    assert np.dot(vectors[0], expected[0]) > 0.999999
+    assert not vectors[1:].any()
+    texts = [error if isinstance(error, str) else error.decode() for error in errors]
+    assert texts[0] == ""
+    assert all(text.startswith(f"image {index}: ") for index, text in enumerate(texts) if index)
+
+
 def test_base64_stands_for_bytes_in_json(toy: Service, photo: Path, photos: list[Path], expected: np.ndarray) -> None:
     text = base64.b64encode(photo.read_bytes()).decode()
     answer = toy.call(

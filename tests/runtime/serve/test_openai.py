@@ -65,6 +65,27 @@ def test_a_bad_image_is_named_and_spoils_nobody_else(client: openai.OpenAI, phot
     assert "image 1" in caught.value.message
 
 
+def test_errors_by_item_leave_the_others_their_vectors(
+    client: openai.OpenAI, photos: list[Path], expected: np.ndarray
+) -> None:
+    broken = "data:image/jpeg;base64," + base64.b64encode(photos[0].read_bytes()[:900]).decode()
+    images = [broken, data_uri(photos[1]), "https://example.org/a.jpg", "data:image/png;base64,@@", data_uri(photos[4])]
+    answer = client.embeddings.create(model="toy", input=images, encoding_format="float", extra_body={"errors": "item"})
+    assert [item.index for item in answer.data] == [1, 4]
+    assert worst_cosine([item.embedding for item in answer.data], expected[[1, 4]]) > 0.999999
+    found = {error["index"]: (error["code"], error["param"]) for error in answer.errors}
+    undecodable = "image_undecodable"
+    assert found == {0: (undecodable, "input[0]"), 2: ("image_url", "input[2]"), 3: (undecodable, "input[3]")}
+    assert answer.usage.prompt_tokens == 2 * 64
+
+
+def test_errors_by_item_of_a_request_of_wrong_images_alone(toy: Service) -> None:
+    answer = toy.call("/v1/embeddings", {"model": "toy", "input": ["data:image/png;base64,@@"], "errors": "item"})
+    assert (answer.status, answer.json["data"], len(answer.json["errors"])) == (200, [], 1)
+    assert toy.call("/v1/embeddings", {"model": "toy", "input": [EXAMPLE_IMAGE], "errors": "item"}).json["errors"] == []
+    assert toy.call("/v1/embeddings", {"model": "toy", "input": [EXAMPLE_IMAGE], "errors": "all"}).status == 422
+
+
 @pytest.mark.parametrize(
     ("change", "status", "code"),
     [

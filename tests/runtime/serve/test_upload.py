@@ -47,6 +47,15 @@ def test_a_form_may_name_the_model_and_no_other_option(toy: Service, photo: Path
     assert "the field 'dimensions', which is read from the URL only: ?dim" in ask("dimensions=8")["error"]["message"]
 
 
+def test_a_form_may_ask_for_errors_by_item(toy: Service, photo: Path, tmp_path: Path) -> None:
+    (tmp_path / "no.jpg").write_bytes(b"no image")
+    files = ["-F", f"file=@{tmp_path / 'no.jpg'}", "-F", f"file=@{photo}"]
+    answer = curl(*files, f"{toy.url}/v1/embeddings/image?errors=item")
+    assert [item["index"] for item in answer["data"]] == [1]
+    assert [(error["index"], error["code"]) for error in answer["errors"]] == [(0, "image_format")]
+    assert curl(*files, f"{toy.url}/v1/embeddings/image")["error"]["param"] == "file[0]"
+
+
 @pytest.mark.parametrize(
     ("kind", "body", "text"),
     [

@@ -25,8 +25,10 @@ from mimruntime.serve.problems import Problem, from_error
 from mimruntime.serve.settings import Settings
 from mimruntime.storage import Codec, Store, codec_for
 
-Source = bytes | str | np.ndarray
-"""An encoded file, base64 or a data URI of one, or the pixels the graph takes, uint8 (size, size, 3)."""
+Source = bytes | str | np.ndarray | Problem
+"""An encoded file, base64 or a data URI of one, the pixels the graph takes, uint8 (size, size, 3), or why there is none."""
+Outcome = EmbeddingResult | Problem
+"""What became of an image."""
 
 
 class Model:
@@ -112,12 +114,13 @@ class Model:
         self.check_ready()
         self.check_room()
 
-    async def embed(self, sources: Sequence[Source], *, param: str = "input") -> list[EmbeddingResult]:
+    async def embed(self, sources: Sequence[Source], *, param: str = "input", by_item: bool = False) -> list[Outcome]:
         """Return what became of every source, in order; when the caller is cancelled, so are its images.
 
         Args:
             sources: at least one.
             param: the request's name for the list, for errors.
+            by_item: return the problem of an image at fault in its place, and embed the others.
 
         Raises:
             Problem: 400, 413 or 415 for the first image at fault; 429 no room; 503 not ready; 504 too late.
@@ -130,27 +133,31 @@ class Model:
             item.future.add_done_callback(self._count_in_flight)
             self._decoders.submit(partial(self._prepare, item, source))
         try:
-            return await self._gather(items, param)
+            return await self._gather(items, param, by_item)
         finally:
             for item in items:
                 item.future.cancel()
 
-    async def _gather(self, items: Sequence[Item], param: str) -> list[EmbeddingResult]:
+    async def _gather(self, items: Sequence[Item], param: str, by_item: bool = False) -> list[Outcome]:
         futures = [asyncio.wrap_future(item.future) for item in items]
+        until = asyncio.ALL_COMPLETED if by_item else asyncio.FIRST_EXCEPTION
         try:
-            _, pending = await asyncio.wait(
-                futures, timeout=self._settings.deadline_s, return_when=asyncio.FIRST_EXCEPTION
-            )
+            _, pending = await asyncio.wait(futures, timeout=self._settings.deadline_s, return_when=until)
         finally:  # every exception is fetched or never set: asyncio would log it, whoever cancelled or failed first
             errors = [None if future.cancel() or future.cancelled() else future.exception() for future in futures]
+        problems: dict[int, Problem] = {}
         for index, error in enumerate(errors):
             if isinstance(error, ImageError):
-                raise from_error(type(error)(f"image {index}: {error}"), param=f"{param}[{index}]") from error
-            if error is not None:
+                problems[index] = from_error(type(error)(f"image {index}: {error}"), param=f"{param}[{index}]")
+            elif isinstance(error, Problem):
+                problems[index] = error
+            elif error is not None:
                 raise error
+        if problems and not by_item:
+            raise next(iter(problems.values()))
         if pending:
             raise Problem(504, "deadline", f"not done within {self._settings.deadline_s:g} s")
-        return [future.result() for future in futures]
+        return [problems.get(index) or future.result() for index, future in enumerate(futures)]
 
     def _prepare(self, item: Item, source: Source) -> None:
         """Decode one image in a thread of the pool and queue it."""
@@ -159,6 +166,9 @@ class Model:
         started = time.monotonic()
         try:
             item.pixels = self._pixels(source)
+        except Problem as problem:  # it could not be fetched
+            _fail(item, problem)
+            return
         except ImageError as error:
             # A new error, without traceback: frames would keep the image alive until the garbage collector comes by.
             _fail(item, type(error)(str(error)))
@@ -172,6 +182,8 @@ class Model:
     def _pixels(self, source: Source) -> np.ndarray:
         if isinstance(source, np.ndarray):
             return source
+        if isinstance(source, Problem):
+            raise source
         encoded = decode_base64(source) if isinstance(source, str) else source
         return self._embedder.prepare(
             encoded, max_pixels=self._settings.max_pixels, formats=self._settings.formats, budget=self._budget
@@ -244,7 +256,7 @@ class Models:
         return self._by_name[name]
 
 
-def _fail(item: Item, error: MimError) -> None:
+def _fail(item: Item, error: MimError | Problem) -> None:
     """Hand `error` to whoever still waits."""
     if item.future.set_running_or_notify_cancel():
         item.future.set_exception(error)

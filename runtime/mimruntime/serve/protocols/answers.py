@@ -12,13 +12,15 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from mimruntime.serve.admission.queue import EmbeddingResult
-from mimruntime.serve.execution.model import Model
+from mimruntime.serve.execution.model import Model, Outcome
 from mimruntime.serve.observability import SPACE_HEADER
+from mimruntime.serve.problems import Problem, describe
 from mimruntime.serve.protocols.schemas import ErrorResponse
 from mimruntime.storage import Codec, Store
 
 Encoding = Literal["float", "base64"]
 OutputType = Literal["float", "float16", "int8", "ubinary"]
+Errors = Literal["request", "item"]
 STORES: dict[str, Store] = {"float": "fp32", "float16": "fp16", "int8": "int8", "ubinary": "bits"}
 """How vectors are stored, by the names that clients of embedding services know."""
 
@@ -53,27 +55,54 @@ def admit(request: Request, model: Model, codec: Codec, expected_space: str | No
     model.check_space(codec, request.headers.get(SPACE_HEADER))
 
 
-def embeddings(model: Model, codec: Codec, results: Sequence[EmbeddingResult], encoding: str) -> Response:
-    """Return the answer of OpenAI's protocol; what is needed to read vectors back is in it, but for float32."""
+def embeddings(
+    model: Model, codec: Codec, outcomes: Sequence[Outcome], encoding: str, *, by_item: bool = False
+) -> Response:
+    """Return the answer of OpenAI's protocol; what is needed to read vectors back is in it, but for float32.
+
+    Args:
+        model: what embedded.
+        codec: how the vectors are wanted.
+        outcomes: of the images, in their order; problems among them only where they are wanted by item.
+        encoding: "float" or "base64".
+        by_item: tell the problems.
+
+    """
+    results = {index: each for index, each in enumerate(outcomes) if isinstance(each, EmbeddingResult)}
     count = len(results) * model.tokens
-    codes = codec.encode(np.stack([result.vector for result in results]))
+    codes = encoded(codec, outcomes)
     content = {
         "object": "list",
         "data": [
-            {"object": "embedding", "index": index, "embedding": _encoded(row, encoding)}
-            for index, row in enumerate(codes)
+            {"object": "embedding", "index": index, "embedding": _encoded(codes[index], encoding)} for index in results
         ],
+        **({"errors": _problems(outcomes)} if by_item else {}),
         "model": model.about.name,
         "embedding_space": codec.space,
         "precision": model.about.precision,
         **({} if codec.store == "fp32" else {"storage": codec.labels()}),
         "usage": {"prompt_tokens": count, "total_tokens": count},
     }
-    return Response(msgspec.json.encode(content), media_type="application/json", headers=timing(results))
+    return Response(msgspec.json.encode(content), media_type="application/json", headers=timing([*results.values()]))
+
+
+def encoded(codec: Codec, outcomes: Sequence[Outcome]) -> np.ndarray:
+    """Return the codes of all outcomes (n, width); those of problems are 0."""
+    codes = np.zeros((len(outcomes), codec.width), codec.dtype)
+    rows = [index for index, each in enumerate(outcomes) if isinstance(each, EmbeddingResult)]
+    if rows:
+        codes[rows] = codec.encode(np.stack([each.vector for each in outcomes if isinstance(each, EmbeddingResult)]))
+    return codes
+
+
+def _problems(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
+    return [{"index": index, **describe(each)} for index, each in enumerate(outcomes) if isinstance(each, Problem)]
 
 
 def timing(results: Sequence[EmbeddingResult]) -> dict[str, str]:
-    """Return the header of W3C Server Timing: milliseconds of the slowest image in each stage."""
+    """Return the header of W3C Server Timing: milliseconds of the slowest image in each stage; none without an image."""
+    if not results:
+        return {}
     stages = {
         "decode": max(result.decode_s for result in results),
         "queue": max(result.queue_s for result in results),

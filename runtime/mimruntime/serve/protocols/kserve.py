@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 import msgspec
-import numpy as np
 from fastapi import APIRouter, Path
 from msgspec import Raw
 from starlette.requests import Request
@@ -13,9 +12,9 @@ from starlette.responses import Response
 
 from mimruntime.serve.admission.lifecycle import Lifecycle
 from mimruntime.serve.admission.queue import EmbeddingResult
-from mimruntime.serve.execution.model import Model, Models
+from mimruntime.serve.execution.model import Model, Models, Outcome
 from mimruntime.serve.problems import Problem
-from mimruntime.serve.protocols.answers import admit, documented, timing
+from mimruntime.serve.protocols.answers import admit, documented, encoded, timing
 from mimruntime.serve.protocols.jsonbody import check_marks, decode, measure
 from mimruntime.serve.protocols.offload import parse
 from mimruntime.serve.protocols.openai import ExpectedSpace
@@ -29,7 +28,7 @@ from mimruntime.serve.protocols.schemas_kserve import (
     ServerMetadata,
     TensorMetadata,
 )
-from mimruntime.serve.protocols.tensors import HEADER_LENGTH, read_images, split_body, write_embedding
+from mimruntime.serve.protocols.tensors import HEADER_LENGTH, read_images, split_body, write_numbers, write_texts
 from mimruntime.storage import Codec, Store
 
 _INFER_ERRORS = documented(KserveError, 400, 401, 404, 408, 409, 413, 415, 422, 429, 500, 503, 504)
@@ -89,7 +88,8 @@ def router(models: Models, lifecycle: Lifecycle, version: str, max_items: int) -
         admit(request, chosen, codec, None if expected is None else str(expected))
         chosen.check_request(asked.inputs[0].shape[0])
         images = await parse(lambda _: read_images(asked, binary, edge), text)
-        return _answer(chosen, codec, asked, await chosen.embed(images, param="inputs[0]"))
+        by_item = _by_item(asked)
+        return _answer(chosen, codec, asked, await chosen.embed(images, param="inputs[0]", by_item=by_item))
 
     return routes
 
@@ -121,22 +121,32 @@ def _codec(model: Model, asked: InferRequest) -> Codec:
     return model.codec(STORES[str(datatype)], dimensions, param="outputs[0]")
 
 
+def _by_item(asked: InferRequest) -> bool:
+    """Return whether an image at fault has its error in an output `error`, as the parameter `errors` asks."""
+    wanted = asked.parameters.get("errors", "request")
+    if wanted not in {"request", "item"}:
+        raise Problem(400, "malformed", f"the parameter 'errors' is '{wanted}'; expected 'request' or 'item'")
+    return wanted == "item"
+
+
 def _is_binary(asked: InferRequest) -> bool:
     wanted = asked.outputs[0].parameters.get("binary_data") if asked.outputs else None
     return bool(asked.parameters.get("binary_data_output", False) if wanted is None else wanted)
 
 
-def _answer(model: Model, codec: Codec, asked: InferRequest, results: list[EmbeddingResult]) -> Response:
+def _answer(model: Model, codec: Codec, asked: InferRequest, outcomes: list[Outcome]) -> Response:
     binary = _is_binary(asked)
-    codes = codec.encode(np.stack([result.vector for result in results]))
     datatype = next(name for name, store in STORES.items() if store == codec.store)
-    tensor, raw = write_embedding(codes, datatype, binary=binary)
+    outputs = [write_numbers("embedding", encoded(codec, outcomes), datatype, binary=binary)]
+    if _by_item(asked):
+        texts = [each.detail if isinstance(each, Problem) else "" for each in outcomes]
+        outputs.append(write_texts("error", texts, binary=binary))
     header = msgspec.json.encode(
         {
             **({"id": asked.id} if asked.id is not None else {}),
             "model_name": model.about.name,
             "model_version": "1",
-            "outputs": [tensor],
+            "outputs": [tensor for tensor, _ in outputs],
             "parameters": {
                 "embedding_space": codec.space,
                 "precision": model.about.precision,
@@ -144,12 +154,11 @@ def _answer(model: Model, codec: Codec, asked: InferRequest, results: list[Embed
             },
         }
     )
-    headers = timing(results)
+    headers = timing([each for each in outcomes if isinstance(each, EmbeddingResult)])
     if binary:
         headers[HEADER_LENGTH] = str(len(header))
-    return Response(
-        header + raw, media_type="application/octet-stream" if binary else "application/json", headers=headers
-    )
+    kind = "application/octet-stream" if binary else "application/json"
+    return Response(b"".join([header, *(raw for _, raw in outputs)]), media_type=kind, headers=headers)
 
 
 def _metadata(model: Model) -> ModelMetadata:

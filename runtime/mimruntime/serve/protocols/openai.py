@@ -57,8 +57,10 @@ def router(models: Models, fetcher: Fetcher, max_items: int) -> APIRouter:
         admit(request, model, codec, body.embedding_space)
         locations = _locations(body)
         model.check_request(len(locations))
-        sources = await fetcher.resolve(locations)
-        return embeddings(model, codec, await model.embed(sources), body.encoding_format)
+        by_item = body.errors == "item"
+        sources = await fetcher.resolve(locations, by_item=by_item)
+        outcomes = await model.embed(sources, by_item=by_item)
+        return embeddings(model, codec, outcomes, body.encoding_format, by_item=by_item)
 
     @routes.get("/models", responses=documented(ErrorResponse, 401, 503))
     async def list_models() -> ModelList:

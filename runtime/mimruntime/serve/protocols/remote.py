@@ -40,22 +40,31 @@ class Fetcher:
         self._slots = asyncio.Semaphore(_AT_ONCE)
         self._lookups = ThreadPoolExecutor(_AT_ONCE, "mimexport-lookup")
 
-    async def resolve(self, locations: Sequence[str]) -> list[bytes | str]:
+    async def resolve(self, locations: Sequence[str], *, by_item: bool = False) -> list[bytes | str | Problem]:
         """Return data URIs as they are and URLs as the bytes behind them.
+
+        Args:
+            locations: of the images of a request.
+            by_item: return the 400 of an image in its place.
 
         Raises:
             Problem: 400 with the position of a URL that is not allowed or does not answer; 413 where they are too large
                 together.
 
         """
-        found: list[bytes | str] = list(locations)
+        found: list[bytes | str | Problem] = list(locations)
         remote = [index for index, location in enumerate(locations) if not location.startswith("data:")]
-        for index in remote:
-            self._check_url(locations[index], index)
+        if not by_item:
+            for index in remote:
+                self._check_url(locations[index], index)
         room = _Room(self._max_bytes)
         tasks = [asyncio.create_task(self._fetch(locations[index], index, room)) for index in remote]
         try:
-            for index, body in zip(remote, await asyncio.gather(*tasks), strict=True):
+            for index, body in zip(remote, await asyncio.gather(*tasks, return_exceptions=by_item), strict=True):
+                if isinstance(body, BaseException) and not isinstance(body, Problem):
+                    raise body
+                if isinstance(body, Problem) and body.status_code == 413:  # of all images together
+                    raise body
                 found[index] = body
         finally:
             for task in tasks:

@@ -83,6 +83,13 @@ class EmbeddingRequest(_Request, frozen=True, kw_only=True):
         ]
         | None
     ) = None
+    errors: Annotated[
+        str,
+        one_of(
+            "request", "item",
+            description="`item`: an image at fault has its error in `errors`, the others their vectors in `data`.",
+        ),
+    ] = "request"  # fmt: skip
     user: Annotated[str, Meta(max_length=1024, description="Accepted from OpenAI's clients; has no effect.")] | None = (
         None
     )
@@ -134,11 +141,22 @@ class Usage(BaseModel):
     total_tokens: int
 
 
+class ItemError(BaseModel):
+    """What went wrong with one image."""
+
+    index: Annotated[int, Field(ge=0, description="Position in the request.")]
+    message: str
+    type: str
+    param: str | None
+    code: str
+
+
 class EmbeddingResponse(BaseModel):
     """The vectors of one request, in its order."""
 
     object: Literal["list"]
     data: list[Embedding]
+    errors: Annotated[list[ItemError] | None, Field(description="Only where `errors` of the request is `item`.")] = None
     model: str
     embedding_space: Annotated[str, Field(description="Compare vectors only where equal.", examples=[_SPACE_ID])]
     precision: Annotated[str, Field(description="Of the matrix products, as they ran.", examples=["fp32"])]

@@ -82,7 +82,7 @@ class OutputTensor(BaseModel):
     datatype: str
     shape: list[int]
     parameters: dict[str, int] = {}
-    data: list[float] = []
+    data: list[float | str] = []
 
 
 class InferResponse(BaseModel):

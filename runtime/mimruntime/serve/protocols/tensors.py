@@ -6,7 +6,7 @@ import itertools
 import math
 import re
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Annotated, Any
 
 import msgspec
@@ -59,12 +59,21 @@ def read_images(request: InferRequest, binary: memoryview, edge: int) -> list[by
     return images
 
 
-def write_embedding(codes: np.ndarray, datatype: str, *, binary: bool) -> tuple[dict[str, Any], bytes]:
-    """Return the output tensor 'embedding' and its binary part; codes are (B, width), little-endian."""
-    tensor: dict[str, Any] = {"name": "embedding", "datatype": datatype, "shape": list(codes.shape)}
+def write_numbers(name: str, numbers: np.ndarray, datatype: str, *, binary: bool) -> tuple[dict[str, Any], bytes]:
+    """Return an output tensor and its binary part, which is empty in JSON; numbers are (B, …), little-endian."""
+    tensor: dict[str, Any] = {"name": name, "datatype": datatype, "shape": list(numbers.shape)}
     if not binary:
-        return tensor | {"data": codes.ravel().tolist()}, b""
-    raw = codes.tobytes()
+        return tensor | {"data": numbers.ravel().tolist()}, b""
+    raw = numbers.tobytes()
+    return tensor | {"parameters": {"binary_data_size": len(raw)}}, raw
+
+
+def write_texts(name: str, texts: Sequence[str], *, binary: bool) -> tuple[dict[str, Any], bytes]:
+    """Return an output tensor BYTES (B,) and its binary part, which is empty in JSON."""
+    tensor: dict[str, Any] = {"name": name, "datatype": "BYTES", "shape": [len(texts)]}
+    if not binary:
+        return tensor | {"data": [*texts]}, b""
+    raw = b"".join(_LENGTH.pack(len(text)) + text for text in (text.encode() for text in texts))
     return tensor | {"parameters": {"binary_data_size": len(raw)}}, raw
 
 

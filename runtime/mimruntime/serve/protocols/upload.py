@@ -10,7 +10,7 @@ from starlette.responses import Response
 
 from mimruntime.serve.execution.model import Models
 from mimruntime.serve.problems import Problem
-from mimruntime.serve.protocols.answers import OPENAI_ERRORS, STORES, Encoding, OutputType, admit, embeddings
+from mimruntime.serve.protocols.answers import OPENAI_ERRORS, STORES, Encoding, Errors, OutputType, admit, embeddings
 from mimruntime.serve.protocols.explanations import explain_no_file
 from mimruntime.serve.protocols.forms import Form, read_form
 from mimruntime.serve.protocols.offload import parse
@@ -67,6 +67,7 @@ def router(models: Models, max_items: int) -> APIRouter:
         encoding_format: Encoding = "float",
         output_dtype: OutputType = "float",
         dimensions: Dimensions = None,
+        errors: Errors = "request",
         _: ExpectedSpace = None,
     ) -> Response:
         """Embed the file in the body, or every file of a form in its order."""
@@ -76,7 +77,9 @@ def router(models: Models, max_items: int) -> APIRouter:
         chosen = models.find(model or form.model)
         codec = chosen.codec(STORES[output_dtype], dimensions, param="output_dtype")
         admit(request, chosen, codec, None)
-        return embeddings(chosen, codec, await chosen.embed(form.files, param="file"), encoding_format)
+        by_item = errors == "item"
+        outcomes = await chosen.embed(form.files, param="file", by_item=by_item)
+        return embeddings(chosen, codec, outcomes, encoding_format, by_item=by_item)
 
     return routes
 
