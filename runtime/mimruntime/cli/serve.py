@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import logging
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +13,7 @@ import click
 
 from mimruntime.cli.command import Command, gather, group, option
 from mimruntime.cli.options import COUNT, ENGINE_OPTIONS, SECONDS, Number
-from mimruntime.errors import OptionError, needs
+from mimruntime.errors import MimError, OptionError, needs
 
 if TYPE_CHECKING:
     from mimruntime.serve.settings import Settings
@@ -196,10 +197,18 @@ def _load_settings() -> type[Settings]:
         metavar="HOST[:PORT]",
         help="Fetch https URLs of this host.  [default: none]",
     ),
+    option(
+        "--trusted-proxy",
+        "trusted_proxies",
+        multiple=True,
+        envvar="MIMEXPORT_TRUSTED_PROXY",
+        metavar="IP|NET",
+        help="Believe X-Forwarded-For and -Proto of this address.",
+    ),
 )
 @group(
     "Output",
-    option("--log-json", is_flag=True, help="Write a JSON line per request to stderr."),
+    option("--log-json", is_flag=True, help="Write JSON alone to stderr, and a line per request."),
     option("--check", is_flag=True, help="Print what would be served, and exit."),
 )
 @gather(_load_settings, "settings")
@@ -213,8 +222,14 @@ def serve_command(settings: Settings, check: bool) -> None:
 
     if check:
         _print_check(settings)
-    else:
+        return
+    try:
         serve(settings)
+    except MimError as error:
+        if not settings.log_json:
+            raise
+        logging.getLogger("mimexport").critical("%s", error)
+        raise SystemExit(1) from error
 
 
 def _print_check(settings: Settings) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.metadata
+import logging
 from collections.abc import AsyncIterator, Sequence
 
 from fastapi import FastAPI
@@ -26,6 +27,7 @@ from mimruntime.serve.protocols import health, kserve, openai, upload
 from mimruntime.serve.protocols.remote import Fetcher
 from mimruntime.serve.settings import Settings
 
+_LOG = logging.getLogger("mimexport")
 _MOST_DECODERS = 8
 
 
@@ -59,6 +61,7 @@ def create_app(settings: Settings, spaces: Sequence[str] | None = None) -> FastA
             decoders.close()
             for model in models:
                 model.executor.stop()
+            _LOG.info("stopped")
 
     app = FastAPI(
         title="mimexport",

@@ -8,11 +8,11 @@ import time
 import uuid
 from typing import Any
 
-import msgspec
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mimruntime.serve.admission.lifecycle import Lifecycle
+from mimruntime.serve.logs import ACCESS, FIELDS
 from mimruntime.serve.metrics import Metrics
 from mimruntime.serve.problems import CLIENT_CLOSED
 
@@ -20,8 +20,10 @@ SPACE_HEADER = "X-Embedding-Space"
 PRECISION_HEADER = "X-Embedding-Precision"
 REQUEST_ID_HEADER = "X-Request-Id"
 
-_ACCESS = logging.getLogger("mimexport.access")
+_ACCESS = logging.getLogger(ACCESS)
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+_MOST_PATH, _MOST_CLIENT = 256, 64
+"""Characters of what a client sends that a line of the log repeats."""
 _GOOD_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
 
@@ -76,13 +78,17 @@ class ObservabilityMiddleware:
             reason = "client_closed" if status == CLIENT_CLOSED else scope["state"].get("reason", "other")
             self._metrics.failures.labels(reason).inc()
         if _ACCESS.isEnabledFor(logging.INFO):
+            state = scope["state"]
             entry = {
                 "request_id": request_id,
                 "method": scope["method"],
-                "path": scope["path"],
+                "path": scope["path"][:_MOST_PATH],
                 "status": status,
                 "ms": round(seconds * 1000, 3),
-                "client": (scope.get("client") or ("",))[0],
-                "reason": scope["state"].get("reason"),
+                "model": state.get("model"),
+                "images": state.get("images"),
+                "reason": state.get("reason"),
+                "client": (scope.get("client") or ("",))[0][:_MOST_CLIENT],
+                "scheme": scope["scheme"],
             }
-            _ACCESS.info(msgspec.json.encode(entry).decode())
+            _ACCESS.info("request", extra={FIELDS: entry})

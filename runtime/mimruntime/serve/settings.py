@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,7 +80,8 @@ class Settings:
         api_key_file: more of them, a key a line, read again at SIGHUP.
         tls_cert, tls_key: PEM files of a certificate with its chain and of its private key; both or neither.
         remote_hosts: HOST or HOST:PORT whose https URLs are fetched, on port 443 where none is named; empty: no URL is.
-        log_json: a JSON line per request on stderr.
+        trusted_proxies: addresses or networks whose X-Forwarded-For and X-Forwarded-Proto are believed.
+        log_json: every line on stderr is JSON, and there is one per request.
 
     """
 
@@ -112,14 +114,15 @@ class Settings:
     tls_cert: Path | None = None
     tls_key: Path | None = None
     remote_hosts: tuple[str, ...] = ()
+    trusted_proxies: tuple[str, ...] = ()
     log_json: bool = False
 
     def __post_init__(self) -> None:
         """Refuse what could never work.
 
         Raises:
-            OptionError: no artifact, an unknown format, an empty key, half of TLS, what is no host, or one body larger
-                than all together.
+            OptionError: no artifact, an unknown format, an empty key, half of TLS, what is no host or no network, or one
+                body larger than all together.
 
         """
         if not self.artifacts:
@@ -131,10 +134,19 @@ class Settings:
             raise OptionError("an API key is empty; leave it out, or no request could be told from a stranger's")
         for host in self.remote_hosts:
             parse_remote_host(host)
+        for proxy in self.trusted_proxies:
+            _check_network(proxy)
         if (self.tls_cert is None) != (self.tls_key is None):
             raise OptionError("--tls-cert and --tls-key go together: one is missing")
         if self.max_body > self.max_buffered:
             raise OptionError(f"max_body {self.max_body} is more than max_buffered {self.max_buffered} bytes")
+
+
+def _check_network(given: str) -> None:
+    try:
+        ipaddress.ip_network(given)
+    except ValueError as error:
+        raise OptionError(f"--trusted-proxy {given}: {error}; give an address or a network, as 10.0.0.0/8") from error
 
 
 def parse_remote_host(given: str) -> tuple[str, int]:

@@ -7,6 +7,7 @@ import http.client
 import io
 import json
 import os
+import re
 import select
 import signal
 import socket
@@ -22,12 +23,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from fastapi import FastAPI
 from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 from service import START, Service, data_uri, running
 
 from mimruntime.embedder import Embedder
 from mimruntime.engines import ENGINES, engine_module
+from mimruntime.serve import server
 from mimruntime.serve.execution.opening import open_embedder
 from mimruntime.serve.settings import Served, Settings
 
@@ -224,6 +227,7 @@ def test_configured_by_environment_with_keys_two_artifacts_and_json_logs(
         "MIMEXPORT_API_KEY": "first second \u00e9",
         "MIMEXPORT_FORMAT": "JPEG TIFF",
         "MIMEXPORT_LOG_JSON": "1",
+        "MIMEXPORT_TRUSTED_PROXY": "::1 127.0.0.0/8",
     }
     with running(log=tmp_path / "log", env=env) as service:
         image = photo.read_bytes()
@@ -240,15 +244,50 @@ def test_configured_by_environment_with_keys_two_artifacts_and_json_logs(
         assert service.call("/v1/models", Authorization=f"Bearer {as_utf8}").status == 200
         key = {"Authorization": "Bearer first second \u00e9"}
         assert [model["id"] for model in service.call("/v1/models", **key).json["data"]] == ["toy", "other"]
-        assert service.call("/v1/embeddings/image?model=other", image, **key).json["model"] == "other"
+        proxied = {"X-Forwarded-For": "198.51.100.9, 203.0.113.7", "X-Forwarded-Proto": "https", "X-Request-Id": "p-1"}
+        assert service.call("/v1/embeddings/image?model=other", image, **key, **proxied).json["model"] == "other"
+        service.call("/" + "x" * 5000)
         unnamed = service.call("/v1/embeddings/image", image, **key)
         assert (unnamed.status, unnamed.json["error"]["param"]) == (422, "model")
         assert "add ?model=NAME to the URL; known: other, toy" in unnamed.json["error"]["message"]
         assert service.call("/v1/embeddings/image?model=toy", black_png(), **key).status == 415
-    entries = [json.loads(line) for line in (tmp_path / "log").read_text().splitlines() if line.startswith("{")]
-    assert {"request_id", "status", "ms", "path"} <= set(entries[0])
-    assert any(entry["reason"] == "invalid_api_key" for entry in entries)
+    entries = [json.loads(line) for line in (tmp_path / "log").read_text().splitlines()]  # nothing but JSON
+    assert all(re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}\+00:00", entry["time"]) for entry in entries)
+    said = [entry["message"] for entry in entries if entry["message"] != "request"]
+    assert said[0] == f"listening on {service.url}"
+    assert [said[-2].partition(";")[0], said[-1]] == ["the service ends", "stopped"]
+    (through_proxy,) = (entry for entry in entries if entry.get("request_id") == "p-1")
+    del through_proxy["time"], through_proxy["ms"]
+    assert through_proxy == {
+        "level": "info", "message": "request", "request_id": "p-1", "method": "POST", "path": "/v1/embeddings/image",
+        "status": 200, "model": "other", "images": 1, "reason": None, "client": "203.0.113.7", "scheme": "https",
+    }  # fmt: skip
+    assert any(entry.get("reason") == "invalid_api_key" for entry in entries)
+    assert max(len(entry.get("path", "")) for entry in entries) == 256
     assert "second" not in (tmp_path / "log").read_text()
+
+
+def test_no_proxy_is_believed_that_is_not_named() -> None:
+    config = server._config(Settings(artifacts=(Served(Path("a")),)), FastAPI())
+    assert (config.proxy_headers, config.forwarded_allow_ips) == (False, [])
+
+
+def test_what_ends_the_service_is_a_line_of_json_too(toy_artifact: Path, toy: Service) -> None:
+    done = mimexport("serve", toy_artifact, "--log-json", "--port", toy.port)
+    (line,) = done.stderr.splitlines()
+    assert (done.returncode, json.loads(line)["level"]) == (1, "critical")
+    assert "cannot listen on" in json.loads(line)["message"]
+
+
+def test_warnings_and_ends_of_threads_are_lines_of_json() -> None:
+    script = (
+        "import threading, warnings; from mimruntime.serve.logs import set_up_logs; set_up_logs(as_json=True);"
+        " warnings.warn('odd\\nlines'); thread = threading.Thread(target=lambda: 1 / 0, name='t'); thread.start(); thread.join()"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    warning, end = map(json.loads, done.stderr.splitlines())
+    assert "odd\nlines" in warning["message"]
+    assert (end["message"], "ZeroDivisionError" in end["exception"]) == ("thread t ended", True)
 
 
 def test_keys_in_a_file_are_read_again_at_sighup_by_every_worker_over_https(toy_artifact: Path, tmp_path: Path) -> None:
@@ -345,6 +384,11 @@ def test_check_prints_what_would_be_served_and_exits(toy_artifact: Path, space: 
         (["{toy}", "--api-key-file", os.devnull], 1, f"error: the file of API keys {os.devnull} holds no key"),
         (["{toy}", "--tls-cert", "cert.pem"], 1, "error: --tls-cert and --tls-key go together"),
         (["{toy}", "--tls-cert", "no.pem", "--tls-key", "no.pem"], 1, "--tls-key no.pem cannot be used: "),
+        (
+            ["{toy}", "--trusted-proxy", "proxy"],
+            1,
+            "error: --trusted-proxy proxy: 'proxy' does not appear to be an IPv4",
+        ),
         (["{toy}", "--format", "JPG"], 1, "error: unknown image format 'JPG'"),
         (["{toy}", "--max-batch", "0"], 2, "--max-batch"),
         ([], 2, "Missing argument"),

@@ -64,6 +64,7 @@ class Lifecycle:
 
         def begin(number: int, frame: FrameType | None) -> None:
             if self._stopping is None:
+                _LOG.info("the service ends; %d open requests have %g s", self._open, self._grace_s)
                 _end_after(self._grace_s + _OVER_S, number)
                 self._stopping = loop.create_task(drain(number, frame))
             elif number == signal.SIGINT:

@@ -48,9 +48,10 @@ def documented(model: Any, *statuses: int) -> dict[int | str, dict[str, Any]]:
 OPENAI_ERRORS = documented(ErrorResponse, *_REASONS)
 
 
-def admit(request: Request, model: Model, codec: Codec, expected_space: str | None) -> None:
+def admit(request: Request, model: Model, codec: Codec, expected_space: str | None, images: int) -> None:
     """Bind `request` to `model`: its answer carries precision and space, which must be the one that it expects."""
     request.state.space, request.state.precision = codec.space, model.about.precision
+    request.state.model, request.state.images = model.about.name, images
     model.check_space(codec, expected_space)
     model.check_space(codec, request.headers.get(SPACE_HEADER))
 

@@ -85,8 +85,9 @@ def router(models: Models, lifecycle: Lifecycle, version: str, max_items: int) -
         asked = await parse(_decode, text, min(max_items * edge * edge * 3, _MOST_NUMBERS))
         expected = asked.parameters.get("embedding_space")
         codec = _codec(chosen, asked)
-        admit(request, chosen, codec, None if expected is None else str(expected))
-        chosen.check_request(asked.inputs[0].shape[0])
+        count = asked.inputs[0].shape[0]
+        admit(request, chosen, codec, None if expected is None else str(expected), count)
+        chosen.check_request(count)
         images = await parse(lambda _: read_images(asked, binary, edge), text)
         by_item = _by_item(asked)
         return _answer(chosen, codec, asked, await chosen.embed(images, param="inputs[0]", by_item=by_item))

@@ -54,8 +54,8 @@ def router(models: Models, fetcher: Fetcher, max_items: int) -> APIRouter:
         body = await parse(_decode, await request.body(), max_items)
         model = models.find(body.model)
         codec = model.codec(STORES[body.output_dtype], body.dimensions, param="output_dtype")
-        admit(request, model, codec, body.embedding_space)
         locations = _locations(body)
+        admit(request, model, codec, body.embedding_space, len(locations))
         model.check_request(len(locations))
         by_item = body.errors == "item"
         sources = await fetcher.resolve(locations, by_item=by_item)
