@@ -8,12 +8,14 @@ is decoded: CPU milliseconds, beside the pixels it stands for.
 
 from __future__ import annotations
 
+import struct
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import click
+from PIL import Image
 
 from mimruntime.decode import decode, open_image
 from mimruntime.errors import ImageError
@@ -40,6 +42,12 @@ def _jpeg_before(piece: bytes) -> Callable[[int], bytes]:
     return lambda count: hostile.jpeg(8, 8, picture, kind=hostile.BASELINE, before=piece * count)
 
 
+def _avif_patched(edge: int) -> bytes:
+    whole = hostile.encoded(Image.new("RGB", (edge, edge)), "AVIF", speed=10)
+    place = whole.index(b"ispe") + 8
+    return whole[:place] + struct.pack(">II", 64, 64) + whole[place + 8 :]
+
+
 def _png_before(piece: bytes) -> Callable[[int], bytes]:
     return lambda count: hostile.png(piece * count)
 
@@ -61,6 +69,14 @@ FAMILIES: dict[str, Callable[[int], bytes]] = {
     "webp: frames": hostile.webp_of_frames,
     "bmp: run lengths": lambda count: hostile.run_length_bmp(100 * count),
     "tiff: strips": hostile.tiff_of_tiles,
+    "avif: larger than it says": lambda count: _avif_patched(256 * count),
+    "avif: frames": lambda count: hostile.heif(b"avif", b"av01", (1000, 1000), hostile.av1(1000, 1000, count)),
+    "heic: pictures": hostile.heic_of_pictures,
+    "heic: tiles": lambda count: hostile.heif(b"heic", b"hvc1", (64, 64), b"", parts=count),
+    "jpeg2000: layers": lambda count: hostile.jpeg2000(512, 512, tile=512, layers=count, precinct=4),
+    "jpeg2000: tiles": lambda count: hostile.jpeg2000(count, count, tile=1),
+    "jpeg2000: precincts": lambda count: hostile.jpeg2000(16 * count, 16 * count, tile=16 * count, precinct=1),
+    "jpeg2000: blocks": lambda count: hostile.jpeg2000(64 * count, 64 * count, tile=64 * count, block=2),
 }
 
 

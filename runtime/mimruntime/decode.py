@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
 import io
 import math
 import threading
@@ -11,20 +10,17 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import numpy as np
 from PIL import Image, ImageFile
 
-from mimruntime.decoding.container import Container, length_of
+from mimruntime.decoding.container import length_of
 from mimruntime.decoding.convert import UPRIGHT, orientation_of, to_rgb, turned_upright
 from mimruntime.decoding.cost import RGB_BYTES, check_seconds, converted_memory, cost_of
-from mimruntime.decoding.gif import read_gif
-from mimruntime.decoding.jpeg import read_jpeg
-from mimruntime.decoding.png import read_png
-from mimruntime.decoding.tiff import add_parts, read_tiff
-from mimruntime.decoding.webp import read_webp
-from mimruntime.errors import ImageError, ImageFormatError, ImageSizeError, MimError, OptionError
+from mimruntime.decoding.formats import FORMATS, known_formats, open_plugin, read_container, recognise
+from mimruntime.decoding.tiff import add_parts
+from mimruntime.errors import ImageError, ImageSizeError, MimError
 from mimruntime.image_paths import open_regular
 
 Source = str | Path | bytes | bytearray | memoryview | Image.Image | np.ndarray
@@ -32,24 +28,6 @@ Source = str | Path | bytes | bytearray | memoryview | Image.Image | np.ndarray
 
 MAX_PIXELS = 89_478_485
 """Pillow's own default: a quarter of a gigabyte at three bytes a pixel."""
-
-# Pillow's classes are called directly: `Image.open` imports every plugin it has and warns of large images on stderr.
-_PLUGINS = {
-    "JPEG": ("PIL.JpegImagePlugin", "JpegImageFile"),
-    "PNG": ("PIL.PngImagePlugin", "PngImageFile"),
-    "WebP": ("PIL.WebPImagePlugin", "WebPImageFile"),
-    "GIF": ("PIL.GifImagePlugin", "GifImageFile"),
-    "BMP": ("PIL.BmpImagePlugin", "BmpImageFile"),
-    "TIFF": ("PIL.TiffImagePlugin", "TiffImageFile"),
-}
-_READERS: dict[str, Callable[[IO[bytes]], Container]] = {
-    "JPEG": read_jpeg,
-    "PNG": read_png,
-    "WebP": read_webp,
-    "GIF": read_gif,
-    "TIFF": read_tiff,
-}
-FORMATS = tuple(_PLUGINS)
 
 _LOADING = threading.Lock()
 
@@ -112,7 +90,7 @@ def open_image(
         ImageError, OptionError: as `decode`.
 
     """
-    allowed = _known_formats(formats)
+    allowed = known_formats(formats)
     try:
         with contextlib.ExitStack() as stack:
             yield _open(source, allowed, max_pixels, stack)
@@ -135,14 +113,6 @@ def describe(source: object) -> str:
     if isinstance(source, np.ndarray):
         return f"array {source.dtype} {source.shape}"
     return f"object of type {type(source).__name__}"
-
-
-def _known_formats(formats: Iterable[str]) -> tuple[str, ...]:
-    allowed = tuple(formats)
-    for name in allowed:
-        if name not in _PLUGINS:
-            raise OptionError(f"unknown image format '{name}'; known: {', '.join(FORMATS)}")
-    return allowed
 
 
 def _open(source: object, allowed: tuple[str, ...], max_pixels: int, stack: contextlib.ExitStack) -> OpenedImage:
@@ -188,17 +158,15 @@ def _load_copy(image: Image.Image) -> Image.Image:
 
 
 def _open_stream(stream: IO[bytes], allowed: tuple[str, ...], max_pixels: int) -> OpenedImage:
-    name = _recognise(stream, allowed)
-    container = _READERS[name](stream) if name in _READERS else Container()
+    name = recognise(stream, allowed)
+    container = read_container(name, stream)
     container.length = length_of(stream)
     # Before Pillow opens it, which already handles every piece of the container.
     if container.size is not None:
         _check_size(*container.size, max_pixels)
-    check_seconds(container.seconds, math.prod(container.size or (max_pixels,)))
+    check_seconds(container.seconds, container.area or math.prod(container.size or (max_pixels,)))
     stream.seek(0)
-    module, plugin = _PLUGINS[name]
-    factory: Any = getattr(importlib.import_module(module), plugin)
-    image: ImageFile.ImageFile = factory(stream)
+    image = open_plugin(name, stream)
     if container.size not in {None, image.size}:
         raise ImageError(f"cannot be read (its header says both {container.size} and {image.size} pixels)")
     _check_size(image.width, image.height, max_pixels)
@@ -219,35 +187,6 @@ def _load_file(image: ImageFile.ImageFile) -> Image.Image:
     if picture is not image:
         image.close()
     return turned_upright(picture, orientation)
-
-
-def _recognise(stream: IO[bytes], allowed: tuple[str, ...]) -> str:
-    head = stream.read(16)
-    if not head:
-        raise ImageError("is empty, 0 bytes")
-    name = _format_of(head)
-    if name is None:
-        raise ImageFormatError(
-            f"is not an image of a known format ({', '.join(allowed)}); it starts with {head[:12]!r}"
-        )
-    if name not in allowed:
-        raise ImageFormatError(f"is a {name} image, which is not let in here; expected {', '.join(allowed)}")
-    stream.seek(0)
-    return name
-
-
-def _format_of(head: bytes) -> str | None:
-    """Return the format whose signature opens `head`, the first 16 bytes of a file."""
-    if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
-        return "WebP"
-    signatures = {
-        "JPEG": (b"\xff\xd8\xff",),
-        "PNG": (b"\x89PNG\r\n\x1a\n",),
-        "GIF": (b"GIF87a", b"GIF89a"),
-        "BMP": (b"BM",),
-        "TIFF": (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"),
-    }
-    return next((name for name, starts in signatures.items() if head.startswith(starts)), None)
 
 
 def _check_size(width: int, height: int, max_pixels: int) -> None:

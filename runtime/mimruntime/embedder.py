@@ -13,8 +13,9 @@ from PIL import Image
 
 from mimruntime.artifact import Artifact
 from mimruntime.batching import BatchPipeline, Outcome, batch_sizes
-from mimruntime.decode import FORMATS, MAX_PIXELS, Source, describe
+from mimruntime.decode import MAX_PIXELS, Source, describe
 from mimruntime.decoding.budget import DEFAULT_MB, MemoryBudget
+from mimruntime.decoding.formats import FORMATS
 from mimruntime.engines.base import EMBEDDING, SELECTION, Engine
 from mimruntime.engines.opening import open_for
 from mimruntime.errors import ImageError, OptionError, SpaceError
@@ -196,12 +197,12 @@ class Embedder:
         Args:
             source: as `embed` takes it.
             max_pixels: images of more are refused by their header.
-            formats: those of `mimruntime.decode.FORMATS` that are let in.
+            formats: those of `mimruntime.decoding.formats.FORMATS` that are let in.
             budget: the memory that decoders share; None is this Embedder's own.
 
         Raises:
             ImageError: it cannot be decoded; see `mimruntime.decode.decode`.
-            OptionError: a format that `mimruntime.decode.FORMATS` does not name.
+            OptionError: a format that `mimruntime.decoding.formats.FORMATS` does not name.
 
         """
         spec = self._artifact.manifest.preprocess

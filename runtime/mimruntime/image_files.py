@@ -11,7 +11,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 from mimruntime.errors import ImageError
-from mimruntime.image_paths import EXTENSIONS, find_images
+from mimruntime.image_names import PassedOver, is_image_name
+from mimruntime.image_paths import find_images, nothing_found
 
 TRAIN_PARTS = ("train", "training")
 TEST_PARTS = ("val", "valid", "validation", "test", "testing")
@@ -73,16 +74,13 @@ class ZipMember:
 
 
 def list_images(path: Path) -> list[ImageFile]:
-    """Return the images in a folder or a zip, by name; hidden ones are skipped.
+    """Return the images in a folder or a zip, by name; hidden ones are skipped, other files are counted in one line of the log.
 
     Raises:
         ImageError: nothing is there, no image is in it, or a zip is cut short or damaged.
 
     """
-    files = _in_zip(path) if path.is_file() else _in_folder(path)
-    if not files:
-        raise ImageError(f"{path} holds no images ({', '.join(sorted(EXTENSIONS))})")
-    return files
+    return _in_zip(path) if path.is_file() else _in_folder(path)
 
 
 def folder_around(files: Sequence[ImageFile]) -> PurePosixPath:
@@ -138,10 +136,18 @@ def _in_folder(path: Path) -> list[ImageFile]:
 
 
 def _in_zip(path: Path) -> list[ImageFile]:
-    archive, lock = open_zip(path), threading.Lock()
-    return [
-        ImageFile(name, member.file_size, f"{member.file_size}:{member.CRC}", ZipMember(archive, member.filename, lock))
-        for member in sorted(archive.infolist(), key=lambda member: member.filename)
-        if (name := PurePosixPath(member.filename)).suffix.lower() in EXTENSIONS
-        and not any(part.startswith((".", "__MACOSX")) for part in name.parts)
-    ]
+    archive, lock, passed = open_zip(path), threading.Lock(), PassedOver()
+    files = []
+    for member in sorted(archive.infolist(), key=lambda member: member.filename):
+        name = PurePosixPath(member.filename)
+        if member.is_dir() or any(part.startswith((".", "__MACOSX")) for part in name.parts):
+            continue
+        if is_image_name(name.name):
+            place = ZipMember(archive, member.filename, lock)
+            files.append(ImageFile(name, member.file_size, f"{member.file_size}:{member.CRC}", place))
+        else:
+            passed.add(name.name)
+    if not files:
+        raise ImageError(nothing_found(str(path), passed))
+    passed.log()
+    return files

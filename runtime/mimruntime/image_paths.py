@@ -10,16 +10,15 @@ from pathlib import Path
 from typing import BinaryIO
 
 from mimruntime.errors import ImageError
-
-EXTENSIONS = frozenset({".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
-"""Names that are taken from a folder, in any case; a file named by itself needs none of them."""
+from mimruntime.image_names import EXTENSIONS, PassedOver, is_image_name
 
 
 def find_images(paths: Iterable[str | Path]) -> list[Path]:
     """Return the images that `paths` stand for, in the order given, each folder's in order of name.
 
     A file is taken whatever it is called. A folder is walked to the bottom for names with one of `EXTENSIONS`; hidden
-    files and folders are skipped, links are followed, and no folder is entered twice. A name that does not exist and
+    files and folders are skipped, links are followed, and no folder is entered twice. Other files are counted in one
+    line of the log. A name that does not exist and
     holds `*`, `?` or `[` is a pattern (`**` goes through folders), and what it matches is taken as if it were named, an
     image of a folder that it matches too only once.
 
@@ -28,18 +27,23 @@ def find_images(paths: Iterable[str | Path]) -> list[Path]:
 
     """
     named = [str(path) for path in paths]
-    found = list(iter_images(named))
+    passed = PassedOver()
+    found = list(iter_images(named, passed))
     if not found:
-        raise ImageError(
-            f"no images in {', '.join(named) or 'an empty list'}; looked for {', '.join(sorted(EXTENSIONS))}"
-        )
+        raise ImageError(nothing_found(", ".join(named) or "an empty list", passed))
+    passed.log()
     return found
 
 
-def iter_images(names: Iterable[str]) -> Iterator[Path]:
+def iter_images(names: Iterable[str], passed: PassedOver) -> Iterator[Path]:
     """Yield what `find_images` returns, holding the names of one folder at a time; nothing found is no error."""
     for name in names:
-        yield from _expand(name)
+        yield from _expand(name, passed)
+
+
+def nothing_found(where: str, passed: PassedOver) -> str:
+    """Return a sentence: no images there, what was looked for, and what was there instead."""
+    return f"no images in {where}; looked for {', '.join(sorted(EXTENSIONS))}" + (f"; {passed}" if str(passed) else "")
 
 
 def as_text(path: str | Path) -> str:
@@ -80,9 +84,9 @@ def _check_kind(mode: int) -> None:
         raise ImageError(f"is {kinds.get(stat.S_IFMT(mode), 'a device')}; expected a regular file")
 
 
-def _expand(name: str) -> Iterator[Path]:
+def _expand(name: str, passed: PassedOver) -> Iterator[Path]:
     if os.path.lexists(name):
-        yield from _expand_existing(Path(name), set())
+        yield from _expand_existing(Path(name), set(), passed)
         return
     matches = sorted(glob.glob(name, recursive=True)) if glob.has_magic(name) else []  # noqa: PTH207 - takes absolute patterns
     if not matches:
@@ -90,18 +94,18 @@ def _expand(name: str) -> Iterator[Path]:
     walked: set[str] = set()
     for match in map(Path, matches):
         # A pattern like `photos/**` names a folder and then what is in it.
-        if match.is_dir() or not (_is_image(match) and os.path.realpath(match.parent) in walked):
-            yield from _expand_existing(match, walked)
+        if match.is_dir() or not (is_image_name(match.name) and os.path.realpath(match.parent) in walked):
+            yield from _expand_existing(match, walked, passed)
 
 
-def _expand_existing(path: Path, walked: set[str]) -> Iterator[Path]:
+def _expand_existing(path: Path, walked: set[str], passed: PassedOver) -> Iterator[Path]:
     if path.is_dir():
-        yield from _walk(path, walked)
+        yield from _walk(path, walked, passed)
     else:
         yield path
 
 
-def _walk(folder: Path, seen: set[str]) -> Iterator[Path]:
+def _walk(folder: Path, seen: set[str], passed: PassedOver) -> Iterator[Path]:
     real = os.path.realpath(folder)
     if real in seen:
         return
@@ -109,8 +113,10 @@ def _walk(folder: Path, seen: set[str]) -> Iterator[Path]:
     for name in sorted(_names(folder)):
         path = folder / name
         if path.is_dir():
-            yield from _walk(path, seen)
-        elif _is_image(path) and not _is_special(path):
+            yield from _walk(path, seen, passed)
+        elif not is_image_name(name):
+            passed.add(name)
+        elif not _is_special(path):
             yield path
 
 
@@ -120,10 +126,6 @@ def _names(folder: Path) -> list[str]:
             return [entry.name for entry in entries if not entry.name.startswith(".")]
     except OSError as error:
         raise ImageError(f"{error.filename}: folder cannot be read ({error.strerror})") from error
-
-
-def _is_image(path: Path) -> bool:
-    return path.suffix.lower() in EXTENSIONS
 
 
 def _is_special(path: Path) -> bool:

@@ -6,8 +6,9 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from mimruntime.decode import FORMATS, MAX_PIXELS, Source, open_image
+from mimruntime.decode import MAX_PIXELS, Source, open_image
 from mimruntime.decoding.budget import MemoryBudget
+from mimruntime.decoding.formats import FORMATS
 from mimruntime.manifest import Preprocess
 from mimruntime.preprocess import resize_memory, to_pixels
 
@@ -27,7 +28,7 @@ def prepare(
         spec: the manifest's `preprocess`.
         budget: shared with whoever else decodes.
         max_pixels: images of more are refused by their header.
-        formats: those of `mimruntime.decode.FORMATS` that are let in.
+        formats: those of `mimruntime.decoding.formats.FORMATS` that are let in.
 
     Raises:
         ImageSizeError: more pixels, work or memory than is allowed.

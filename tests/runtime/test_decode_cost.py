@@ -65,6 +65,38 @@ COSTLY: dict[str, tuple[Callable[[], bytes], str]] = {
     "gif of 30,000 blocks of comment": (lambda: hostile.gif_of_comments(30_000), "more than 20,000 blocks"),
     "webp of 30,000 frames": (lambda: hostile.webp_of_frames(30_000), "more than 20,000 chunks"),
     "bmp of short runs": (lambda: hostile.run_length_bmp(3000), TOO_MUCH_WORK),
+    "avif that is coded larger than it says": (lambda: hostile.avif_that_is_larger(10_000), TOO_MUCH_WORK),
+    "avif of 1,000 frames": (
+        lambda: hostile.heif(b"avif", b"av01", (1000, 1000), hostile.av1(1000, 1000, 1000)),
+        TOO_MUCH_WORK,
+    ),
+    "avif of 30,000 units": (
+        lambda: hostile.heif(b"avif", b"av01", (64, 64), b"\x7a\0" * 30_000),
+        "more than 20,000 units",
+    ),
+    "avif of one piece a thousand times": (
+        lambda: hostile.heif(b"avif", b"av01", (64, 64), bytes(100_000), repeats=1000),
+        "items of more bytes than the file; they overlap",
+    ),
+    "heic of 1,000 pictures": (lambda: hostile.heic_of_pictures(1000), TOO_MUCH_WORK),
+    "heic of one tile 10,000 times": (
+        lambda: hostile.heif(b"heic", b"hvc1", (64, 64), b"", parts=10_000),
+        TOO_MUCH_WORK,
+    ),
+    "heic of 65,000 tiles": (
+        lambda: hostile.heif(b"heic", b"hvc1", (64, 64), b"", parts=65_000),
+        "more than 20,000 references",
+    ),
+    "jpeg 2000 of 65,000 layers": (
+        lambda: hostile.jpeg2000(512, 512, tile=512, layers=65_000, precinct=4),
+        TOO_MUCH_WORK,
+    ),
+    "jpeg 2000 of 62,500 tiles": (lambda: hostile.jpeg2000(250, 250, tile=1), TOO_MUCH_WORK),
+    "jpeg 2000 of precincts of 1 px": (lambda: hostile.jpeg2000(1000, 1000, tile=1000, precinct=0), TOO_MUCH_WORK),
+    "jpeg 2000 of 16,384 components": (
+        lambda: hostile.jpeg2000(8, 8, tile=8).replace(b"\0\3\7\1\1", b"\x40\0\7\1\1"),
+        "has 16,384 components; at most 4",
+    ),
     "tiff of 100,000 strips": (lambda: hostile.tiff_of_tiles(100_000), "more than 20,000 strips or tiles"),
 }
 
@@ -112,6 +144,9 @@ class TestWork:
             hostile.encoded(large.quantize(64), "GIF"),
             hostile.encoded(large, "BMP"),
             hostile.encoded(large, "TIFF", compression="jpeg"),
+            hostile.encoded(large, "AVIF", quality=90, speed=10),
+            hostile.encoded(large, "JPEG2000"),
+            hostile.encoded(large, "HEIF", quality=90),
         ]
         for raw in files:
             assert decode(raw).size == large.size
@@ -216,6 +251,7 @@ def kinds(large: Image.Image) -> dict[str, bytes]:
     alpha, turned = large.copy(), Image.Exif()
     alpha.putalpha(large.convert("L"))
     turned[0x0112] = 6
+    avif_turned = hostile.encoded(alpha, "AVIF", quality=90, speed=10, exif=turned.tobytes())
     keyed = large.quantize(64)
     grey16 = Image.fromarray(np.asarray(large.convert("L")).astype(np.uint16) * 257)
     return {
@@ -233,6 +269,12 @@ def kinds(large: Image.Image) -> dict[str, bytes]:
         "webp-alpha": hostile.encoded(alpha, "WEBP", method=0, lossless=True, quality=0),
         "gif": hostile.encoded(keyed, "GIF"),
         "bmp": hostile.encoded(large, "BMP"),
+        "avif": hostile.encoded(large, "AVIF", quality=90, speed=10),
+        "avif-alpha-turned": avif_turned,
+        "heic": hostile.encoded(large, "HEIF", quality=50),
+        "heic-tiles": hostile.encoded(large, "HEIF", quality=50, tile_size=512),
+        "jpeg2000": hostile.encoded(large, "JPEG2000"),
+        "jpeg2000-alpha": hostile.encoded(alpha, "JPEG2000", quality_layers=[40], irreversible=True),
         "tiff": hostile.encoded(large, "TIFF"),
         "tiff-turned": hostile.encoded(large, "TIFF", compression="tiff_lzw", exif=turned),
         "tiff-16": hostile.encoded(grey16, "TIFF"),

@@ -63,7 +63,7 @@ def test_a_missing_path_or_an_empty_pattern_is_named(tree: Path, name: str) -> N
 
 
 def test_a_folder_without_images_says_what_was_looked_for(tmp_path: Path) -> None:
-    with pytest.raises(ImageError, match=r"no images in .*; looked for \.bmp, \.gif"):
+    with pytest.raises(ImageError, match=r"no images in .*; looked for \.avif, \.bmp"):
         find_images([tmp_path])
 
 

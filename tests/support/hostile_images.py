@@ -5,15 +5,22 @@ from __future__ import annotations
 import io
 import struct
 import zlib
+from typing import Any
 
+import pillow_heif
 from PIL import Image
 
 BASELINE, PROGRESSIVE = 0xC0, 0xC2
 
 
-def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
+def encoded(image: Image.Image, kind: str, **options: Any) -> bytes:
     stream = io.BytesIO()
-    image.save(stream, kind, **options)
+    if kind == "HEIF":
+        file = pillow_heif.from_bytes(image.mode, image.size, image.tobytes())
+        file.info["exif"] = options.pop("exif", Image.Exif()).tobytes()  # `from_pillow` would turn the pixels first
+        file.save(stream, format=kind, **options)
+    else:
+        image.save(stream, kind, **options)
     return stream.getvalue()
 
 
@@ -81,6 +88,69 @@ def run_length_bmp(edge: int) -> bytes:
     header = struct.pack("<IiiHHIIiiII", 40, edge, edge, 1, 8, 1, len(body), 0, 0, 256, 0)
     start = 14 + len(header) + 1024
     return b"BM" + struct.pack("<IHHI", start + len(body), 0, 0, start) + header + bytes(1024) + body
+
+
+def box(kind: bytes, *content: bytes) -> bytes:
+    body = b"".join(content)
+    return struct.pack(">I4s", 8 + len(body), kind) + body
+
+
+def heif(brand: bytes, kind: bytes, size: tuple[int, int], data: bytes, *, parts: int = 0, repeats: int = 1) -> bytes:
+    """An AVIF or HEIC of one coded item; with `parts`, of a grid that takes it so often.
+
+    `repeats`: how often the item's only piece is listed.
+    """
+    numbers = (1, 2) if parts else (1,)
+    entries = [box(b"infe", b"\2\0\0\0", struct.pack(">HH", 1, 0), kind + b"\0")]
+    entries += [box(b"infe", b"\2\0\0\0", struct.pack(">HH", 2, 0), b"grid\0")] * (parts > 0)
+    references = struct.pack(f">HH{parts}H", 2, parts, *[1] * parts)
+    sized = box(b"ispe", bytes(4), struct.pack(">II", *size))
+    owned = b"".join(struct.pack(">HBB", number, 1, 1) for number in numbers)
+
+    def lists(start: int) -> bytes:
+        pieces = struct.pack(">II", start, len(data)) * repeats
+        return box(
+            b"meta",
+            bytes(4),
+            box(b"pitm", bytes(4), struct.pack(">H", numbers[-1])),
+            box(b"iinf", bytes(4), struct.pack(">H", len(entries)), *entries),
+            box(b"iref", bytes(4), box(b"dimg", references)) if parts else b"",
+            box(b"iprp", box(b"ipco", sized), box(b"ipma", bytes(4), struct.pack(">I", len(numbers)), owned)),
+            box(b"iloc", bytes(4), b"\x44\0", struct.pack(">HHHH", 1, 1, 0, repeats), pieces),
+        )
+
+    head = box(b"ftyp", brand, bytes(4), b"mif1")
+    return head + lists(len(head) + len(lists(0)) + 8) + box(b"mdat", data)
+
+
+def av1(width: int, height: int, frames: int) -> bytes:
+    """A sequence header of a still picture, and so many frames without content."""
+    bits = f"00011{0:05b}{15:04b}{15:04b}{width - 1:016b}{height - 1:016b}"
+    header = int(bits.ljust(56, "0"), 2).to_bytes(7, "big")
+    return b"\x0a" + bytes([len(header)]) + header + b"\x32\0" * frames
+
+
+def avif_that_is_larger(edge: int) -> bytes:
+    """An AVIF that says 64 x 64 px, whose only frame is coded in `edge` x `edge`."""
+    return heif(b"avif", b"av01", (64, 64), av1(edge, edge, 1))
+
+
+def heic_of_pictures(count: int) -> bytes:
+    """A HEIC of 2,000 x 2,000 px whose stream codes so many pictures."""
+    unit = struct.pack(">I", 3) + b"\x26\1\x80"
+    return heif(b"heic", b"hvc1", (2000, 2000), unit * count)
+
+
+def jpeg2000(
+    width: int, height: int, *, tile: int, layers: int = 1, block: int = 4, precinct: int | None = None
+) -> bytes:
+    """A bare codestream without data; `block` and `precinct` are exponents of their edges."""
+    grid = struct.pack(">H8IH", 0, width, height, 0, 0, tile, tile, 0, 0, 3) + bytes([7, 1, 1]) * 3
+    sizes = b"" if precinct is None else bytes([precinct << 4 | precinct]) * 6
+    style = struct.pack(">BBHBBBBBB", bool(sizes), 0, layers, 0, 5, block - 2, block - 2, 0, 1) + sizes
+    steps = b"\x40" + bytes([8 << 3]) * 16
+    part = segment(0x90, struct.pack(">HIBB", 0, 0, 0, 1))
+    return b"\xff\x4f" + segment(0x51, grid) + segment(0x52, style) + segment(0x5C, steps) + part + b"\xff\x93\xff\xd9"
 
 
 def tiff_of_tiles(count: int) -> bytes:

@@ -104,7 +104,13 @@ class EmbedOptions:
         metavar="URL",
         help="Read listed URLs that start so.  [default: buckets and hosts of INPUT]",
     ),
-    option("--max-object-mb", type=COUNT, default=64, show_default=True, help="Largest remote image or Parquet cell."),
+    option(
+        "--max-object-mb",
+        type=COUNT,
+        default=64,
+        show_default=True,
+        help="Largest remote image, cell or member of an archive.",
+    ),
 )
 @group(
     "Folders of shards",
@@ -116,8 +122,8 @@ class EmbedOptions:
 def embed_command(options: EmbedOptions, engine: EngineOptions) -> None:
     """Turn images into a file of vectors, or into a folder of shards.
 
-    INPUT is an image, a folder (with all below it), a quoted pattern, a Parquet file, a URL of one of these
-    (s3://, gs://, file:// …), or @LIST, a file with a path or URL a line.
+    INPUT is an image, a folder (with all below it), a quoted pattern, a Parquet file, a zip or tar, a URL of one of
+    these (s3://, gs://, file:// …), or @LIST, a file with a path or URL a line; - is such a list on standard input.
 
     The output has one row per image, in order: its path, and its vector or the error. A file appears when it is
     complete. A folder or URL is filled shard by shard; after an interruption, the same command continues.

@@ -52,7 +52,7 @@ _MEGABYTES = _Megabytes(min=1)
 
 def _read_formats(_context: click.Context, _option: click.Parameter, given: tuple[str, ...]) -> tuple[str, ...]:
     """Take names in any case, several in one text too; an unknown one is left for `Settings` to refuse."""
-    from mimruntime.decode import FORMATS
+    from mimruntime.decoding.formats import FORMATS
 
     known = {name.upper(): name for name in FORMATS}
     names = (name for text in given for name in text.replace(",", " ").split())

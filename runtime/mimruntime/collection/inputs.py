@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import fnmatch
 import io
 import os
 import re
+import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from mimruntime.collection.access import LOCAL_ONLY, Access, RefusedError, refusal
+from mimruntime.collection.archives import count_images, is_archive
 from mimruntime.collection.sources import open_source, open_stream
 from mimruntime.collection.urls import arrow, is_url
 from mimruntime.errors import ImageError, OptionError
-from mimruntime.image_paths import EXTENSIONS, as_text, check_regular, iter_images
+from mimruntime.image_names import PassedOver, is_image_name
+from mimruntime.image_paths import as_text, check_regular, iter_images, nothing_found
 
 TABLE = ".parquet"
+_STDIN = "-"
 _MAGIC = re.compile(r"[*?\[]")
 _IMAGE_COLUMNS = ("image", "bytes", "path")
 _PATH_COLUMN = "path"
@@ -28,12 +33,12 @@ _BUFFER_BYTES = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """An image file, or rows `start` to `stop` of a Parquet file.
+    """An image file, or images `start` to `stop` of a Parquet file, zip or tar.
 
     Attributes:
         source: path or URL, as it was named.
-        start: first row; -1 for an image file.
-        stop: one past the last row; -1 for an image file.
+        start: the first; -1 for an image file.
+        stop: one past the last; -1 for an image file.
 
     """
 
@@ -42,14 +47,14 @@ class Entry:
     stop: int = -1
 
     @property
-    def is_table(self) -> bool:
-        """Whether it stands for rows of a Parquet file."""
+    def is_range(self) -> bool:
+        """Whether it stands for images within a file."""
         return self.start >= 0
 
     @property
     def images(self) -> int:
         """How many images it stands for."""
-        return self.stop - self.start if self.is_table else 1
+        return self.stop - self.start if self.is_range else 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,16 +96,19 @@ def find_entries(names: Iterable[str], columns: Columns, access: Access = LOCAL_
 
     A local path, folder or pattern is read as `mimruntime.image_paths.find_images` says; a URL likewise in its file system,
     but that a pattern's images come in order of name.
-    `@FILE` is a list, one path or URL a line, taken as it stands: what is missing is found out when it is read. What
-    ends in `.parquet` stands for its rows.
+    `@FILE` is a list, one path or URL a line, taken as it stands: what is missing is found out when it is read; `-` is
+    such a list on standard input. What ends in `.parquet` stands for its rows, a zip or tar for the images in it. Files
+    of a folder or archive that are no images are counted in one line of the log.
 
     Raises:
         ImageError: nothing there, or nothing to embed.
         OptionError: a Parquet file without the columns, or a list that names what `access` does not allow.
 
     """
+    passed = PassedOver()
     for name in names:
-        yield from _expand(name, columns, access)
+        yield from _expand(name, columns, access, passed)
+    passed.log()
 
 
 def open_table(source: str, access: Access) -> Any:
@@ -128,27 +136,30 @@ def open_table(source: str, access: Access) -> Any:
         raise ImageError(f"{source}: cannot be read as Parquet ({_reason(error)})") from error
 
 
-def _expand(name: str, columns: Columns, access: Access) -> Iterator[Entry]:
-    if name.startswith("@") and not os.path.lexists(name):
-        for line in _lines(name[1:], access):
+def _expand(name: str, columns: Columns, access: Access, passed: PassedOver) -> Iterator[Entry]:
+    if (name == _STDIN or name.startswith("@")) and not os.path.lexists(name):
+        for line in _lines(name.removeprefix("@"), access):
             try:
-                access.check(line, name[1:])
+                access.check(line, name.removeprefix("@"))
             except RefusedError as error:
                 raise OptionError(f"{name}: {as_text(line)} {error}") from error
-            yield from _entry(line, columns, access)
+            yield from _entry(line, columns, access, passed)
         return
     found = False
-    for source in _expand_url(name, access) if is_url(name) else map(str, iter_images([name])):
+    for source in _expand_url(name, access, passed) if is_url(name) else map(str, iter_images([name], passed)):
         found = True
-        yield from _entry(source, columns, access)
+        yield from _entry(source, columns, access, passed)
     if not found:
         raise ImageError(
-            f"no images in {name}; looked for {', '.join(sorted(EXTENSIONS))}"
-            f" (Parquet files are named by a pattern: {name.rstrip('/')}/*{TABLE})"
+            f"{nothing_found(name, passed)} (Parquet files, zips and tars are named by a pattern: {name.rstrip('/')}/*{TABLE})"
         )
 
 
-def _entry(source: str, columns: Columns, access: Access) -> Iterator[Entry]:
+def _entry(source: str, columns: Columns, access: Access, passed: PassedOver) -> Iterator[Entry]:
+    if is_archive(source):
+        if count := count_images(source, access, passed):
+            yield Entry(source, 0, count)
+        return
     if not source.endswith(TABLE):
         yield Entry(source)
         return
@@ -160,7 +171,7 @@ def _entry(source: str, columns: Columns, access: Access) -> Iterator[Entry]:
 
 def _lines(name: str, access: Access) -> Iterator[str]:
     try:
-        with open_stream(name, access) if is_url(name) else open(name, "rb") as stream:  # noqa: PTH123 - like the other
+        with _open_list(name, access) as stream:
             lines = io.BufferedReader(stream) if is_url(name) else stream
             while line := lines.readline(_LONGEST_LINE):
                 if len(line) == _LONGEST_LINE:
@@ -173,7 +184,13 @@ def _lines(name: str, access: Access) -> Iterator[str]:
         raise ImageError(f"{name}: list cannot be read ({_reason(error)})") from error
 
 
-def _expand_url(url: str, access: Access) -> Iterator[str]:
+def _open_list(name: str, access: Access) -> Any:
+    if name == _STDIN and not os.path.lexists(name):
+        return contextlib.nullcontext(sys.stdin.buffer)
+    return open_stream(name, access) if is_url(name) else open(name, "rb")  # noqa: PTH123 - like the other
+
+
+def _expand_url(url: str, access: Access, passed: PassedOver) -> Iterator[str]:
     """Yield the URLs of an object, of a folder's images, or of what a pattern matches, by name."""
     try:
         filesystem, path = open_source(url, access)
@@ -188,6 +205,8 @@ def _expand_url(url: str, access: Access) -> Iterator[str]:
     for parts in inside:
         if _is_image(parts) if pattern is None else _is_named(parts, pattern):
             yield f"{folder}/{'/'.join(parts)}"
+        elif pattern is None and not _is_hidden(parts):
+            passed.add(parts[-1])
 
 
 def _cut_pattern(url: str) -> tuple[str, list[str] | None]:
@@ -224,8 +243,11 @@ def _matches(parts: list[str], pattern: list[str]) -> bool:
 
 
 def _is_image(parts: list[str]) -> bool:
-    hidden = any(part.startswith(".") for part in parts)
-    return not hidden and os.path.splitext(parts[-1])[1].lower() in EXTENSIONS  # noqa: PTH122 - not a path of this machine
+    return not _is_hidden(parts) and is_image_name(parts[-1])
+
+
+def _is_hidden(parts: list[str]) -> bool:
+    return any(part.startswith(".") for part in parts)
 
 
 def _reason(error: Exception) -> str:

@@ -9,6 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 from mimruntime.collection.access import LOCAL_ONLY, Access, RefusedError, refusal
+from mimruntime.collection.archives import is_archive, read_images_of
 from mimruntime.collection.inputs import Columns, Entry, open_table
 from mimruntime.collection.sources import open_stream
 from mimruntime.collection.urls import is_url
@@ -39,7 +40,7 @@ def read_images(
     """Yield every image of `entries`, in order.
 
     Args:
-        entries: files and ranges of rows.
+        entries: files, and ranges of images within files.
         columns: of the Parquet files among them.
         base: folder that relative paths start from.
         access: what cells of Parquet files may name, and how large an object or a cell may be.
@@ -49,12 +50,12 @@ def read_images(
 
 
 def _named(entry: Entry, columns: Columns, base: str, access: Access) -> Iterator[Named]:
-    if not entry.is_table:
+    if not entry.is_range:
         yield as_text(entry.source), entry.source
         return
     row = entry.start
     try:
-        for name, image in _rows(entry, columns, base, access):
+        for name, image in _images_of(entry, columns, base, access):
             yield name, _checked(image, entry.source, base, access)
             row += 1
         if row < entry.stop:
@@ -63,6 +64,16 @@ def _named(entry: Entry, columns: Columns, base: str, access: Access) -> Iterato
         # The file was changed or lost after the list was made: each row that is left says so.
         for left in range(row, entry.stop):
             yield f"{as_text(entry.source)}#{left}", ImageError(str(error).split("\n")[0])
+
+
+def _images_of(entry: Entry, columns: Columns, base: str, access: Access) -> Iterator[Named]:
+    if is_archive(entry.source):
+        # Named as the entry is, opened where the job was begun.
+        place = _absolute(entry.source, base)
+        for name, image in read_images_of(place, entry.start, entry.stop, access):
+            yield as_text(entry.source) + name.removeprefix(as_text(place)), image
+    else:
+        yield from _rows(entry, columns, base, access)
 
 
 def _checked(image: Source | ImageError, table: str, base: str, access: Access) -> Source | ImageError:

@@ -20,6 +20,7 @@ class Container:
         length: bytes of the file.
         buffer: bytes that are held beside the pixels while they are decoded.
         size: width and height, px, as the decoder will read them; None where Pillow alone reads them.
+        area: px that the container states, where the decoder may still turn or cut them.
         turns: whether there may be an EXIF orientation that only shows once the picture is decoded.
 
     """
@@ -28,6 +29,7 @@ class Container:
     length: int = 0
     buffer: int = 0
     size: tuple[int, int] | None = None
+    area: int | None = None
     turns: bool = False
 
 

@@ -18,8 +18,12 @@ STRIP = 1 << 21
 _STORED_BYTES = {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16L": 2, "I;16B": 2, "I;16N": 2}
 _STRIP_BYTES, _STRIP_BYTES_OF_INTEGERS = 24, 8
 _SLACK = 2_000_000
-_CANVASES = 16
-"""Bytes a pixel that WebP's decoder holds beside the picture; half of them until the picture is let go."""
+_BESIDE = {"WEBP": 16, "AVIF": 8, "HEIF": 6, "JPEG2000": 0}
+"""Bytes a pixel that a decoder holds beside the picture, and what its container says of it."""
+_BESIDE_KEPT = {"WEBP": 8, "AVIF": 0, "HEIF": 0, "JPEG2000": 0}
+"""Those of them that it holds until the picture is let go."""
+_UNTIL_LET_GO = {"AVIF", "HEIF"}
+"""Formats whose decoder, with all that the container says of it, stays until then."""
 
 _BASE_SECONDS = 0.5
 _SECONDS_PER_PIXEL = 8e-8
@@ -72,13 +76,15 @@ def cost_of(image: Image.Image, container: Container, *, turned: bool) -> Cost:
     pixels = image.width * image.height
     stored = pixels * _STORED_BYTES.get(image.mode, RGB_BYTES)
     buffer, kept, seconds = container.buffer, 0, container.seconds
+    if image.format in _BESIDE:
+        buffer += _BESIDE[image.format] * pixels
+        kept = _BESIDE_KEPT[image.format] * pixels + (container.buffer if image.format in _UNTIL_LET_GO else 0)
     if image.format == "WEBP":
-        buffer, kept = buffer + _CANVASES * pixels, _CANVASES // 2 * pixels
         seconds += pixels * (_WEBP if image.mode == "RGB" else _WEBP_ALPHA)
     elif image.format == "BMP" and image.info.get("compression") in {1, 2}:
         buffer += 2 * pixels
         seconds += pixels * _RLE_PIXEL + container.length * _RLE_BYTE
-    elif image.format not in {"JPEG", "PNG", "TIFF"}:
+    elif image.format not in {"JPEG", "PNG", "TIFF", "AVIF", "HEIF", "JPEG2000"}:
         seconds += pixels * _PLAIN
     if needs_conversion(image):
         seconds += pixels * _CONVERTED

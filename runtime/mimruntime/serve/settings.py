@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from mimruntime.decode import FORMATS, MAX_PIXELS
+from mimruntime.decode import MAX_PIXELS
 from mimruntime.decoding.budget import DEFAULT_MB
+from mimruntime.decoding.formats import check_readable
 from mimruntime.errors import OptionError
 
 DEFAULT_FORMATS = ("JPEG", "PNG", "WebP", "GIF", "BMP")
-"""TIFF is off: its many codecs are the largest surface for damage and the least used on the web."""
+"""TIFF, AVIF, HEIC and JPEG 2000 are off: their codecs are the largest surface for damage and the least used on the web."""
 
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
@@ -75,7 +76,7 @@ class Settings:
         max_decode_mb: 10^6 bytes for all images that are being decoded; one that alone takes more is refused.
         max_connections: open connections of a process; beyond them idle ones are closed, oldest first, and where there are
             none requests get 503, those of balancers aside.
-        formats: those of `mimruntime.decode.FORMATS` let in.
+        formats: those of `mimruntime.decoding.formats.FORMATS` let in.
         api_keys: any of them lets a request in; empty: no key is asked for.
         api_key_file: more of them, a key a line, read again at SIGHUP.
         tls_cert, tls_key: PEM files of a certificate with its chain and of its private key; both or neither.
@@ -121,15 +122,14 @@ class Settings:
         """Refuse what could never work.
 
         Raises:
+            MissingExtraError: what reads a format is not installed.
             OptionError: no artifact, an unknown format, an empty key, half of TLS, what is no host or no network, or one
                 body larger than all together.
 
         """
         if not self.artifacts:
             raise OptionError("nothing to serve: name at least one artifact folder")
-        for name in self.formats:
-            if name not in FORMATS:
-                raise OptionError(f"unknown image format '{name}'; known: {', '.join(FORMATS)}")
+        check_readable(self.formats)
         if any(not key.strip() for key in self.api_keys):
             raise OptionError("an API key is empty; leave it out, or no request could be told from a stranger's")
         for host in self.remote_hosts:

@@ -1,0 +1,116 @@
+"""AVIF and HEIC: one picture may be put together of many, coded larger than it says, or coded many times over."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import IO
+
+from mimruntime.decoding.av1 import read_units
+from mimruntime.decoding.boxes import Item, read_items
+from mimruntime.decoding.container import Container, check_pieces, length_of
+from mimruntime.errors import ImageError
+
+_CODED_AVIF, _CODED_HEIC = b"av01", b"hvc1"
+_PUT_TOGETHER = {b"grid", b"iovl", b"iden", b"tmap"}
+_LEAST_HEIC_AREA = 65_536
+"""What libheif lets a picture have that says it is smaller."""
+_PARAMETER_SETS = range(32, 35)
+
+_AVIF_PLANES, _HEIC_PLANES = 3, 3
+"""Bytes a coded px of the decoder's own pictures: 8 bits without subsampling, 10 with."""
+_PER_AVIF_PIXEL, _PER_HEIC_PIXEL = 1.5e-8, 5e-8
+_PER_PART = 1e-4
+_PER_AVIF_BYTE, _PER_HEIC_BYTE = 7e-8, 5e-8
+MOST_BYTES = 4
+"""Coded bytes a px that are not held against a picture: noise without loss has as many."""
+
+
+def read_avif(stream: IO[bytes]) -> Container:
+    """Read the items of a whole file, and the headers of their streams.
+
+    Raises:
+        ImageError: no list of items, or one that goes round in a circle.
+        ImageSizeError: too many items or units.
+
+    """
+
+    def coded(item: Item) -> int:
+        area, frames = read_units(_data(stream, item))
+        return max(area, item.area) * max(1, frames)
+
+    return _container(stream, _CODED_AVIF, coded, _PER_AVIF_PIXEL, _PER_AVIF_BYTE, _AVIF_PLANES)
+
+
+def read_heic(stream: IO[bytes]) -> Container:
+    """Read the items of a whole file; libheif holds a stream to the size that its item states.
+
+    Raises:
+        ImageError: as `read_avif`, or a stream that states another size than the list may know of.
+        ImageSizeError: too many items or slices.
+
+    """
+
+    def coded(item: Item) -> int:
+        return max(item.area, _LEAST_HEIC_AREA) * _count_pictures(_data(stream, item))
+
+    return _container(stream, _CODED_HEIC, coded, _PER_HEIC_PIXEL, _PER_HEIC_BYTE, _HEIC_PLANES)
+
+
+def _container(
+    stream: IO[bytes], kind: bytes, coded: Callable[[Item], int], per_pixel: float, per_byte: float, planes: int
+) -> Container:
+    items = read_items(stream)
+    taken = {part for item in items.values() for part in item.parts}
+    known: dict[int, tuple[int, int]] = {}
+    costs = [_cost(number, items, kind, coded, known) for number in items if number not in taken]
+    area, parts = sum(pixels for pixels, _ in costs), sum(count for _, count in costs)
+    if not area:
+        raise ImageError("cannot be read (it lists no picture, or one that is a part of itself)")
+    largest = max(item.area for item in items.values())
+    total = length_of(stream)
+    excess = max(0, total - MOST_BYTES * max(largest, 1))
+    seconds = area * per_pixel + parts * _PER_PART + excess * per_byte
+    return Container(seconds=seconds, buffer=planes * area + total, area=largest)
+
+
+def _cost(
+    number: int,
+    items: dict[int, Item],
+    kind: bytes,
+    coded: Callable[[Item], int],
+    known: dict[int, tuple[int, int]],
+) -> tuple[int, int]:
+    """Return px that are decoded for an item, and items, each counted as often as it is taken."""
+    if number not in known:
+        item = items.get(number, Item())
+        known[number] = (0, 1)  # of what is a part of itself
+        if item.kind == kind:
+            known[number] = (coded(item), 1)
+        elif item.kind in _PUT_TOGETHER:
+            parts = [_cost(part, items, kind, coded, known) for part in item.parts]
+            known[number] = (sum(area for area, _ in parts), 1 + sum(count for _, count in parts))
+        elif item.area:
+            known[number] = (item.area, 1)
+    return known[number]
+
+
+def _data(stream: IO[bytes], item: Item) -> bytes:
+    pieces = []
+    for offset, length in item.extents:
+        stream.seek(offset)
+        pieces.append(stream.read(length))
+    return b"".join(pieces)
+
+
+def _count_pictures(data: bytes) -> int:
+    """Return the pictures in a stream of units (NAL) with their lengths before them, at least one."""
+    place, count, pictures = 0, 0, 0
+    while place + 7 <= len(data):
+        count += 1
+        check_pieces(count, "units")
+        length, kind = int.from_bytes(data[place : place + 4], "big"), data[place + 4] >> 1 & 0x3F
+        if kind in _PARAMETER_SETS:
+            raise ImageError("cannot be read (its stream may state another size than its header)")
+        pictures += kind < 32 and data[place + 6] >> 7
+        place += 4 + length
+    return max(1, pictures)
