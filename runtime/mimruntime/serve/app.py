@@ -23,7 +23,7 @@ from mimruntime.serve.execution.model import Model, Models
 from mimruntime.serve.execution.opening import open_embedders
 from mimruntime.serve.metrics import Metrics
 from mimruntime.serve.observability import ObservabilityMiddleware
-from mimruntime.serve.protocols import health, kserve, openai, upload
+from mimruntime.serve.protocols import docs_page, health, kserve, openai, upload
 from mimruntime.serve.protocols.remote import Fetcher
 from mimruntime.serve.settings import Settings
 
@@ -68,7 +68,7 @@ def create_app(settings: Settings, spaces: Sequence[str] | None = None) -> FastA
         version=version,
         description="Images in, vectors out.",
         lifespan=lifespan,
-        docs_url=None,  # its page would fetch scripts from elsewhere
+        docs_url=None,  # its page would fetch scripts from elsewhere; see docs_page
         redoc_url=None,
         redirect_slashes=False,  # to a host that the request names
     )
@@ -77,8 +77,11 @@ def create_app(settings: Settings, spaces: Sequence[str] | None = None) -> FastA
         upload.router(models, settings.max_items),
         kserve.router(models, lifecycle, version, settings.max_items),
         health.router(models, metrics, lifecycle, version),
+        docs_page.router(),
     ):
         app.include_router(router)
+    if keys:
+        _ask_for_key(app)
     app.add_exception_handler(HTTPException, problems.on_http)
     app.add_exception_handler(MimError, problems.on_runtime_error)
     app.add_exception_handler(RequestValidationError, problems.on_invalid)
@@ -94,6 +97,13 @@ def create_app(settings: Settings, spaces: Sequence[str] | None = None) -> FastA
         precisions=models.precisions,
     )
     return app
+
+
+def _ask_for_key(app: FastAPI) -> None:
+    """Say in the schema that a key is asked for, so that the page at /docs can send one."""
+    schema = app.openapi()
+    schema.setdefault("components", {})["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+    schema["security"] = [{"key": []}]
 
 
 def _open_models(settings: Settings, spaces: Sequence[str] | None, metrics: Metrics, decoders: Decoders) -> Models:

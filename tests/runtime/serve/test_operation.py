@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gzip
 import http.client
 import io
 import json
@@ -236,8 +237,9 @@ def test_configured_by_environment_with_keys_two_artifacts_and_json_logs(
         assert service.call("/v1/models", Authorization="Bearer wrong").headers["WWW-Authenticate"] == "Bearer"
         closed = ("/v2", "/v2/models/toy", "/v2/models/toy/infer", "/info", "/v1/models")
         assert {path: service.call(path).status for path in closed} == dict.fromkeys(closed, 401)
-        opened = ("/live", "/ready", "/metrics", "/v2/health/live", "/v2/health/ready")
+        opened = ("/live", "/ready", "/metrics", "/docs", "/docs/start.js", "/v2/health/live", "/v2/health/ready")
         assert {path: service.call(path).status for path in opened} == dict.fromkeys(opened, 200)
+        assert service.call("/openapi.json").json["security"] == [{"key": []}]
         for part in ("first", "second", "first second", "\u00e9"):
             assert service.call("/v1/models", Authorization=f"Bearer {part}").status == 401
         as_utf8 = "first second \u00e9".encode().decode("latin-1")  # as curl sends it
@@ -435,6 +437,24 @@ def test_vectors_do_not_depend_on_the_batch_they_rode_in(
         vectors = np.array(list(pool.map(embed, order)))
     assert (vectors * expected[order]).sum(axis=1).min() > 0.999999
     assert toy.metric("mimexport_batch_size_count") - before < 64  # some shared a run
+
+
+def test_the_docs_page_loads_nothing_from_elsewhere(toy: Service) -> None:
+    page = toy.call("/docs")
+    assert page.headers["Content-Type"].startswith("text/html")
+    assert "script-src 'self';" in page.headers["Content-Security-Policy"]
+    loaded = re.findall(rb'(?:src|href)="([^"]*)"', page.body)
+    assert loaded == [b"docs/swagger-ui.css", b"docs/swagger-ui-bundle.js", b"docs/start.js"]
+    assert b"<script>" not in page.body  # the policy would refuse it
+    for name in loaded:
+        plain = toy.call(f"/{name.decode()}")
+        packed = toy.call(f"/{name.decode()}", Accept_Encoding="gzip, br")
+        content = gzip.decompress(packed.body) if packed.headers["Content-Encoding"] else packed.body
+        assert (plain.status, plain.headers["Content-Encoding"], plain.body) == (200, None, content)
+    assert b"SwaggerUIBundle" in toy.call("/docs/swagger-ui-bundle.js").body
+    assert [
+        toy.call(path).status for path in ("/docs/", "/docs/x", "/docs/swagger-ui/NOTICE", "/docs/..%2fapp.py")
+    ] == [404] * 4
 
 
 def test_openapi_has_an_example_of_each_body(toy: Service) -> None:

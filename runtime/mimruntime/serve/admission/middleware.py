@@ -15,12 +15,13 @@ from mimruntime.serve.admission.connection import TimeoutProtocol
 from mimruntime.serve.admission.keys import Keys
 from mimruntime.serve.admission.lifecycle import Lifecycle
 from mimruntime.serve.problems import Problem, respond
+from mimruntime.serve.protocols.docs_page import PATHS
 from mimruntime.serve.settings import Settings
 
 OPEN_PATHS = frozenset(
-    {"/live", "/ready", "/health", "/metrics", "/openapi.json", "/v2/health/live", "/v2/health/ready"}
+    {"/live", "/ready", "/health", "/metrics", "/openapi.json", *PATHS, "/v2/health/live", "/v2/health/ready"}
 )
-"""What a load balancer and a Prometheus read, without a key and while the service drains."""
+"""What a load balancer, a Prometheus and a browser read, without a key and while the service drains."""
 
 _LINGER_S = 5.0
 
