@@ -40,7 +40,9 @@ def to_pixels(image: Image.Image, spec: Preprocess) -> np.ndarray:
         spec: the manifest's `preprocess`; `resize` is floor(size / crop_pct).
 
     Returns:
-        uint8 (size, size, 3), within one grey level of timm.
+        uint8 (size, size, 3). A portrait equals timm's to the byte. Of a landscape, of which only the crop is computed, a
+        value differs by one grey level here and there, a few by two: Pillow rounds a box to float32, which flips roundings
+        between its two passes, and a value of the second sums several of the first.
 
     Raises:
         OptionError: `resize` is shorter than `size`, so the crop would leave the picture.
