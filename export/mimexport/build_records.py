@@ -128,6 +128,7 @@ def _backbone(loaded: LoadedModel, model: EmbeddingModel, size: int) -> m.Backbo
         prefix_tokens=shape.prefix,
         dim=shape.dim,
         has_cls=shape.has_cls,
+        notes=loaded.notes,
     )
 
 

@@ -25,7 +25,7 @@ with Embedder.open("{m.name}") as embedder:
 | input | {size}×{size} px: {pre.mode} edge to {pre.resize} px ({pre.interpolation}), centre crop |
 | tokens | {backbone.grid[0]}×{backbone.grid[1]} patches, {backbone.prefix_tokens} prefix, {backbone.dim} wide |{kept}
 | graph | ONNX opset {m.graph.opset}, {m.graph.precision}, last block {m.graph.last_block} |
-| licence of the weights | **{backbone.license}** |
+| licence of the weights | **{backbone.license}** |{notes}
 
 ## Measured at the build
 
@@ -48,6 +48,7 @@ def write_card(folder: Path, manifest: Manifest) -> None:
         size=manifest.preprocess.size,
         batches=", ".join(map(str, manifest.parity.batches)),
         kept="" if manifest.keep is None else f"\n| patches kept in the encoder | {manifest.keep} |",
+        notes="".join(f"\n| note | {note} |" for note in manifest.backbone.notes),
         warning=_RANDOM if manifest.backbone.source == "random" else "",
     )
     (folder / "README.md").write_text(text, encoding="utf-8")

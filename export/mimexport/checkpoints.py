@@ -153,8 +153,8 @@ def _resampling(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> str |
     if abs(given.shape[-2] - wanted.shape[-2]) <= _MOST_PREFIX:
         return None
     return (
-        f"the checkpoint is of another image size: its {given.shape[-2]} positions were resampled to {wanted.shape[-2]};"
-        " --image-size asks for another"
+        f"the checkpoint is of another image size: its {given.shape[-2]} positions were resampled to {wanted.shape[-2]}"
+        " (--image-size chooses the size)"
     )
 
 

@@ -65,7 +65,7 @@ def load_model(
         source, origin = "file", weights.name
     elif alias.embedded:
         model = _create(alias, kwargs)
-        load_into(model, _read_embedded(name, alias.embedded), alias.embedded)
+        notes += load_into(model, _read_embedded(name, alias.embedded), alias.embedded)
         source, origin = "embedded", alias.embedded
     else:
         model = _fetch(alias, kwargs, name)

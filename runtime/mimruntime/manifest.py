@@ -49,6 +49,8 @@ class Backbone(_Record, frozen=True, kw_only=True):
     dim: int
     has_cls: bool | None = None
     """Whether [cls] is among them; None, as in older files: where there are any."""
+    notes: tuple[str, ...] = ()
+    """What a user should know of how the weights were loaded, a sentence each: resampled positions, guessed pixels."""
 
     @property
     def reads_cls(self) -> bool:

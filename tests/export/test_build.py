@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import skimage
 from catalogue import built, copied
+from safetensors.torch import save_file
 
 from mimexport import pipeline as building
 from mimexport.aliases import ALIASES
@@ -20,6 +21,7 @@ from mimexport.preprocessing import preprocess_of
 from mimexport.weights import load_model
 from mimruntime import Embedder, parity
 from mimruntime.artifact import Artifact
+from mimruntime.cli.inspect import inspect_command
 from mimruntime.errors import MissingExtraError, OptionError, OutputError, ParityError, UnknownNameError
 from mimruntime.storage import codec_for, measure_statistics
 from mimruntime.verification import verify
@@ -118,6 +120,17 @@ def test_the_space_follows_what_changes_a_vector_and_nothing_else(small, exporte
     assert first == space(precision="fp16", with_selection=True)
     others = [space(random_seed=1), space(agg_options={"k": "3"}), space(token_norm="final"), space(size=48)]
     assert len({first, *others}) == 1 + len(others)
+
+
+@pytest.mark.usefixtures("exported")
+def test_a_checkpoint_of_another_image_size_is_told_by_card_and_inspect(small, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(parity, "measure", lambda *_, **__: small.manifest.parity)
+    save_file(load_model("small", random_seed=0).model.state_dict(), tmp_path / "w.safetensors")
+    built = build(options(tmp_path / "a", weights=tmp_path / "w.safetensors", random_seed=None, size=48))
+    resampled = "its 17 positions were resampled to 37"
+    assert resampled in (built.path / "README.md").read_text()
+    inspect_command.main([str(built.path)], standalone_mode=False)
+    assert any(line.startswith("note ") and resampled in line for line in capsys.readouterr().out.splitlines())
 
 
 def test_random_weights_are_recorded_in_manifest_and_card(small):

@@ -62,6 +62,7 @@ def _inspected(opened: Artifact, sizes: dict[str, int]) -> list[tuple[str, str]]
             "backbone",
             f"{backbone.timm_name}, weights {backbone.source} ({backbone.origin}), licence {backbone.license}",
         ),
+        *(("note", note) for note in backbone.notes),
         (
             "tokens",
             f"{backbone.grid[0]}x{backbone.grid[1]} patches of {backbone.patch} px, {backbone.prefix_tokens} prefix",
