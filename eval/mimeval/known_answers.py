@@ -14,12 +14,13 @@ from mimeval.baselines import other_norm
 from mimeval.datasets import Dataset
 from mimeval.deployments import OpenReferences, reference_identity
 from mimeval.errors import DataError
-from mimeval.feature_store import CHUNK, FeatureStore
+from mimeval.feature_store import FeatureStore
 from mimeval.images import choose_images
 from mimruntime.artifact import Artifact
 from mimruntime.embedder import Embedder
 from mimruntime.errors import UnknownNameError
 from mimruntime.manifest import TokenNorm
+from mimruntime.rows import CHUNK
 
 
 class Answer(msgspec.Struct, frozen=True, kw_only=True):

@@ -11,13 +11,14 @@ from mimeval import drift as drifting
 from mimeval import verdict
 from mimeval.deployments import Deployment, OpenReferences, SkippedDeployment, reference_identity
 from mimeval.errors import DataError
-from mimeval.feature_store import CHUNK, FeatureStore, Table
+from mimeval.feature_store import FeatureStore, Table
 from mimeval.images import Images
 from mimeval.metrics import Metric, Scores, TrainingSet
 from mimeval.models import Model
 from mimeval.report import DeploymentDrift, Fitted, Sample
 from mimeval.samples import draw_samples
 from mimruntime.embedder import Embedder
+from mimruntime.rows import CHUNK
 
 
 @dataclass(slots=True, eq=False)

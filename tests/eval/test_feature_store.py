@@ -14,9 +14,10 @@ import numpy as np
 import pytest
 
 from mimeval.datasets import Split
-from mimeval.feature_store import CHUNK, FeatureStore
+from mimeval.feature_store import FeatureStore
 from mimruntime.embedder import Embedder
 from mimruntime.errors import ImageError, OutputError
+from mimruntime.rows import CHUNK
 
 COUNT = 2 * CHUNK + 10
 ROWS = np.arange(COUNT)
@@ -163,15 +164,15 @@ class TestDamage:
         seen = runs(embedder, monkeypatch)
         mended = store.tables([(embedder, "id")], images, ROWS, "toy")[0]
         assert sum(seen) == COUNT - CHUNK
-        assert f"damaged after image {CHUNK}" in said[0]
+        assert f"damaged after row {CHUNK}" in said[0]
         np.testing.assert_allclose(mended.embedding, good, atol=1e-6)
 
-    @pytest.mark.parametrize("record", [b"", b"{", b'{"identity": "other", "chunks": [], "errors": {}}'])
+    @pytest.mark.parametrize("record", [b"", b"{", b'{"identity": "other", "chunks": []}'])
     def test_a_damaged_or_stale_record_is_said_and_all_is_computed_again(
         self, store, embedder, images, monkeypatch, tmp_path, said, record
     ) -> None:
         store.tables([(embedder, "id")], images, ROWS[:20], "toy")
-        next(tmp_path.glob("*/record.json")).write_bytes(record)
+        next(tmp_path.glob("*/chunks.json")).write_bytes(record)
         seen = runs(embedder, monkeypatch)
         store.tables([(embedder, "id")], images, ROWS[:20], "toy")
         assert sum(seen) == 20
@@ -223,7 +224,7 @@ with Embedder.open({str(toy_artifact)!r}) as embedder:
             deadline = time.monotonic() + 60
             while time.monotonic() < deadline and child.poll() is None:
                 with contextlib.suppress(StopIteration, OSError, ValueError):
-                    record = next(tmp_path.glob("*/record.json")).read_text()
+                    record = next(tmp_path.glob("*/chunks.json")).read_text()
                     if record.count('"crc32"') == 2:
                         break
                 time.sleep(0.05)

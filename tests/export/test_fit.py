@@ -20,7 +20,7 @@ from mimexport.fitting import tokens as token_module
 from mimexport.fitting.fitter import FitOptions, Fitter
 from mimexport.fitting.labelled import _Trainer, train
 from mimexport.fitting.stored_features import StoredFeatures, pool
-from mimexport.fitting.tokens import Tokens
+from mimexport.fitting.tokens import Tokens, TokenStore
 from mimexport.fitting.unlabelled import two_view_recall
 from mimexport.fitting.views import WHOLE, show
 from mimexport.heads import load_head, save_head
@@ -30,6 +30,7 @@ from mimexport.preprocessing import preprocess_of
 from mimexport.weights import load_model
 from mimruntime.errors import ImageError, OptionError, OutputError
 from mimruntime.manifest import Preprocess
+from mimruntime.rows import StoredRows
 from mimruntime.synthetic import draw_scenes
 
 PREPROCESS = Preprocess(
@@ -239,7 +240,7 @@ def test_a_run_that_was_killed_continues_where_it_stopped(tmp_path, pictures, mo
 
 def test_tokens_of_another_architecture_or_of_other_code_are_not_taken(tmp_path, pictures, monkeypatch):
     def folders():
-        return {path.parent.name for path in tmp_path.glob("**/done")}
+        return {path.parent.name for path in tmp_path.glob("**/chunks.json")}
 
     def compute():
         Fitter(options(tmp_path, pictures)).tokens(pictures[0][:4], "d", "training")
@@ -272,9 +273,9 @@ def test_a_full_disk_is_one_line_and_what_was_computed_is_kept(tmp_path, picture
     cache = tmp_path / "small"
     full_at(cache, 160 * 1024)
     try:
-        with pytest.raises(OutputError, match=r"need 0 MB more in .*; make room or choose another --cache"):
+        with pytest.raises(OutputError, match=r"160 rows need 0.3 MB more in .*; make room or choose another --cache"):
             Fitter(options(tmp_path, pictures, cache=cache)).tokens(pictures[0], "d", "training")
-        monkeypatch.setattr(token_module, "_check_room", lambda *_: None)  # something else fills it meanwhile
+        monkeypatch.setattr(StoredRows, "require_room", lambda *_: None)  # something else fills it meanwhile
         with pytest.raises(OutputError, match="No space left on device; what was computed is kept"):
             Fitter(options(tmp_path, pictures, cache=cache)).tokens(pictures[0], "d", "training")
         subprocess.run(["mount", "-o", "remount,size=4m", cache], check=True)
@@ -290,15 +291,18 @@ def test_a_full_disk_is_one_line_and_what_was_computed_is_kept(tmp_path, picture
         subprocess.run(["umount", "--lazy", cache], check=True)
 
 
-@pytest.mark.parametrize(
-    "damage", [lambda folder: (folder / "done").write_text(""), lambda folder: (folder / "energy.bin").unlink()]
-)
-def test_damaged_tokens_are_computed_again(tmp_path, pictures, damage):
+def test_damaged_tokens_are_computed_again(tmp_path, pictures):
+    said = []
     whole = Fitter(options(tmp_path, pictures)).tokens(pictures[0], "d", "training")
-    expected = np.array(whole.energy)
-    damage(next(tmp_path.glob("**/done")).parent)
-    again = Fitter(options(tmp_path, pictures)).tokens(pictures[0], "d", "training")
-    np.testing.assert_array_equal(again.energy, expected)
+    patches, energy = np.array(whole.patches), np.array(whole.energy)
+    file = next(tmp_path.glob("**/rows.bin"))
+    raw = bytearray(file.read_bytes())
+    raw[len(raw) // 2] ^= 1
+    file.write_bytes(raw)
+    again = Fitter(options(tmp_path, pictures), said.append).tokens(pictures[0], "d", "training")
+    assert "damaged after row 64" in " ".join(said)
+    np.testing.assert_array_equal(again.patches, patches)
+    np.testing.assert_array_equal(again.energy, energy)
 
 
 def test_random_views_repeat_for_a_seed_and_differ_between_views(pictures):
@@ -348,9 +352,13 @@ def test_an_image_that_cannot_be_read_is_named(tmp_path, pictures):
 
 
 def test_nan_in_the_tokens_is_one_line(tmp_path, pictures, monkeypatch):
-    fitter = Fitter(options(tmp_path, pictures))
-    fitter.tokens(pictures[0], "d", "training")
-    path = next(path for path in tmp_path.glob("**/patches.bin") if path.stat().st_size)
-    np.memmap(path, "<f2", "r+", shape=(160, 16, 48))[3, 2, 1] = np.nan
+    computed = TokenStore._run
+
+    def broken(self, pixels):
+        rows = computed(self, pixels)
+        rows["patches"][3, 2, 1] = np.nan
+        return rows
+
+    monkeypatch.setattr(TokenStore, "_run", broken)
     with pytest.raises(FitError, match="NaN or infinite"):
         Fitter(options(tmp_path, pictures)).fit()

@@ -113,7 +113,7 @@ class Fitter:
         self.loaded: LoadedModel = load_any(options.model, weights=options.weights, random_seed=options.random_seed)
         self.backbone = Backbone(self.loaded.model, keep_in(self.loaded.model, options.keep, options.keep_by))
         preprocess = preprocess_of(self.loaded.config)
-        self._store = TokenStore(self.loaded, self.backbone, preprocess, options.cache)
+        self._store = TokenStore(self.loaded, self.backbone, preprocess, options.cache, report)
         chosen = np.random.default_rng(options.seed).permutation(len(options.images))[:TWO_VIEW_IMAGES]
         drawn = LazySources(np.sort(chosen).tolist(), options.images.__getitem__)
         self._two_view = drawn if options.two_view is None else options.two_view
