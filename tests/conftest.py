@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import shutil
 import signal
@@ -28,9 +29,22 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_finish() -> None:
-    """Export without coverage's eyes, where a collected file has imported torch: what this project adds also runs outside."""
+    """Export without coverage's eyes, where a collected file has imported torch: what this project adds also runs outside.
+
+    And leave what was imported out of every collection of garbage: an export makes hundreds of them.
+    """
     if torch := sys.modules.get("torch"):
         torch.onnx.export = untraced(torch.onnx.export)
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _quick_tuning() -> Iterator[None]:
+    """Run each setting twice, and not for a third of a second: that what is measured is right, no test asks."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("mimruntime.engines.tuning._LEAST_SECONDS", 0.0)
+        yield
 
 
 @pytest.fixture(scope="session")

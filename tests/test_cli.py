@@ -14,11 +14,13 @@ import skimage
 from catalogue import built, copied
 from click.testing import CliRunner
 from PIL import Image
+from safetensors.torch import save_file
 
 from mimexport.cli import main
 from mimexport.cli.build import build_command as build
 from mimexport.cli.fit import fit_command as fit
 from mimexport.options import BuildOptions
+from mimexport.weights import load_model
 from mimruntime.artifact import Artifact
 from mimruntime.synthetic import draw_scenes
 
@@ -74,9 +76,9 @@ def test_inspect_and_verify_agree_with_the_build(workplace):
     assert "every digest as built" in verified.stdout
 
 
+@pytest.mark.usefixtures("small_alias")
 def test_random_weights_are_said_loudly(tmp_path):
-    options = ["--random-weights", "--image-size", "32", "--agg", "mean", "--out", "a"]
-    done = in_a_process("build", "--model", "vit_tiny_patch16_224", *options, cwd=tmp_path)
+    done = mimexport("build", "--model", "small", "--random-weights", "--agg", "mean", "--out", "a", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "WARNING: random weights, the vectors mean nothing" in done.stderr
 
@@ -163,7 +165,7 @@ def test_what_goes_wrong_is_one_line_with_its_exit_status(arguments, status, mes
 
 
 def test_debug_gives_the_trace(tmp_path):
-    assert "Traceback" in in_a_process("build", "--model", "mae-tinny", "--debug", cwd=tmp_path).stderr
+    assert "Traceback" in in_a_process("inspect", "nowhere", "--debug", cwd=tmp_path).stderr
 
 
 def test_models_and_aggregators_are_listed_for_people_and_programs():
@@ -203,15 +205,17 @@ def data(tmp_path_factory):
     return folder
 
 
+@pytest.mark.usefixtures("small_alias")
 def test_from_images_to_a_head_to_an_artifact(data, tmp_path):
-    common = ["--model", "mae-tiny", "--data", str(data), "--out", "h.safetensors", "--cache", str(tmp_path / "cache")]
-    fitted = mimexport("fit", *common, "--agg", "topk", "--unlabelled", cwd=tmp_path)
+    save_file(load_model("small", random_seed=0).model.state_dict(), tmp_path / "w.safetensors")
+    common = ["--model", "small", "--weights", "w.safetensors", "--agg", "topk"]
+    learned = ["--data", str(data), "--out", "h.safetensors", "--cache", str(tmp_path / "cache"), "--unlabelled"]
+    fitted = mimexport("fit", *common, *learned, cwd=tmp_path)
     assert fitted.returncode == 0, fitted.stderr
     assert "k-NN" in fitted.stdout
     assert "linear probe" in fitted.stdout
     assert "two views of an image find each other in" in fitted.stdout
-    options = ["--agg", "topk", "--head", "h.safetensors", "--whiten", "32", "--out", "a"]
-    built = mimexport("build", "--model", "mae-tiny", *options, cwd=tmp_path)
+    built = mimexport("build", *common, "--head", "h.safetensors", "--whiten", "32", "--out", "a", cwd=tmp_path)
     assert built.returncode == 0, built.stderr
     inspected = json.loads(mimexport("inspect", "a", "--json", cwd=tmp_path).stdout)
     assert inspected["embedding"]["dim"] == 32

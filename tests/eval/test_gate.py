@@ -294,7 +294,7 @@ class TestPlanted:
 
     def test_labels_of_classes_shuffled(self, bench, plant, tmp_path) -> None:
         plant()
-        drawn = open_dataset("drawn", cache=tmp_path, limit=300, train_limit=600)
+        drawn = open_dataset("drawn", cache=tmp_path, limit=100, train_limit=100)
         assert not [reason for reason in bench.run(drawn).reasons if "labels" in reason]
         labels = np.random.default_rng(0).permutation(drawn.test.labels)
         report = bench.run(replace(drawn, test=replace(drawn.test, labels=labels)))

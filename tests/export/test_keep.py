@@ -25,6 +25,8 @@ from mimexport.weights import load_model
 from mimruntime.engines import open_engine
 from mimruntime.errors import ArtifactError, OptionError, UnknownNameError
 
+pytestmark = pytest.mark.usefixtures("small_alias")
+
 EXACT = {"atol": 2e-5, "rtol": 2e-5}
 SCHEDULES = ("50%", "75%@0,50%@1,25%@2")
 DROPPING = [name for name in SMALL_MODELS if name != "hiera"]
@@ -226,27 +228,28 @@ def test_engines_choose_what_torch_chooses(name, by, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def half():
-    """Half of the patches enter block 2 of the embedded backbone."""
-    return built(model="mae-tiny", agg="topk", keep="75%@0,50%@2", keep_by="center-norm", with_selection=True)
+def half(small_alias):
+    """Half of the patches enter the second block."""
+    keep = {"keep": "75%@0,50%@1", "keep_by": "center-norm"}
+    return built(model=small_alias, agg="topk", random_seed=0, with_selection=True, **keep)
 
 
 def test_an_artifact_says_what_it_keeps_and_is_a_space_of_its_own(half):
     manifest = half.manifest
-    assert str(manifest.keep) == "48 before block 0, 32 before block 2, by center-norm"
-    assert manifest.aggregator.params["k"] == 24
-    assert manifest.backbone.grid == (8, 8)
-    assert manifest.embedding_space != built(model="mae-tiny", agg="topk", with_selection=True).manifest.embedding_space
-    assert "48 before block 0, 32 before block 2, by center-norm" in (half.path / "README.md").read_text()
+    assert str(manifest.keep) == "12 before block 0, 8 before block 1, by center-norm"
+    assert manifest.aggregator.params["k"] == 6
+    assert manifest.backbone.grid == (4, 4)
+    assert manifest.embedding_space != built(model="small", agg="topk", random_seed=0).manifest.embedding_space
+    assert "12 before block 0, 8 before block 1, by center-norm" in (half.path / "README.md").read_text()
 
 
 def test_the_reference_keeps_what_the_artifact_keeps(half):
-    pixels = np.random.default_rng(0).integers(0, 256, (3, 64, 64, 3), np.uint8)
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), np.uint8)
     with References().open([half])[0] as reference, open_engine("onnxruntime", half.graph) as engine:
         ours, theirs = reference.run(pixels), engine.run(pixels)
     for name, values in theirs.items():
         np.testing.assert_allclose(ours[name], values, atol=1e-5)
-    assert ((theirs["selection"] > 0).sum((1, 2)) == 24).all()
+    assert ((theirs["selection"] > 0).sum((1, 2)) == 6).all()
 
 
 def test_the_worst_instead_of_the_best_gives_other_vectors(half, monkeypatch):
@@ -263,7 +266,6 @@ def test_a_head_of_all_patches_does_not_fit_kept_ones(tmp_path):
     assert not (tmp_path / "a").exists()
 
 
-@pytest.mark.usefixtures("small_alias")
 def test_with_every_patch_kept_the_graph_is_that_without_the_option():
     plain = built(model="small", agg="topk", random_seed=0)
     whole = built(model="small", agg="topk", random_seed=0, keep="100%", keep_by="norm")

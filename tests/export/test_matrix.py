@@ -47,12 +47,11 @@ def random_head(model, agg, folder):
     return str(folder / "head.safetensors")
 
 
-def shallow(monkeypatch, name):
+def shallow(monkeypatch, name, **narrower):
     """Register `name` with few blocks, so that a build takes seconds."""
     cfg = timm.models.get_pretrained_cfg(name)
-    monkeypatch.setitem(
-        ALIASES, "shallow", Alias(name, cfg.input_size[-1], 0, 0, 0, cfg.license, kwargs=BACKBONES[name])
-    )
+    kwargs = BACKBONES[name] | narrower
+    monkeypatch.setitem(ALIASES, "shallow", Alias(name, cfg.input_size[-1], 0, 0, 0, cfg.license, kwargs=kwargs))
     return "shallow"
 
 
@@ -67,10 +66,13 @@ def check(artifact, precision):
         assert parity.worst_abs_diff < 0.02 * spread
 
 
-@pytest.mark.parametrize("name", BACKBONES)
+@pytest.mark.parametrize("name", [name for name in BACKBONES if "large" not in name])  # narrow, it is the base again
 def test_every_class_builds_with_the_default_aggregator(name, tmp_path, monkeypatch):
+    """At a tenth of its width, its grid and all that sets the classes apart as they are."""
     torch.manual_seed(0)
-    artifact = build(BuildOptions(model=shallow(monkeypatch, name), agg="topk", out=tmp_path / "a", random_seed=0))
+    narrow = {"embed_dim": 24} if "hiera" in name else {"embed_dim": 96, "num_heads": 3}
+    model = shallow(monkeypatch, name, **narrow)
+    artifact = build(BuildOptions(model=model, agg="topk", out=tmp_path / "a", random_seed=0))
     check(artifact, "fp32")
     assert artifact.manifest.graph.last_block == "reduced"
 

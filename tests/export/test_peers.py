@@ -28,7 +28,6 @@ def artifact(small_alias) -> Artifact:
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch) -> None:
-    monkeypatch.setattr(tuning, "_LEAST_SECONDS", 0.0)
     monkeypatch.setattr(tuning, "BATCHES", (1, 2))
 
 

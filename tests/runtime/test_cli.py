@@ -195,10 +195,6 @@ class TestInspect:
 
 
 class TestCompile:
-    @pytest.fixture(autouse=True)
-    def _quick(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("mimruntime.engines.tuning._LEAST_SECONDS", 0.0)
-
     @staticmethod
     def compiled(artifact: Path, engine: str, *options: object) -> tuple[Path, dict[str, Any]]:
         """Compile, and return the engine's folder and its record."""

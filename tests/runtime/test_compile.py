@@ -29,11 +29,6 @@ pytestmark = pytest.mark.cpu
 ENGINES = ("onnxruntime", "openvino")
 
 
-@pytest.fixture(autouse=True)
-def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tuning, "_LEAST_SECONDS", 0.0)
-
-
 def compiled_with(folder: Path, engine: str, **options: object) -> Path:
     given = {"batch": parse_batch("1,4,4")} | options
     return compile_artifact(folder, CompileOptions(engine=engine, **given)).folder

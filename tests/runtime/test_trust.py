@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import shutil
 from pathlib import Path
 
 import msgspec
@@ -56,11 +57,17 @@ def keys(tmp_path: Path) -> tuple[Path, Path]:
     return SecretKey.generate().write(tmp_path / "mine")
 
 
+@pytest.fixture(scope="module")
+def compiled(toy_artifact: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = Path(shutil.copytree(toy_artifact, tmp_path_factory.mktemp("compiled") / "toy"))
+    compile_artifact(folder, CompileOptions(engine="onnxruntime", threads=1))
+    return folder
+
+
 @pytest.fixture
-def tuned(toy_copy: Path) -> Path:
+def tuned(compiled: Path, tmp_path: Path) -> Path:
     """The toy with an engine that has no files of its own."""
-    compile_artifact(toy_copy, CompileOptions(engine="onnxruntime", threads=1))
-    return toy_copy
+    return Path(shutil.copytree(compiled, tmp_path / "toy"))
 
 
 class TestSignatures:

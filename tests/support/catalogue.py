@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import small_models
+import torch
 
 import mimruntime
 from mimexport.aggregators import make_aggregator
@@ -42,8 +43,16 @@ def built(*, name: str | None = None, **options: Any) -> Artifact:
 
 
 def graph_of(backbone: str) -> Path:
-    """Return the graph of a backbone of `SMALL_MODELS` under the mean of its raw tokens."""
+    """Return the graph of `shallow(backbone)` under the mean of its raw tokens."""
     return kept(f"graphs/{backbone.replace(' ', '-')}", partial(_export, backbone)) / FILE
+
+
+def shallow(backbone: str) -> torch.nn.Module:
+    """Return a backbone of `SMALL_MODELS` without its third block, whose graph would be that of the second once more."""
+    model = small_models.make_small(backbone)
+    if backbone not in {"hiera", "eva with mixed rope"}:  # stages differ, positions count the blocks
+        model.blocks = model.blocks[:2]
+    return model
 
 
 def kept(name: str, make: Callable[[Path], None]) -> Path:
@@ -70,7 +79,7 @@ def _build(options: dict[str, Any], folder: Path) -> None:
 
 def _export(backbone: str, folder: Path) -> None:
     folder.mkdir()
-    opened = Backbone(small_models.make_small(backbone))
+    opened = Backbone(shallow(backbone))
     model = EmbeddingModel(opened, make_aggregator("mean", opened.shape, {}), "raw", *[(0.5, 0.5, 0.5)] * 2).eval()
     export_graph(model, folder, 64 if backbone == "hiera" else 32)
 
