@@ -116,7 +116,9 @@ def reference_identity(artifact: Artifact, engine: Engine) -> str:
 def code_digest() -> str:
     """Return the digest of the code between an image and its vector: cached features must not hide a change."""
     root = Path(mimruntime.__file__).parent
-    files = [root / f"{name}.py" for name in ("decode", "preparation", "preprocess", "embedder", "batching")]
+    files = [
+        root / f"{name}.py" for name in ("decode", "preparation", "preprocess", "resampling", "embedder", "batching")
+    ]
     for room in ("decoding", "engines"):
         files += sorted(root.glob(f"{room}/**/*.py"))
     digest = hashlib.sha256(f"Pillow {PIL.__version__}".encode())  # decodes and resizes

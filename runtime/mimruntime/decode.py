@@ -15,9 +15,10 @@ from typing import IO
 import numpy as np
 from PIL import Image, ImageFile
 
-from mimruntime.decoding.container import length_of
+from mimruntime.decoding import turbo
+from mimruntime.decoding.container import Container, length_of
 from mimruntime.decoding.convert import UPRIGHT, orientation_of, to_rgb, turned_upright
-from mimruntime.decoding.cost import RGB_BYTES, check_seconds, converted_memory, cost_of
+from mimruntime.decoding.cost import RGB_BYTES, check_seconds, converted_memory, cost_of, cost_of_jpeg, is_plain_jpeg
 from mimruntime.decoding.formats import FORMATS, known_formats, open_plugin, read_container, recognise
 from mimruntime.decoding.tiff import add_parts
 from mimruntime.errors import ImageError, ImageSizeError, MimError
@@ -165,6 +166,27 @@ def _open_stream(stream: IO[bytes], allowed: tuple[str, ...], max_pixels: int) -
     if container.size is not None:
         _check_size(*container.size, max_pixels)
     check_seconds(container.seconds, container.area or math.prod(container.size or (max_pixels,)))
+    with_pillow = partial(_open_with_pillow, stream, name, container, max_pixels)
+    if container.size and turbo.library() and is_plain_jpeg(container, math.prod(container.size)):
+        return _open_jpeg(stream, container, container.size, with_pillow)
+    return with_pillow()
+
+
+def _open_jpeg(
+    stream: IO[bytes], container: Container, size: tuple[int, int], with_pillow: Callable[[], OpenedImage]
+) -> OpenedImage:
+    orientation = turbo.orientation_in(container.metadata)
+    cost = cost_of_jpeg(container, math.prod(size), turned=orientation in UPRIGHT)
+
+    def load() -> Image.Image:
+        stream.seek(0)
+        picture = turbo.decode_jpeg(stream.read(), size)
+        return with_pillow().load() if picture is None else turned_upright(picture, orientation)
+
+    return OpenedImage(*size, cost.memory, cost.kept, load)
+
+
+def _open_with_pillow(stream: IO[bytes], name: str, container: Container, max_pixels: int) -> OpenedImage:
     stream.seek(0)
     image = open_plugin(name, stream)
     if container.size not in {None, image.size}:

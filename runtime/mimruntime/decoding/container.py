@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import IO
 
 from mimruntime.errors import ImageSizeError
@@ -22,6 +22,8 @@ class Container:
         size: width and height, px, as the decoder will read them; None where Pillow alone reads them.
         area: px that the container states, where the decoder may still turn or cut them.
         turns: whether there may be an EXIF orientation that only shows once the picture is decoded.
+        components: of a JPEG that any decoder of JPEG reads, 1 or 3; None of every other file.
+        metadata: bodies of a JPEG's segments APP1.
 
     """
 
@@ -31,6 +33,8 @@ class Container:
     size: tuple[int, int] | None = None
     area: int | None = None
     turns: bool = False
+    components: int | None = None
+    metadata: list[bytes] = field(default_factory=list)
 
 
 def check_pieces(count: int, kind: str) -> None:

@@ -56,12 +56,39 @@ def check_seconds(seconds: float, pixels: int) -> None:
         ImageSizeError: it is not within it.
 
     """
-    most = _BASE_SECONDS + pixels * _SECONDS_PER_PIXEL
-    if seconds > most:
+    if seconds > (most := _most_seconds(pixels)):
         raise ImageSizeError(
             f"would take about {seconds:.1f} s to decode, expected at most {most:.1f} s for {pixels:,} pixels (too many"
             " scans, chunks or bytes of metadata); save it again with another program"
         )
+
+
+def is_plain_jpeg(container: Container, pixels: int) -> bool:
+    """Tell whether a JPEG may be read whole and decoded, and decoded again where the first decoder gives up.
+
+    Both together cost no more than one image may, and the file is not much larger than its picture.
+    """
+    fits = container.length <= RGB_BYTES * pixels + _SLACK and 2 * container.seconds <= _most_seconds(pixels)
+    return container.components is not None and fits
+
+
+def _most_seconds(pixels: int) -> float:
+    return _BASE_SECONDS + pixels * _SECONDS_PER_PIXEL
+
+
+def cost_of_jpeg(container: Container, pixels: int, *, turned: bool) -> Cost:
+    """Return what decoding a JPEG of one or three components takes that is read whole first, whichever decoder it takes.
+
+    Args:
+        container: what was read.
+        pixels: of the picture.
+        turned: whether it has to be turned upright.
+
+    """
+    picture = RGB_BYTES * pixels
+    kept = picture + container.length + _SLACK
+    made = 0 if container.components == 3 else pixels  # Pillow makes RGB of grey
+    return Cost(container.seconds, kept + max(container.buffer, made, picture if turned else 0), kept)
 
 
 def cost_of(image: Image.Image, container: Container, *, turned: bool) -> Cost:

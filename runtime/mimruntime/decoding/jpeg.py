@@ -13,6 +13,8 @@ from mimruntime.errors import ImageError
 _STANDALONE = {0x01, *range(0xD0, 0xD9)}
 _FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
 _PROGRESSIVE = {0xC2, 0xC6, 0xCA, 0xCE}
+_COMMON = {0xC0, 0xC1, 0xC2}
+"""Frames of most files: Huffman codes, baseline, extended or progressive."""
 _ARITHMETIC = range(0xC9, 0xD0)
 _SCAN, _END, _EXIF, _PHOTOSHOP = 0xDA, 0xD9, 0xE1, 0xED
 _MARKER = re.compile(rb"\xff[^\xff\x00]")
@@ -34,7 +36,7 @@ _PER_ARITHMETIC_BYTE = 15e-8
 
 @dataclass(frozen=True, slots=True)
 class _Frame:
-    """A frame's header; `samples` of all components, padded to whole blocks of 8 x 8."""
+    """A frame's header; `samples` of all components, padded to whole blocks of 8 x 8; `common` as every decoder reads."""
 
     width: int
     height: int
@@ -42,6 +44,7 @@ class _Frame:
     samples: int
     progressive: bool
     arithmetic: bool
+    common: bool
 
 
 def read_jpeg(stream: IO[bytes]) -> Container:
@@ -63,6 +66,7 @@ def read_jpeg(stream: IO[bytes]) -> Container:
         elif marker == _EXIF:
             exif += len(body)
             result.seconds += exif * _PER_EXIF_BYTE
+            result.metadata.append(body)
         elif marker == _SCAN and frame and body:
             _add_scans(result, frame, stream, first=body[0])
             return result
@@ -108,7 +112,8 @@ def _read_frame(marker: int, body: bytes) -> _Frame:
     columns = -(-width // (8 * max(across for across, _ in factors)))
     rows = -(-height // (8 * max(down for _, down in factors)))
     samples = sum(64 * columns * across * rows * down for across, down in factors)
-    return _Frame(width, height, components, samples, marker in _PROGRESSIVE, marker in _ARITHMETIC)
+    common = marker in _COMMON and body[0] == 8 and components in {1, 3}
+    return _Frame(width, height, components, samples, marker in _PROGRESSIVE, marker in _ARITHMETIC, common)
 
 
 def _add_scans(result: Container, frame: _Frame, stream: IO[bytes], *, first: int) -> None:
@@ -118,6 +123,7 @@ def _add_scans(result: Container, frame: _Frame, stream: IO[bytes], *, first: in
     if not several:
         coded = min(coded, 4 * frame.samples)  # more cannot be in one scan; a film may follow the picture
     result.size = (frame.width, frame.height)
+    result.components = frame.components if frame.common else None
     huffman = _PER_SCANNED_BYTE if several else _PER_CODED_BYTE
     result.seconds += coded * (_PER_ARITHMETIC_BYTE if frame.arithmetic else huffman)
     if several:

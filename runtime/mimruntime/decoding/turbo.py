@@ -1,0 +1,67 @@
+"""A JPEG decoded by simplejpeg where it is installed: Pillow's pixels, by the same libjpeg-turbo, in less time."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import re
+from typing import Any
+
+import numpy as np
+from PIL import ExifTags, Image
+
+_EXIF, _XMP = b"Exif\0\0", b"http://ns.adobe.com/xap/1.0/\0"
+_ORIENTATION_IN_XMP = re.compile(rb'tiff:Orientation(?:="|>)([0-9])')
+
+
+@functools.cache
+def library() -> Any:
+    """Return simplejpeg, or None where it is not installed."""
+    try:
+        return importlib.import_module("simplejpeg")
+    except ImportError:
+        return None
+
+
+def decode_jpeg(data: bytes, size: tuple[int, int]) -> Image.Image | None:
+    """Return the picture in mode RGB; None for whatever Pillow has to look at, damage of any kind included.
+
+    Args:
+        data: a whole file of one or three components.
+        size: width and height, px, as its header was read; no more is ever written.
+
+    """
+    width, height = size
+    pixels = np.empty((height, width, 4), np.uint8)
+    try:
+        decoded = library().decode_jpeg(data, "RGBX", fastdct=False, fastupsample=False, buffer=pixels)
+    except (ValueError, RuntimeError):  # it is strict: what libjpeg only warns of is an error, too
+        return None
+    if decoded.shape != pixels.shape:
+        return None
+    # Neither of the two copies: Pillow keeps RGB in four bytes, and takes over memory that another image of it shows.
+    shown = Image.frombuffer("RGBX", size, pixels, "raw", "RGBX", 0, 1)
+    return Image.fromarrow(shown, "RGB", size)
+
+
+def orientation_in(segments: list[bytes]) -> int:
+    """Return the EXIF orientation, 1 to 8, that Pillow finds in a file with these segments APP1."""
+    try:
+        found = _in_exif([body for body in segments if body.startswith(_EXIF)])
+        return int(_in_xmp(segments) if found is None else found)
+    except Exception:  # damage says nothing about the pixels; it comes in a dozen types
+        return 1
+
+
+def _in_exif(blocks: list[bytes]) -> Any:
+    if not blocks:
+        return None
+    exif = Image.Exif()
+    exif.load(blocks[0] + b"".join(body[len(_EXIF) :] for body in blocks[1:]))
+    return exif.get(ExifTags.Base.Orientation)
+
+
+def _in_xmp(segments: list[bytes]) -> int:
+    packets = [body for body in segments if body.startswith(_XMP)]
+    found = _ORIENTATION_IN_XMP.search(packets[-1]) if packets else None
+    return int(found[1]) if found else 1
