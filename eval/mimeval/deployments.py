@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.metadata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -12,8 +13,10 @@ from typing import Literal, Protocol
 import PIL
 
 import mimruntime
+from mimruntime import resampling
 from mimruntime.artifact import REFERENCE, Artifact, file_sha256
 from mimruntime.cpus import describe_cpu
+from mimruntime.decoding import turbo
 from mimruntime.embedder import Embedder
 from mimruntime.engines import ENGINES
 from mimruntime.engines import record as records
@@ -121,10 +124,15 @@ def code_digest() -> str:
     ]
     for room in ("decoding", "engines"):
         files += sorted(root.glob(f"{room}/**/*.py"))
-    digest = hashlib.sha256(f"Pillow {PIL.__version__}".encode())  # decodes and resizes
+    digest = hashlib.sha256(f"Pillow {PIL.__version__} {_faster_libraries()}".encode())  # they decode and resize
     for path in files:
         digest.update(path.read_bytes())
     return digest.hexdigest()[:16]
+
+
+def _faster_libraries() -> list[str]:
+    names = {"simplejpeg": turbo.library(), "cykooz-resizer": resampling.library()}
+    return [f"{name} {importlib.metadata.version(name)}" for name, library in names.items() if library]
 
 
 def parse_engines(texts: Sequence[str]) -> list[EngineRequest]:

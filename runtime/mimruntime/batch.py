@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from mimruntime.batching import NewBatch
 from mimruntime.decode import Source, describe
 from mimruntime.embedder import Embedder
 from mimruntime.errors import ImageError, OptionError
@@ -130,8 +131,10 @@ class BatchEmbedder:
         self.__init__(state["artifact"], column=state["column"], **state["settings"])  # type: ignore[misc]
 
 
-def embed_rows(embedder: Embedder, images: Iterable[tuple[str, Source | ImageError]]) -> Iterator[Row]:
+def embed_rows(embedder: Embedder, images: Iterable[tuple[str, Source | ImageError] | NewBatch]) -> Iterator[Row]:
     """Yield a row per named image, in order; where the image is an error already, the row carries it.
+
+    `NEW_BATCH` may stand between images, as `Embedder.stream` takes it.
 
     Raises:
         EngineError: a run failed, or the embedder is closed.
@@ -139,8 +142,12 @@ def embed_rows(embedder: Embedder, images: Iterable[tuple[str, Source | ImageErr
     """
     waiting: deque[tuple[str, ImageError | None]] = deque()
 
-    def readable() -> Iterator[Source]:
-        for path, image in images:
+    def readable() -> Iterator[Source | NewBatch]:
+        for named in images:
+            if isinstance(named, NewBatch):
+                yield named
+                continue
+            path, image = named
             if isinstance(image, ImageError):
                 waiting.append((path, image))
             else:

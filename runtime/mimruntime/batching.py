@@ -1,13 +1,15 @@
-"""The pipeline from sources to rows of an engine: decoded ahead in threads, run in batches of few sizes."""
+"""The pipeline from sources to rows of an engine: decoding into batches, runs and whoever takes the rows overlap."""
 
 from __future__ import annotations
 
+import enum
+import itertools
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import islice
 
 import numpy as np
 
@@ -15,12 +17,26 @@ from mimruntime.cpus import available_cpus
 from mimruntime.decode import Source
 from mimruntime.engines.base import Engine
 from mimruntime.errors import EngineError, ImageError
+from mimruntime.times import Times
 
 _WINDOW_BATCHES = 3
 """Batches that are being decoded, waiting or running: enough to overlap, few enough for memory to stay flat."""
 _MOST_WORKERS = 8
 """A worker may hold one image of a quarter of a gigabyte."""
 _CLOSED = "this Embedder is closed; use it inside its `with` block"
+
+
+class NewBatch(enum.Enum):
+    """What may stand between two sources."""
+
+    NEW_BATCH = "new batch"
+
+
+NEW_BATCH = NewBatch.NEW_BATCH
+"""What follows it begins another batch: a row may depend, in its last digits, on how many ran beside it."""
+
+Prepare = Callable[[Source, np.ndarray], object]
+"""Writes the pixels that the graph takes into a row of a batch, uint8 (H, W, 3); ImageError where a source is no image."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -37,19 +53,20 @@ class BatchPipeline:
 
     Args:
         engine: opened; `close` closes it.
-        prepare: a source to the pixels that the graph takes, uint8 (H, W, 3); ImageError where it is no image.
+        prepare: a source to pixels.
         sizes: what `batch_sizes` gives.
         workers: threads that decode; None is one per CPU, at most 8.
 
     """
 
-    def __init__(
-        self, engine: Engine, prepare: Callable[[Source], np.ndarray], sizes: tuple[int, ...], workers: int | None
-    ) -> None:
+    def __init__(self, engine: Engine, prepare: Prepare, sizes: tuple[int, ...], workers: int | None) -> None:
         self.sizes = sizes
+        self.times = Times()
         self._engine = engine
         self._prepare = prepare
-        self._pool = ThreadPoolExecutor(workers or min(available_cpus(), _MOST_WORKERS), "mimruntime-decode")
+        self._workers = workers or min(available_cpus(), _MOST_WORKERS)
+        self._decoders = ThreadPoolExecutor(self._workers, "mimruntime-decode")
+        self._runners = ThreadPoolExecutor(_WINDOW_BATCHES, "mimruntime-run")
         self._running = threading.Lock()
 
     def run(self, pixels: np.ndarray) -> dict[str, np.ndarray]:
@@ -63,7 +80,7 @@ class BatchPipeline:
         with self._running:
             return self._engine.run(pixels)
 
-    def outcomes(self, sources: Iterable[Source], output: str) -> Iterator[Outcome]:
+    def outcomes(self, sources: Iterable[Source | NewBatch], output: str) -> Iterator[Outcome]:
         """Yield one outcome per source, in order, with its row of `output`; sources are taken a few batches ahead.
 
         Raises:
@@ -71,52 +88,128 @@ class BatchPipeline:
 
         """
         self._engine.check_process()
-        remaining = iter(sources)
-        batch = self.sizes[0]
-        window: deque[tuple[Source, Future[np.ndarray]]] = deque()
+        remaining, spare = iter(sources), list[np.ndarray]()
+        flight: deque[tuple[_Batch, Future[list[np.ndarray]]]] = deque()
         try:
-            while True:
-                missing = _WINDOW_BATCHES * batch - len(window)
-                window.extend((source, self._submit(source)) for source in islice(remaining, missing))
-                if not window:
-                    return
-                ready = [window.popleft() for _ in range(min(batch, len(window)))]
-                yield from self._run_ready(ready, output)
+            self._take_off(flight, remaining, spare, output)
+            while flight:
+                batch, landing = flight[0]
+                rows = landing.result()
+                spare.append(batch.pixels)
+                flight.popleft()
+                self._take_off(
+                    flight, remaining, spare, output
+                )  # before the rows are handed out, which may take a while
+                yield from batch.outcomes(rows)
         finally:
-            for _, future in window:
-                future.cancel()
+            for batch, landing in flight:
+                batch.give_up()
+                landing.cancel()
 
     def close(self) -> None:
         """Stop the threads and let the engine go; a second call does nothing."""
         if self._engine.is_inherited:
             return
-        self._pool.shutdown(wait=True, cancel_futures=True)
+        for pool in (self._decoders, self._runners):
+            pool.shutdown(wait=True, cancel_futures=True)
         with self._running:
             self._engine.close()
 
-    def _submit(self, source: Source) -> Future[np.ndarray]:
-        try:
-            return self._pool.submit(self._prepare, source)
-        except RuntimeError as error:
-            raise EngineError(_CLOSED) from error
+    def _take_off(
+        self,
+        flight: deque[tuple[_Batch, Future[list[np.ndarray]]]],
+        remaining: Iterator[Source | NewBatch],
+        spare: list[np.ndarray],
+        output: str,
+    ) -> None:
+        """Begin batches until the window is full or nothing remains."""
+        while len(flight) < _WINDOW_BATCHES:
+            started = time.perf_counter()
+            sources = _next_sources(remaining, self.sizes[0])
+            self.times.add(reading=time.perf_counter() - started)
+            if not sources:
+                return
+            pixels = spare.pop() if spare else np.empty((self.sizes[0], *self._engine.pixel_shape), np.uint8)
+            batch = _Batch(sources, pixels)
+            try:
+                parts = [self._decoders.submit(batch.decode, self._prepare) for _ in sources[: self._workers]]
+                flight.append((batch, self._runners.submit(self._finish, batch, parts, output)))
+            except RuntimeError as error:
+                raise EngineError(_CLOSED) from error
 
-    def _run_ready(self, ready: list[tuple[Source, Future[np.ndarray]]], output: str) -> list[Outcome]:
-        decoded = [(source, _pixels_or_error(future)) for source, future in ready]
-        pixels = [picture for _, picture in decoded if isinstance(picture, np.ndarray)]
-        rows = iter(self._infer(pixels, output))
+    def _finish(self, batch: _Batch, parts: list[Future[float]], output: str) -> list[np.ndarray]:
+        """Wait until a batch is decoded, and return the rows of those images that are."""
+        try:
+            decoding = sum(part.result() for part in parts)
+        except CancelledError as error:
+            raise EngineError(_CLOSED) from error
+        pixels, rows, engine_s = batch.decoded(), list[np.ndarray](), 0.0
+        first = 0
+        for size in split(len(pixels), self.sizes):
+            with self._running:
+                started = time.perf_counter()
+                rows.extend(self._engine.run(pixels[first : first + size])[output])
+                engine_s += time.perf_counter() - started
+            first += size
+        self.times.add(images=len(batch.sources), decoding=decoding, engine=engine_s)
+        return rows
+
+
+class _Batch:
+    """Sources, and the pixels that several threads decode them to.
+
+    Args:
+        sources: at most B.
+        pixels: uint8 (B, H, W, 3), to be written over.
+
+    """
+
+    def __init__(self, sources: list[Source], pixels: np.ndarray) -> None:
+        self.sources = sources
+        self.pixels = pixels
+        self._errors: list[ImageError | None] = [None] * len(sources)
+        self._next = itertools.count()
+        self._given_up = False
+
+    def decode(self, prepare: Prepare) -> float:
+        """Decode one image after the other that no other thread has begun; return the seconds it took."""
+        started = time.perf_counter()
+        while (index := next(self._next)) < len(self.sources) and not self._given_up:
+            try:
+                prepare(self.sources[index], self.pixels[index])
+            except ImageError as error:
+                self._errors[index] = error
+        return time.perf_counter() - started
+
+    def give_up(self) -> None:
+        """Let the threads stop after the image they are at."""
+        self._given_up = True
+
+    def decoded(self) -> np.ndarray:
+        """Return the pixels of those that were decoded, side by side, uint8 (≤ B, H, W, 3); once all threads are done."""
+        good = [index for index, error in enumerate(self._errors) if error is None]
+        if len(good) < len(self.sources):
+            self.pixels[: len(good)] = self.pixels[good]
+        return self.pixels[: len(good)]
+
+    def outcomes(self, rows: Iterable[np.ndarray]) -> list[Outcome]:
+        """Return what became of every source, given the rows of `decoded`."""
+        waiting = iter(rows)
         return [
-            Outcome(source, None, picture) if isinstance(picture, ImageError) else Outcome(source, next(rows), None)
-            for source, picture in decoded
+            Outcome(source, next(waiting) if error is None else None, error)
+            for source, error in zip(self.sources, self._errors, strict=True)
         ]
 
-    def _infer(self, pixels: list[np.ndarray], output: str) -> list[np.ndarray]:
-        waiting = iter(pixels)
-        rows: list[np.ndarray] = []
-        for size in split(len(pixels), self.sizes):
-            batch = np.stack(list(islice(waiting, size)))
-            with self._running:
-                rows.extend(self._engine.run(batch)[output])
-        return rows
+
+def _next_sources(remaining: Iterator[Source | NewBatch], most: int) -> list[Source]:
+    """Return the sources of the next batch; none where nothing remains."""
+    taken: list[Source] = []
+    for source in remaining:
+        if not isinstance(source, NewBatch):
+            taken.append(source)
+        if taken and (len(taken) == most or isinstance(source, NewBatch)):
+            break
+    return taken
 
 
 def batch_sizes(largest: int) -> tuple[int, ...]:
@@ -134,12 +227,3 @@ def split(count: int, sizes: tuple[int, ...]) -> list[int]:
     """
     full, rest = divmod(count, sizes[0])
     return [sizes[0]] * full + [size for size in sizes[1:] if size & rest]
-
-
-def _pixels_or_error(future: Future[np.ndarray]) -> np.ndarray | ImageError:
-    try:
-        return future.result()
-    except ImageError as error:
-        return error
-    except CancelledError as error:
-        raise EngineError(_CLOSED) from error

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from mimruntime.artifact import Artifact
-from mimruntime.batching import BatchPipeline, Outcome, batch_sizes
+from mimruntime.batching import BatchPipeline, NewBatch, Outcome, batch_sizes
 from mimruntime.decode import MAX_PIXELS, Source, describe
 from mimruntime.decoding.budget import DEFAULT_MB, MemoryBudget
 from mimruntime.decoding.formats import FORMATS
@@ -21,6 +21,7 @@ from mimruntime.engines.opening import open_for
 from mimruntime.errors import ImageError, OptionError, SpaceError
 from mimruntime.preparation import prepare
 from mimruntime.results import Description, Result
+from mimruntime.times import Times
 
 _BATCH_SIZE = 8
 """Where nothing was tuned."""
@@ -63,7 +64,9 @@ class Embedder:
         self._budget = budget = MemoryBudget(max_decode_mb)
         spec = artifact.manifest.preprocess
         # Not the bound method: a circle of references would keep a dropped engine until the garbage collector comes by.
-        self._pipeline = BatchPipeline(engine, lambda source: prepare(source, spec, budget), batch_sizes(size), workers)
+        self._pipeline = BatchPipeline(
+            engine, lambda source, out: prepare(source, spec, budget, out=out), batch_sizes(size), workers
+        )
 
     @classmethod
     def open(
@@ -131,6 +134,11 @@ class Embedder:
         """The artifact that was opened."""
         return self._artifact
 
+    @property
+    def times(self) -> Times:
+        """Where the time of `embed`, `select` and `stream` went so far."""
+        return self._pipeline.times
+
     def describe(self) -> Description:
         """Return what really runs: engine, provider, precision."""
         return Description(
@@ -171,10 +179,11 @@ class Embedder:
             )
         return self._stacked(images, SELECTION, self._artifact.manifest.backbone.grid)
 
-    def stream(self, sources: Iterable[Source]) -> Iterator[Result]:
+    def stream(self, sources: Iterable[Source | NewBatch]) -> Iterator[Result]:
         """Yield a result per source, in order, taking sources only a few batches ahead.
 
-        A source that cannot be decoded gives a result with its error, and the stream goes on.
+        A source that cannot be decoded gives a result with its error, and the stream goes on. Where
+        `mimruntime.batching.NEW_BATCH` stands between two sources, they are not run in one batch.
 
         Raises:
             ImageError: one image where a list is expected.

@@ -20,6 +20,7 @@ def prepare(
     *,
     max_pixels: int = MAX_PIXELS,
     formats: Iterable[str] = FORMATS,
+    out: np.ndarray | None = None,
 ) -> np.ndarray:
     """Read the header, wait for the memory it asks for, decode, and resize; return uint8 (size, size, 3).
 
@@ -29,6 +30,7 @@ def prepare(
         budget: shared with whoever else decodes.
         max_pixels: images of more are refused by their header.
         formats: those of `mimruntime.decoding.formats.FORMATS` that are let in.
+        out: as `to_pixels` takes it.
 
     Raises:
         ImageSizeError: more pixels, work or memory than is allowed.
@@ -38,4 +40,4 @@ def prepare(
     with open_image(source, max_pixels=max_pixels, formats=formats) as opened:
         memory = max(opened.memory, opened.kept + resize_memory(opened.width, opened.height, spec))
         with budget.reserve(memory):
-            return to_pixels(opened.load(), spec)
+            return to_pixels(opened.load(), spec, out)

@@ -31,15 +31,16 @@ _COEFFICIENT_BYTES = 8 * (2 * _SUPPORT + 1)
 _RGB_BYTES = 4
 
 
-def to_pixels(image: Image.Image, spec: Preprocess) -> np.ndarray:
+def to_pixels(image: Image.Image, spec: Preprocess, out: np.ndarray | None = None) -> np.ndarray:
     """Resize and centre-crop as timm's `transforms_imagenet_eval` does.
 
     Args:
         image: upright, mode RGB.
         spec: the manifest's `preprocess`; `resize` is floor(size / crop_pct).
+        out: where the pixels go, a row of a batch; None is an array of their own.
 
     Returns:
-        uint8 (size, size, 3). A portrait equals timm's to the byte. Of a landscape, of which only the crop is computed, a
+        `out`, uint8 (size, size, 3). A portrait equals timm's to the byte. Of a landscape, of which only the crop is computed, a
         value differs by one grey level here and there, a few by two: Pillow rounds a box to float32, which flips roundings
         between its two passes, and a value of the second sums several of the first. With cykooz_resizer three values in a
         thousand differ by one, and one in some millions by two.
@@ -50,10 +51,16 @@ def to_pixels(image: Image.Image, spec: Preprocess) -> np.ndarray:
     """
     if spec.resize < spec.size:
         raise OptionError(f"preprocess.resize {spec.resize} is shorter than preprocess.size {spec.size}")
+    pixels = np.empty((spec.size, spec.size, 3), np.uint8) if out is None else out
     edges = resized_edges(image.width, image.height, spec)
     if resampling.library() and edges[0] <= image.width and edges[1] <= image.height:
-        box = _crop_box(image, spec)
-        return np.asarray(resampling.shrink(image, box, edges, spec.size, spec.interpolation))
+        resampling.shrink(image, _crop_box(image, spec), edges, pixels, spec.interpolation)
+    else:
+        pixels[:] = _resized_by_pillow(image, spec)
+    return pixels
+
+
+def _resized_by_pillow(image: Image.Image, spec: Preprocess) -> np.ndarray:
     shorter, longer = sorted(image.size)
     strip, enlarged = longer > _STRIP * shorter, shorter < spec.resize
     if spec.mode == "shortest" and strip and enlarged:

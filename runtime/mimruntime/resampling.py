@@ -7,8 +7,11 @@ import importlib
 import math
 from typing import Any
 
+import numpy as np
 import PIL
 from PIL import Image
+
+from mimruntime.decoding.shared import image_over
 
 Box = tuple[float, float, float, float]
 """Left, top, right, bottom, in px."""
@@ -31,8 +34,8 @@ def library() -> Any:
         return None
 
 
-def shrink(image: Image.Image, box: Box, edges: tuple[int, int], size: int, interpolation: str) -> Image.Image:
-    """Return the square that a crop would show of an image resized to `edges`.
+def shrink(image: Image.Image, box: Box, edges: tuple[int, int], out: np.ndarray, interpolation: str) -> None:
+    """Write into `out`, uint8 (size, size, 3), the square that a crop would show of an image resized to `edges`.
 
     Pillow rounds to 8 bits between its two passes, so each pass is a call of its own, in Pillow's order.
 
@@ -40,19 +43,23 @@ def shrink(image: Image.Image, box: Box, edges: tuple[int, int], size: int, inte
         image: mode RGB.
         box: what the crop shows, in px of `image`.
         edges: width and height of the whole image after the resize, px, no more than before.
-        size: edge of the square, px.
+        out: whose edge is that of the square.
         interpolation: as `mimruntime.manifest.Interpolation`.
 
     """
     left, top, right, bottom = box
+    size = len(out)
     lost_width, lost_height = image.width - edges[0], image.height - edges[1]
     if lost_height > 2 * lost_width:
         first, last = _read(left, right, size, image.width)
-        part = _pass(image, (first, top, last, bottom), (last - first, size), interpolation)
-        return _pass(part, (left - first, 0, right - first, size), (size, size), interpolation)
-    first, last = _read(top, bottom, size, image.height)
-    part = _pass(image, (left, first, right, last), (size, last - first), interpolation)
-    return _pass(part, (0, top - first, size, bottom - first), (size, size), interpolation)
+        part = image_over(_pass(image, (first, top, last, bottom), (last - first, size), interpolation))
+        square = _pass(part, (left - first, 0, right - first, size), (size, size), interpolation)
+    else:
+        first, last = _read(top, bottom, size, image.height)
+        part = image_over(_pass(image, (left, first, right, last), (size, last - first), interpolation))
+        square = _pass(part, (0, top - first, size, bottom - first), (size, size), interpolation)
+    for channel in range(3):  # one by one: five times as fast as all three together
+        out[:, :, channel] = square[:, :, channel]
 
 
 def _read(low: float, high: float, size: int, edge: int) -> tuple[int, int]:
@@ -61,12 +68,13 @@ def _read(low: float, high: float, size: int, edge: int) -> tuple[int, int]:
     return max(0, math.floor(low - reach)), min(edge, math.ceil(high + reach))
 
 
-def _pass(image: Image.Image, box: Box, size: tuple[int, int], interpolation: str) -> Image.Image:
+def _pass(image: Image.Image, box: Box, size: tuple[int, int], interpolation: str) -> np.ndarray:
     lib, (left, top, right, bottom) = library(), box
     options = lib.ResizeOptions(
         resize_alg=lib.ResizeAlg.convolution(lib.FilterType[_FILTERS[interpolation]]),
         crop_box=lib.CropBox(left, top, right - left, bottom - top),
     )
-    result = Image.new("RGB", size)
-    lib.Resizer().resize_pil(image, result, options)  # one of its own: it holds a buffer, and a lock while it works
+    result = np.empty((size[1], size[0], 4), np.uint8)
+    # A resizer of its own: it has a lock, which it holds while it works.
+    lib.Resizer().resize_pil(image, image_over(result), options)
     return result

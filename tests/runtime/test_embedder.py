@@ -16,7 +16,7 @@ from PIL import Image
 import mimruntime
 from mimruntime import Embedder
 from mimruntime.artifact import Artifact
-from mimruntime.batching import batch_sizes, split
+from mimruntime.batching import NEW_BATCH, batch_sizes, split
 from mimruntime.engines import open_engine
 from mimruntime.engines.base import Engine
 from mimruntime.errors import ArtifactError, EngineError, ImageError, OptionError, SpaceError, UnknownNameError
@@ -30,12 +30,17 @@ class RecordingEngine(Engine):
 
     def __init__(self) -> None:
         self.batches: list[int] = []
+        self.buffers: set[int] = set()
+        self.third = threading.Event()
         self.closed = False
         self._busy = threading.Lock()
 
     def _run(self, pixels: np.ndarray) -> dict[str, np.ndarray]:
         assert self._busy.acquire(blocking=False), "two runs at once"
         self.batches.append(len(pixels))
+        self.buffers.add(pixels.__array_interface__["data"][0])
+        if len(self.batches) == 3:
+            self.third.set()
         means = pixels.reshape(len(pixels), -1, 3).mean(axis=1, dtype=np.float32)
         self._busy.release()
         return {"embedding": means}
@@ -161,6 +166,33 @@ class TestStream:
         assert [result.vector for result in recording.stream([b"x"] * 20)] == [None] * 20
         assert engine.batches == []
 
+    def test_later_batches_run_while_the_first_ones_rows_are_handed_out(
+        self, recording: Embedder, engine: RecordingEngine
+    ) -> None:
+        next(recording.stream([plain(1)] * 30))
+        assert engine.third.wait(60)
+
+    def test_a_new_batch_begins_where_one_is_asked_for(self, recording: Embedder, engine: RecordingEngine) -> None:
+        sources = [NEW_BATCH, *[plain(1)] * 8, NEW_BATCH, plain(2), NEW_BATCH, NEW_BATCH, plain(3), plain(4), NEW_BATCH]
+        assert len(list(recording.stream(sources))) == 11
+        assert sorted(engine.batches) == [1, 2, 8]
+
+    def test_pixels_are_decoded_into_a_few_batches_that_are_used_again(
+        self, recording: Embedder, engine: RecordingEngine
+    ) -> None:
+        recording.embed([plain(1)] * 400)
+        assert len(engine.batches) == 50
+        assert len(engine.buffers) <= 3
+
+    def test_it_is_known_where_the_time_went(self, recording: Embedder) -> None:
+        recording.embed([plain(1)] * 20)
+        times = recording.times
+        assert times.images == 20
+        assert min(times.reading, times.decoding, times.engine) > 0
+        assert times.describe(times.engine).startswith(
+            f"engine {times.engine:.1f} s (100 % of the time), waiting 0.0 s"
+        )
+
     def test_sources_are_taken_only_a_few_batches_ahead(self, recording: Embedder) -> None:
         taken = 0
 
@@ -173,7 +205,7 @@ class TestStream:
         stream = recording.stream(endless())
         for served in range(1, 200):
             next(stream)
-            assert taken - served <= 3 * 8
+            assert taken - served <= 4 * 8  # three batches on their way, and the one that is handed out
         stream.close()  # type: ignore[attr-defined]
 
     def test_results_that_were_consumed_are_let_go(self, recording: Embedder) -> None:

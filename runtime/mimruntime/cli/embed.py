@@ -161,7 +161,7 @@ def _embed_to_file(options: EmbedOptions, engine: EngineOptions) -> None:
             seconds = time.perf_counter() - started
             if len(errors) == total:
                 raise ImageError(f"none of {total} images could be read, nothing is written; first: {errors[0]}")
-    _report(total, len(errors), seconds)
+    _report(total, len(errors), seconds, embedder.times.describe(seconds))
     click.echo(
         f"{out}  {size_text(out.stat().st_size)}, {codec.dim} dimensions, {codec.store}, embedding space {codec.space}"
     )
@@ -192,7 +192,7 @@ def _embed_to_folder(options: EmbedOptions, engine: EngineOptions) -> None:
     if report.found:
         click.echo(f"{report.found} of {record.shards} shards were there already")
     if report.images:
-        _report(report.images, report.errors, report.seconds)
+        _report(report.images, report.errors, report.seconds, report.spent)
     click.echo(
         f"{options.out}  {record.shards} shards, {record.images} images, {record.dim} dimensions,"
         f" {record.stored_as}, embedding space {record.embedding_space}"
@@ -202,9 +202,11 @@ def _embed_to_folder(options: EmbedOptions, engine: EngineOptions) -> None:
         click.echo(f"{report.errors} could not be read (column 'error'); first: {report.first_error}", err=True)
 
 
-def _report(images: int, errors: int, seconds: float) -> None:
+def _report(images: int, errors: int, seconds: float, spent: str) -> None:
     done = images - errors
     click.echo(f"{done} of {images} images embedded in {seconds:.1f} s, {done / seconds:.1f} images/s")
+    if spent:
+        click.echo(spent)
 
 
 def _write(rows: Iterable[Row], writer: Writer, *, strict: bool) -> list[str]:

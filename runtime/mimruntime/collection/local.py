@@ -10,7 +10,6 @@ from mimruntime.collection.worker import ShardResult, ShardWorker
 def run(worker: ShardWorker, shards: Sequence[int]) -> Iterator[ShardResult]:
     """Yield each shard when it is written; raises what the worker raises."""
     try:
-        for index in shards:
-            yield worker(index)
+        yield from worker.each(shards)
     finally:
         worker.embedder.close()

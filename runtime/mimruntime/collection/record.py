@@ -45,6 +45,10 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
         """Return the file name of one shard: its place in the list, and the job it belongs to."""
         return f"part-{index:07d}-{self.digest[:12]}.parquet"
 
+    def images_of(self, index: int) -> int:
+        """Return how many images one shard holds."""
+        return min(self.shard_size, self.images - index * self.shard_size)
+
     def encode(self) -> bytes:
         """Return the file's content."""
         return msgspec.json.format(msgspec.json.encode(self), indent=2) + b"\n"

@@ -25,6 +25,7 @@ from mimruntime.engines.auto import choose_engine
 from mimruntime.engines.compiled import choose_compiled
 from mimruntime.errors import ImageError, OptionError
 from mimruntime.storage import Store
+from mimruntime.times import Times
 
 SHARD_SIZE = 1000
 """Images of one shard."""
@@ -45,6 +46,7 @@ class Report:
         first_error: one of their texts, or "".
         seconds: from the first shard's beginning to the last one's end, workers' start included.
         where: what ran it.
+        spent: where the time went; "" on Ray, whose workers say nothing of it.
 
     """
 
@@ -55,6 +57,7 @@ class Report:
     first_error: str
     seconds: float
     where: str
+    spent: str = ""
 
 
 def embed_collection(
@@ -107,6 +110,7 @@ def embed_collection(
     started = time.perf_counter()
     written: Iterator[ShardResult] = iter(())
     where = "nothing left to do"
+    times: Times | None = None
     images = errors = 0
     first = ""
     folder = open_folder(job.out)
@@ -114,7 +118,7 @@ def embed_collection(
         if not pending:
             pass
         elif ray is None:
-            written, where = _run_here(job, pending, path, threads=threads, strict=strict, **settings)
+            written, where, times = _run_here(job, pending, path, threads=threads, strict=strict, **settings)
             written = progress(written, len(pending))
         else:
             written, where = _run_on_ray(job, pending, artifact, ray, workers, threads, strict=strict, **settings)
@@ -126,7 +130,8 @@ def embed_collection(
         raise ImageError(
             f"none of {job.record.images} images could be read, {job.out} holds only errors; first: {before or first}"
         )
-    return Report(job.record, found, images, errors, first, time.perf_counter() - started, where)
+    seconds = time.perf_counter() - started
+    return Report(job.record, found, images, errors, first, seconds, where, times.describe(seconds) if times else "")
 
 
 def _only_errors(job: Job, shards: set[int]) -> str | None:
@@ -147,11 +152,11 @@ def _only_errors(job: Job, shards: set[int]) -> str | None:
 
 def _run_here(
     job: Job, pending: list[int], path: Path, *, strict: bool, **settings: Any
-) -> tuple[Iterator[ShardResult], str]:
+) -> tuple[Iterator[ShardResult], str, Times]:
     embedder = BatchEmbedder(path, **settings)
     about = embedder.embedder.describe()
     where = f"{about.precision}, {about.engine} on {about.provider}"
-    return local.run(ShardWorker(embedder, job, strict=strict), pending), where
+    return local.run(ShardWorker(embedder, job, strict=strict), pending), where, embedder.embedder.times
 
 
 def _run_on_ray(

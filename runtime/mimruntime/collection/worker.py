@@ -1,16 +1,19 @@
-"""What every worker does: embed one shard of the list and write it, whole or not at all."""
+"""What every worker does: embed shards of the list and write each, whole or not at all."""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
 
 from mimruntime.batch import BatchEmbedder, Row, embed_rows
+from mimruntime.batching import NEW_BATCH, NewBatch
 from mimruntime.collection.job import Job, WorkList
-from mimruntime.collection.reader import read_images
+from mimruntime.collection.reader import Named, read_images
 from mimruntime.collection.record import Record
 from mimruntime.collection.store import open_folder
 from mimruntime.collection.urls import arrow
@@ -50,27 +53,46 @@ class ShardWorker:
         self._list: WorkList | None = None
 
     def __call__(self, index: int) -> ShardResult:
-        """Embed and write shard `index`.
+        """Embed and write shard `index`; raises as `each`."""
+        return next(self.each([index]))
+
+    def each(self, indices: Sequence[int]) -> Iterator[ShardResult]:
+        """Embed and write shards in order, as one stream of images: while one is written, the next is embedded.
 
         Raises:
-            ImageError: an image that cannot be read, if `strict`.
-            MimError: the artifact or the list does not open here, or the shard cannot be written.
+            ImageError: an image that cannot be read, if `strict`; shards before its own are written.
+            MimError: the artifact or the list does not open here, or a shard cannot be written.
 
         """
         if self._list is None:
             self._list = WorkList(self.job)
-        images = read_images(self._list.entries(index), self.job.columns, self._list.base, self.job.access)
-        rows, errors = [], []
-        for row in embed_rows(self.embedder.embedder, images):
-            if row.error is not None:
-                errors.append(row.error)
-                if self.strict:
-                    raise ImageError(f"{row.error}; --strict stops here, finished shards stay in {self.job.out}")
-            rows.append(row)
-        name = self.job.record.shard_name(index)
+        images = itertools.chain.from_iterable(self._images(self._list, index) for index in indices)
+        rows = embed_rows(self.embedder.embedder, images)
+        with ThreadPoolExecutor(1, "mimruntime-write") as writer:
+            written: Future[ShardResult] | None = None
+            for index in indices:
+                of_shard = [self._accepted(row) for row in itertools.islice(rows, self.job.record.images_of(index))]
+                before, written = written, writer.submit(self._write, index, of_shard)
+                if before is not None:
+                    yield before.result()
+            if written is not None:
+                yield written.result()
+
+    def _images(self, work: WorkList, index: int) -> Iterator[Named | NewBatch]:
+        yield NEW_BATCH  # a shard that is made again is the same, whatever came before it
+        yield from read_images(work.entries(index), self.job.columns, work.base, self.job.access)
+
+    def _accepted(self, row: Row) -> Row:
+        if self.strict and row.error is not None:
+            raise ImageError(f"{row.error}; --strict stops here, finished shards stay in {self.job.out}")
+        return row
+
+    def _write(self, index: int, rows: Sequence[Row]) -> ShardResult:
         embedder, record = self.embedder.embedder, self.job.record
         codec = codec_for(embedder.artifact.manifest, record.stored_as, record.dim)
-        open_folder(self.job.out).write(name, shard(rows, record, codec, embedder.describe().precision))
+        content = shard(rows, record, codec, embedder.describe().precision)
+        open_folder(self.job.out).write(record.shard_name(index), content)
+        errors = [row.error for row in rows if row.error is not None]
         return ShardResult(len(rows), len(errors), errors[0] if errors else "")
 
 

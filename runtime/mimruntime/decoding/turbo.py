@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 from PIL import ExifTags, Image
 
+from mimruntime.decoding.shared import image_over
+
 _EXIF, _XMP = b"Exif\0\0", b"http://ns.adobe.com/xap/1.0/\0"
 _ORIENTATION_IN_XMP = re.compile(rb'tiff:Orientation(?:="|>)([0-9])')
 
@@ -37,11 +39,7 @@ def decode_jpeg(data: bytes, size: tuple[int, int]) -> Image.Image | None:
         decoded = library().decode_jpeg(data, "RGBX", fastdct=False, fastupsample=False, buffer=pixels)
     except (ValueError, RuntimeError):  # it is strict: what libjpeg only warns of is an error, too
         return None
-    if decoded.shape != pixels.shape:
-        return None
-    # Neither of the two copies: Pillow keeps RGB in four bytes, and takes over memory that another image of it shows.
-    shown = Image.frombuffer("RGBX", size, pixels, "raw", "RGBX", 0, 1)
-    return Image.fromarrow(shown, "RGB", size)
+    return image_over(pixels) if decoded.shape == pixels.shape else None
 
 
 def orientation_in(segments: list[bytes]) -> int:

@@ -1,0 +1,41 @@
+"""Where the time of embedding goes."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass, field
+
+
+@dataclass(slots=True)
+class Times:
+    """Seconds since an Embedder was opened, added up from any number of threads.
+
+    Attributes:
+        images: taken, those without a vector among them.
+        reading: for the next sources: a list, rows of Parquet, objects that are being fetched.
+        decoding: of all threads that read files, decode and resize.
+        engine: in runs of the engine.
+
+    """
+
+    images: int = 0
+    reading: float = 0.0
+    decoding: float = 0.0
+    engine: float = 0.0
+    _adding: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
+
+    def add(self, *, images: int = 0, reading: float = 0.0, decoding: float = 0.0, engine: float = 0.0) -> None:
+        """Add what one batch took."""
+        with self._adding:
+            self.images += images
+            self.reading += reading
+            self.decoding += decoding
+            self.engine += engine
+
+    def describe(self, seconds: float) -> str:
+        """Return one line for `seconds` of embedding; how much of them the engine ran is its share of its own rate."""
+        waiting = max(0.0, seconds - self.engine)
+        return (
+            f"engine {self.engine:.1f} s ({100 * self.engine / seconds:.0f} % of the time), waiting {waiting:.1f} s;"
+            f" reading {self.reading:.1f} s, decoding {self.decoding:.1f} s of all threads"
+        )
