@@ -15,10 +15,10 @@ from mimexport.cli import main
 from mimruntime.embedder import Embedder
 from mimruntime.errors import EngineError
 
-_run = Embedder.run
+_outputs = Embedder.outputs
 
 
-def faulty_run(self, pixels):
+def faulty_outputs(self, pixels):
     time.sleep(float(os.environ.get("FAULT_SLEEP", "0")) * len(pixels))
     file = Path(os.environ.get("FAULT_FILE", "/nonexistent"))
     if file.exists():
@@ -26,7 +26,7 @@ def faulty_run(self, pixels):
             rest = int(failures) - 1
             file.write_text(str(rest)) if rest else file.unlink()
         raise EngineError("injected")
-    return _run(self, pixels)
+    return _outputs(self, pixels)
 
 
 _prepare = Embedder.prepare
@@ -38,7 +38,7 @@ def faulty_prepare(self, source, **options):
     return _prepare(self, source, **options)
 
 
-Embedder.run = faulty_run
+Embedder.outputs = faulty_outputs
 Embedder.prepare = faulty_prepare
 
 if __name__ == "__main__":

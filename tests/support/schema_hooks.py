@@ -37,6 +37,7 @@ def map_case(context, case):
         return case
     if case.path.endswith("/infer"):
         case.body = {**case.body, "inputs": [{"name": "image", "datatype": "BYTES", "shape": [1], "data": [TEXT]}]}
+        case.body["outputs"] = [*{each["name"]: each for each in case.body.get("outputs", [])}.values()]
     if case.path.endswith("/embeddings") and case.body.get("dimensions") is not None:
         case.body = {**case.body, "dimensions": 16}
     if (case.query or {}).get("dimensions") is not None:

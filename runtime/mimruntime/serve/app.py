@@ -75,7 +75,7 @@ def create_app(settings: Settings, spaces: Sequence[str] | None = None) -> FastA
     for router in (
         openai.router(models, Fetcher(settings.remote_hosts, settings.max_body), settings.max_items),
         upload.router(models, settings.max_items),
-        kserve.router(models, lifecycle, version, settings.max_items),
+        kserve.router(models, lifecycle, version, settings),
         health.router(models, metrics, lifecycle, version),
         docs_page.router(),
     ):

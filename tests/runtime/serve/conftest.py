@@ -26,6 +26,13 @@ def expected(toy_artifact: Path, photos: list[Path]) -> np.ndarray:
 
 
 @pytest.fixture(scope="session")
+def weights(toy_artifact: Path, photos: list[Path]) -> np.ndarray:
+    """What `Embedder.select` gives for the photographs, float32 (8, 8, 8)."""
+    with Embedder.open(toy_artifact) as embedder:
+        return embedder.select(photos)
+
+
+@pytest.fixture(scope="session")
 def space(toy_artifact: Path) -> str:
     with Embedder.open(toy_artifact) as embedder:
         return embedder.space

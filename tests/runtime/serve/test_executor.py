@@ -81,14 +81,14 @@ def test_no_memory_for_a_batch_is_the_engine_s_failure_and_passes(
 def test_elsewhere_than_on_a_cpu_a_batch_is_filled_up_and_each_image_has_its_own_vector(
     toy_artifact: Path, queue: AdmissionQueue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    describe, right, sizes = Embedder.describe, Embedder.run, []
+    describe, right, sizes = Embedder.describe, Embedder.outputs, []
 
-    def run(self: Embedder, pixels: np.ndarray) -> np.ndarray:
+    def outputs(self: Embedder, pixels: np.ndarray) -> dict[str, np.ndarray]:
         sizes.append(len(pixels))
         return right(self, pixels)
 
     monkeypatch.setattr(Embedder, "describe", lambda self: replace(describe(self), provider="cuda"))
-    monkeypatch.setattr(Embedder, "run", run)
+    monkeypatch.setattr(Embedder, "outputs", outputs)
     executor = Executor(
         "toy", opened(toy_artifact), partial(opened, toy_artifact), queue, Metrics("1"), patience_s=9, watchdog_s=30
     )
@@ -104,20 +104,20 @@ def test_elsewhere_than_on_a_cpu_a_batch_is_filled_up_and_each_image_has_its_own
     executor.join(30)
     assert sizes == [4]
     with opened(toy_artifact) as embedder:
-        expected = right(embedder, np.stack([item.pixels for item in items]))
+        expected = right(embedder, np.stack([item.pixels for item in items]))["embedding"]
     np.testing.assert_allclose(vectors, expected, atol=1e-5)
 
 
 def test_an_engine_that_was_opened_anew_and_answers_something_else_is_not_ready(
     toy_artifact: Path, queue: AdmissionQueue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    right, wrong = Embedder.run, threading.Event()
+    right, wrong = Embedder.outputs, threading.Event()
 
-    def run(self: Embedder, pixels: np.ndarray) -> np.ndarray:
-        rows = right(self, pixels)
-        return np.roll(rows, 1, axis=1) if wrong.is_set() else rows
+    def outputs(self: Embedder, pixels: np.ndarray) -> dict[str, np.ndarray]:
+        found = right(self, pixels)
+        return found | {"embedding": np.roll(found["embedding"], 1, axis=1)} if wrong.is_set() else found
 
-    monkeypatch.setattr(Embedder, "run", run)
+    monkeypatch.setattr(Embedder, "outputs", outputs)
     monkeypatch.setattr(module, "_PAUSES_S", (0.01,))
     metrics = Metrics("1")
     executor = Executor(

@@ -56,6 +56,50 @@ def test_pixels_as_the_graph_takes_them(
     assert answer.get_response()["id"] == "seven"
 
 
+@pytest.mark.parametrize("binary", [(True, True), (True, False), (False, False)])
+def test_each_output_comes_as_it_is_asked_for(
+    client, triton, photos: list[Path], expected: np.ndarray, weights: np.ndarray, binary: tuple[bool, bool]
+) -> None:
+    tensor = triton.InferInput("image", [2], "BYTES")
+    tensor.set_data_from_numpy(np.array([path.read_bytes() for path in photos[:2]], object))
+    outputs = [
+        triton.InferRequestedOutput(name, binary_data=b)
+        for name, b in zip(("selection", "embedding"), binary, strict=True)
+    ]
+    answer = client.infer("toy", [tensor], outputs=outputs)
+    np.testing.assert_allclose(answer.as_numpy("selection"), weights[:2], atol=1e-6)
+    np.testing.assert_allclose(answer.as_numpy("embedding"), expected[:2], atol=1e-5)
+
+
+def test_the_client_reads_configuration_and_statistics(client, triton, photo: Path) -> None:
+    config = client.get_model_config("toy")
+    assert (config["name"], config["max_batch_size"]) == ("toy", 64)
+    types = {tensor["name"]: (tensor["data_type"], tensor["dims"]) for tensor in config["input"] + config["output"]}
+    assert types["pixels"] == ("TYPE_UINT8", [64, 64, 3])
+    assert types["image"] == ("TYPE_STRING", [1])
+    assert types["embedding"] == ("TYPE_FP32", [16])
+    from google.protobuf.json_format import ParseDict
+    from tritonclient.grpc import model_config_pb2, service_pb2
+
+    assert ParseDict(config, model_config_pb2.ModelConfig()).dynamic_batching.preferred_batch_size == [8, 4, 2, 1]
+    (before,) = client.get_inference_statistics("toy")["model_stats"]
+    tensor = triton.InferInput("image", [3], "BYTES")
+    tensor.set_data_from_numpy(np.array([photo.read_bytes()] * 3, object))
+    client.infer("toy", [tensor])
+    tensor.set_data_from_numpy(np.array([b"no image"] * 3, object))
+    with pytest.raises(triton.InferenceServerException):
+        client.infer("toy", [tensor])
+    found = client.get_inference_statistics("toy")
+    ParseDict(found, service_pb2.ModelStatisticsResponse())
+    (after,) = found["model_stats"]
+    assert after["inference_count"] == before["inference_count"] + 3
+    assert after["execution_count"] > before["execution_count"]
+    assert after["execution_count"] == sum(run["compute_infer"]["count"] for run in after["batch_stats"])
+    of = lambda stats, name: stats["inference_stats"][name]["count"]  # noqa: E731
+    assert [of(after, name) - of(before, name) for name in ("success", "fail", "queue")] == [1, 1, 1]
+    assert after["inference_stats"]["compute_infer"]["ns"] > before["inference_stats"]["compute_infer"]["ns"]
+
+
 @pytest.mark.parametrize("binary_out", [True, False])
 def test_errors_by_item_are_an_output(
     client, triton, photos: list[Path], expected: np.ndarray, binary_out: bool
@@ -90,7 +134,10 @@ def test_health_and_metadata_answer_the_client(client, space: str) -> None:
     assert "binary_tensor_data" in client.get_server_metadata()["extensions"]
     about = client.get_model_metadata("toy")
     assert [tensor["name"] for tensor in about["inputs"]] == ["pixels", "image"]
-    assert about["outputs"] == [{"name": "embedding", "datatype": "FP32", "shape": [-1, 16]}]
+    assert about["outputs"] == [
+        {"name": "embedding", "datatype": "FP32", "shape": [-1, 16]},
+        {"name": "selection", "datatype": "FP32", "shape": [-1, 8, 8]},
+    ]
     assert about["parameters"] == {"embedding_space": space, "precision": "fp32"}
 
 
@@ -131,6 +178,12 @@ def tensor(**change: object) -> dict:
         ),
         ({"inputs": [tensor(shape=[])]}, 422, r"inputs\[0\].shape: Expected `array` of length >= 1"),
         ({"inputs": [tensor()], "parameters": {"embedding_space": "x"}}, 409, "expected x"),
+        (
+            {"inputs": [tensor()], "parameters": {"errors": "all"}},
+            400,
+            "'errors' is 'all'; expected 'request' or 'item'",
+        ),
+        ({"inputs": [tensor()], "outputs": [{"name": "embedding"}] * 2}, 400, "asked for twice: embedding, embedding"),
     ],
 )
 def test_each_refusal_has_its_status_and_reason(toy: Service, request_: dict, status: int, text: str) -> None:

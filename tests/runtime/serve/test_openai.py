@@ -65,6 +65,13 @@ def test_a_bad_image_is_named_and_spoils_nobody_else(client: openai.OpenAI, phot
     assert "image 1" in caught.value.message
 
 
+def test_weights_of_patches_come_on_request(client: openai.OpenAI, photos: list[Path], weights: np.ndarray) -> None:
+    images = [data_uri(path) for path in photos[:2]]
+    answer = client.embeddings.create(model="toy", input=images, extra_body={"selection": True})
+    np.testing.assert_allclose([item.selection for item in answer.data], weights[:2], atol=1e-6)
+    assert not hasattr(client.embeddings.create(model="toy", input=images).data[0], "selection")
+
+
 def test_errors_by_item_leave_the_others_their_vectors(
     client: openai.OpenAI, photos: list[Path], expected: np.ndarray
 ) -> None:

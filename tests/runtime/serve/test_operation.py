@@ -249,6 +249,12 @@ def test_configured_by_environment_with_keys_two_artifacts_and_json_logs(
         proxied = {"X-Forwarded-For": "198.51.100.9, 203.0.113.7", "X-Forwarded-Proto": "https", "X-Request-Id": "p-1"}
         assert service.call("/v1/embeddings/image?model=other", image, **key, **proxied).json["model"] == "other"
         service.call("/" + "x" * 5000)
+        for path in ("/v1/embeddings/image?model=other&selection=true", "/v2/models/other/infer"):
+            named = {"inputs": [{"name": "image", "datatype": "BYTES", "shape": [1], "data": [""]}]}
+            asked = named | {"outputs": [{"name": "selection"}]} if "/v2/" in path else image
+            refused = service.call(path, asked, **key)
+            assert refused.status == 400
+            assert "model 'other' has no output 'selection'; its artifact must be built with" in refused.body.decode()
         unnamed = service.call("/v1/embeddings/image", image, **key)
         assert (unnamed.status, unnamed.json["error"]["param"]) == (422, "model")
         assert "add ?model=NAME to the URL; known: other, toy" in unnamed.json["error"]["message"]

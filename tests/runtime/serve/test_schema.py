@@ -23,4 +23,4 @@ def test_every_operation_does_what_its_schema_says(toy: Service, space: str, tmp
     env = {**os.environ, "PYTHONPATH": str(SUPPORT), "SCHEMATHESIS_HOOKS": "schema_hooks", "TOY_SPACE": space}
     done = subprocess.run(command, capture_output=True, text=True, env=env, cwd=tmp_path, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "14 selected / 14 total" in done.stdout
+    assert "16 selected / 16 total" in done.stdout

@@ -47,6 +47,11 @@ def test_a_form_may_name_the_model_and_no_other_option(toy: Service, photo: Path
     assert "the field 'dimensions', which is read from the URL only: ?dim" in ask("dimensions=8")["error"]["message"]
 
 
+def test_weights_of_patches_come_with_files_too(toy: Service, photos: list[Path], weights: np.ndarray) -> None:
+    answer = toy.call("/v1/embeddings/image?selection=true", photos[2].read_bytes()).json
+    np.testing.assert_allclose(answer["data"][0]["selection"], weights[2], atol=1e-6)
+
+
 def test_a_form_may_ask_for_errors_by_item(toy: Service, photo: Path, tmp_path: Path) -> None:
     (tmp_path / "no.jpg").write_bytes(b"no image")
     files = ["-F", f"file=@{tmp_path / 'no.jpg'}", "-F", f"file=@{photo}"]

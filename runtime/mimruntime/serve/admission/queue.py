@@ -32,6 +32,7 @@ class EmbeddingResult:
     Attributes:
         vector: float32 (D,).
         decode_s, queue_s, inference_s: seconds; a batch's inference counts for each image in it.
+        selection: weights of the patches, float32 (gh, gw); None where the graph does not give them.
 
     """
 
@@ -39,6 +40,7 @@ class EmbeddingResult:
     decode_s: float
     queue_s: float
     inference_s: float
+    selection: np.ndarray | None = None
 
 
 @dataclass(slots=True, eq=False)

@@ -11,8 +11,10 @@ from itertools import chain, repeat
 import numpy as np
 
 from mimruntime.embedder import Embedder
+from mimruntime.engines.base import EMBEDDING, SELECTION
 from mimruntime.errors import EngineError, ImageError
 from mimruntime.serve.admission.queue import AdmissionQueue, EmbeddingResult, Item
+from mimruntime.serve.execution.statistics import Statistics
 from mimruntime.serve.metrics import Metrics
 
 _LOG = logging.getLogger("mimexport")
@@ -50,6 +52,7 @@ class Executor(threading.Thread):
         edge = embedder.artifact.manifest.preprocess.size
         self._probe = np.random.default_rng(0).integers(0, 256, (edge, edge, 3), np.uint8)
         self._probe_vector: np.ndarray | None = None
+        self.statistics = Statistics()
         self._running_since: float | None = None
         self._ready = False
         self._stopping = threading.Event()
@@ -121,26 +124,28 @@ class Executor(threading.Thread):
         """Answer `items` by one run of the engine, or return why it failed."""
         started = time.monotonic()
         try:
-            rows = self._run([item.pixels for item in items if item.pixels is not None])
+            outputs = self._run([item.pixels for item in items if item.pixels is not None])
         except EngineError as error:
             return error
         seconds = time.monotonic() - started
         self._record(items, started, seconds)
-        for item, row in zip(items, rows, strict=False):
+        selections = outputs.get(SELECTION, [None] * len(items))
+        for item, row, selection in zip(items, outputs[EMBEDDING], selections, strict=False):
             if np.isfinite(row).all():
-                item.future.set_result(EmbeddingResult(row, item.decode_s, started - item.ready_at, seconds))
+                wait_s = started - item.ready_at
+                item.future.set_result(EmbeddingResult(row, item.decode_s, wait_s, seconds, selection))
             else:
                 item.future.set_exception(ImageError("has no vector: what the model computes for it is not finite"))
         return None
 
-    def _run(self, images: Sequence[np.ndarray]) -> np.ndarray:
-        """Run B images, uint8 (size, size, 3), filled up to the next of the sizes; return float32 (≥ B, D)."""
+    def _run(self, images: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
+        """Run B images, uint8 (size, size, 3), filled up to the next of the sizes; return the outputs, float32 (≥ B, …)."""
         size = min(size for size in self._sizes if size >= len(images))
         self._running_since = time.monotonic()
         try:
             padded = np.zeros((size, *images[0].shape), np.uint8)
             padded[: len(images)] = images
-            return self._embedder.run(padded)
+            return self._embedder.outputs(padded)
         except EngineError:
             raise
         except Exception as error:  # MemoryError and whatever a library throws count as the engine's failure
@@ -150,6 +155,7 @@ class Executor(threading.Thread):
 
     def _record(self, items: list[Item], started: float, seconds: float) -> None:
         self._queue.observe(seconds, len(items))
+        self.statistics.ran(len(items), seconds)
         self._metrics.inference_seconds.labels(self._model).observe(seconds)
         self._metrics.batch_size.labels(self._model).observe(len(items))
         self._metrics.images.labels(self._model).inc(len(items))
@@ -160,7 +166,7 @@ class Executor(threading.Thread):
     def _warm_up(self) -> None:
         """Run every size once, so that no request pays for a first time."""
         for size in self._sizes:
-            row = self._run([self._probe] * size)[0]
+            row = self._run([self._probe] * size)[EMBEDDING][0]
         if self._probe_vector is None:
             self._probe_vector = row
         self._check_probe(row)
@@ -169,7 +175,7 @@ class Executor(threading.Thread):
     def _watch(self) -> None:
         """Run a real inference on an idle engine."""
         try:
-            self._check_probe(self._run([self._probe])[0])
+            self._check_probe(self._run([self._probe])[EMBEDDING][0])
         except EngineError as error:
             self._rebuild(error)
 

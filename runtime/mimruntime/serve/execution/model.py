@@ -48,6 +48,7 @@ class Model:
         self.queue = AdmissionQueue(settings.max_queue, settings.deadline_s)
         rows, columns = self.manifest.backbone.grid
         self.tokens = rows * columns + self.manifest.backbone.prefix_tokens
+        self.has_selection = embedder.has_selection
         self._embedder = embedder
         self._settings = settings
         self._metrics = metrics
@@ -62,6 +63,7 @@ class Model:
             patience_s=settings.max_delay_ms / 1000,
             watchdog_s=settings.watchdog_s,
         )
+        self.statistics = self.executor.statistics
         metrics.describe(self.about)
 
     def codec(self, store: Store, dimensions: int | None, *, param: str) -> Codec:
@@ -84,6 +86,13 @@ class Model:
         """Raise SpaceError where a request expects another embedding space than that of what it asks for."""
         if expected is not None and expected != codec.space:
             raise SpaceError(f"model '{self.about.name}' embeds into space {codec.space}, expected {expected}")
+
+    def check_selection(self, *, param: str) -> None:
+        """Raise the 400 of a request for weights of patches that the graph does not give."""
+        if not self.has_selection:
+            name = self.about.name
+            text = f"model '{name}' has no output 'selection'; its artifact must be built with --with-selection"
+            raise Problem(400, "selection", text, param=param)
 
     def check_ready(self) -> None:
         """Raise the 503 a request would meet while the engine warms up, is opened anew or is stuck, or decoding is."""
@@ -129,11 +138,18 @@ class Model:
         self.check_request(len(sources))
         items = self.queue.admit(len(sources))
         self._count_in_flight()
+        started = time.monotonic()
         for item, source in zip(items, sources, strict=True):
             item.future.add_done_callback(self._count_in_flight)
             self._decoders.submit(partial(self._prepare, item, source))
         try:
-            return await self._gather(items, param, by_item)
+            outcomes = await self._gather(items, param, by_item)
+            results = [each for each in outcomes if isinstance(each, EmbeddingResult)]
+            self.statistics.succeeded(time.monotonic() - started, results)
+            return outcomes
+        except Exception:
+            self.statistics.failed(time.monotonic() - started)
+            raise
         finally:
             for item in items:
                 item.future.cancel()

@@ -57,7 +57,13 @@ def admit(request: Request, model: Model, codec: Codec, expected_space: str | No
 
 
 def embeddings(
-    model: Model, codec: Codec, outcomes: Sequence[Outcome], encoding: str, *, by_item: bool = False
+    model: Model,
+    codec: Codec,
+    outcomes: Sequence[Outcome],
+    encoding: str,
+    *,
+    selection: bool = False,
+    by_item: bool = False,
 ) -> Response:
     """Return the answer of OpenAI's protocol; what is needed to read vectors back is in it, but for float32.
 
@@ -66,6 +72,7 @@ def embeddings(
         codec: how the vectors are wanted.
         outcomes: of the images, in their order; problems among them only where they are wanted by item.
         encoding: "float" or "base64".
+        selection: tell the weights of the patches.
         by_item: tell the problems.
 
     """
@@ -75,7 +82,13 @@ def embeddings(
     content = {
         "object": "list",
         "data": [
-            {"object": "embedding", "index": index, "embedding": _encoded(codes[index], encoding)} for index in results
+            {
+                "object": "embedding",
+                "index": index,
+                "embedding": _encoded(codes[index], encoding),
+                **({"selection": result.selection.tolist()} if selection and result.selection is not None else {}),
+            }
+            for index, result in results.items()
         ],
         **({"errors": _problems(outcomes)} if by_item else {}),
         "model": model.about.name,

@@ -12,7 +12,7 @@ from mimruntime.serve.problems import Problem
 _MOST_BLANKS = 64
 _MOST_NAME = 256
 """Bytes of a model's name."""
-_IN_THE_URL = frozenset({"encoding_format", "output_dtype", "dimensions", "errors", "embedding_space"})
+_IN_THE_URL = frozenset({"encoding_format", "output_dtype", "dimensions", "selection", "errors", "embedding_space"})
 """Options that a form does not carry."""
 
 

@@ -54,13 +54,15 @@ def router(models: Models, fetcher: Fetcher, max_items: int) -> APIRouter:
         body = await parse(_decode, await request.body(), max_items)
         model = models.find(body.model)
         codec = model.codec(STORES[body.output_dtype], body.dimensions, param="output_dtype")
+        if body.selection:
+            model.check_selection(param="selection")
         locations = _locations(body)
         admit(request, model, codec, body.embedding_space, len(locations))
         model.check_request(len(locations))
         by_item = body.errors == "item"
         sources = await fetcher.resolve(locations, by_item=by_item)
         outcomes = await model.embed(sources, by_item=by_item)
-        return embeddings(model, codec, outcomes, body.encoding_format, by_item=by_item)
+        return embeddings(model, codec, outcomes, body.encoding_format, selection=body.selection, by_item=by_item)
 
     @routes.get("/models", responses=documented(ErrorResponse, 401, 503))
     async def list_models() -> ModelList:

@@ -83,6 +83,9 @@ class EmbeddingRequest(_Request, frozen=True, kw_only=True):
         ]
         | None
     ) = None
+    selection: Annotated[bool, Meta(description="Also give the weight of every patch, where the artifact has it.")] = (
+        False
+    )
     errors: Annotated[
         str,
         one_of(
@@ -132,6 +135,10 @@ class Embedding(BaseModel):
     embedding: Annotated[
         list[float] | str, Field(description="Unit length as float; base64 of the numbers on request.")
     ]
+    selection: Annotated[
+        list[list[float]] | None,
+        Field(description="On request: weights of the patches, rows from top, columns from left, after the crop."),
+    ] = None
 
 
 class Usage(BaseModel):

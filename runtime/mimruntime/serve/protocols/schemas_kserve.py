@@ -33,9 +33,9 @@ class InputTensor(_Request, frozen=True, kw_only=True):
 
 
 class RequestedOutput(_Request, frozen=True, kw_only=True):
-    """An output that is asked for; `parameters` may have `binary_data`, `datatype` (FP32, FP16, INT8, UINT8), `dimensions`."""
+    """An output that is asked for; `parameters` may have `binary_data`, those of `embedding` also `datatype` and `dimensions`."""
 
-    name: Annotated[str, one_of("embedding")]
+    name: Annotated[str, one_of("embedding", "selection")]
     parameters: Parameters = {}
 
 

@@ -67,6 +67,7 @@ def router(models: Models, max_items: int) -> APIRouter:
         encoding_format: Encoding = "float",
         output_dtype: OutputType = "float",
         dimensions: Dimensions = None,
+        selection: bool = False,
         errors: Errors = "request",
         _: ExpectedSpace = None,
     ) -> Response:
@@ -76,10 +77,12 @@ def router(models: Models, max_items: int) -> APIRouter:
             raise Problem(400, "malformed", "the URL and the form name different models; name one", param="model")
         chosen = models.find(model or form.model)
         codec = chosen.codec(STORES[output_dtype], dimensions, param="output_dtype")
+        if selection:
+            chosen.check_selection(param="selection")
         admit(request, chosen, codec, None, len(form.files))
         by_item = errors == "item"
         outcomes = await chosen.embed(form.files, param="file", by_item=by_item)
-        return embeddings(chosen, codec, outcomes, encoding_format, by_item=by_item)
+        return embeddings(chosen, codec, outcomes, encoding_format, selection=selection, by_item=by_item)
 
     return routes
 
