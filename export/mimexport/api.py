@@ -77,7 +77,8 @@ def build(
         force: replace an artifact that is there.
         keep: how many patches stay in the encoder: a share "50%", a count "49", or several with the block before which they
             apply, "75%@0,50%@6". None keeps all.
-        keep_by: the rule that chooses them: "center" (default), "checkerboard", "norm", "center-norm" or "contrast".
+        keep_by: the rule that chooses them: "center-checkerboard" (default), "center", "checkerboard", "norm", "center-norm" or
+            "contrast".
         report: called with one line at the start of every step.
 
     Returns:

@@ -37,6 +37,17 @@ def checkerboard_order(grid: tuple[int, int]) -> Tensor:
     return (level * (distance.max() + 1) + distance).argsort(stable=True)
 
 
+def center_checkerboard_order(grid: tuple[int, int]) -> Tensor:
+    """Return the patches (N,) int64 of a grid so that each beginning is dense in the middle, a checkerboard farther out.
+
+    Patches on the other colour count as half the way from the centre to the farthest patch farther away than they are.
+    """
+    rows, columns = (torch.arange(edge) for edge in grid)
+    other = (rows[:, None] + columns[None, :]).flatten() % 2
+    distance = _distance(grid).double().sqrt()
+    return (distance + other * distance.max() / 2).argsort(stable=True)
+
+
 def _distance(grid: tuple[int, int]) -> Tensor:
     """Return four times the squared distance (N,) of every patch to the centre: whole numbers, the same on every machine."""
     rows, columns = (2 * torch.arange(edge) - (edge - 1) for edge in grid)

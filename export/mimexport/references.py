@@ -11,7 +11,9 @@ from torch import nn
 from mimexport.aggregators import AGGREGATORS, Aggregator
 from mimexport.backbone import Backbone, Shape
 from mimexport.composition import compose, own_sha256
+from mimexport.embedding_model import EmbeddingModel
 from mimexport.errors import HeadError, WeightsError
+from mimexport.families import family_of
 from mimexport.heads import embedded_heads, load_head, shipped_heads
 from mimexport.loaded_model import LoadedModel
 from mimexport.loading import load_any
@@ -77,6 +79,31 @@ class References:
                 reference.set_precision(manifest.graph.precision)
             opened.append(reference)
         return opened
+
+    def model_keeping(self, artifact: Artifact, keep: str | None, rule: str | None) -> EmbeddingModel:
+        """Return an artifact's torch model with other patches kept; counts of patches become shares of what is left.
+
+        Args:
+            artifact: of any precision; the model is in float32.
+            keep: as `build` takes it.
+            rule: likewise.
+
+        Raises:
+            OptionError: a schedule that does not fit the backbone.
+            MimError: the weights or the head are out of reach, or the head does not fit what is kept.
+
+        """
+        manifest = artifact.manifest
+        loaded = _load(manifest, self.weights, self.models)
+        own = _find_aggregator(manifest, self.aggregators)
+        shape = family_of(loaded.model).shape(loaded.model)
+        head = None if own is not None else _find_head(manifest, shape, self.heads)
+        options = _options(manifest, head, own)
+        if "k" in options.agg_options:
+            patches = manifest.keep.stages[-1].patches if manifest.keep else shape.patches
+            share = f"{100 * options.agg_options['k'] / patches}%"
+            options = replace(options, agg_options={**options.agg_options, "k": share})
+        return compose(loaded, replace(options, keep=keep, keep_by=rule))[0]
 
     def build_baseline(self, artifact: Artifact, folder: Path, token_norm: TokenNorm | None = None) -> Artifact:
         """Return the artifact of [cls] (of the mean, where there is none) that `artifact`'s gain is counted from.

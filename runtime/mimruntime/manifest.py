@@ -82,7 +82,7 @@ class Keep(_Record, frozen=True, kw_only=True):
     stages: tuple[KeepStage, ...]
     """At least one; later blocks keep fewer."""
     by: str
-    """The rule: center and checkerboard are the same for every image; norm, center-norm and contrast look at it."""
+    """The rule: center, checkerboard and center-checkerboard are the same for every image; others look at it."""
 
     def __str__(self) -> str:
         """Return one line for people."""

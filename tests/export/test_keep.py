@@ -16,8 +16,8 @@ from mimexport.embedding_model import EmbeddingModel, embed_with_torch
 from mimexport.errors import HeadError
 from mimexport.features import ComputedFeatures
 from mimexport.graph import FILE, export_graph
-from mimexport.grid import center_order, checkerboard_order
-from mimexport.keep import FIXED, resolve_keep
+from mimexport.grid import center_checkerboard_order, center_order, checkerboard_order
+from mimexport.keep import DEFAULT_RULE, FIXED, resolve_keep
 from mimexport.options import BuildOptions
 from mimexport.pipeline import build
 from mimexport.references import References
@@ -28,6 +28,7 @@ from mimruntime.errors import ArtifactError, OptionError, UnknownNameError
 pytestmark = pytest.mark.usefixtures("small_alias")
 
 EXACT = {"atol": 2e-5, "rtol": 2e-5}
+MORE = ("center", "center-checkerboard", "center-norm", "contrast")
 SCHEDULES = ("50%", "75%@0,50%@1,25%@2")
 DROPPING = [name for name in SMALL_MODELS if name != "hiera"]
 
@@ -83,7 +84,11 @@ def chooser(keep, by, grid, images):
 @pytest.mark.parametrize(
     ("name", "by"),
     [(name, by) for name in DROPPING for by in ("checkerboard", "norm")]
-    + [(name, by) for name in ("vit", "eva like dinov3", "beit") for by in ("center", "center-norm", "contrast")],
+    + [
+        (name, by)
+        for name in ("vit", "eva like dinov3", "beit")
+        for by in ("center", "center-checkerboard", "center-norm", "contrast")
+    ],
 )
 def test_the_kept_tokens_are_timms_where_nobody_sees_the_others(name, by, keep):
     model, plain = make_small(name), make_small(name)
@@ -151,6 +156,11 @@ def test_the_fixed_rules_are_what_they_are_called():
     assert ((rows + columns) % 2 == 0)[:12].all()
     assert (rows % 2 == 0)[:6].all()
     assert sorted(board.tolist()) == list(range(24))
+    both = center_checkerboard_order((8, 8))
+    assert sorted(both.tolist()) == list(range(64))
+    assert (both // 8 + both % 8 + 1)[:16].remainder(2).all()  # one colour, the nearest first ...
+    assert set(both[:20].tolist()) > {27, 28, 35, 36}  # ... then the middle whole, before the corners
+    assert 0 not in both[:32].tolist()
     assert center_order((3, 3)).tolist() == [4, 1, 3, 5, 7, 0, 2, 6, 8]
     assert set(center_order((4, 4))[:4].tolist()) == {5, 6, 9, 10}
 
@@ -179,7 +189,7 @@ def test_a_schedule_that_makes_no_sense_is_refused(keep, by, message):
 def test_a_stage_that_drops_nothing_is_none():
     assert resolve_keep("100%", "norm", 16, 3) is None
     assert resolve_keep("100%@0,16@1", None, 16, 3) is None
-    assert resolve_keep("100%@0,8@1,50%@2", None, 16, 3) == resolve_keep("8@1", "center", 16, 3)
+    assert resolve_keep("100%@0,8@1,50%@2", None, 16, 3) == resolve_keep("8@1", DEFAULT_RULE, 16, 3)
 
 
 def test_hiera_says_that_it_cannot():

@@ -15,6 +15,7 @@ from mimexport.heads import Head, save_head
 from mimexport.options import BuildOptions
 from mimexport.pipeline import build
 from mimexport.weights import load_model
+from mimruntime.errors import OptionError
 from mimruntime.reference import load_reference
 
 WITHOUT_CLS = ("ijepa", "hiera", "siglip")
@@ -91,6 +92,25 @@ def test_every_class_builds_with_every_aggregator(name, agg, precision, tmp_path
         head=random_head(model, agg, tmp_path),
     )
     check(build(options), precision)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", WORST)
+@pytest.mark.parametrize("by", ["center-checkerboard", "center-norm"])
+@pytest.mark.parametrize("name", BACKBONES)
+def test_every_class_builds_with_fewer_patches_or_says_that_it_cannot(name, by, precision, tmp_path, monkeypatch):
+    options = BuildOptions(
+        model=shallow(monkeypatch, name), agg="topk", out=tmp_path / "a", random_seed=0, precision=precision,
+        keep="75%@0,50%@1", keep_by=by,
+    )  # fmt: skip
+    if "hiera" in name:
+        with pytest.raises(OptionError, match="Hiera pools neighbouring patches"):
+            build(options)
+        return
+    artifact = build(options)
+    check(artifact, precision)
+    rows, columns = artifact.manifest.backbone.grid
+    assert artifact.manifest.aggregator.params["k"] == round(0.75 * round(0.5 * rows * columns))
 
 
 @pytest.mark.slow

@@ -25,7 +25,11 @@ RANDOM_WEIGHTS = option(
     "--random-weights", is_flag=True, help="Draw weights from a seed, for tests: vectors mean nothing."
 )
 KEEP = option("--keep", metavar="SCHEDULE", help="Patches kept in the encoder: 50%, or 75%@0,50%@6.  [default: all]")
-KEEP_BY = option("--keep-by", metavar="RULE", help="center (default), checkerboard, norm, center-norm, contrast.")
+KEEP_BY = option(
+    "--keep-by",
+    metavar="RULE",
+    help="Which patches stay: center, norm, …  [default: center-checkerboard]",
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 OpenPeers = Callable[["Artifact", Path | None], "Sequence[Peer]"]
 """Given the artifact and a file of weights: other ways to run the same weights; they need torch."""
+CompareKeeps = Callable[["Artifact", "BenchSettings", "Sequence[str]"], "Iterable[str]"]
+"""Given the artifact, what was asked and the engines: lines on the artifact with fewer patches; they need torch."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,6 +38,12 @@ class BenchSettings:
     pairs: int = 7
     json_file: Path | None = None
     plot_file: Path | None = None
+    keep: tuple[str, ...] = ()
+    keep_by: str | None = None
+
+    def schedules(self) -> list[str]:
+        """Return what `--keep` names: a text with an @ is one schedule, any other a list."""
+        return [keep for text in self.keep for keep in ([text] if "@" in text else text.split(","))]
 
     def sizes(self) -> list[int]:
         """Return the batch sizes, each once, smallest first."""
@@ -48,8 +56,8 @@ class BenchSettings:
         return sizes
 
 
-def bench_command(open_peers: OpenPeers | None = None) -> Command:
-    """Return the command; without `open_peers` it knows no peers."""
+def bench_command(open_peers: OpenPeers | None = None, compare_keeps: CompareKeeps | None = None) -> Command:
+    """Return the command; without `open_peers` it knows no peers, without `compare_keeps` no fewer patches."""
 
     @click.command(
         "bench",
@@ -58,6 +66,7 @@ def bench_command(open_peers: OpenPeers | None = None) -> Command:
         examples=(
             "mimexport bench artifacts/mae-tiny-topk --engine onnxruntime --engine openvino",
             "mimexport bench artifacts/mae-tiny-topk --peers --json rates.json --plot rates.png",
+            "mimexport bench artifacts/mae-tiny-topk --engine openvino --keep 75%,50%,25% --images photos/",
         ),
     )
     @click.argument("artifact", type=PATH)
@@ -66,7 +75,9 @@ def bench_command(open_peers: OpenPeers | None = None) -> Command:
         option("--engine", "engines", multiple=True, default=["all"], show_default=True, help="May be repeated."),
         option("--provider", help="Hardware of the engines.  [default: as compiled, or cpu]"),
         option("--peers", is_flag=True, help="Also torch eager and autocast, and timm's plain [cls] export."),
-        option("--weights", type=PATH, metavar="FILE", help="Checkpoint of the peers, as for the build."),
+        option("--keep", multiple=True, metavar="SCHEDULE,…", help="Fewer patches, as for the build, against all."),
+        option("--keep-by", metavar="RULE", help="Which of them, as for the build."),
+        option("--weights", type=PATH, metavar="FILE", help="Checkpoint of peers and --keep, as for the build."),
     )
     @group(
         "How",
@@ -83,9 +94,25 @@ def bench_command(open_peers: OpenPeers | None = None) -> Command:
     @gather(lambda: BenchSettings, "settings")
     def bench(settings: BenchSettings) -> None:
         """Measure an artifact's engines on this machine, alone and against torch."""
-        _bench(settings, open_peers)
+        if settings.keep:
+            _compare(settings, compare_keeps)
+        else:
+            _bench(settings, open_peers)
 
     return bench
+
+
+def _compare(settings: BenchSettings, compare_keeps: CompareKeeps | None) -> None:
+    """Print what fewer patches would give."""
+    from mimruntime.artifact import Artifact
+
+    if settings.peers or settings.json_file or settings.plot_file or settings.provider:
+        raise click.UsageError("--keep prints a table of its own; leave out --peers, --json, --plot and --provider")
+    if compare_keeps is None:
+        raise MissingExtraError("--keep", extra="export")
+    engines = ("onnxruntime", "openvino") if "all" in settings.engines else settings.engines
+    for line in compare_keeps(Artifact.open(settings.artifact), settings, engines):
+        click.echo(line)
 
 
 def _bench(settings: BenchSettings, open_peers: OpenPeers | None) -> None:
@@ -97,7 +124,9 @@ def _bench(settings: BenchSettings, open_peers: OpenPeers | None) -> None:
 
     sizes = settings.sizes()
     if settings.weights and not settings.peers:
-        raise click.UsageError("--weights is for --peers")
+        raise click.UsageError("--weights is for --peers and --keep")
+    if settings.keep_by:
+        raise click.UsageError("--keep-by says which patches stay, not how many; give --keep, for example 75%,50%")
     for file in (settings.json_file, settings.plot_file):
         if file:
             check_writable(file)

@@ -1,0 +1,115 @@
+"""What `frontier.py` found, as a page and a plot."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import aggregator_tables
+import numpy as np
+from frontier_rows import FULL, ROWS
+from matplotlib.figure import Figure
+
+from mimeval.statistics import bootstrap_means, paired_difference
+
+CLS = "[cls]"
+PAGE = Path("early-selection.md")
+PLOT = Path("images") / "early-selection.png"
+MARKER = "<!-- written by tools/frontier.py, below this line -->"
+_COLOURS = {
+    "everything": "black", "smaller image": "tab:red", "fixed rule": "tab:blue", "by content": "tab:green",
+    "merging": "tab:orange", "smaller image, fixed rule": "tab:purple",
+}  # fmt: skip
+
+
+def write_page(results: Path) -> None:
+    """Write the page below its prose, and the plot, from the results of every backbone."""
+    everything = [aggregator_tables.read(file) for file in sorted(results.glob("early-selection-*.json"), reverse=True)]
+    page = results / PAGE
+    prose = page.read_text(encoding="utf-8").partition(MARKER)[0]
+    sections = [_section(stored) for stored in everything]
+    page.write_text(prose + MARKER + "\n\n" + "\n\n".join(sections) + "\n", encoding="utf-8")
+    _plot(everything, results.parent / PLOT)
+
+
+def kept_gain(row: np.ndarray, cls: np.ndarray, full: np.ndarray) -> tuple[float, float, float]:
+    """Return the share of the full encoder's gain over [cls] that a row keeps, with its paired bootstrap interval.
+
+    Args:
+        row: right or wrong, bool (n,).
+        cls: of [cls], likewise.
+        full: of the full encoder, likewise.
+
+    """
+    draws = bootstrap_means(np.stack([row, cls, full], 1).astype(float))
+    shares = (draws[:, 0] - draws[:, 1]) / (draws[:, 2] - draws[:, 1])
+    low, high = np.quantile(shares, [0.025, 0.975])
+    return float((row.mean() - cls.mean()) / (full.mean() - cls.mean())), float(low), float(high)
+
+
+def _section(stored: dict[str, Any]) -> str:
+    cls = stored["rows"][CLS]
+    engines = stored["engines"]
+    head = [
+        "row", "operations", *(f"× images/s, {engine}" for engine in engines), "k-NN", "to [cls]", "gain kept", "linear probe"
+    ]  # fmt: skip
+    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    lines += [f"| {' | '.join(_cells(stored, row.title, cls))} |" for row in ROWS if row.title in stored["rows"]]
+    full = stored["rows"][FULL.title]
+    speeds = [f"{full['rates'][f'{engine}, images/s'][0]:,.0f} in {engine}" for engine in engines if "rates" in full]
+    training, images = stored["sizes"]
+    text = [
+        f"## {stored['model']}",
+        f"{images:,} images judged by {training:,} training images; the stronger [cls] has k-NN {100 * cls['k-NN'].mean():.2f}."
+        f" Batch {stored['batch']}, {stored['machine']}; everything: images/s"
+        f" {', '.join(speeds)}.",
+        "\n".join(lines),
+    ]
+    return "\n\n".join(text)
+
+
+def _cells(stored: dict[str, Any], title: str, cls: dict[str, np.ndarray]) -> list[str]:
+    found, full = stored["rows"][title], stored["rows"][FULL.title]
+    rates = [found["rates"][engine] if "rates" in found else None for engine in stored["engines"]]
+    cells = [f"`{title}`" if title.startswith("--") else title, f"{1 / found['operations']:.2f} × fewer"]
+    cells += ["" if rate is None else f"{rate[0]:.2f} ({rate[1]:.2f} to {rate[2]:.2f})" for rate in rates]
+    if "k-NN" not in found or "k-NN" not in full:
+        return [*cells, "", "", "", ""]
+    gain = paired_difference(found["k-NN"], cls["k-NN"])
+    kept = kept_gain(found["k-NN"], cls["k-NN"], full["k-NN"])
+    cells.append(f"{100 * found['k-NN'].mean():.2f}")
+    cells.append(f"{100 * gain.value:+.2f} [{100 * gain.low:+.2f}, {100 * gain.high:+.2f}]")
+    cells.append(f"{100 * kept[0]:.0f} % [{100 * kept[1]:.0f}, {100 * kept[2]:.0f}]")
+    return [*cells, f"{100 * found['linear probe'].mean():.2f}" if "linear probe" in found else ""]
+
+
+def _plot(everything: list[dict[str, Any]], file: Path) -> None:
+    figure = Figure(figsize=(6 * len(everything), 5), layout="constrained")
+    for place, stored in enumerate(everything):
+        cls = stored["rows"][CLS]
+        axes = figure.add_subplot(1, len(everything), place + 1)
+        full = stored["rows"][FULL.title]
+        for row in ROWS:
+            found = stored["rows"].get(row.title, {})
+            if not {"k-NN", "rates"} <= found.keys():
+                continue
+            speed, kept = found["rates"][stored["engines"][-1]][0], kept_gain(found["k-NN"], cls["k-NN"], full["k-NN"])
+            mark = "s" if row.agg == "center-weighted" else "o"
+            axes.plot(speed, 100 * kept[0], mark, color=_COLOURS[row.group], ms=6)
+            axes.annotate(
+                row.title.replace("--", ""),
+                (speed, 100 * kept[0]),
+                textcoords="offset points",
+                xytext=(5, 3),
+                fontsize=5,
+            )
+        axes.axhline(95, color="#999999", lw=0.8, ls=":")
+        axes.axhline(85, color="#999999", lw=0.8, ls=":")
+        axes.set_title(stored["model"])
+        axes.set_xlabel(f"images/s in {stored['engines'][-1]}, × those of the full encoder")
+        axes.set_ylabel("gain over [cls] that is kept, k-NN, %")
+    for group, colour in _COLOURS.items():
+        figure.axes[0].plot([], [], "o", color=colour, label=group)
+    figure.axes[0].legend(fontsize=7)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(file, dpi=110)
