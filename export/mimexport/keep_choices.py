@@ -86,35 +86,51 @@ def compare_keeps(artifact: Artifact, request: KeepRequest, report: Callable[[st
     """
     if artifact.manifest.graph.precision == "int8":
         raise OptionError(f"{artifact.path} is int8, whose graph is made from calibration; compare an artifact in fp32")
-    pixels = _views(request.images, artifact.manifest.preprocess) if request.images else None
-    timed = np.resize(load_reference(artifact)[0], (max(request.batches), *artifact.manifest.graph.inputs[0].shape[1:]))
+    views = _views(request.images, artifact.manifest.preprocess) if request.images else []
+    timed = np.resize(load_reference(artifact)[0], (max(request.batches), *_pixel_shape(artifact)))
     choices: list[KeepChoice] = []
+    expected: np.ndarray | None = None
     with tempfile.TemporaryDirectory(prefix="mimexport-keep-") as folder, contextlib.ExitStack() as stack:
         full: dict[str, Engine] = {}
-        expected = np.zeros(0)
         for keep in dict.fromkeys((EVERYTHING, *request.keeps)):
             report(f"--keep {keep}: exporting")
             model = References(request.weights).model_keeping(artifact, keep, request.rule)
             graph = _export(model, artifact, Path(folder) / str(len(choices)))
-            choice = KeepChoice(keep, share_of_operations(model))
             report(f"--keep {keep}: measuring")
             with contextlib.ExitStack() as here:
                 opened = {name: open_engine(name, graph) for name in request.engines}
                 for engine in opened.values():
                     (here if full else stack).callback(engine.close)
                 full = full or opened
-                for name, engine in opened.items():
-                    for batch in request.batches:
-                        one, whole = (keep, engine, batch), (EVERYTHING, full[name], batch)
-                        choice.speed[name, batch] = in_turn(one, [whole], timed, request.pairs)[0]
-                if pixels is not None:
-                    engine = opened[request.engines[0]]
-                    whole, *two = (embed(lambda part, run=engine.run: run(part)[EMBEDDING], view) for view in pixels)
-                    expected = expected if len(expected) else whole
+                choice = KeepChoice(keep, share_of_operations(model), _speeds(keep, opened, full, timed, request))
+                if views:
+                    whole, *two = (_embed(opened[request.engines[0]], view) for view in views)
+                    expected = whole if expected is None else expected
                     choice.neighbours = neighbour_overlap(whole, expected)
-                    choice.recall = two_view_recall(*(torch.from_numpy(view) for view in two))
+                    choice.recall = two_view_recall(*map(torch.from_numpy, two))
             choices.append(choice)
     return choices
+
+
+def _speeds(
+    keep: str, opened: dict[str, Engine], full: dict[str, Engine], pixels: np.ndarray, request: KeepRequest
+) -> dict[tuple[str, int], Ratio]:
+    return {
+        (name, batch): in_turn((keep, engine, batch), [(EVERYTHING, full[name], batch)], pixels[:batch], request.pairs)[
+            0
+        ]
+        for name, engine in opened.items()
+        for batch in request.batches
+    }
+
+
+def _embed(engine: Engine, pixels: np.ndarray) -> np.ndarray:
+    return embed(lambda part: engine.run(part)[EMBEDDING], pixels)
+
+
+def _pixel_shape(artifact: Artifact) -> tuple[int, int, int]:
+    size = artifact.manifest.preprocess.size
+    return size, size, 3
 
 
 def cheapest(choices: Sequence[KeepChoice]) -> KeepChoice | None:
