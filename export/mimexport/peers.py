@@ -45,16 +45,22 @@ def open_peers(artifact: Artifact, weights: Path | None = None) -> Sequence[Peer
         Peer("timm export, onnxruntime", lambda pixels: _exported(model, pixels, onnxruntime)),
         Peer("timm export, openvino", lambda pixels: _exported(model, pixels, openvino)),
     )
-    if not torch.cuda.is_available():
-        return on_cpu
+    return (*on_cpu, *_on_gpu(model)) if torch.cuda.is_available() else on_cpu
+
+
+def _on_gpu(model: PlainModel) -> Sequence[Peer]:
+    def half(pixels: np.ndarray, *, compiled: bool) -> Engine:
+        return TorchEngine(model, pixels.shape[1:], device="cuda", half=torch.float16, compiled=compiled)
+
     return (
-        *on_cpu,
         Peer("torch eager fp32, cuda", lambda pixels: TorchEngine(model, pixels.shape[1:], device="cuda"), on_gpu=True),
         Peer(
             "torch autocast fp16, cuda",
             lambda pixels: TorchEngine(model, pixels.shape[1:], torch.float16, "cuda"),
             on_gpu=True,
         ),
+        Peer("torch fp16, cuda", lambda pixels: half(pixels, compiled=False), on_gpu=True),
+        Peer("torch fp16 compiled, cuda", lambda pixels: half(pixels, compiled=True), on_gpu=True),
         Peer(
             "timm export, onnxruntime, cuda", lambda pixels: _exported(model, pixels, onnxruntime, "cuda"), on_gpu=True
         ),
@@ -76,22 +82,43 @@ class PlainModel(nn.Module):
     def forward(self, pixels: Tensor) -> Tensor:
         """Return (B, D) for uint8 (B, H, W, 3), in float32."""
         model: Any = self.model
-        tokens = model.forward_features((pixels.float().permute(0, 3, 1, 2) - self.mean) / self.std)
+        normalised = (pixels.float().permute(0, 3, 1, 2) - self.mean) / self.std
+        tokens = model.forward_features(normalised.to(next(model.parameters()).dtype))
         return torch.nn.functional.normalize(model.forward_head(tokens, pre_logits=True).float(), dim=-1)
 
 
 class TorchEngine(Engine):
-    """A model in torch on the GPU or on every CPU this process may use, optionally under autocast to half precision."""
+    """A model in torch on the GPU or on every CPU this process may use.
+
+    Args:
+        model: to run, from pixels in the host's memory to vectors there.
+        pixel_shape: (H, W, 3).
+        autocast: half precision where autocast thinks it safe.
+        device: "cpu" or "cuda".
+        half: the precision that its weights are cast to, as users who want speed do.
+        compiled: by `torch.compile`.
+
+    """
 
     def __init__(
-        self, model: nn.Module, pixel_shape: tuple[int, ...], autocast: torch.dtype | None = None, device: str = "cpu"
+        self,
+        model: PlainModel,
+        pixel_shape: tuple[int, ...],
+        autocast: torch.dtype | None = None,
+        device: str = "cpu",
+        *,
+        half: torch.dtype | None = None,
+        compiled: bool = False,
     ) -> None:
         self.name, self.provider, self.version = "torch", device, torch.__version__
         self.pixel_shape = pixel_shape
         self.outputs = (EMBEDDING,)
-        self.precision = "fp32" if autocast is None else {torch.bfloat16: "bf16", torch.float16: "fp16"}[autocast]
+        self.precision = {None: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}[half or autocast]
         self.threads = available_cpus() if device == "cpu" else None
-        self._model: nn.Module | None = model if device == "cpu" else copy.deepcopy(model).to(device)
+        own = model if device == "cpu" and half is None else copy.deepcopy(model).to(device)
+        if half is not None:
+            own.model.to(half)
+        self._model: Any = torch.compile(own) if compiled else own
         self._autocast = autocast
         torch.set_num_threads(available_cpus())
 

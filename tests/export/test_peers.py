@@ -6,6 +6,7 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from catalogue import built
 from click.testing import CliRunner
 
@@ -44,6 +45,26 @@ def test_every_peer_gives_the_vectors_of_the_artifact_s_own_weights(artifact) ->
         assert cosines.min() > (0.99 if about[0] == "bf16" else 0.99999), peer.name
         assert None not in about[:2]
         assert (about[2] is None) == peer.name.startswith("torch")
+
+
+def test_on_a_gpu_torch_in_half_precision_is_a_peer_too_eager_and_compiled(artifact, monkeypatch) -> None:
+    """Without a GPU: that they are there, and that weights cast to half precision, through torch.compile, give the vectors."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    names = {peer.name: peer.on_gpu for peer in peers.open_peers(artifact)}
+    assert names["torch fp16, cuda"]
+    assert names["torch fp16 compiled, cuda"]
+    asked = []
+    monkeypatch.setattr(torch, "compile", lambda model: asked.append(model) or model)
+    with np.load(artifact.reference) as arrays:
+        pixels, expected = arrays["images"], arrays["embedding"]
+    loaded = peers.load_model("small", random_seed=3, size=32)
+    model = peers.PlainModel(loaded.model, loaded.config).eval()
+    with peers.TorchEngine(model, (32, 32, 3), half=torch.bfloat16, compiled=True) as engine:
+        vectors = engine.run(pixels)["embedding"]
+        assert engine.precision == "bf16"
+    assert ((vectors * expected).sum(axis=1) / np.linalg.norm(vectors, axis=1)).min() > 0.99
+    assert {value.dtype for value in asked[0].model.parameters()} == {torch.bfloat16}
+    assert {value.dtype for value in model.parameters()} == {torch.float32}
 
 
 def test_other_weights_are_refused(artifact, monkeypatch) -> None:

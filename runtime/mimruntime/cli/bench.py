@@ -74,7 +74,11 @@ def bench_command(open_peers: OpenPeers | None = None, compare_keeps: CompareKee
         "What is measured",
         option("--engine", "engines", multiple=True, default=["all"], show_default=True, help="May be repeated."),
         option("--provider", help="Hardware of the engines.  [default: as compiled, or cpu]"),
-        option("--peers", is_flag=True, help="Also torch eager and autocast, and timm's plain [cls] export."),
+        option(
+            "--peers",
+            is_flag=True,
+            help="Also torch (eager, autocast; compiled on a GPU), and timm's plain [cls] export.",
+        ),
         option("--keep", multiple=True, metavar="SCHEDULE,…", help="Fewer patches, as for the build, against all."),
         option("--keep-by", metavar="RULE", help="Which of them, as for the build."),
         option("--weights", type=PATH, metavar="FILE", help="Checkpoint of peers and --keep, as for the build."),

@@ -1,0 +1,39 @@
+"""Photographs for measurements: those of installed packages, or of a folder or zip, as files of a wanted size and kind."""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+from pathlib import Path
+
+from PIL import Image
+
+from mimruntime.decode import decode
+from mimruntime.image_files import list_images
+
+_PACKAGES = {
+    "skimage": ("data", ("astronaut.png", "chelsea.png", "coffee.png", "retina.jpg", "rocket.jpg")),
+    "sklearn": ("datasets/images", ("china.jpg", "flower.jpg")),
+}
+
+
+def load(place: Path | None, most: int) -> list[Image.Image]:
+    """Return up to `most` pictures of `place`, or the seven that scikit-image and scikit-learn bring."""
+    if place is not None:
+        return [decode(file.read()) for file in list_images(place)[:most]]
+    found = []
+    for package, (folder, names) in _PACKAGES.items():
+        spec = importlib.util.find_spec(package)
+        if spec is None or spec.origin is None:
+            raise SystemExit(f"{package} is not installed; name a folder of photographs")
+        found += [decode(Path(spec.origin).parent / folder / name) for name in names]
+    return found[:most]
+
+
+def encoded(picture: Image.Image, longer: int, kind: str, **options: object) -> bytes:
+    """Return a file of `kind` whose longer edge is `longer` px."""
+    scale = longer / max(picture.size)
+    size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
+    stream = io.BytesIO()
+    picture.resize(size, Image.Resampling.BICUBIC).save(stream, kind, **options)
+    return stream.getvalue()
