@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,8 +11,9 @@ from mimeval.datasets import Dataset
 from mimeval.deployments import Deployment, open_embedder
 from mimeval.feature_store import FeatureStore, Table
 from mimeval.images import choose_images
-from mimeval.metrics import Scores, check_measured, find_metrics
+from mimeval.metrics import Scores, check_measured, decisive, find_metrics
 from mimeval.statistics import Interval, McNemar, mcnemar, mean_interval, paired_difference
+from mimeval.summary import compared
 from mimruntime.artifact import Artifact
 
 
@@ -36,6 +38,8 @@ class Comparison:
         engines: what ran the two.
         rows: one a metric.
         notes: what a reader must know of the data.
+        names: of the two, for people.
+        metric: the verdict rests on it.
 
     """
 
@@ -44,6 +48,33 @@ class Comparison:
     engines: tuple[str, str]
     rows: tuple[Row, ...]
     notes: tuple[str, ...]
+    names: tuple[str, str] = ("A", "B")
+    metric: str = ""
+
+    @property
+    def deciding(self) -> Row:
+        """The row that a verdict rests on."""
+        return next((row for row in self.rows if row.metric == self.metric), self.rows[0])
+
+    def verdict(self) -> str:
+        """Return which is better in a sentence or two, by the deciding metric."""
+        row = self.deciding
+        first, second = self.names
+        change, better, worse = row.difference, second, first
+        accuracies = (row.second, row.first)
+        if change.value < 0:
+            better, worse, accuracies = first, second, (row.first, row.second)
+            change = Interval(-change.value, -change.high, -change.low)
+        found = compared(row.metric, better, worse, accuracies, change)
+        if change.low > 0:
+            return f"{better} is better. {found}"
+        return f"No difference is shown. {found} {self._needed(change)}"
+
+    def _needed(self, change: Interval) -> str:
+        if change.value <= 0:
+            return "No number of images would decide it as it looks."
+        needed = self.images * ((change.value - change.low) / change.value) ** 2
+        return f"About {math.ceil(needed):,} images would decide it as it looks; {self.images:,} were seen."
 
 
 def compare_artifacts(
@@ -99,7 +130,15 @@ def compare_artifacts(
         (engines[0], engines[1]),
         tuple(_row(name, scores[0][name], scores[1][name], seed) for name in scores[0]),
         (*dataset.notes, *images.notes),
+        _names(first, second),
+        decisive(scores[0], chosen)[0],
     )
+
+
+def _names(first: Artifact, second: Artifact) -> tuple[str, str]:
+    """Return the artifacts' names; their paths where these are the same."""
+    names = first.manifest.name, second.manifest.name
+    return names if names[0] != names[1] else (str(first.path), str(second.path))
 
 
 def _row(metric: str, first: np.ndarray, second: np.ndarray, seed: int) -> Row:

@@ -56,6 +56,15 @@ class Drift:
     images: int
 
 
+_ROUNDING = 1e-6
+_SAME_NEIGHBOURS = 0.999
+
+
+def to_rounding(drift: Drift) -> bool:
+    """Tell whether vectors are those of torch but for rounding in float32, on every image."""
+    return drift.cosine_worst >= 1 - _ROUNDING and drift.overlap >= _SAME_NEIGHBOURS
+
+
 def measure(
     reference: np.ndarray, deployed: np.ndarray, selections: tuple[np.ndarray, np.ndarray] | None = None
 ) -> Drift:

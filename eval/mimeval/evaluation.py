@@ -17,8 +17,9 @@ from mimeval.gains import gains_of
 from mimeval.images import Images, choose_images
 from mimeval.measurement import Measurements, measure, score_tables, torch_tables
 from mimeval.metrics import Metric, TrainingSet, check_measured, decisive, find_metrics
-from mimeval.models import Model, group_models
-from mimeval.report import TORCH, Report, score
+from mimeval.models import Model, group_models, labels_of
+from mimeval.report import TORCH, Example, Report, score
+from mimeval.samples import draw_examples
 from mimeval.statistics import MARGIN
 from mimruntime.artifact import Artifact
 
@@ -168,4 +169,15 @@ def _report(
         gains=gains,
         drifts=found.drifts,
         samples=found.samples,
+        examples=_examples(models, found, deciding, images),
+        labels=labels_of(models),
     )
+
+
+def _examples(models: Sequence[Model], found: Measurements, deciding: str, images: Images) -> list[Example]:
+    """Return images that the first judged model and its baseline differ on, where they are right or wrong."""
+    model = next((model for model in models if model.judged), None)
+    if model is None or model.baseline is None or images.dataset.relevance:
+        return []
+    right, base = (found.scores[title, TORCH, deciding, "torch"] for title in (model.title, model.baseline))
+    return draw_examples(model.title, model.baseline, right, base, images) if right.dtype == np.bool_ else []

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from mimeval.deployments import SkippedDeployment
 from mimeval.report import TORCH, DeploymentDrift, Gain, Report, Score
 from mimeval.statistics import Interval
+from mimeval.summary import GLOSSARY, headlines, labelled, open_questions
 
 _NAMED = 3
 """Artifacts that are listed by name; of more their number is given."""
@@ -14,8 +15,11 @@ _NAMED = 3
 
 def as_markdown(report: Report) -> str:
     """Return the verdict, what led to it, and the tables of gains, accuracies and drift."""
-    images = report.images
+    report, images = labelled(report), report.images
+    questions = open_questions(report)
     lines = [
+        *(line for text in headlines(report) for line in (text, "")),
+        *(["Undecided:", "", *(f"- {text}" for text in questions), ""] if questions else []),
         f"**{report.verdict.upper()}** on {report.dataset}: {images['engines']:,} test images on engines,"
         f" {images['torch']:,} in torch, {images['training']:,} training images, {report.classes} classes;"
         f" decided by {report.metric}, margin {100 * report.margin:g} points, seed {report.seed}.",
@@ -33,6 +37,7 @@ def as_markdown(report: Report) -> str:
     if report.skipped:
         lines += ["", "| did not run | on | why |", "|---|---|---|"]
         lines += [f"| {' | '.join(row)} |" for row in skipped_rows(report.skipped)]
+    lines += ["", "Terms:", "", *(f"- **{term}**: {meaning}" for term, meaning in GLOSSARY.items())]
     return "\n".join(lines) + "\n"
 
 

@@ -125,6 +125,22 @@ def family_of(manifest: Manifest) -> Family:
     return manifest.backbone.weights_sha256, manifest.preprocess, manifest.embedding.whitening is not None
 
 
+def labels_of(models: Sequence[Model]) -> dict[str, str]:
+    """Return what people call the models whose titles are the program's: [cls], with its norm where two are there."""
+    manifests = {model.title: model.artifacts[0].manifest for model in models}
+    plain = {
+        title: "whitened [cls]" if manifest.embedding.whitening else "[cls]"
+        for title, manifest in manifests.items()
+        if manifest.aggregator.name == BASELINES[0] and manifest.keep is None
+    }
+    many = Counter(plain.values())
+    labels = {
+        title: label if many[label] == 1 else f"{label} ({manifests[title].aggregator.token_norm})"
+        for title, label in plain.items()
+    }
+    return {title: label for title, label in labels.items() if list(labels.values()).count(label) == 1}
+
+
 def _titles(spaces: Mapping[str, Mapping[str, Artifact]]) -> dict[str, str]:
     """Return a title for every space, no two the same: scores are kept by it."""
     shortest = {

@@ -7,45 +7,65 @@ from html import escape
 
 from mimeval.markdown import points, skipped_rows
 from mimeval.plots import frontier_plot, gains_plot
-from mimeval.report import DeploymentDrift, Gain, Report, Sample
+from mimeval.report import DeploymentDrift, Example, Gain, Report, Sample
+from mimeval.summary import GLOSSARY, headlines, labelled, open_questions, with_engine_names
 from mimeval.verdict import explain
 
 _STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 68rem; margin: 2rem auto; padding: 0 1rem; color: #222 }
+body { font: 16px/1.55 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #222 }
+h1 { font-size: 1.3rem; font-weight: 600; margin: 0 } h2 { font-size: 1.15rem; margin: 2.2rem 0 .5rem }
+.headline { font-size: 1.25rem; line-height: 1.45; margin: .8rem 0; max-width: 50rem }
+.quiet, small { color: #666 } summary { cursor: pointer; color: #666 }
+.badge { border-radius: .3rem; padding: .1rem .55rem; margin-left: .4rem; font-size: 1rem }
+.badge.pass, .badge.fail, .badge.undecided { color: white }
+.badge.pass { background: #2a7f62 } .badge.fail { background: #c0392b } .badge.undecided { background: #9a6b00 }
+.open { border-left: 4px solid #b8860b; padding: .1rem 1rem; background: #fdf8ea }
 table { border-collapse: collapse; margin: 1rem 0; font-size: 13px; display: block; overflow-x: auto }
-td, th { border-bottom: 1px solid #ddd; padding: .2rem .6rem; text-align: left; font-variant-numeric: tabular-nums }
-.pass { color: #2a7f62 } .fail { color: #c0392b } .undecided { color: #b8860b }
+td, th { border-bottom: 1px solid #ddd; padding: .25rem .6rem; text-align: left; font-variant-numeric: tabular-nums }
+.pass { color: #2a7f62 } .fail { color: #c0392b } .undecided { color: #9a6b00 }
 svg.plot, .plot svg { max-width: 100%; height: auto }
-figure { display: inline-block; margin: .4rem; font-size: 11px; width: 9rem; vertical-align: top }
-figcaption { overflow-wrap: anywhere }
-figure svg { width: 9rem; height: 9rem; image-rendering: pixelated }
+figure { display: inline-block; margin: .4rem .6rem .4rem 0; font-size: 12px; width: 8rem; vertical-align: top }
+figcaption { overflow-wrap: anywhere; line-height: 1.3 }
+figure svg, figure img { width: 8rem; height: 8rem; object-fit: cover; image-rendering: pixelated; border-radius: .2rem }
+dl { display: grid; grid-template-columns: max-content 1fr; gap: .2rem 1rem; font-size: 14px }
+dt { font-weight: 600 } dd { margin: 0 }
 """
 _EDGE = 100
 """Of a sample, in the units of its own drawing."""
 
 
 def as_page(report: Report) -> str:
-    """Return the page: verdict, gains with intervals, accuracy against throughput, tables, selections."""
+    """Return the page: the finding in words, what is open, examples, gains, throughput, tables, terms."""
+    report = with_engine_names(labelled(report))
     decisive = [gain for gain in report.gains if gain.decides]
     parts = [
-        f"<h1>Did the gain carry over? <span id='verdict' class='{report.verdict}'>{report.verdict}</span></h1>",
-        f"<p id='data'>{_data(report)}</p>",
-        _items("reasons", report.reasons),
-        _items("baselines", [f"Counted from the stronger: {chosen.sentence()}" for chosen in report.baselines]),
-        _items("notes", report.notes),
+        f"<h1>Did the gain carry over?<span id='verdict' class='badge {report.verdict}'>{report.verdict}</span></h1>",
+        "".join(f"<p class='headline'>{escape(text)}</p>" for text in headlines(report)),
+        f"<p id='data' class='quiet'>{_data(report)}</p>",
+        _open(report),
+        _examples(report.examples),
+        _selections(report.samples),
         f"<h2>Gains by {escape(report.metric)}</h2>",
+        "<p>Each row is one model on one engine. Grey, open: in torch. Coloured: on the engine. Bars are 95 % intervals.</p>",
         f"<div class='plot' id='gains'>{gains_plot(decisive)}</div>",
-        _gain_table(report.gains),
+        _details("All gains, by every metric", _gain_table(report.gains)),
         "<h2>Accuracy and throughput</h2>",
         "<p>Measured while the evaluation ran, whatever else the machine did; the line joins what nothing beats in both.</p>",
         f"<div class='plot' id='frontier'>{frontier_plot(report)}</div>",
         "<h2>Vectors against torch's</h2>",
         _drift_table(report.drifts),
-        _selections(report.samples),
+        _details("Why this verdict, row by row", items("reasons", report.reasons)),
+        items("baselines", [f"Counted from the stronger: {chosen.sentence()}" for chosen in report.baselines]),
+        items("notes", report.notes),
         _skipped(report),
+        terms(),
     ]
-    title = f"{report.verdict}: {escape(report.dataset)}"
-    head = f"<meta charset='utf-8'><meta name='viewport' content='width=device-width'><title>{title}</title>"
+    return document(f"{report.verdict}: {report.dataset}", parts)
+
+
+def document(title: str, parts: Sequence[str]) -> str:
+    """Return a page of its own with these parts, HTML already."""
+    head = f"<meta charset='utf-8'><meta name='viewport' content='width=device-width'><title>{escape(title)}</title>"
     return (
         f"<!doctype html><html lang='en'><head>{head}<style>{_STYLE}</style></head><body>{''.join(parts)}</body></html>"
     )
@@ -60,11 +80,43 @@ def _data(report: Report) -> str:
     )
 
 
-def _items(name: str, texts: Sequence[str]) -> str:
+def _open(report: Report) -> str:
+    questions = open_questions(report)
+    if not questions:
+        return ""
+    return f"<h2>Undecided, and what would decide it</h2><div class='open'>{items('open', questions)}</div>"
+
+
+def _details(title: str, content: str) -> str:
+    return f"<details><summary>{escape(title)}</summary>{content}</details>" if content else ""
+
+
+def _examples(examples: Sequence[Example]) -> str:
+    """Return pictures that one model alone gets right, one line a model."""
+    parts = []
+    for right, wrong in dict.fromkeys((one.right, one.wrong) for one in examples):
+        drawn = "".join(
+            f"<figure><img alt='' src='data:image/png;base64,{one.png}'><figcaption>{escape(one.label)}</figcaption></figure>"
+            for one in examples
+            if one.right == right
+        )
+        parts.append(f"<p>Right with {escape(right)}, wrong with {escape(wrong)}:</p><div>{drawn}</div>")
+    return f"<h2>Where the two differ, in torch</h2><div id='examples'>{''.join(parts)}</div>" if parts else ""
+
+
+def terms() -> str:
+    """Return the glossary."""
+    rows = "".join(f"<dt>{escape(term)}</dt><dd>{escape(text)}</dd>" for term, text in GLOSSARY.items())
+    return f"<h2>Terms</h2><dl id='terms'>{rows}</dl>"
+
+
+def items(name: str, texts: Sequence[str]) -> str:
+    """Return a list of texts; nothing where there are none."""
     return f"<ul id='{name}'>{''.join(f'<li>{escape(text)}</li>' for text in texts)}</ul>" if texts else ""
 
 
-def _table(name: str, head: Sequence[str], rows: Iterator[Sequence[str]]) -> str:
+def table(name: str, head: Sequence[str], rows: Iterator[Sequence[str]]) -> str:
+    """Return a table; its cells are HTML already."""
     cells = "".join(f"<th>{escape(text)}</th>" for text in head)
     body = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in rows)
     return f"<table id='{name}'><thead><tr>{cells}</tr></thead><tbody>{body}</tbody></table>"
@@ -86,7 +138,7 @@ def _gain_table(gains: Sequence[Gain]) -> str:
         )
         for gain in gains
     )
-    return _table("gain-table", head, rows)
+    return table("gain-table", head, rows)
 
 
 def _drift_table(rows: Sequence[DeploymentDrift]) -> str:
@@ -105,7 +157,7 @@ def _drift_table(rows: Sequence[DeploymentDrift]) -> str:
         )
         for row in rows
     )
-    return _table("drift-table", head, cells)
+    return table("drift-table", head, cells)
 
 
 def _selections(samples: Sequence[Sample]) -> str:
@@ -137,4 +189,4 @@ def _skipped(report: Report) -> str:
     if not report.skipped:
         return ""
     rows = (tuple(map(escape, row)) for row in skipped_rows(report.skipped))
-    return f"<h2>What did not run</h2>{_table('skipped', ('artifact', 'on', 'why'), rows)}"
+    return f"<h2>What did not run</h2>{table('skipped', ('artifact', 'on', 'why'), rows)}"

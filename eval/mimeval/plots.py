@@ -6,6 +6,7 @@ import io
 from collections.abc import Sequence
 from typing import Any
 
+from mimeval.comparison import Row
 from mimeval.report import TORCH, Gain, Report
 from mimruntime.errors import MissingExtraError
 
@@ -30,6 +31,21 @@ def gains_plot(gains: Sequence[Gain]) -> str:
     axes.set_yticks(range(len(rows)), [f"{_plain(gain.model)}, {gain.deployment}, on {gain.fitted}" for gain in rows])
     axes.set_ylim(-0.8, len(rows) - 0.2)
     axes.set_xlabel("gain over the baseline, points (95 % interval); grey, open: torch")
+    return _svg(figure)
+
+
+def differences_plot(rows: Sequence[Row]) -> str:
+    """Return differences with their intervals, one row a metric; coloured where the interval leaves zero out."""
+    figure, axes = _figure(9, 0.9 + 0.35 * len(rows))
+    for place, row in enumerate(reversed(rows)):
+        value, low, high = (100 * part for part in (row.difference.value, row.difference.low, row.difference.high))
+        colour = _COLOURS["pass"] if low > 0 else _COLOURS["fail"] if high < 0 else "#777777"
+        axes.plot([low, high], [place, place], color=colour, lw=2)
+        axes.plot(value, place, "s", ms=6, color=colour)
+    axes.axvline(0, color="#333333", lw=0.8)
+    axes.set_yticks(range(len(rows)), [row.metric for row in reversed(rows)])
+    axes.set_ylim(-0.6, len(rows) - 0.4)
+    axes.set_xlabel("difference, points (95 % interval)")
     return _svg(figure)
 
 

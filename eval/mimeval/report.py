@@ -112,6 +112,25 @@ class Sample(msgspec.Struct, frozen=True, kw_only=True):
     shares: list[list[float]]
 
 
+class Example(msgspec.Struct, frozen=True, kw_only=True):
+    """A test image that one of two models gets right in torch and the other does not, for people to look at.
+
+    Attributes:
+        right: title of the model that finds its class.
+        wrong: title of the other.
+        image: its name.
+        label: its class.
+        png: a small picture, base64.
+
+    """
+
+    right: str
+    wrong: str
+    image: str
+    label: str
+    png: str
+
+
 class BaselineChoice(msgspec.Struct, frozen=True, kw_only=True):
     """Which of two baselines is the stronger in torch, [cls] raw or after the final norm.
 
@@ -167,6 +186,8 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
         gains: likewise, for all but the baselines.
         drifts: one a model and deployment.
         samples: selections to look at.
+        examples: images that one model gets right and the other does not.
+        labels: the name that people know a model by, where it is not its title.
 
     """
 
@@ -187,6 +208,8 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     drifts: list[DeploymentDrift]
     samples: list[Sample]
     baselines: list[BaselineChoice] = []
+    examples: list[Example] = []
+    labels: dict[str, str] = {}
 
 
 def score(model: str, deployment: str, metric: str, fitted: Fitted, scores: np.ndarray, *, seed: int) -> Score:

@@ -179,5 +179,5 @@ def test_an_evaluation_counts_from_the_stronger_by_itself(run, toy_without_selec
 
     report = run("cls", build_baseline=build)
     assert {gain.baseline for gain in report.gains if gain.decides} == {"cls raw"}
-    assert "gains are counted from the stronger baseline: k-NN of cls raw" in as_markdown(report)
+    assert "gains are counted from the stronger baseline: k-NN of [cls] (raw)" in as_markdown(report)
     assert "cls raw" not in {gain.baseline for gain in run("cls raw").gains}

@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 
 from mimeval.comparison import compare_artifacts
+from mimeval.comparison_page import as_comparison_page
 from mimeval.datasets import Dataset, Split
 from mimeval.feature_comparison import compare_features
 from mimeval.feature_store import Table
+from mimeval.statistics import Interval
 from mimruntime.artifact import Artifact
 
 TRAIN_LABELS, TEST_LABELS = np.arange(2).repeat(10), np.array([0, 1, 0, 1])
@@ -42,6 +44,17 @@ def test_the_difference_of_two_artifacts_is_that_of_the_second_from_the_first(to
     row = found.rows[0]
     assert (row.metric, row.first.value, row.second.value, row.difference.value) == ("k-NN", 0.25, 0.75, 0.5)
     assert (row.mcnemar.only_first, row.mcnemar.only_second) == (0, 2)
+    assert found.verdict().startswith(
+        "No difference is shown. B finds the right class for 75.0 of 100 images, A for 25.0: +50.0 ["
+    )
+    assert found.verdict().endswith("images would decide it as it looks; 4 were seen.")
+    clear = replace(found, rows=(replace(row, difference=Interval(-0.5, -0.6, -0.4)),))
+    assert clear.verdict().startswith("A is better. A finds the right class for 25.0 of 100 images, B for 75.0")
+    page = as_comparison_page(found)
+    assert page.index("No difference is shown.") < page.index("<svg") < page.index("<dt>k-NN</dt>")
+    assert "http" not in page.replace("http://www.w3.org", "").replace("http://purl.org", "").replace(
+        "http://creativecommons.org", ""
+    ).replace("https://matplotlib.org", "")
 
 
 @pytest.mark.parametrize("score", ["k-NN", "linear probe"])

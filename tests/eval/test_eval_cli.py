@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -70,7 +71,7 @@ def test_the_baseline_is_built_where_none_is_given(run, artifacts, folder, tmp_p
                            "knn", "--no-own", "--out", tmp_path / "r")  # fmt: skip
     assert code == EXIT[json.loads((tmp_path / "r.json").read_text())["verdict"]]
     assert "is built" in error
-    assert "topk - cls-fp32-" in out
+    assert "topk - [cls] (final)" in out
 
 
 def test_what_does_not_run_is_listed_with_its_reason(run, artifacts, folder, tmp_path, monkeypatch) -> None:
@@ -204,9 +205,15 @@ def test_images_that_are_all_alone_in_their_class_are_one_clear_line(run, artifa
     assert "nothing could be measured" in error
 
 
-def test_compare_says_which_is_better(run, artifacts, folder) -> None:
-    code, out, _ = run("compare", artifacts["cls"], artifacts["topk"], "--data", folder, "--metric", "knn")
+def test_compare_says_which_is_better_and_writes_a_page(run, artifacts, folder, tmp_path) -> None:
+    page = tmp_path / "out" / "page.html"
+    code, out, _ = run(
+        "compare", artifacts["cls"], artifacts["topk"], "--data", folder, "--metric", "knn", "--out", page
+    )
     assert code == 0
+    verdict = out.splitlines()[0]
+    assert re.search(r"finds the right class for [\d.]+ of 100 images", verdict)
+    assert verdict in page.read_text()
     assert "24 test images" in out
     assert out.count("[") >= 2
     code, out, _ = run("compare", artifacts["cls"], artifacts["cls"], "--data", folder, "--json")

@@ -13,14 +13,15 @@ import numpy as np
 import pytest
 
 from mimeval.deployments import SkippedDeployment
-from mimeval.drift import Drift, measure, too_far
+from mimeval.drift import Drift, measure, to_rounding, too_far
 from mimeval.markdown import as_markdown
 from mimeval.page import as_page
 from mimeval.plots import frontier
 from mimeval.regression import compare, read_baseline, write_baseline
-from mimeval.report import TORCH, DeploymentDrift, Gain, Report, Sample, Score, encode, score
+from mimeval.report import TORCH, DeploymentDrift, Example, Gain, Report, Sample, Score, encode, score
 from mimeval.report_files import write_reports
 from mimeval.statistics import LOSES, Interval, judge_gain, mcnemar
+from mimeval.summary import engine_name, headlines, labelled, open_questions
 from mimeval.verdict import explain
 from mimruntime import writing
 from mimruntime.errors import OutputError
@@ -134,10 +135,64 @@ class TestJson:
         assert fraction.scores().max() == 0.5
 
 
+class TestWords:
+    """The first lines say in words what was found, and what would decide the rest."""
+
+    def test_gain_and_engines_are_a_sentence_each(self, report) -> None:
+        first, second = headlines(report)
+        assert re.fullmatch(
+            r"mean finds the right class for 40\.\d of 100 images, cls for 30\.\d: \+\d+\.\d \[.*\] \(k-NN\)\."
+            r" ort fp32 keeps all of it\.",
+            first,
+        )
+        assert re.search(r" ort fp32 loses \d+\.\d points of it\.$", second)
+
+    def test_an_engine_is_called_as_people_call_it(self) -> None:
+        assert engine_name("onnxruntime fp32") == "ONNX Runtime fp32"
+        assert engine_name("openvino bf16 in fp32") == "OpenVINO bf16 in fp32"
+
+    def test_a_model_is_called_by_its_name_not_by_a_digest(self, report) -> None:
+        title = "cls-fp32-f335f91b294b-64"
+        rows = [msgspec.structs.replace(gain, baseline=title) for gain in report.gains]
+        scores = [msgspec.structs.replace(row, model=title) if row.model == "cls" else row for row in report.scores]
+        reasons = [f"{title} on ort fp32: far", "cls-fp32-f335f91b294b-64-raw stays"]
+        named = msgspec.structs.replace(report, gains=rows, scores=scores, reasons=reasons, labels={title: "[cls]"})
+        for text in (as_markdown(named), as_page(named)):
+            assert "[cls] for 30." in text
+            assert "[cls] on ort fp32: far" in text
+            assert f"{title} on" not in text
+        assert labelled(named).reasons[1] == reasons[1]
+
+    def test_what_is_open_says_how_many_images_would_decide_it(self, report) -> None:
+        def open_(gain: Gain, needed: int | None, low: float) -> Gain:
+            reference = Interval(gain.found.reference.value, low, 0.2)
+            found = replace(gain.found, verdict="undecided", images_needed=needed, reference=reference)
+            return msgspec.structs.replace(gain, found=found)
+
+        mean, topk = report.gains
+        rows = [open_(mean, None, -0.1), open_(topk, 9000, 0.1)]
+        undecided = msgspec.structs.replace(report, gains=rows)
+        assert open_questions(undecided) == [
+            "Does ort fp32 keep the gain of topk? About 9,000 test images would decide; 2,000 were seen.",
+            "Is mean better than cls at all? No number of images would decide it as it looks; 2,000 were seen.",
+        ]
+        page = as_page(undecided)
+        assert page.index("Undecided, and what would decide it") < page.index("Gains by k-NN")
+        assert "That it is better is not shown." in page
+
+    def test_the_page_explains_its_terms_and_shows_where_the_two_differ(self, report) -> None:
+        example = Example(right="topk", wrong="cls", image="a/b.jpg", label="a <b>", png=PNG)
+        page = as_page(msgspec.structs.replace(report, examples=[example]))
+        assert "<dt>McNemar p</dt>" in page
+        assert "Right with topk, wrong with cls:" in page
+        assert "a &lt;b&gt;" in page
+
+
 class TestMarkdown:
     def test_it_holds_verdict_gains_drift_and_what_did_not_run(self, report) -> None:
         text = as_markdown(report)
-        assert text.startswith("**FAIL** on drawn & quartered: 2,000 test images")
+        assert text.startswith("mean finds the right class for 40.")
+        assert "**FAIL** on drawn & quartered: 2,000 test images" in text
         assert re.search(r"\| mean - cls \| ort fp32 \| torch \| \+\d+\.\d \[", text)
         assert "| **fail** |" in text
         assert "| topk | tensorrt fp16 | no GPU |" in text
@@ -430,6 +485,12 @@ class TestDrift:
         assert found.cosine_worst == pytest.approx(1)
         assert found.overlap == 1
         assert too_far(found, "fp32") is None
+
+    def test_only_vectors_equal_to_rounding_count_as_torchs(self) -> None:
+        exact = Drift(1 - 1e-7, 1.0, 1.0, 1.0, None, 50)
+        assert to_rounding(exact)
+        assert not to_rounding(replace(exact, cosine_worst=1 - 1e-5))
+        assert not to_rounding(replace(exact, overlap=0.99))
 
     def test_neighbours_that_change_are_counted(self) -> None:
         rng = np.random.default_rng(0)

@@ -28,9 +28,12 @@ from mimruntime.errors import needs
 @group(
     "Engine and output",
     option("--engine", default="auto", show_default=True, help="What runs both."),
+    option("--out", type=PATH, metavar="FILE.html", help="Also write a page.  [default: none]"),
     option("--json", "as_json", is_flag=True, help="Print the figures as JSON."),
 )
-def compare_command(first: Path, second: Path, sample: SampleOptions, engine: str, as_json: bool) -> None:
+def compare_command(
+    first: Path, second: Path, sample: SampleOptions, engine: str, out: Path | None, as_json: bool
+) -> None:
     """Which of two artifacts is better on these images, each with classifiers of its own?
 
     SPEC is as for `mimexport eval`, whose help lists the names.
@@ -39,10 +42,19 @@ def compare_command(first: Path, second: Path, sample: SampleOptions, engine: st
         import msgspec
 
         from mimeval import api
+        from mimeval.comparison_page import as_comparison_page
+    from mimruntime.outputs import check_writable
+    from mimruntime.writing import write_file
+
+    if out is not None:
+        check_writable(out)  # before the work
     found = api.compare(first, second, engine=engine, progress=ConsoleProgress(), **sample.chosen())
+    if out is not None:
+        write_file(out, as_comparison_page(found).encode())
     if as_json:
         click.echo(msgspec.json.encode(found).decode())
         return
+    click.echo(found.verdict())
     click.echo(f"{found.images:,} test images of {found.dataset}; B - A with its 95 % interval; McNemar's test")
     click.echo(f"A {first}, {found.engines[0]}\nB {second}, {found.engines[1]}")
     for row in found.rows:
