@@ -41,7 +41,8 @@ class OpenedImage:
         width, height: px; turning it upright may exchange them.
         memory: bytes that `load` takes at its peak, estimated from above.
         kept: bytes that are held once it is decoded, likewise.
-        load: decode it, to an upright RGB image; called once.
+        load: decode it, to an upright RGB image; called once. Given `least`, a JPEG is decoded at a half, a quarter or an
+            eighth of its edges where both keep so many px.
 
     """
 
@@ -49,7 +50,7 @@ class OpenedImage:
     height: int
     memory: int
     kept: int
-    load: Callable[[], Image.Image]
+    load: Callable[..., Image.Image]
 
 
 def decode(source: Source, *, max_pixels: int = MAX_PIXELS, formats: Iterable[str] = FORMATS) -> Image.Image:
@@ -138,7 +139,7 @@ def _open_array(array: np.ndarray, max_pixels: int) -> OpenedImage:
     return OpenedImage(width, height, memory, memory, partial(_load_array, array))
 
 
-def _load_array(array: np.ndarray) -> Image.Image:
+def _load_array(array: np.ndarray, least: int | None = None) -> Image.Image:  # noqa: ARG001 - only a JPEG can
     return Image.fromarray(np.ascontiguousarray(array)).convert("RGB")
 
 
@@ -150,7 +151,7 @@ def _open_pillow(image: Image.Image, max_pixels: int) -> OpenedImage:
     return OpenedImage(image.width, image.height, memory, memory, partial(_load_copy, image))
 
 
-def _load_copy(image: Image.Image) -> Image.Image:
+def _load_copy(image: Image.Image, least: int | None = None) -> Image.Image:  # noqa: ARG001 - its owner opened it
     # A Pillow image may be lazy and may stand in a list twice: two threads must not load it at once.
     with _LOADING:
         own = image.copy()
@@ -178,10 +179,10 @@ def _open_jpeg(
     orientation = turbo.orientation_in(container.metadata)
     cost = cost_of_jpeg(container, math.prod(size), turned=orientation in UPRIGHT)
 
-    def load() -> Image.Image:
+    def load(least: int | None = None) -> Image.Image:
         stream.seek(0)
-        picture = turbo.decode_jpeg(stream.read(), size)
-        return with_pillow().load() if picture is None else turned_upright(picture, orientation)
+        picture = turbo.decode_jpeg(stream.read(), size, _fraction(size, least))
+        return with_pillow().load(least) if picture is None else turned_upright(picture, orientation)
 
     return OpenedImage(*size, cost.memory, cost.kept, load)
 
@@ -201,7 +202,14 @@ def _open_with_pillow(stream: IO[bytes], name: str, container: Container, max_pi
     return OpenedImage(image.width, image.height, cost.memory, cost.kept, partial(_load_file, image))
 
 
-def _load_file(image: ImageFile.ImageFile) -> Image.Image:
+def _fraction(size: tuple[int, int], least: int | None) -> int:
+    """Return the largest of 8, 4 and 2 that leaves `least` px of both edges when they are divided by it; else 1."""
+    return 1 if least is None else next((part for part in (8, 4, 2) if min(size) // part >= least), 1)
+
+
+def _load_file(image: ImageFile.ImageFile, least: int | None = None) -> Image.Image:
+    if image.format == "JPEG" and (part := _fraction(image.size, least)) > 1:
+        image.draft(None, (image.width // part, image.height // part))
     image.load()
     # After load, not before: a TIFF turns itself upright while loading and forgets its tag.
     orientation = orientation_of(image)

@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image, JpegImagePlugin
 
+from mimruntime import Embedder
 from mimruntime.decode import decode, open_image
 from mimruntime.decoding import turbo
 from mimruntime.errors import ImageError
@@ -166,3 +167,43 @@ def test_the_memory_is_counted_with_the_file_that_is_read_whole(picture: Image.I
     with open_image(raw) as opened:
         assert opened.memory >= 4 * 97 * 61 + 2 * 97 * 61 + len(raw)
         assert opened.kept >= 4 * 97 * 61 + len(raw)
+
+
+class TestAtAFraction:
+    """A JPEG may be decoded at a half, a quarter or an eighth of its edges."""
+
+    @pytest.mark.parametrize(("least", "part"), [(None, 1), (61, 1), (31, 1), (30, 2), (15, 4), (8, 4), (7, 8), (1, 8)])
+    def test_as_small_as_leaves_both_edges_long_enough(
+        self, picture: Image.Image, least: int | None, part: int
+    ) -> None:
+        with open_image(file_of(picture)) as opened:
+            assert opened.load(least).size == (-(-97 // part), -(-61 // part))
+
+    @pytest.mark.parametrize("name", ["subsampling 4:2:0", "subsampling 4:4:4", "progressive", "grey", "orientation 6"])
+    @pytest.mark.parametrize("least", [30, 15, 7])
+    def test_its_pixels_are_those_of_pillow_alone(
+        self, picture: Image.Image, monkeypatch: pytest.MonkeyPatch, name: str, least: int
+    ) -> None:
+        raw = FILES[name](picture)
+        with open_image(raw) as opened:
+            fast = opened.load(least)
+        monkeypatch.setattr(turbo, "library", lambda: None)
+        with open_image(raw) as opened:
+            assert opened.load(least).tobytes() == fast.tobytes()
+
+    def test_other_formats_are_decoded_whole(self, picture: Image.Image) -> None:
+        stream = io.BytesIO()
+        picture.save(stream, "PNG")
+        with open_image(stream.getvalue()) as opened:
+            assert opened.load(7).tobytes() == picture.tobytes()
+
+    def test_an_embedder_asks_for_twice_what_it_resizes_to(self, toy_artifact: Path, photo: Path) -> None:
+        whole, scaled = (
+            Embedder.open(toy_artifact, engine="onnxruntime", scaled_decoding=flag, check_reference=False)
+            for flag in (False, True)
+        )
+        with whole, scaled:
+            assert (whole.prepare(photo) != scaled.prepare(photo)).any()
+            a, b = whole.embed([photo])[0], scaled.embed([photo])[0]
+            assert (a != b).any()
+            assert a @ b > 0.99

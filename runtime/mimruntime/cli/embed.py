@@ -43,6 +43,7 @@ class EmbedOptions:
     workers: int | None = None
     store: Store = "fp32"
     dims: int | None = None
+    scaled_decoding: bool = False
 
     @property
     def columns(self) -> Columns:
@@ -60,7 +61,12 @@ class EmbedOptions:
 
     def opening(self, engine: EngineOptions) -> dict[str, Any]:
         """Return what `Embedder.open` takes beside the artifact."""
-        return {**engine.chosen(), "batch_size": self.batch_size, "expect_space": self.expect_space}
+        return {
+            **engine.chosen(),
+            "batch_size": self.batch_size,
+            "expect_space": self.expect_space,
+            "scaled_decoding": self.scaled_decoding,
+        }
 
 
 @click.command(
@@ -93,7 +99,11 @@ class EmbedOptions:
     option("--expect-space", metavar="ID", help="Refuse an artifact of another embedding space."),
 )
 @engine_options
-@group("Engine", option("--batch-size", type=COUNT, help="Images of one run at most.  [default: as tuned, or 8]"))
+@group(
+    "Engine",
+    option("--batch-size", type=COUNT, help="Images of one run at most.  [default: as tuned, or 8]"),
+    option("--scaled-decoding", is_flag=True, help="Decode large JPEGs at a fraction: faster, nearly the same."),
+)
 @group(
     "Parquet files and remote images",
     option("--image-column", metavar="NAME", help="Bytes or paths.  [default: image, bytes or path]"),

@@ -25,18 +25,20 @@ def library() -> Any:
         return None
 
 
-def decode_jpeg(data: bytes, size: tuple[int, int]) -> Image.Image | None:
+def decode_jpeg(data: bytes, size: tuple[int, int], part: int = 1) -> Image.Image | None:
     """Return the picture in mode RGB; None for whatever Pillow has to look at, damage of any kind included.
 
     Args:
         data: a whole file of one or three components.
         size: width and height, px, as its header was read; no more is ever written.
+        part: by what both edges are divided: 1, 2, 4 or 8.
 
     """
-    width, height = size
+    width, height = (-(-edge // part) for edge in size)
     pixels = np.empty((height, width, 4), np.uint8)
+    scaled = {} if part == 1 else {"min_width": width, "min_height": height}
     try:
-        decoded = library().decode_jpeg(data, "RGBX", fastdct=False, fastupsample=False, buffer=pixels)
+        decoded = library().decode_jpeg(data, "RGBX", fastdct=False, fastupsample=False, buffer=pixels, **scaled)
     except (ValueError, RuntimeError):  # it is strict: what libjpeg only warns of is an error, too
         return None
     return image_over(pixels) if decoded.shape == pixels.shape else None
