@@ -25,7 +25,7 @@ install: $(STAMP)  ## virtual environment in .venv with everything pinned
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[export,cpu,fast,openvino,parquet,eval,serve,tensorrt-rtx,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[export,cpu,fast,openvino,parquet,eval,serve,grpc,tensorrt-rtx,dev]'
 	touch $@
 
 quickstart: $(STAMP)  ## build mae-tiny, embed photographs (IMAGES=folder for your own), show nearest neighbours
@@ -90,7 +90,7 @@ GPU_STAMP := $(GPU_VENV)/.installed
 $(GPU_STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(GPU_VENV)
 	$(GPU_BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt 'onnxruntime-gpu[cuda,cudnn]' \
-	    -e '.[export,gpu,fast,openvino,parquet,eval,serve,tensorrt-rtx,dev]'
+	    -e '.[export,gpu,fast,openvino,parquet,eval,serve,grpc,tensorrt-rtx,dev]'
 	touch $@
 
 gpu-test: $(GPU_STAMP)  ## what needs an NVIDIA GPU: CUDA provider, device protocol, plans opened, parity, CUDA graphs, timing cache

@@ -38,7 +38,7 @@ BANNED = (
     "sklearn",
     "scipy",
 )
-SERVING = ("fastapi", "starlette", "uvicorn", "prometheus_client", "python_multipart")
+SERVING = ("fastapi", "starlette", "uvicorn", "prometheus_client", "python_multipart", "grpc", "google")
 
 SCRIPT = """
 import importlib, sys

@@ -71,6 +71,13 @@ class Service:
         status = Path(f"/proc/{self.process.pid}/status").read_text()
         return int(status.split("VmHWM:" if peak else "VmRSS:")[1].split()[0]) * 1024
 
+    @property
+    def grpc(self) -> str:
+        """HOST:PORT of gRPC."""
+        said = re.search(r"gRPC on (127.0.0.1:\d+)", self.log.read_text())
+        assert said is not None, self.log.read_text()
+        return said[1]
+
     def reset_peak(self) -> None:
         Path(f"/proc/{self.process.pid}/clear_refs").write_text("5")
 

@@ -85,6 +85,7 @@ def _load_settings() -> type[Settings]:
     "Address",
     option("--host", default="127.0.0.1", metavar="IP", help="Address to listen on; 0.0.0.0 for all."),
     option("--port", default=8000, type=Number(0, 65535), help="Port to listen on."),
+    option("--grpc-port", type=Number(0, 65535), help="Port for KServe's protocol over gRPC.  [default: none]"),
     option("--tls-cert", type=_FILE, metavar="FILE", help="Serve https: certificate chain, PEM."),
     option("--tls-key", type=_FILE, metavar="FILE", help="Its private key, PEM, not encrypted."),
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib.metadata
 import logging
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
@@ -13,8 +13,9 @@ from starlette.exceptions import HTTPException
 
 from mimruntime.cpus import available_cpus
 from mimruntime.decoding.budget import MemoryBudget
-from mimruntime.errors import MimError
+from mimruntime.errors import MimError, needs
 from mimruntime.serve import problems
+from mimruntime.serve.admission.buffer import Buffer
 from mimruntime.serve.admission.keys import Keys
 from mimruntime.serve.admission.lifecycle import Lifecycle
 from mimruntime.serve.admission.middleware import AdmissionMiddleware
@@ -47,21 +48,27 @@ def create_app(settings: Settings, spaces: Sequence[str] | None = None) -> FastA
     lifecycle = Lifecycle(settings.grace_s)
     keys = Keys(settings.api_keys, settings.api_key_file)
     decoders = Decoders(settings.decode_threads or min(available_cpus(), _MOST_DECODERS))
+    buffer = Buffer(settings.max_buffered)
+    start_grpc = None if settings.grpc_port is None else _load_grpc()
     models = _open_models(settings, spaces, metrics, decoders)
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         lifecycle.install()
         keys.install()
-        try:
+        async with contextlib.AsyncExitStack() as stack:
+            stack.callback(stop)
             for model in models:
                 model.executor.start()
+            if start_grpc is not None:
+                await start_grpc(stack, models, settings, keys, lifecycle, metrics, buffer, version)
             yield
-        finally:  # the process ends once these threads have
-            decoders.close()
-            for model in models:
-                model.executor.stop()
-            _LOG.info("stopped")
+
+    def stop() -> None:  # the process ends once these threads have
+        decoders.close()
+        for model in models:
+            model.executor.stop()
+        _LOG.info("stopped")
 
     app = FastAPI(
         title="mimexport",
@@ -87,7 +94,12 @@ def create_app(settings: Settings, spaces: Sequence[str] | None = None) -> FastA
     app.add_exception_handler(RequestValidationError, problems.on_invalid)
     app.add_exception_handler(Exception, problems.on_bug)
     app.add_middleware(
-        AdmissionMiddleware, settings=settings, keys=keys, lifecycle=lifecycle, check_room=models.check_room
+        AdmissionMiddleware,
+        settings=settings,
+        keys=keys,
+        lifecycle=lifecycle,
+        buffer=buffer,
+        check_room=models.check_room,
     )
     app.add_middleware(
         ObservabilityMiddleware,
@@ -97,6 +109,12 @@ def create_app(settings: Settings, spaces: Sequence[str] | None = None) -> FastA
         precisions=models.precisions,
     )
     return app
+
+
+def _load_grpc() -> Callable[..., Awaitable[None]]:
+    with needs("grpc", "--grpc-port"):
+        from mimruntime.serve.rpc.server import start_server  # noqa: PLC0415 - an extra
+    return start_server
 
 
 def _ask_for_key(app: FastAPI) -> None:

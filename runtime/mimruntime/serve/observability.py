@@ -24,7 +24,8 @@ _ACCESS = logging.getLogger(ACCESS)
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 _MOST_PATH, _MOST_CLIENT = 256, 64
 """Characters of what a client sends that a line of the log repeats."""
-_GOOD_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
+GOOD_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
+"""What a request may call itself."""
 
 
 class ObservabilityMiddleware:
@@ -43,7 +44,7 @@ class ObservabilityMiddleware:
             await self._app(scope, receive, send)
             return
         given = Headers(scope=scope).get(REQUEST_ID_HEADER, "")
-        request_id = given if _GOOD_ID.fullmatch(given) else uuid.uuid4().hex
+        request_id = given if GOOD_ID.fullmatch(given) else uuid.uuid4().hex
         status = CLIENT_CLOSED
         state = scope.setdefault("state", {})
 
@@ -72,23 +73,47 @@ class ObservabilityMiddleware:
         # The path as declared and a method that exists, never as sent: metrics must not grow with what strangers send.
         endpoint = route.path if route else "none"
         method = scope["method"] if route and scope["method"] in _METHODS else "other"
-        self._metrics.requests.labels(endpoint, method, status).inc()
-        self._metrics.request_seconds.labels(endpoint, method).observe(seconds)
-        if status >= 400:
-            reason = "client_closed" if status == CLIENT_CLOSED else scope["state"].get("reason", "other")
-            self._metrics.failures.labels(reason).inc()
-        if _ACCESS.isEnabledFor(logging.INFO):
-            state = scope["state"]
-            entry = {
-                "request_id": request_id,
-                "method": scope["method"],
-                "path": scope["path"][:_MOST_PATH],
-                "status": status,
-                "ms": round(seconds * 1000, 3),
-                "model": state.get("model"),
-                "images": state.get("images"),
-                "reason": state.get("reason"),
-                "client": (scope.get("client") or ("",))[0][:_MOST_CLIENT],
-                "scheme": scope["scheme"],
-            }
-            _ACCESS.info("request", extra={FIELDS: entry})
+        state = scope["state"]
+        seen = {
+            "request_id": request_id,
+            "method": scope["method"],
+            "path": scope["path"],
+            "status": status,
+            "model": state.get("model"),
+            "images": state.get("images"),
+            "reason": state.get("reason", "client_closed" if status == CLIENT_CLOSED else None),
+            "client": (scope.get("client") or ("",))[0],
+            "scheme": scope["scheme"],
+        }
+        record_request(self._metrics, endpoint, method, status, seconds, seen, failed=status >= 400)
+
+
+def record_request(
+    metrics: Metrics,
+    endpoint: str,
+    method: str,
+    status: int | str,
+    seconds: float,
+    seen: dict[str, Any],
+    *,
+    failed: bool,
+) -> None:
+    """Count one request, and write its line into the log.
+
+    Args:
+        metrics: of the service.
+        endpoint: the path as declared; as sent it would let metrics grow.
+        method: of few.
+        status: its number in HTTP, its name in gRPC.
+        seconds: that it took.
+        seen: what the line says of it.
+        failed: whether it counts as a failure, for `seen["reason"]`.
+
+    """
+    metrics.requests.labels(endpoint, method, status).inc()
+    metrics.request_seconds.labels(endpoint, method).observe(seconds)
+    if failed:
+        metrics.failures.labels(seen.get("reason") or "other").inc()
+    if _ACCESS.isEnabledFor(logging.INFO):
+        bounded = {"path": seen["path"][:_MOST_PATH], "client": seen["client"][:_MOST_CLIENT]}
+        _ACCESS.info("request", extra={FIELDS: {**seen, **bounded, "ms": round(seconds * 1000, 3)}})

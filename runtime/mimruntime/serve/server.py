@@ -67,6 +67,9 @@ def serve(settings: Settings) -> None:
     """
     set_up_logs(as_json=settings.log_json)
     check_certificate(settings.tls_cert, settings.tls_key)
+    if settings.grpc_port is not None:
+        for probe in _bind(settings.host, settings.grpc_port, option="--grpc-port"):
+            probe.close()
     settings = dataclasses.replace(settings, max_connections=fit_connections(settings.max_connections))
     # uvicorn raises a signal again once it has stopped; the work is done then.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
@@ -77,7 +80,7 @@ def serve(settings: Settings) -> None:
     _Server(_config(settings, create_app(settings))).run(listeners)
 
 
-def _bind(host: str, port: int) -> list[socket.socket]:
+def _bind(host: str, port: int, option: str = "--port") -> list[socket.socket]:
     """Return a socket for every address of `host`, bound before an engine is opened in vain; nobody is let in yet."""
     bound = []
     try:
@@ -94,13 +97,13 @@ def _bind(host: str, port: int) -> list[socket.socket]:
     except OSError as error:
         for listener in bound:
             listener.close()
-        raise _cannot_listen(host, port, error) from error
+        raise _cannot_listen(host, port, error, option) from error
     return bound
 
 
-def _cannot_listen(host: str, port: int, error: OSError) -> OptionError:
+def _cannot_listen(host: str, port: int, error: OSError, option: str = "--port") -> OptionError:
     return OptionError(
-        f"cannot listen on {host}:{port} ({error.strerror}); stop what does, or give another --host or --port"
+        f"cannot listen on {host}:{port} ({error.strerror}); stop what does, or give another --host or {option}"
     )
 
 

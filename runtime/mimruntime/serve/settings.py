@@ -59,6 +59,7 @@ class Settings:
     Attributes:
         artifacts: what is served, each by a name of its own.
         host, port: where to listen.
+        grpc_port: where to speak gRPC too, None: nowhere.
         workers: processes, each with engines of its own.
         engine, provider, threads, public_key, check_reference: as `Embedder.open` takes them.
         max_batch: images of one run at most, None as it was tuned or else 8; the sizes run are it and the powers of two below.
@@ -89,6 +90,7 @@ class Settings:
     artifacts: tuple[Served, ...]
     host: str = "127.0.0.1"
     port: int = 8000
+    grpc_port: int | None = None
     workers: int = 1
     engine: str = "auto"
     provider: str | None = None
@@ -138,6 +140,8 @@ class Settings:
             _check_network(proxy)
         if (self.tls_cert is None) != (self.tls_key is None):
             raise OptionError("--tls-cert and --tls-key go together: one is missing")
+        if self.grpc_port == 0 and self.workers > 1:
+            raise OptionError("--grpc-port 0 gives each worker another port; name one")
         if self.max_body > self.max_buffered:
             raise OptionError(f"max_body {self.max_body} is more than max_buffered {self.max_buffered} bytes")
 

@@ -14,7 +14,9 @@ from mimruntime import Embedder
 
 @pytest.fixture(scope="session")
 def toy(toy_artifact: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    with running(toy_artifact, "--max-body-mb", 8, log=tmp_path_factory.mktemp("serve") / "log") as service:
+    with running(
+        toy_artifact, "--max-body-mb", 8, "--grpc-port", 0, log=tmp_path_factory.mktemp("serve") / "log"
+    ) as service:
         yield service
 
 

@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import grpc
 import numpy as np
 import pytest
 from fastapi import FastAPI
@@ -223,15 +224,18 @@ def test_unknown_paths_and_methods_are_answered_in_shape(toy: Service) -> None:
 def test_configured_by_environment_with_keys_two_artifacts_and_json_logs(
     toy_artifact: Path, toy_without_selection: Path, tmp_path: Path, photo: Path
 ) -> None:
+    (tmp_path / "keys").write_text("third\n")
     env = {
         "MIMEXPORT_ARTIFACTS": f"{toy_artifact}:other={toy_without_selection}",
         "MIMEXPORT_API_KEY": "first second \u00e9",
         "MIMEXPORT_FORMAT": "JPEG TIFF",
         "MIMEXPORT_LOG_JSON": "1",
         "MIMEXPORT_TRUSTED_PROXY": "::1 127.0.0.0/8",
+        "MIMEXPORT_GRPC_PORT": "0",
+        "MIMEXPORT_API_KEY_FILE": str(tmp_path / "keys"),
     }
     with running(log=tmp_path / "log", env=env) as service:
-        image = photo.read_bytes()
+        image, grpc_address = photo.read_bytes(), service.grpc
         assert service.call("/v1/embeddings/image?model=toy", image).status == 401
         assert service.call("/v1/models", Authorization="Bearer wrong").status == 401
         assert service.call("/v1/models", Authorization="Bearer wrong").headers["WWW-Authenticate"] == "Bearer"
@@ -249,6 +253,13 @@ def test_configured_by_environment_with_keys_two_artifacts_and_json_logs(
         proxied = {"X-Forwarded-For": "198.51.100.9, 203.0.113.7", "X-Forwarded-Proto": "https", "X-Request-Id": "p-1"}
         assert service.call("/v1/embeddings/image?model=other", image, **key, **proxied).json["model"] == "other"
         service.call("/" + "x" * 5000)
+        with grpc.insecure_channel(service.grpc) as channel:
+            about = channel.unary_unary("/inference.GRPCInferenceService/ServerMetadata")
+            key_of_keys = [("authorization", "Bearer third")]
+            assert b"mimexport" in about(b"", timeout=20, metadata=key_of_keys)
+            with pytest.raises(grpc.RpcError, match="UNAUTHENTICATED"):
+                about(b"", timeout=20, metadata=[("x-request-id", "g-1")])
+            assert channel.unary_unary("/inference.GRPCInferenceService/ServerLive")(b"", timeout=20) == b"\x08\x01"
         for path in ("/v1/embeddings/image?model=other&selection=true", "/v2/models/other/infer"):
             named = {"inputs": [{"name": "image", "datatype": "BYTES", "shape": [1], "data": [""]}]}
             asked = named | {"outputs": [{"name": "selection"}]} if "/v2/" in path else image
@@ -262,7 +273,7 @@ def test_configured_by_environment_with_keys_two_artifacts_and_json_logs(
     entries = [json.loads(line) for line in (tmp_path / "log").read_text().splitlines()]  # nothing but JSON
     assert all(re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}\+00:00", entry["time"]) for entry in entries)
     said = [entry["message"] for entry in entries if entry["message"] != "request"]
-    assert said[0] == f"listening on {service.url}"
+    assert said[:2] == [f"gRPC on {grpc_address}", f"listening on {service.url}"]
     assert [said[-2].partition(";")[0], said[-1]] == ["the service ends", "stopped"]
     (through_proxy,) = (entry for entry in entries if entry.get("request_id") == "p-1")
     del through_proxy["time"], through_proxy["ms"]
@@ -270,6 +281,8 @@ def test_configured_by_environment_with_keys_two_artifacts_and_json_logs(
         "level": "info", "message": "request", "request_id": "p-1", "method": "POST", "path": "/v1/embeddings/image",
         "status": 200, "model": "other", "images": 1, "reason": None, "client": "203.0.113.7", "scheme": "https",
     }  # fmt: skip
+    (over_grpc,) = (entry for entry in entries if entry.get("request_id") == "g-1")
+    assert (over_grpc["status"], over_grpc["scheme"]) == ("UNAUTHENTICATED", "grpc")
     assert any(entry.get("reason") == "invalid_api_key" for entry in entries)
     assert max(len(entry.get("path", "")) for entry in entries) == 256
     assert "second" not in (tmp_path / "log").read_text()
@@ -387,6 +400,8 @@ def test_check_prints_what_would_be_served_and_exits(toy_artifact: Path, space: 
         (["a="], 1, "error: 'a=' is no NAME=FOLDER"),
         (["{toy}", "--provider", "cuda"], 1, "error: provider 'cuda' is not part of"),
         (["{toy}", "--port", "{port}"], 1, "error: cannot listen on 127.0.0.1:{port} (Address already in use); stop"),
+        (["{toy}", "--port", "0", "--grpc-port", "{port}"], 1, "stop what does, or give another --host or --grpc-port"),
+        (["{toy}", "--grpc-port", "0", "--workers", "2"], 1, "error: --grpc-port 0 gives each worker another port"),
         (["{toy}", "--api-key", " "], 1, "error: an API key is empty"),
         (["{toy}", "--api-key-file", "no-such-file"], 1, "error: the file of API keys no-such-file cannot be read"),
         (["{toy}", "--api-key-file", os.devnull], 1, f"error: the file of API keys {os.devnull} holds no key"),

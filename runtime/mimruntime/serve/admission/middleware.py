@@ -11,6 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from mimruntime.serve.admission.buffer import Buffer
 from mimruntime.serve.admission.connection import TimeoutProtocol
 from mimruntime.serve.admission.keys import Keys
 from mimruntime.serve.admission.lifecycle import Lifecycle
@@ -40,6 +41,7 @@ class AdmissionMiddleware:
         settings: Settings,
         keys: Keys,
         lifecycle: Lifecycle,
+        buffer: Buffer,
         check_room: Callable[[], None],
     ) -> None:
         self._app = app
@@ -47,7 +49,7 @@ class AdmissionMiddleware:
         self._check_room = check_room
         self._lifecycle = lifecycle
         self._keys = keys
-        self._buffered = 0
+        self._buffer = buffer
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request, or refuse it."""
@@ -63,7 +65,7 @@ class AdmissionMiddleware:
         except HungUpError:
             return
         finally:
-            self._buffered -= len(body)
+            self._buffer.give(len(body))
 
     def _check(self, scope: Scope) -> int:
         """Refuse what needs no body to be refused; return the bytes that the body may have."""
@@ -95,14 +97,12 @@ class AdmissionMiddleware:
             async with asyncio.timeout(self._settings.body_timeout_s):
                 async for chunk in _chunks(receive):
                     body += chunk
-                    self._buffered += len(chunk)
+                    self._buffer.take(len(chunk))
                     if len(body) > most:
                         raise _too_large(most)
-                    if self._buffered > self._settings.max_buffered:
-                        raise Problem(429, "memory_full", "too many bytes are in flight", retry_after_s=1)
             return bytes(body)
         except BaseException as error:
-            self._buffered -= len(body)
+            self._buffer.give(len(body))
             if isinstance(error, TimeoutError):
                 raise Problem(408, "too_slow", f"not whole within {self._settings.body_timeout_s:g} s") from error
             raise

@@ -6,7 +6,7 @@ import itertools
 import math
 import re
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Annotated, Any
 
 import msgspec
@@ -68,12 +68,17 @@ def write_numbers(name: str, numbers: np.ndarray, datatype: str, *, binary: bool
     return tensor | {"parameters": {"binary_data_size": len(raw)}}, raw
 
 
+def pack_bytes(elements: Iterable[bytes]) -> bytes:
+    """Return a BYTES tensor in its binary form: each element after its length, little-endian uint32."""
+    return b"".join(_LENGTH.pack(len(element)) + element for element in elements)
+
+
 def write_texts(name: str, texts: Sequence[str], *, binary: bool) -> tuple[dict[str, Any], bytes]:
     """Return an output tensor BYTES (B,) and its binary part, which is empty in JSON."""
     tensor: dict[str, Any] = {"name": name, "datatype": "BYTES", "shape": [len(texts)]}
     if not binary:
         return tensor | {"data": [*texts]}, b""
-    raw = b"".join(_LENGTH.pack(len(text)) + text for text in (text.encode() for text in texts))
+    raw = pack_bytes(text.encode() for text in texts)
     return tensor | {"parameters": {"binary_data_size": len(raw)}}, raw
 
 

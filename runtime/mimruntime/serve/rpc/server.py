@@ -1,0 +1,72 @@
+"""The server of gRPC: where it listens, and what every connection of it goes by."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+
+import grpc
+from grpc import aio
+
+from mimruntime.serve.admission.buffer import Buffer
+from mimruntime.serve.admission.keys import Keys
+from mimruntime.serve.admission.lifecycle import Lifecycle
+from mimruntime.serve.execution.model import Models
+from mimruntime.serve.metrics import Metrics
+from mimruntime.serve.rpc.service import Service
+from mimruntime.serve.settings import Settings
+
+_LOG = logging.getLogger("mimexport")
+_IDLE_S = 75
+_STREAMS = 128
+"""Calls of one connection at once."""
+_METADATA = 16_384
+_NO_COMPRESSION = 1
+"""A set of algorithms as bits: identity alone. A compressed message could be any size."""
+
+
+async def start_server(
+    stack: contextlib.AsyncExitStack,
+    models: Models,
+    settings: Settings,
+    keys: Keys,
+    lifecycle: Lifecycle,
+    metrics: Metrics,
+    buffer: Buffer,
+    version: str,
+) -> None:
+    """Listen on `settings.grpc_port` until `stack` ends; what was accepted has been waited for by then."""
+    service = Service(models, settings, keys, lifecycle, metrics, buffer, version)
+    server = aio.server(
+        handlers=service.handlers(),
+        options=[*_options(settings).items()],
+        maximum_concurrent_rpcs=settings.max_connections,
+    )
+    host = settings.host
+    address = f"[{host}]:{settings.grpc_port}" if ":" in host else f"{host or '[::]'}:{settings.grpc_port}"
+    if settings.tls_cert is None or settings.tls_key is None:
+        port = server.add_insecure_port(address)
+    else:
+        pair = settings.tls_key.read_bytes(), settings.tls_cert.read_bytes()
+        port = server.add_secure_port(address, grpc.ssl_server_credentials([pair]))
+    await server.start()
+    stack.push_async_callback(server.stop, 0)
+    _LOG.info("gRPC on %s:%d", host, port)
+
+
+def _options(settings: Settings) -> dict[str, int]:
+    patience_ms = int(settings.body_timeout_s * 1000)
+    return {
+        "grpc.max_receive_message_length": settings.max_body,
+        "grpc.max_metadata_size": _METADATA,
+        "grpc.absolute_max_metadata_size": _METADATA,
+        "grpc.max_concurrent_streams": _STREAMS,
+        "grpc.max_allowed_incoming_connections": settings.max_connections,
+        "grpc.server_handshake_timeout_ms": patience_ms,
+        "grpc.max_connection_idle_ms": _IDLE_S * 1000,
+        "grpc.keepalive_time_ms": patience_ms,
+        "grpc.keepalive_timeout_ms": patience_ms,
+        "grpc.compression_enabled_algorithms_bitset": _NO_COMPRESSION,
+        # Several workers share the address; one must not share it with another program.
+        "grpc.so_reuseport": int(settings.workers > 1),
+    }

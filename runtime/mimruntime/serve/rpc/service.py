@@ -1,0 +1,220 @@
+"""The calls of the service, each answered as its twin over HTTP is."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import grpc
+
+from mimruntime.errors import MimError
+from mimruntime.serve.admission.buffer import Buffer
+from mimruntime.serve.admission.keys import Keys
+from mimruntime.serve.admission.lifecycle import Lifecycle
+from mimruntime.serve.execution.model import Models
+from mimruntime.serve.metrics import Metrics
+from mimruntime.serve.observability import GOOD_ID, REQUEST_ID_HEADER, SPACE_HEADER, record_request
+from mimruntime.serve.problems import Problem, from_error
+from mimruntime.serve.protocols.kserve import EXTENSIONS
+from mimruntime.serve.protocols.kserve_about import describe_model
+from mimruntime.serve.protocols.kserve_infer import read_request, write_answer
+from mimruntime.serve.protocols.offload import parse
+from mimruntime.serve.protocols.tensors import read_images
+from mimruntime.serve.rpc import convert
+from mimruntime.serve.rpc.messages import HEALTH, NOT_SERVING, SERVICE, SERVING
+from mimruntime.serve.settings import Settings
+
+_LOG = logging.getLogger("mimexport")
+_SMALL = 4096
+"""Bytes of a message that carries no images."""
+_STATUS = {
+    401: grpc.StatusCode.UNAUTHENTICATED,
+    404: grpc.StatusCode.NOT_FOUND,
+    408: grpc.StatusCode.DEADLINE_EXCEEDED,
+    409: grpc.StatusCode.FAILED_PRECONDITION,
+    429: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    500: grpc.StatusCode.INTERNAL,
+    503: grpc.StatusCode.UNAVAILABLE,
+    504: grpc.StatusCode.DEADLINE_EXCEEDED,
+}
+"""Of HTTP's statuses; the others are the request's fault: INVALID_ARGUMENT."""
+
+
+@dataclass(slots=True)
+class _Call:
+    """One call: its metadata, and what the log says of it."""
+
+    metadata: Mapping[str, Any]
+    about: dict[str, Any] = field(default_factory=dict)
+
+
+_Work = Callable[[bytes, _Call], Awaitable[bytes]]
+
+
+class Service:
+    """Handlers of every call; a body is read only once the call is let in."""
+
+    def __init__(
+        self,
+        models: Models,
+        settings: Settings,
+        keys: Keys,
+        lifecycle: Lifecycle,
+        metrics: Metrics,
+        buffer: Buffer,
+        version: str,
+    ) -> None:
+        self._models = models
+        self._settings = settings
+        self._keys = keys
+        self._lifecycle = lifecycle
+        self._metrics = metrics
+        self._buffer = buffer
+        self._version = version
+        # How large a message is shows when it is there: so many of the largest may be on their way.
+        self._arriving = asyncio.Semaphore(max(1, settings.max_buffered // settings.max_body))
+
+    def handlers(self) -> list[grpc.GenericRpcHandler]:
+        """Return what the server calls, by service."""
+        of_protocol = {
+            "ServerLive": self._handler("ServerLive", self._live, is_open=True),
+            "ServerReady": self._handler("ServerReady", self._ready, is_open=True),
+            "ModelReady": self._handler("ModelReady", self._model_ready),
+            "ServerMetadata": self._handler("ServerMetadata", self._server_metadata),
+            "ModelMetadata": self._handler("ModelMetadata", self._model_metadata),
+            "ModelInfer": self._handler("ModelInfer", self._infer, has_images=True),
+        }
+        of_health = {"Check": self._handler("Check", self._health, is_open=True, service=HEALTH)}
+        return [
+            grpc.method_handlers_generic_handler(SERVICE, of_protocol),
+            grpc.method_handlers_generic_handler(HEALTH, of_health),
+        ]
+
+    def _handler(
+        self, name: str, work: _Work, *, is_open: bool = False, has_images: bool = False, service: str = SERVICE
+    ) -> Any:
+        """Return the handler of one call, which on the wire is one message for one, whatever the handler's kind."""
+        path = f"/{service}/{name}"
+
+        async def answer(messages: AsyncIterator[bytes], context: Any) -> bytes:
+            call = _Call(dict(context.invocation_metadata() or ()))
+            given = str(call.metadata.get(REQUEST_ID_HEADER.lower(), ""))
+            request_id = given if GOOD_ID.fullmatch(given) else uuid.uuid4().hex
+            status, started = grpc.StatusCode.CANCELLED, time.monotonic()
+            context.set_trailing_metadata(((REQUEST_ID_HEADER.lower(), request_id),))
+            with self._lifecycle.request():
+                try:
+                    reply = await self._serve(work, messages, call, is_open=is_open, has_images=has_images)
+                    status = grpc.StatusCode.OK
+                    return reply
+                except Exception as error:
+                    problem = _problem(error)
+                    call.about["reason"] = problem.code
+                    status = _STATUS.get(problem.status_code, grpc.StatusCode.INVALID_ARGUMENT)
+                    await context.abort(status, problem.detail, _trailing(problem, request_id))
+                    raise  # abort has
+                finally:
+                    seen = {"request_id": request_id, "method": "POST", "path": path, "status": status.name}
+                    record_request(
+                        self._metrics, path, "POST", status.name, time.monotonic() - started,
+                        seen | call.about | {"client": context.peer(), "scheme": "grpc"},
+                        failed=status is not grpc.StatusCode.OK,
+                    )  # fmt: skip
+
+        return grpc.stream_unary_rpc_method_handler(answer)
+
+    async def _serve(
+        self, work: _Work, messages: AsyncIterator[bytes], call: _Call, *, is_open: bool, has_images: bool
+    ) -> bytes:
+        if is_open:  # what it says is not even read: nobody holds memory or a place by it
+            return await work(b"", call)
+        if self._keys and not self._keys.is_known(str(call.metadata.get("authorization", "")).encode()):
+            raise Problem(401, "invalid_api_key", "send a valid key as metadata 'authorization: Bearer KEY'")
+        self._lifecycle.check_open()
+        if has_images:
+            self._models.check_room()
+        message = await self._read(messages)
+        if not has_images and len(message) > _SMALL:
+            raise Problem(413, "body_too_large", f"the message is over {_SMALL:,} bytes")
+        with self._buffer.holding(len(message)):
+            return await work(message, call)
+
+    async def _read(self, messages: AsyncIterator[bytes]) -> bytes:
+        try:
+            async with asyncio.timeout(self._settings.body_timeout_s), self._arriving:
+                async for message in messages:
+                    return message
+        except TimeoutError as error:
+            raise Problem(408, "too_slow", f"not whole within {self._settings.body_timeout_s:g} s") from error
+        raise Problem(400, "malformed", "the call has no message")
+
+    async def _live(self, _: bytes, __: _Call) -> bytes:
+        try:
+            self._models.check_live()
+        except Problem:
+            return convert.write("ServerLiveResponse", live=False)
+        return convert.write("ServerLiveResponse", live=True)
+
+    async def _ready(self, _: bytes, __: _Call) -> bytes:
+        return convert.write("ServerReadyResponse", ready=self._is_ready())
+
+    async def _health(self, _: bytes, __: _Call) -> bytes:
+        return convert.write("HealthCheckResponse", status=SERVING if self._is_ready() else NOT_SERVING)
+
+    def _is_ready(self) -> bool:
+        try:
+            self._lifecycle.check_open()
+            self._models.check_ready()
+        except Problem:
+            return False
+        return True
+
+    async def _model_ready(self, message: bytes, _: _Call) -> bytes:
+        model = self._models.find(convert.read_name(message))
+        try:
+            model.check_ready()
+        except Problem:
+            return convert.write("ModelReadyResponse", ready=False)
+        return convert.write("ModelReadyResponse", ready=True)
+
+    async def _server_metadata(self, _: bytes, __: _Call) -> bytes:
+        return convert.write(
+            "ServerMetadataResponse", name="mimexport", version=self._version, extensions=[*EXTENSIONS]
+        )
+
+    async def _model_metadata(self, message: bytes, _: _Call) -> bytes:
+        return convert.write_metadata(describe_model(self._models.find(convert.read_name(message))))
+
+    async def _infer(self, message: bytes, call: _Call) -> bytes:
+        name, asked, raw = await parse(convert.read_infer, message, self._settings.max_items)
+        model = self._models.find(name)
+        inference = read_request(model, asked)
+        count = asked.inputs[0].shape[0]
+        call.about |= {"model": model.about.name, "images": count}
+        for expected in (inference.expected_space, call.metadata.get(SPACE_HEADER.lower())):
+            model.check_space(inference.codec, None if expected is None else str(expected))
+        model.check_request(count)
+        images = await parse(lambda _: read_images(asked, memoryview(raw), model.manifest.preprocess.size), raw)
+        outcomes = await model.embed(images, param="inputs[0]", by_item=inference.by_item)
+        return convert.write_infer(*write_answer(inference, outcomes))
+
+
+def _problem(error: Exception) -> Problem:
+    if isinstance(error, Problem):
+        return error
+    if isinstance(error, MimError):
+        return from_error(error)
+    _LOG.error("a call failed", exc_info=error)
+    return Problem(500, "internal_error", "the service failed on this request; its log says why")
+
+
+def _trailing(problem: Problem, request_id: str) -> tuple[tuple[str, str], ...]:
+    """Return metadata after the answer; with the pause that gRPC's clients wait before they retry, where it helps."""
+    pause_s = (problem.headers or {}).get("Retry-After")
+    retry = () if pause_s is None else (("grpc-retry-pushback-ms", str(1000 * int(pause_s))),)
+    return ((REQUEST_ID_HEADER.lower(), request_id), *retry)

@@ -1,0 +1,225 @@
+"""The stock Triton client over gRPC, and what no client of good will sends."""
+
+from __future__ import annotations
+
+import threading
+import time
+import tracemalloc
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import grpc
+import numpy as np
+import pytest
+from service import Service
+
+from mimruntime import Embedder
+from mimruntime.serve.problems import Problem
+from mimruntime.serve.rpc.convert import read_infer
+from mimruntime.serve.rpc.messages import HEALTH, MESSAGES, SERVICE
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+INFER = f"/{SERVICE}/ModelInfer"
+
+
+@pytest.fixture(scope="module")
+def triton():
+    return pytest.importorskip("tritonclient.grpc")
+
+
+@pytest.fixture
+def client(toy: Service, triton):
+    with triton.InferenceServerClient(toy.grpc) as client:
+        yield client
+
+
+@pytest.fixture
+def channel(toy: Service) -> Iterator[grpc.Channel]:
+    with grpc.insecure_channel(toy.grpc) as channel:
+        yield channel
+
+
+def files(triton, images: list[bytes]):
+    tensor = triton.InferInput("image", [len(images)], "BYTES")
+    tensor.set_data_from_numpy(np.array(images, object))
+    return tensor
+
+
+def refused(work: Callable[[], object]) -> tuple[str, str]:
+    """Code and text of a refusal."""
+    with pytest.raises(grpc.RpcError) as caught:
+        work()
+    return caught.value.code().name, caught.value.details()
+
+
+def test_files_in_vectors_and_weights_out(
+    client, triton, photos: list[Path], expected: np.ndarray, weights: np.ndarray
+) -> None:
+    outputs = [triton.InferRequestedOutput(name) for name in ("embedding", "selection")]
+    images = files(triton, [path.read_bytes() for path in photos])
+    answer = client.infer("toy", [images], outputs=outputs, request_id="seven")
+    assert (answer.as_numpy("embedding") * expected).sum(axis=1).min() > 0.999999
+    np.testing.assert_allclose(answer.as_numpy("selection"), weights, atol=1e-6)
+    assert answer.get_response().id == "seven"
+
+
+def test_pixels_as_the_graph_takes_them(
+    client, triton, toy_artifact: Path, photo: Path, photos: list[Path], expected: np.ndarray, channel, space: str
+) -> None:
+    with Embedder.open(toy_artifact) as embedder:
+        pixels = embedder.prepare(photo)[None]
+    tensor = triton.InferInput("pixels", [1, 64, 64, 3], "UINT8")
+    tensor.set_data_from_numpy(pixels)
+    vector = client.infer("toy", [tensor]).as_numpy("embedding")[0]
+    assert np.dot(vector, expected[photos.index(photo)]) > 0.999999
+    typed = {
+        "name": "pixels",
+        "datatype": "UINT8",
+        "shape": [1, 64, 64, 3],
+        "contents": {"uint_contents": pixels.ravel()},
+    }
+    answer = call(channel, inputs=[typed])
+    np.testing.assert_array_equal(np.frombuffer(answer.raw_output_contents[0], "<f4"), vector)
+    assert {entry.key: entry.value.string_param for entry in answer.parameters} == {
+        "embedding_space": space,
+        "precision": "fp32",
+    }
+
+
+def call(
+    channel: grpc.Channel, raw: bytes | None = None, *, timeout: float = 20, metadata=(), compression=None, **fields
+):
+    message = MESSAGES["ModelInferRequest"](model_name=fields.pop("model_name", "toy"), **fields).SerializeToString()
+    infer = channel.unary_unary(INFER, response_deserializer=MESSAGES["ModelInferResponse"].FromString)
+    return infer(message if raw is None else raw, timeout=timeout, metadata=metadata, compression=compression)
+
+
+def image(data: bytes) -> dict:
+    return {"name": "image", "datatype": "BYTES", "shape": [1], "contents": {"bytes_contents": [data]}}
+
+
+def test_health_and_metadata_answer_the_client(client, toy: Service, channel) -> None:
+    assert client.is_server_live()
+    assert client.is_server_ready()
+    assert client.is_model_ready("toy")
+    about = client.get_model_metadata("toy", as_json=True)
+    assert [tensor["name"] for tensor in about["inputs"]] == ["pixels", "image"]
+    assert about["outputs"][0] == {"name": "embedding", "datatype": "FP32", "shape": ["-1", "16"]}
+    assert client.get_server_metadata().name == "mimexport"
+    check = channel.unary_unary(f"/{HEALTH}/Check", response_deserializer=MESSAGES["HealthCheckResponse"].FromString)
+    assert check(b"", timeout=20).status == 1
+    path = 'endpoint="/inference.GRPCInferenceService/ModelMetadata",method="POST",status="OK"'
+    assert path in toy.call("/metrics").body.decode()
+
+
+def test_errors_by_item(client, triton, photo: Path) -> None:
+    answer = client.infer("toy", [files(triton, [b"none", photo.read_bytes()])], parameters={"errors": "item"})
+    assert not answer.as_numpy("embedding")[0].any()
+    assert answer.as_numpy("error")[0].startswith(b"image 0: ")
+    assert answer.as_numpy("error")[1] == b""
+
+
+def test_each_refusal_has_its_code_and_text(channel, photo: Path, toy: Service) -> None:
+    data = photo.read_bytes()
+    many = {"name": "image", "datatype": "BYTES", "shape": [65], "contents": {"bytes_contents": [b"x"] * 65}}
+    wide = {"name": "pixels", "datatype": "UINT8", "shape": [1, 1], "contents": {"uint_contents": [256]}}
+    output = {"name": "embedding", "parameters": [{"key": "datatype", "value": {"string_param": "FP8"}}]}
+    other = (("x-embedding-space", "f" * 16),)
+    for fields, code, text in (
+        ({"model_name": "tey", "inputs": [image(data)]}, "NOT_FOUND", "did you mean toy"),
+        ({"model_version": "2", "inputs": [image(data)]}, "NOT_FOUND", "version 1 alone"),
+        ({"inputs": [image(data[:500])]}, "INVALID_ARGUMENT", "image 0: 500 bytes: cannot be read"),
+        ({"inputs": []}, "INVALID_ARGUMENT", "came 0 times; send them once"),
+        ({"inputs": [image(data)], "raw_input_contents": [b""]}, "INVALID_ARGUMENT", "came 2 times"),
+        ({"inputs": [image(data) | {"name": "x"}]}, "INVALID_ARGUMENT", "inputs[0].name"),
+        ({"inputs": [image(data)], "outputs": [output]}, "INVALID_ARGUMENT", "the datatype 'FP8'; expected FP32"),
+        ({"inputs": [many]}, "INVALID_ARGUMENT", "65 images in one request; at most 64"),
+        ({"inputs": [wide]}, "INVALID_ARGUMENT", "uint_contents has 256; pixels are 0 to 255"),
+        ({"inputs": [image(data)], "metadata": other}, "FAILED_PRECONDITION", "expected ffff"),
+    ):
+        found = refused(lambda fields=fields: call(channel, **fields))
+        assert (found[0], text in found[1]) == (code, True), (found, text)
+    assert toy.call("/ready").status == 200
+
+
+def test_what_no_client_of_good_will_sends_is_refused(channel, photo: Path, toy: Service) -> None:
+    assert refused(lambda: call(channel, b"\xff" * 30))[0] == "INVALID_ARGUMENT"
+    assert refused(lambda: call(channel, bytes(9_000_000)))[0] == "RESOURCE_EXHAUSTED"
+    assert refused(lambda: call(channel, b"\x2a\x00" * 1_000_000)) == (
+        "INVALID_ARGUMENT",
+        "the message has over 192 fields, more than a request needs",
+    )
+    packed = refused(lambda: call(channel, inputs=[image(bytes(5_000_000))], compression=grpc.Compression.Gzip))
+    assert packed[0] == "UNIMPLEMENTED"
+    large = channel.unary_unary(f"/{SERVICE}/ModelMetadata")
+    assert refused(lambda: large(bytes(5000), timeout=20)) == ("INVALID_ARGUMENT", "the message is over 4,096 bytes")
+    assert refused(lambda: channel.unary_unary(f"/{SERVICE}/Nothing")(b"", timeout=20))[0] == "UNIMPLEMENTED"
+    assert len(call(channel, inputs=[image(photo.read_bytes())]).raw_output_contents[0]) == 64
+
+
+def test_health_is_answered_while_others_send_without_end(channel, toy: Service) -> None:
+    def drip(ended: threading.Event) -> Iterator[bytes]:
+        ended.wait()
+        yield from ()
+
+    ended = threading.Event()
+    infer, live = channel.stream_unary(INFER), channel.unary_unary(f"/{SERVICE}/ServerLive")
+    calls = [infer.future(drip(ended), timeout=60) for _ in range(100)]  # more than may be on their way at once
+    assert live(bytes(1_000_000), timeout=20) == MESSAGES["ServerLiveResponse"](live=True).SerializeToString()
+    ended.set()
+    assert {each.code().name for each in calls} == {"INVALID_ARGUMENT"}  # "the call has no message"
+
+
+def test_a_call_that_is_given_up_leaves_nothing_in_flight(channel, photo: Path, toy: Service) -> None:
+    data = photo.read_bytes()
+    images = {"name": "image", "datatype": "BYTES", "shape": [60], "contents": {"bytes_contents": [data] * 60}}
+    assert refused(lambda: call(channel, inputs=[images], timeout=0.03))[0] == "DEADLINE_EXCEEDED"
+    deadline = time.monotonic() + 20
+    while toy.metric("mimexport_images_in_flight"):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_a_hundred_calls_at_once_are_answered_or_told_to_wait(channel, photo: Path) -> None:
+    message = MESSAGES["ModelInferRequest"](model_name="toy", inputs=[image(photo.read_bytes())]).SerializeToString()
+    infer = channel.unary_unary(INFER)
+    codes = [each.code().name for each in [infer.future(message, timeout=30) for _ in range(100)]]
+    assert {*codes} <= {"OK", "RESOURCE_EXHAUSTED"}
+    assert "OK" in codes
+
+
+def tag(number: int, content: bytes) -> bytes:
+    """A field of bytes, below 16 in number."""
+    length = bytearray()
+    rest = len(content)
+    while rest > 127:
+        length.append(rest & 127 | 128)
+        rest >>= 7
+    return bytes([number << 3 | 2, *length, rest]) + content
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        tag(5, b"") * 500_000,
+        tag(5, tag(5, tag(8, b"") * 500_000)),
+        tag(5, tag(4, b"") * 500_000),
+        tag(6, tag(2, tag(2, b"")) * 200_000),
+        tag(4, tag(2, b"\x08\x01" * 500_000)),
+        tag(5, tag(5, tag(3, b"\x01" * 1_000_000))),
+        tag(5, tag(5, b"\x20\x01" * 500_000)),
+        tag(5, tag(5, tag(4, b"\x01" * 8_000_001))),
+        tag(7, b"") * 500_000,
+        b"\x0b" * 1_000_000,
+        tag(5, b"x" * 10)[:-1],
+        b"\xfa" + b"\xff" * 20,
+    ],
+)
+def test_whatever_the_message_its_memory_is_bounded_by_its_size(message: bytes) -> None:
+    tracemalloc.start()
+    try:
+        with pytest.raises(Problem):
+            read_infer(message, 64)
+        assert tracemalloc.get_traced_memory()[1] < 100_000
+    finally:
+        tracemalloc.stop()
