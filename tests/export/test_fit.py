@@ -1,6 +1,7 @@
 """Heads are learned from stored tokens: the same command gives the same head, and a killed run loses nothing."""
 
 import io
+import re
 import subprocess
 from dataclasses import replace
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+from mimeval.cli.progress import ConsoleProgress
 from mimexport.aggregators import make_aggregator
 from mimexport.aliases import ALIASES
 from mimexport.backbone import Backbone
@@ -19,7 +21,8 @@ from mimexport.features import ComputedFeatures
 from mimexport.fitting import tokens as token_module
 from mimexport.fitting.fitter import FitOptions, Fitter
 from mimexport.fitting.labelled import _Trainer, train
-from mimexport.fitting.stored_features import StoredFeatures, pool
+from mimexport.fitting.ranking import Candidate, best_learned, explain_choice
+from mimexport.fitting.stored_features import StoredFeatures, pool, pool_all
 from mimexport.fitting.tokens import Tokens, TokenStore
 from mimexport.fitting.unlabelled import two_view_recall
 from mimexport.fitting.views import WHOLE, show
@@ -148,6 +151,7 @@ def test_without_labels_a_scorer_or_a_whitening_is_fitted(tmp_path, pictures, ag
         ranking = head.figures["two_view_recall"]
         assert {row[0] for row in ranking} == {"center-norm", "input-norm", "norm", "cls-attention", "learned"}
         assert [row[2] for row in ranking] == sorted((row[2] for row in ranking), reverse=True)
+        assert f"learned, k {head.params['k']}" in head.figures["choice"]
 
 
 def test_a_training_free_score_keeps_itself_and_gets_a_whitening(tmp_path, pictures):
@@ -362,3 +366,36 @@ def test_nan_in_the_tokens_is_one_line(tmp_path, pictures, monkeypatch):
     monkeypatch.setattr(TokenStore, "_run", broken)
     with pytest.raises(FitError, match="NaN or infinite"):
         Fitter(options(tmp_path, pictures)).fit()
+
+
+@pytest.mark.parametrize(
+    ("ranking", "k", "reason"),
+    [
+        ([("learned", 48, 0.9), ("norm", 32, 0.8)], None, r"learned, k 48 \(90\.0 % ± 1\.3\): the best"),
+        ([("norm", 32, 0.91), ("learned", 48, 0.90)], None, r"learned, k 48 .* within the interval of the best, norm"),
+        ([("norm", 32, 0.95), ("learned", 48, 0.90)], None, r"learned, k 48.*norm, k 32 .* is better by more .*--k 32"),
+        ([("norm", 32, 0.95), ("learned", 48, 0.90)], "16", r"learned, k 16: as asked for; the best here is norm, k 32"),
+        ([("learned", 64, 0.95), ("learned", 48, 0.949)], None, r"learned, k 48 .* within .* best, learned, k 64"),
+    ],
+)  # fmt: skip
+def test_a_choice_says_why_it_was_made(ranking, k, reason):
+    candidates = [Candidate(score, kept, recall, 2000) for score, kept, recall in ranking]
+    assert re.match(reason, explain_choice(candidates, best_learned(candidates, 64), k))
+
+
+def test_the_time_left_is_told_from_the_pace_so_far(monkeypatch, capsys):
+    clock = [100.0]
+    monkeypatch.setattr("mimeval.cli.progress.time.monotonic", lambda: clock[0])
+    shown = ConsoleProgress()
+    for done, clock[0] in ((100, 100.0), (300, 120.0), (600, 150.0)):
+        shown.progress("scorer", done, 1000)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[1:] == ["  scorer: 300 of 1,000, 1 min 10 s left", "  scorer: 600 of 1,000, 40 s left"]
+
+
+def test_pooling_together_gives_what_pooling_one_by_one_gives(tmp_path, pictures):
+    fitter = Fitter(options(tmp_path, pictures, agg="mean"))
+    tokens = fitter.tokens(pictures[0], "all", "training")
+    kinds = [make_aggregator("topk", fitter.backbone.shape, {"k": share}) for share in ("25%", "75%")]
+    for one, together in zip(kinds, pool_all(kinds, tokens, fitter.backbone), strict=True):
+        assert torch.equal(pool(one, tokens, fitter.backbone, final=False), together)

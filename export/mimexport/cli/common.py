@@ -117,4 +117,9 @@ def pixel_options(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def show_step(line: str) -> None:
     """Say on stderr what is being done."""
-    click.echo(f"  {line}" if line.startswith("NOTE:") else f"  {line} …", err=True)
+    click.echo(step_text(line), err=True)
+
+
+def step_text(line: str) -> str:
+    """Return a step, or a note on one, as it is shown."""
+    return f"  {line}" if line.startswith("NOTE:") else f"  {line} …"

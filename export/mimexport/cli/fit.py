@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
-from mimexport.cli.common import BUILDING, KEEP, KEEP_BY, BackboneOptions, backbone_options, show_step
+from mimeval.cli.progress import ConsoleProgress
+from mimexport.cli.common import BUILDING, KEEP, KEEP_BY, BackboneOptions, backbone_options, step_text
 from mimruntime.cli.command import Command, gather, group, option
 from mimruntime.cli.options import COUNT, PATH
 from mimruntime.errors import needs
@@ -101,6 +101,7 @@ def fit_command(settings: FitSettings, backbone: BackboneOptions) -> None:
     judged = None if held_out is None or train.labels is None or settings.no_judge else (train, held_out)
     if judged:
         held_out_labels(*judged)  # here too: what follows takes minutes
+    shown = ConsoleProgress()
     fitter = open_fitter(
         backbone.model,
         settings.agg,
@@ -114,8 +115,8 @@ def fit_command(settings: FitSettings, backbone: BackboneOptions) -> None:
         cache=settings.cache,
         keep=settings.keep,
         keep_by=settings.keep_by,
-        report=show_step,
-        progress=_token_progress,
+        report=lambda line: shown.say(step_text(line)),
+        progress=shown.progress,
     )
     head = fitter.fit()
     save_head(head, settings.out)
@@ -126,6 +127,8 @@ def fit_command(settings: FitSettings, backbone: BackboneOptions) -> None:
         click.echo(
             f"topk --score {score} --k {k}: two views of an image find each other in {100 * recall:.1f} % of cases"
         )
+    if "choice" in head.figures:
+        click.echo(f"taken: {head.figures['choice']}")
     if judged:
         head = replace(head, figures=head.figures | _held_out_figures(fitter, head, judged))
         save_head(head, settings.out)
@@ -177,8 +180,3 @@ def _held_out_figures(fitter: Fitter, head: Head, sets: tuple[ImageSet, ImageSet
 def _percent(interval: Interval, sign: str = "") -> str:
     value, low, high = (f"{100 * part:{sign}.1f}" for part in (interval.value, interval.low, interval.high))
     return f"{value} [{low}, {high}]"
-
-
-def _token_progress(name: str, done: int, total: int) -> None:
-    if sys.stderr.isatty():
-        click.echo(f"\r  {name}: {done} of {total}", nl=done == total, err=True)

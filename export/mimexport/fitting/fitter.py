@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from mimexport.aggregators import AGGREGATORS, Aggregator, make_aggregator
-from mimexport.aggregators.base import Scorable
-from mimexport.aggregators.topk import LEARNED, SCORES
+from mimexport.aggregators.topk import LEARNED
 from mimexport.backbone import Backbone
 from mimexport.errors import FitError
 from mimexport.fitting.labelled import train
+from mimexport.fitting.ranking import best_learned, explain_choice, load_scorer, rank_topk, whitened_recall
 from mimexport.fitting.sources import LazySources
 from mimexport.fitting.stored_features import pool
 from mimexport.fitting.tokens import Tokens, TokenStore
@@ -38,7 +38,6 @@ TWO_VIEW_IMAGES = 16_000
 """Images of which two random views are taken, at most: more bring little and cost disk."""
 _COMPARED = 4000
 """Images whose views tell which token norm is better."""
-SHARES = ("25%", "50%", "75%", "100%")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,15 +76,6 @@ class FitOptions:
     two_view: Sequence[Source] | None = None
     keep: str | None = None
     keep_by: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Candidate:
-    """A training-free choice, and how well two views of an image find each other with it (no labels)."""
-
-    score: str
-    k: int
-    recall: float
 
 
 class Fitter:
@@ -163,15 +153,16 @@ class Fitter:
         figures: dict[str, Any] = {"norms_two_view_recall": norms}
         if learns_without_labels:
             self.report("fitting the scorer without labels")
-            w, recipe = fit_scorer(*views, seed=options.seed)
+            w, recipe = fit_scorer(*views, seed=options.seed, progress=lambda *done: self._progress("scorer", *done))
             if options.agg == "topk":
-                ranking = self.rank_topk(w, views)
+                self.report("comparing scores and numbers of patches")
+                ranking = rank_topk(w, views, self.backbone, lambda *done: self._progress("scores", *done))
                 figures["two_view_recall"] = [[c.score, c.k, round(c.recall, 4)] for c in ranking]
-                # With all patches there is no choice left, and the head would be the mean.
-                best = next(c for c in ranking if c.score == LEARNED and c.k < self.backbone.shape.patches)
+                best = best_learned(ranking, self.backbone.shape.patches)
+                figures["choice"] = explain_choice(ranking, best, given.get("k"))
                 given = {"k": str(best.k), **given, "score": LEARNED}
             aggregator = make_aggregator(options.agg, self.backbone.shape, given)
-            _load_scorer(aggregator, w)
+            load_scorer(aggregator, w)
         elif kind.needs_head:
             if options.labels is None:
                 raise OptionError(
@@ -213,21 +204,6 @@ class Fitter:
                 pooled = Whitening(*head.whitening)(pooled)
         return pooled.numpy()
 
-    def rank_topk(self, w: Tensor, views: tuple[Tokens, Tokens]) -> list[Candidate]:
-        """Return every score and k for `topk`, best first by the recall of two whitened views of held-out images."""
-        shape = self.backbone.shape
-        scores = [name for name in (*SCORES, LEARNED) if name != "cls-attention" or shape.has_cls]
-        found = {}
-        for score in scores:
-            for share in SHARES:
-                aggregator = make_aggregator("topk", shape, {"k": share, "score": score})
-                if score == LEARNED:
-                    _load_scorer(aggregator, w)
-                pooled = (pool(aggregator, view, self.backbone, final=False) for view in views)
-                found[score, aggregator.params["k"]] = _recall(*pooled)
-        ranked = sorted(found.items(), key=lambda item: -item[1])
-        return [Candidate(str(score), int(k), recall) for (score, k), recall in ranked]
-
     def compare_norms(
         self, views: tuple[Tokens, Tokens], choices: Sequence[tuple[str, Mapping[str, Any]]] = ()
     ) -> dict[str, dict[TokenNorm, float]]:
@@ -266,21 +242,7 @@ class Fitter:
         self.report("fitting the whitening")
         first, second = (pool(aggregator, view, self.backbone, final=final) for view in views)
         whitening = fit_two_view(pool(aggregator, whole, self.backbone, final=final), first, second, SHRINKAGE)
-        return whitening, {"two_view_recall_at_1": round(_recall(first, second), 4)}
-
-
-def _load_scorer(aggregator: Aggregator, w: Tensor) -> None:
-    if not isinstance(aggregator, Scorable):
-        raise FitError(f"{type(aggregator).__name__} has no scorer to learn without labels")
-    aggregator.load_scorer(w)
-
-
-def _recall(first: Tensor, second: Tensor) -> float:
-    """Fit the whitening on one half of the images' views (n, D), and return how well those of the other half match."""
-    half = len(first) // 2
-    mean, matrix = fit_two_view(torch.cat([first[:half], second[:half]]), first[:half], second[:half], SHRINKAGE)
-    held = slice(half, half + 4000)
-    return two_view_recall((first[held] - mean) @ matrix, (second[held] - mean) @ matrix)
+        return whitening, {"two_view_recall_at_1": round(whitened_recall(first, second), 4)}
 
 
 def plain_head(agg: str, fitter: Fitter, token_norm: TokenNorm) -> Head:

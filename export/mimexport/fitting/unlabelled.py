@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,9 @@ _TOKEN_IMAGES, _TOKEN_SHRINKAGE = 4000, 0.01
 LEAST_IMAGES = 64
 
 
-def fit_scorer(first: Tokens, second: Tokens, *, seed: int) -> tuple[Tensor, dict[str, Any]]:
+def fit_scorer(
+    first: Tokens, second: Tokens, *, seed: int, progress: Callable[[int, int], None] = lambda done, total: None
+) -> tuple[Tensor, dict[str, Any]]:
     """Return w (D,), the scorer of s_i = w·x_i on raw patch tokens, and the recipe.
 
     Both views are pooled with softmax(s), whitened by what two views of one image share (`fit_two_view`, no gradient),
@@ -33,6 +36,7 @@ def fit_scorer(first: Tokens, second: Tokens, *, seed: int) -> tuple[Tensor, dic
         first: tokens of one random view of n images.
         second: of another view of the same images.
         seed: the same seed gives the same scorer.
+        progress: called with steps done and in all.
 
     Raises:
         FitError: too few images, or features that are not finite.
@@ -63,6 +67,7 @@ def fit_scorer(first: Tokens, second: Tokens, *, seed: int) -> tuple[Tensor, dic
         loss.backward()
         optimizer.step()
         schedule.step()
+        progress(step + 1, STEPS)
     recipe = {
         "objective": "InfoNCE of two views in two-view-whitened space", "steps": STEPS, "batch": batch, "rate": RATE,
         "temperature": TEMPERATURE, "shrinkage": SHRINKAGE, "images": count, "seed": seed,
@@ -75,7 +80,7 @@ def pool_softmax(tokens: Tokens, w: Tensor, rows: np.ndarray) -> Tensor:
     """Return Σ softmax(w·x_i) x_i, (len(rows), D), of stored tokens, 500 images at a time."""
     parts = []
     for part in np.array_split(rows, max(1, len(rows) // 500)):
-        x = torch.from_numpy(tokens.patches[part].astype(np.float32))
+        x = torch.from_numpy(np.asarray(tokens.patches[part])).float()
         parts.append(((x @ w).softmax(1).unsqueeze(1) @ x)[:, 0])
     return torch.cat(parts)
 
@@ -92,5 +97,5 @@ def two_view_recall(first: Tensor, second: Tensor) -> float:
 
 
 def _token_basis(tokens: Tokens) -> Tensor:
-    x = torch.from_numpy(tokens.patches[:_TOKEN_IMAGES].astype(np.float32)).flatten(0, 1)
+    x = torch.from_numpy(np.asarray(tokens.patches[:_TOKEN_IMAGES])).float().flatten(0, 1)
     return fit_pca(x, _TOKEN_SHRINKAGE)[1]
