@@ -44,6 +44,18 @@ def build_tiny(out: Path, precision: str, calibrate: Path | None) -> Artifact:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp16", "bf16", "int8"])
+def test_an_encoder_of_fewer_patches_is_built_in_a_narrower_precision(calibration_crops: Path, precision: str) -> None:
+    kept = {"keep": "75%@0,50%@6", "keep_by": "center-norm"}
+    artifact = built(model="mae-tiny", agg="topk", precision=precision, calibrate=calibration_crops, **kept)
+    assert str(artifact.manifest.keep) == "48 before block 0, 32 before block 6, by center-norm"
+    assert artifact.manifest.conversion.median_cosine > 0.99
+    assert artifact.manifest.conversion.neighbour_overlap > 0.5
+    with open_for(artifact, "openvino" if precision == "bf16" else "onnxruntime") as opened:
+        assert opened.run(np.zeros((2, 64, 64, 3), np.uint8))["embedding"].shape == (2, 192)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["fp16", "bf16", "int8"])
 def test_a_narrower_precision_is_built_judged_and_run(calibration_crops: Path, precision: str) -> None:
     artifact = tiny(precision, calibration_crops)
     conversion = artifact.manifest.conversion
