@@ -83,10 +83,16 @@ def _named(loaded: LoadedModel, shape: Shape, options: BuildOptions, head: Head 
     elif any(True for _ in aggregator.parameters()):
         raise HeadError(
             f"aggregator {options.agg_name} is learned, and no head for {loaded.name} is shipped; fit one:"
-            f" mimexport fit --model {loaded.name} --agg {options.agg_name} --data FOLDER --out head.safetensors,"
-            " then build with --head head.safetensors"
+            f" mimexport fit --model {loaded.name} --agg {options.agg_name}{_kept(options)} --data FOLDER"
+            " --out head.safetensors, then build with --head head.safetensors"
         )
     return aggregator
+
+
+def _kept(options: BuildOptions) -> str:
+    """Return what was asked of kept patches, for a command line of `fit`."""
+    given = {"--keep": options.keep, "--keep-by": options.keep_by}
+    return "".join(f" {name} {value}" for name, value in given.items() if value is not None)
 
 
 def _own(aggregator: Aggregator, shape: Shape) -> Aggregator:
@@ -172,7 +178,8 @@ def _whitening(head: Head | None, options: BuildOptions) -> Whitening | None:
     if head is None or head.whitening is None:
         raise HeadError(
             f"--whiten needs a head with a whitening for {options.model_name} and {options.agg_name}; fit one: mimexport fit"
-            f" --model {options.model_name} --agg {options.agg_name} --unlabelled --data FOLDER --out head.safetensors"
+            f" --model {options.model_name} --agg {options.agg_name}{_kept(options)} --unlabelled --data FOLDER"
+            " --out head.safetensors"
         )
     mean, matrix = head.whitening
     if options.whiten > matrix.shape[1]:

@@ -117,6 +117,8 @@ def test_a_learned_aggregator_without_a_head_says_how_to_fit_one(tmp_path, loade
         HeadError, match="no head for small is shipped; fit one: mimexport fit --model small --agg abmilp"
     ):
         compose(loaded, options(tmp_path))
+    with pytest.raises(HeadError, match="--agg abmilp --keep 50% --keep-by norm --data FOLDER"):
+        compose(load_model("small", random_seed=0), options(tmp_path, keep="50%", keep_by="norm"))
 
 
 def test_a_whitening_that_is_not_there_or_too_wide_is_refused(tmp_path, loaded):
