@@ -21,6 +21,8 @@ _IDLE_S = 75
 _STREAMS = 128
 """Calls of one connection at once."""
 _METADATA = 16_384
+_AHEAD = 65_536
+"""Bytes of a message that arrive before it is asked for."""
 _NO_COMPRESSION = 1
 """A set of algorithms as bits: identity alone. A compressed message could be any size."""
 
@@ -58,6 +60,9 @@ def _options(settings: Settings) -> dict[str, int]:
     patience_ms = int(settings.body_timeout_s * 1000)
     return {
         "grpc.max_receive_message_length": settings.max_body,
+        # What is not asked for stays with the client: neither guessed from the line's speed nor read ahead.
+        "grpc.http2.bdp_probe": 0,
+        "grpc.http2.lookahead_bytes": _AHEAD,
         "grpc.max_metadata_size": _METADATA,
         "grpc.absolute_max_metadata_size": _METADATA,
         "grpc.max_concurrent_streams": _STREAMS,

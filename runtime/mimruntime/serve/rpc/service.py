@@ -6,11 +6,12 @@ import asyncio
 import logging
 import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import grpc
+from grpc import aio
 
 from mimruntime.errors import MimError
 from mimruntime.serve.admission.buffer import Buffer
@@ -76,8 +77,8 @@ class Service:
         self._metrics = metrics
         self._buffer = buffer
         self._version = version
-        # How large a message is shows when it is there: so many of the largest may be on their way.
-        self._arriving = asyncio.Semaphore(max(1, settings.max_buffered // settings.max_body))
+        # How large a message is shows when it is there, and gRPC has it twice then: so many of the largest may arrive.
+        self._arriving = asyncio.Semaphore(max(1, settings.max_buffered // (2 * settings.max_body)))
 
     def handlers(self) -> list[grpc.GenericRpcHandler]:
         """Return what the server calls, by service."""
@@ -101,36 +102,40 @@ class Service:
         """Return the handler of one call, which on the wire is one message for one, whatever the handler's kind."""
         path = f"/{service}/{name}"
 
-        async def answer(messages: AsyncIterator[bytes], context: Any) -> bytes:
+        async def answer(_: object, context: Any) -> bytes:
             call = _Call(dict(context.invocation_metadata() or ()))
             given = str(call.metadata.get(REQUEST_ID_HEADER.lower(), ""))
             request_id = given if GOOD_ID.fullmatch(given) else uuid.uuid4().hex
             status, started = grpc.StatusCode.CANCELLED, time.monotonic()
             context.set_trailing_metadata(((REQUEST_ID_HEADER.lower(), request_id),))
+            problem = None
             with self._lifecycle.request():
                 try:
-                    reply = await self._serve(work, messages, call, is_open=is_open, has_images=has_images)
+                    reply = await self._serve(work, context, call, is_open=is_open, has_images=has_images)
                     status = grpc.StatusCode.OK
                     return reply
                 except Exception as error:
                     problem = _problem(error)
-                    call.about["reason"] = problem.code
                     status = _STATUS.get(problem.status_code, grpc.StatusCode.INVALID_ARGUMENT)
-                    await context.abort(status, problem.detail, _trailing(problem, request_id))
-                    raise  # abort has
                 finally:
-                    seen = {"request_id": request_id, "method": "POST", "path": path, "status": status.name}
-                    record_request(
-                        self._metrics, path, "POST", status.name, time.monotonic() - started,
-                        seen | call.about | {"client": context.peer(), "scheme": "grpc"},
-                        failed=status is not grpc.StatusCode.OK,
-                    )  # fmt: skip
+                    seen = {
+                        "request_id": request_id,
+                        "method": "POST",
+                        "path": path,
+                        "status": status.name,
+                        **call.about,
+                        "reason": problem and problem.code,
+                        "client": context.peer(),
+                        "scheme": "grpc",
+                    }
+                    failed, seconds = status is not grpc.StatusCode.OK, time.monotonic() - started
+                    record_request(self._metrics, path, "POST", status.name, seconds, seen, failed=failed)
+            await context.abort(status, problem.detail, _trailing(problem, request_id))
+            raise problem  # abort has raised
 
         return grpc.stream_unary_rpc_method_handler(answer)
 
-    async def _serve(
-        self, work: _Work, messages: AsyncIterator[bytes], call: _Call, *, is_open: bool, has_images: bool
-    ) -> bytes:
+    async def _serve(self, work: _Work, context: Any, call: _Call, *, is_open: bool, has_images: bool) -> bytes:
         if is_open:  # what it says is not even read: nobody holds memory or a place by it
             return await work(b"", call)
         if self._keys and not self._keys.is_known(str(call.metadata.get("authorization", "")).encode()):
@@ -138,20 +143,21 @@ class Service:
         self._lifecycle.check_open()
         if has_images:
             self._models.check_room()
-        message = await self._read(messages)
+        message = await self._read(context)
         if not has_images and len(message) > _SMALL:
             raise Problem(413, "body_too_large", f"the message is over {_SMALL:,} bytes")
         with self._buffer.holding(len(message)):
             return await work(message, call)
 
-    async def _read(self, messages: AsyncIterator[bytes]) -> bytes:
+    async def _read(self, context: Any) -> bytes:
         try:
             async with asyncio.timeout(self._settings.body_timeout_s), self._arriving:
-                async for message in messages:
-                    return message
+                message = await context.read()  # the iterator of messages would keep it until the garbage is collected
         except TimeoutError as error:
             raise Problem(408, "too_slow", f"not whole within {self._settings.body_timeout_s:g} s") from error
-        raise Problem(400, "malformed", "the call has no message")
+        if message is aio.EOF:
+            raise Problem(400, "malformed", "the call has no message")
+        return bytes(message)
 
     async def _live(self, _: bytes, __: _Call) -> bytes:
         try:
@@ -205,8 +211,10 @@ class Service:
 
 
 def _problem(error: Exception) -> Problem:
+    """Return what is answered, without its trace: frames would keep the message until the garbage collector comes by."""
     if isinstance(error, Problem):
-        return error
+        error.__cause__ = error.__context__ = None
+        return error.with_traceback(None)
     if isinstance(error, MimError):
         return from_error(error)
     _LOG.error("a call failed", exc_info=error)
