@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 @dataclass(slots=True)
 class Times:
-    """Seconds since an Embedder was opened, added up from any number of threads.
+    """Seconds since an Embedder was opened, or since `clear`, added up from any number of threads.
 
     Attributes:
         images: taken, those without a vector among them.
@@ -31,6 +31,11 @@ class Times:
             self.reading += reading
             self.decoding += decoding
             self.engine += engine
+
+    def clear(self) -> None:
+        """Begin anew."""
+        with self._adding:
+            self.images, self.reading, self.decoding, self.engine = 0, 0.0, 0.0, 0.0
 
     def describe(self, seconds: float) -> str:
         """Return one line for `seconds` of embedding; how much of them the engine ran is its share of its own rate."""

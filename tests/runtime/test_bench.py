@@ -80,6 +80,7 @@ def test_every_figure_is_there_and_peers_are_closed(toy_artifact: Path, photos: 
     write_plot(report, tmp_path / "b.png")
     assert (tmp_path / "b.png").read_bytes().startswith(b"\x89PNG")
     assert sum(line.startswith("| ") for line in as_text(report)) == 4
+    assert sum(", decoding too: engine " in line for line in as_text(report)) == 2
 
 
 def test_an_engine_that_is_not_there_is_left_out_of_all_and_an_error_alone(

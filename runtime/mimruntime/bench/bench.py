@@ -111,7 +111,7 @@ def bench(
         ratios = _ratios(runners, opened, pixels, pairs, ours, report)
     for figures in runners[:ours]:
         report(f"{figures.name}: decoding, cold start")
-        figures.with_decoding = _with_decoding(artifact.path, figures, sources, provider)
+        figures.with_decoding, figures.spent = _with_decoding(artifact.path, figures, sources, provider)
         seconds_cold, peak = cold_start(artifact.path, figures.name, figures.best_batch, provider)
         figures.cold_start_s, figures.peak_mib = round(seconds_cold, 2), round(peak, 1)
     return Report(
@@ -181,13 +181,15 @@ def _ratios(
     return in_turn((best.name, opened[best.name], best.best_batch), others, pixels, pairs)
 
 
-def _with_decoding(path: Path, figures: Figures, sources: Sequence[bytes], provider: str | None) -> float:
+def _with_decoding(path: Path, figures: Figures, sources: Sequence[bytes], provider: str | None) -> tuple[float, str]:
     files = [sources[index % len(sources)] for index in range(max(_DECODED, 2 * figures.best_batch))]
     with Embedder.open(path, engine=figures.name, provider=provider, batch_size=figures.best_batch) as embedder:
         embedder.embed(files[: figures.best_batch])
+        embedder.times.clear()
         started = time.perf_counter()
         embedder.embed(files)
-        return round(len(files) / (time.perf_counter() - started), 2)
+        seconds = time.perf_counter() - started
+        return round(len(files) / seconds, 2), embedder.times.describe(seconds)
 
 
 def _readable(images: Sequence[Path], report: Callable[[str], None]) -> list[bytes]:

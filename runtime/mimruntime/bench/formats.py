@@ -25,6 +25,7 @@ def as_text(report: Report) -> Iterator[str]:
         latency = " / ".join(f"{value:.1f}" for value in one.latency_ms.values())
         rest = (one.with_decoding, one.cold_start_s, one.peak_mib, one.share)
         yield f"| {one.name} ({one.what}) | {latency} | {rates} | {' | '.join(map(_cell, rest))} |"
+    yield from (f"{one.name}, decoding too: {one.spent}" for one in report.runners if one.spent)
     for name, reason in report.left_out.items():
         yield f"{name} left out: {reason}"
     if report.ratios:

@@ -38,6 +38,7 @@ class Figures:
         latency_ms: of one image, p50, p95 and p99.
         images_per_second: by batch, without decoding.
         with_decoding: images/s at the best batch from encoded files; None where that was not measured.
+        spent: where the time of that went; "" likewise.
         cold_start_s: from the start of a process to its first vector.
         peak_mib: of that process after a run of the best batch.
         share: of the machine's own rate of matrix products in its precision, at the best batch, about; None where that
@@ -50,6 +51,7 @@ class Figures:
     latency_ms: dict[str, float] = field(default_factory=dict)
     images_per_second: dict[int, float] = field(default_factory=dict)
     with_decoding: float | None = None
+    spent: str = ""
     cold_start_s: float | None = None
     peak_mib: float | None = None
     share: float | None = None
