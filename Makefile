@@ -103,6 +103,9 @@ bench-gpu: $(GPU_STAMP)  ## ONNX Runtime on an NVIDIA GPU against torch there: V
 	    $(GPU_BIN)/mimexport compile artifacts/bench-b16-$$precision --engine onnxruntime --provider cuda || exit 1; \
 	    $(GPU_BIN)/mimexport bench artifacts/bench-b16-$$precision --engine onnxruntime --provider cuda --peers \
 	        --batches 1,8,32,128 --json reports/bench/gpu-$$precision.json || exit 1; done
+	$(GPU_BIN)/python tools/bench_decode.py
+	$(GPU_BIN)/python tools/bench_pipeline.py artifacts/bench-b16-fp16 --images 8000 --provider cuda
+	MIMEXPORT_PROVIDER=cuda $(GPU_BIN)/python tools/bench_http.py artifacts/bench-b16-fp16 --images 4000 --provider cuda
 
 SCALE_STAMP := $(VENV)/.installed-scale
 $(SCALE_STAMP): $(STAMP)

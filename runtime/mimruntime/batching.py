@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mimruntime.cpus import available_cpus
+from mimruntime.cpus import decoding_threads
 from mimruntime.decode import Source
 from mimruntime.engines.base import Engine
 from mimruntime.errors import EngineError, ImageError
@@ -21,8 +21,6 @@ from mimruntime.times import Times
 
 _WINDOW_BATCHES = 3
 """Batches that are being decoded, waiting or running: enough to overlap, few enough for memory to stay flat."""
-_MOST_WORKERS = 8
-"""A worker may hold one image of a quarter of a gigabyte."""
 _CLOSED = "this Embedder is closed; use it inside its `with` block"
 
 
@@ -35,8 +33,8 @@ class NewBatch(enum.Enum):
 NEW_BATCH = NewBatch.NEW_BATCH
 """What follows it begins another batch: a row may depend, in its last digits, on how many ran beside it."""
 
-Prepare = Callable[[Source, np.ndarray], object]
-"""Writes the pixels that the graph takes into a row of a batch, uint8 (H, W, 3); ImageError where a source is no image."""
+Prepare = Callable[..., object]
+"""Called with a source and `out`, a row of a batch, uint8 (H, W, 3), it writes the pixels; ImageError where it is no image."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -55,7 +53,7 @@ class BatchPipeline:
         engine: opened; `close` closes it.
         prepare: a source to pixels.
         sizes: what `batch_sizes` gives.
-        workers: threads that decode; None is one per CPU, at most 8.
+        workers: threads that decode; None is one per CPU, at most 32.
 
     """
 
@@ -64,7 +62,7 @@ class BatchPipeline:
         self.times = Times()
         self._engine = engine
         self._prepare = prepare
-        self._workers = workers or min(available_cpus(), _MOST_WORKERS)
+        self._workers = workers or decoding_threads()
         self._decoders = ThreadPoolExecutor(self._workers, "mimruntime-decode")
         self._runners = ThreadPoolExecutor(_WINDOW_BATCHES, "mimruntime-run")
         self._running = threading.Lock()
@@ -176,7 +174,7 @@ class _Batch:
         started = time.perf_counter()
         while (index := next(self._next)) < len(self.sources) and not self._given_up:
             try:
-                prepare(self.sources[index], self.pixels[index])
+                prepare(self.sources[index], out=self.pixels[index])
             except ImageError as error:
                 self._errors[index] = error
         return time.perf_counter() - started

@@ -50,6 +50,11 @@ def available_cpus(quota_file: Path = _QUOTA) -> int:
         return count
 
 
+def decoding_threads() -> int:
+    """Return how many threads decode where nobody says: one per CPU, at most 32, where Python's lock is what they wait for."""
+    return min(available_cpus(), 32)
+
+
 def cpu_instructions(info_file: Path = _INFO) -> tuple[str, ...]:
     """Return which of the instruction sets that matter for matrix products this CPU has; nothing where it cannot say.
 

@@ -20,7 +20,6 @@ from mimruntime.decoding.formats import FORMATS
 from mimruntime.engines.base import EMBEDDING, SELECTION, Engine
 from mimruntime.engines.opening import open_for
 from mimruntime.errors import ImageError, OptionError, SpaceError
-from mimruntime.manifest import Preprocess
 from mimruntime.preparation import prepare
 from mimruntime.results import Description, Result
 from mimruntime.times import Times
@@ -68,8 +67,8 @@ class Embedder:
         self._scaled = scaled_decoding
         spec = artifact.manifest.preprocess
         # Not the bound method: a circle of references would keep a dropped engine until the garbage collector comes by.
-        into_row = partial(_prepare_into, spec=spec, budget=budget, scaled=scaled_decoding)
-        self._pipeline = BatchPipeline(engine, into_row, batch_sizes(size), workers)
+        prepared = partial(prepare, spec=spec, budget=budget, scaled=scaled_decoding)
+        self._pipeline = BatchPipeline(engine, prepared, batch_sizes(size), workers)
 
     @classmethod
     def open(
@@ -96,10 +95,9 @@ class Embedder:
             threads: CPU threads of one run; None is what was tuned, or else every CPU this process may use.
             batch_size: images of one run at most; None is what was tuned, or else 8.
             expect_space: refuse an artifact of another embedding space.
-            workers: threads that decode; None is one per CPU, at most 8.
+            workers: threads that decode; None is one per CPU, at most 32.
             max_decode_mb: memory for all images that are being decoded, 10^6 bytes; one that alone takes more is refused.
-            scaled_decoding: decode a large JPEG at a fraction of its size, at least twice that of the resize; faster, and
-                vectors change a little.
+            scaled_decoding: decode large JPEGs at a fraction of their size, twice the resize at least; vectors change a little.
             public_key: refuse an artifact, or a compiled engine, that this key of minisign did not sign; text or a file.
             check_reference: compare the vectors of two images with torch's; see `mimruntime.engines.opening.open_for`.
 
@@ -228,8 +226,8 @@ class Embedder:
 
         """
         spec = self._artifact.manifest.preprocess
-        budget = budget or self._budget
-        return prepare(source, spec, budget, max_pixels=max_pixels, formats=formats, scaled=self._scaled)
+        own = budget or self._budget
+        return prepare(source, spec, own, max_pixels=max_pixels, formats=formats, scaled=self._scaled)
 
     def run(self, pixels: np.ndarray) -> np.ndarray:
         """Return the vectors of one prepared batch, float32 (B, D), in one run of the engine.
@@ -285,10 +283,6 @@ def open_artifact(
             f"{artifact.path} embeds into space {space}, expected {expect_space}; vectors would not compare"
         )
     return artifact
-
-
-def _prepare_into(source: Source, out: np.ndarray, *, spec: Preprocess, budget: MemoryBudget, scaled: bool) -> None:
-    prepare(source, spec, budget, scaled=scaled, out=out)
 
 
 def _result(outcome: Outcome) -> Result:

@@ -95,7 +95,7 @@ def _load_settings() -> type[Settings]:
     option("--max-batch", type=COUNT, help="Images of one run at most.  [default: as tuned, or 8]"),
     option("--max-delay-ms", default=5.0, type=click.FloatRange(min=0), metavar="MS", help="Wait to fill a batch."),
     option("--workers", default=1, type=COUNT, help="Processes, each with its own engine."),
-    option("--decode-threads", type=COUNT, help="Threads that decode.  [default: one per CPU, at most 8]"),
+    option("--decode-threads", type=COUNT, help="Threads that decode.  [default: one per CPU, at most 32]"),
 )
 @group(
     "Times",

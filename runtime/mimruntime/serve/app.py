@@ -11,7 +11,7 @@ from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
-from mimruntime.cpus import available_cpus
+from mimruntime.cpus import decoding_threads
 from mimruntime.decoding.budget import MemoryBudget
 from mimruntime.errors import MimError, needs
 from mimruntime.serve import problems
@@ -29,7 +29,6 @@ from mimruntime.serve.protocols.remote import Fetcher
 from mimruntime.serve.settings import Settings
 
 _LOG = logging.getLogger("mimexport")
-_MOST_DECODERS = 8
 
 
 def create_app(settings: Settings, spaces: Sequence[str] | None = None) -> FastAPI:
@@ -47,7 +46,7 @@ def create_app(settings: Settings, spaces: Sequence[str] | None = None) -> FastA
     metrics = Metrics(version)
     lifecycle = Lifecycle(settings.grace_s)
     keys = Keys(settings.api_keys, settings.api_key_file)
-    decoders = Decoders(settings.decode_threads or min(available_cpus(), _MOST_DECODERS))
+    decoders = Decoders(settings.decode_threads or decoding_threads())
     buffer = Buffer(settings.max_buffered)
     start_grpc = None if settings.grpc_port is None else _load_grpc()
     models = _open_models(settings, spaces, metrics, decoders)

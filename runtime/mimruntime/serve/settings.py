@@ -64,7 +64,7 @@ class Settings:
         engine, provider, threads, public_key, check_reference: as `Embedder.open` takes them.
         max_batch: images of one run at most, None as it was tuned or else 8; the sizes run are it and the powers of two below.
         max_delay_ms: how long a batch waits for images that are still being decoded.
-        decode_threads: threads that decode, for all artifacts together; None is one per CPU, at most 8.
+        decode_threads: threads that decode, for all artifacts together; None is one per CPU, at most 32.
         max_queue: images in flight per artifact beyond which requests get 429.
         deadline_s: from a request's admission to its answer, else 504.
         grace_s: from SIGTERM or Ctrl-C on, for what was accepted to be answered.
