@@ -30,6 +30,7 @@ from mimexport.aggregators import make_aggregator
 from mimexport.composition import compose
 from mimexport.embedding_model import EmbeddingModel
 from mimexport.graph import FILE, export_graph
+from mimexport.keep_choices import run_in_turn
 from mimexport.loading import load_any
 from mimexport.options import BuildOptions
 from mimexport.pipeline import build
@@ -134,18 +135,13 @@ class Bench:
         return {"k-NN": knn.predict(train, learned, test) == truth}
 
     def rates(self, row: Row, pairs: int) -> dict[str, list[float]]:
-        """Return images/s as a multiple of the full encoder's by engine: the median of runs in turn, and the middle half."""
+        """Return the speed by engine, as a list of the fields of `Speed`."""
         found = {}
         for name, precision in ENGINES:
             with self._open(row, name, precision) as ours, self._open(FULL, name, precision) as full:
-                batches = [np.zeros((BATCH, *engine.pixel_shape), np.uint8) for engine in (ours, full)]
-                times = np.array([
-                    [_seconds(engine, batch) for engine, batch in zip((ours, full), batches, strict=True)]
-                    for _ in range(pairs + 1)
-                ])[1:]  # fmt: skip
-            ratios = np.percentile(times[:, 1] / times[:, 0], (50, 25, 75))
-            found[f"{name} {precision or 'fp32'}"] = [round(float(ratio), 3) for ratio in ratios]
-            found[f"{name} {precision or 'fp32'}, images/s"] = [round(float(BATCH / np.median(times[:, 0])), 1)]
+                batches = tuple(np.zeros((BATCH, *engine.pixel_shape), np.uint8) for engine in (ours, full))
+                speed = run_in_turn(ours, full, batches, pairs)
+            found[f"{name} {precision or 'fp32'}"] = [round(part, 3) for part in speed]
         return found
 
     def _parts(self) -> tuple[Split, Split]:
@@ -220,12 +216,6 @@ class Bench:
         return BuildOptions(
             model=self._model, agg=row.agg, out=out, size=row.size, keep=row.keep, keep_by=row.by, force=True
         )
-
-
-def _seconds(engine: Engine, batch: np.ndarray) -> float:
-    started = time.perf_counter()
-    engine.run(batch)
-    return time.perf_counter() - started
 
 
 if __name__ == "__main__":

@@ -56,7 +56,7 @@ def _section(stored: dict[str, Any]) -> str:
     lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     lines += [f"| {' | '.join(_cells(stored, row.title, cls))} |" for row in ROWS if row.title in stored["rows"]]
     full = stored["rows"][FULL.title]
-    speeds = [f"{full['rates'][f'{engine}, images/s'][0]:,.0f} in {engine}" for engine in engines if "rates" in full]
+    speeds = [f"{full['rates'][engine][0]:,.0f} in {engine}" for engine in engines if "rates" in full]
     training, images = stored["sizes"]
     text = [
         f"## {stored['model']}",
@@ -72,7 +72,7 @@ def _cells(stored: dict[str, Any], title: str, cls: dict[str, np.ndarray]) -> li
     found, full = stored["rows"][title], stored["rows"][FULL.title]
     rates = [found["rates"][engine] if "rates" in found else None for engine in stored["engines"]]
     cells = [f"`{title}`" if title.startswith("--") else title, f"{1 / found['operations']:.2f} × fewer"]
-    cells += ["" if rate is None else f"{rate[0]:.2f} ({rate[1]:.2f} to {rate[2]:.2f})" for rate in rates]
+    cells += ["" if rate is None else f"{rate[1]:.2f} ({rate[2]:.2f} to {rate[3]:.2f})" for rate in rates]
     if "k-NN" not in found or "k-NN" not in full:
         return [*cells, "", "", "", ""]
     gain = paired_difference(found["k-NN"], cls["k-NN"])
@@ -93,7 +93,7 @@ def _plot(everything: list[dict[str, Any]], file: Path) -> None:
             found = stored["rows"].get(row.title, {})
             if not {"k-NN", "rates"} <= found.keys():
                 continue
-            speed, kept = found["rates"][stored["engines"][-1]][0], kept_gain(found["k-NN"], cls["k-NN"], full["k-NN"])
+            speed, kept = found["rates"][stored["engines"][-1]][1], kept_gain(found["k-NN"], cls["k-NN"], full["k-NN"])
             mark = "s" if row.agg == "center-weighted" else "o"
             axes.plot(speed, 100 * kept[0], mark, color=_COLOURS[row.group], ms=6)
             axes.annotate(

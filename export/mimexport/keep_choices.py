@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -18,7 +20,6 @@ from mimexport.graph import FILE, export_graph
 from mimexport.precision_loss import embed, neighbour_overlap
 from mimexport.references import References
 from mimruntime.artifact import Artifact
-from mimruntime.bench.measure import Ratio, in_turn
 from mimruntime.engines import open_engine
 from mimruntime.engines.base import EMBEDDING, Engine
 from mimruntime.errors import ImageError, OptionError
@@ -56,6 +57,15 @@ class KeepRequest:
     weights: Path | None = None
 
 
+class Speed(NamedTuple):
+    """Images/s, and these as a multiple of the full encoder's: the median of runs in turn, and the middle half."""
+
+    images_per_second: float
+    ratio: float
+    low: float
+    high: float
+
+
 @dataclass(slots=True)
 class KeepChoice:
     """What was found of one schedule.
@@ -63,7 +73,7 @@ class KeepChoice:
     Attributes:
         keep: the schedule.
         operations: about the share of the full encoder's operations that its blocks need.
-        speed: images/s as a multiple of the full encoder's, by engine and batch.
+        speeds: by engine and batch.
         recall: how often two random views of an image find each other among the other images; None without images.
         neighbours: share of the 10 nearest images by the full encoder's vectors that are still among the nearest.
 
@@ -71,7 +81,7 @@ class KeepChoice:
 
     keep: str
     operations: float
-    speed: dict[tuple[str, int], Ratio] = field(default_factory=dict)
+    speeds: dict[tuple[str, int], Speed]
     recall: float | None = None
     neighbours: float | None = None
 
@@ -102,7 +112,12 @@ def compare_keeps(artifact: Artifact, request: KeepRequest, report: Callable[[st
                 for engine in opened.values():
                     (here if full else stack).callback(engine.close)
                 full = full or opened
-                choice = KeepChoice(keep, share_of_operations(model), _speeds(keep, opened, full, timed, request))
+                speeds = {
+                    (name, size): run_in_turn(engine, full[name], (timed[:size], timed[:size]), request.pairs)
+                    for name, engine in opened.items()
+                    for size in request.batches
+                }
+                choice = KeepChoice(keep, share_of_operations(model), speeds)
                 if views:
                     whole, *two = (_embed(opened[request.engines[0]], view) for view in views)
                     expected = whole if expected is None else expected
@@ -112,16 +127,27 @@ def compare_keeps(artifact: Artifact, request: KeepRequest, report: Callable[[st
     return choices
 
 
-def _speeds(
-    keep: str, opened: dict[str, Engine], full: dict[str, Engine], pixels: np.ndarray, request: KeepRequest
-) -> dict[tuple[str, int], Ratio]:
-    return {
-        (name, batch): in_turn((keep, engine, batch), [(EVERYTHING, full[name], batch)], pixels[:batch], request.pairs)[
-            0
-        ]
-        for name, engine in opened.items()
-        for batch in request.batches
-    }
+def run_in_turn(engine: Engine, full: Engine, batches: tuple[np.ndarray, np.ndarray], pairs: int) -> Speed:
+    """Return the speed of an engine, run A B A B … with that of the full encoder, after one run of each to warm up.
+
+    Args:
+        engine: whose speed it is.
+        full: what it is a multiple of.
+        batches: pixels of as many images for the one and for the other.
+        pairs: runs of each that count.
+
+    """
+    seconds = np.array(
+        [[_seconds(one, batch) for one, batch in zip((engine, full), batches, strict=True)] for _ in range(pairs + 1)]
+    )[1:]
+    ratio, low, high = np.percentile(seconds[:, 1] / seconds[:, 0], (50, 25, 75))
+    return Speed(len(batches[0]) / float(np.median(seconds[:, 0])), float(ratio), float(low), float(high))
+
+
+def _seconds(engine: Engine, batch: np.ndarray) -> float:
+    started = time.perf_counter()
+    engine.run(batch)
+    return time.perf_counter() - started
 
 
 def _embed(engine: Engine, pixels: np.ndarray) -> np.ndarray:
@@ -144,14 +170,14 @@ def cheapest(choices: Sequence[KeepChoice]) -> KeepChoice | None:
 
 def as_lines(choices: Sequence[KeepChoice]) -> Iterator[str]:
     """Yield a Markdown table, and the cheapest choice."""
-    columns = list(choices[0].speed)
+    columns = list(choices[0].speeds)
     seen = choices[0].recall is not None
     heads = [f"{engine}, batch {batch}" for engine, batch in columns]
     heads += ["two views find each other", "10 nearest kept"] if seen else []
     yield f"| --keep | operations | {' | '.join(heads)} |"
     yield "|---" * (len(heads) + 2) + "|"
     for one in choices:
-        cells = [f"{one.speed[key].ratio:.2f} ×" for key in columns]
+        cells = [f"{one.speeds[key].images_per_second:,.0f}/s, {one.speeds[key].ratio:.2f} ×" for key in columns]
         if one.recall is not None and one.neighbours is not None:
             cells += [f"{100 * one.recall:.1f} %", f"{100 * one.neighbours:.1f} %"]
         yield f"| {one.keep} | {1 / one.operations:.2f} × fewer | {' | '.join(cells)} |"
