@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from mimruntime.cli.command import Command
 from mimruntime.cli.compile import compile_command
+from mimruntime.cli.doctor import doctor_command
 from mimruntime.cli.embed import embed_command
 from mimruntime.cli.export_triton import export_triton_command
 from mimruntime.cli.frame import run
@@ -14,6 +15,7 @@ from mimruntime.cli.sign import sign_command
 from mimruntime.cli.verify import verify_command
 
 COMMANDS: list[Command] = [
+    doctor_command,
     inspect_command,
     verify_command,
     embed_command,
