@@ -169,8 +169,10 @@ class TestStream:
     def test_later_batches_run_while_the_first_ones_rows_are_handed_out(
         self, recording: Embedder, engine: RecordingEngine
     ) -> None:
-        next(recording.stream([plain(1)] * 30))
+        stream = recording.stream([plain(1)] * 30)
+        next(stream)
         assert engine.third.wait(60)
+        stream.close()
 
     def test_a_new_batch_begins_where_one_is_asked_for(self, recording: Embedder, engine: RecordingEngine) -> None:
         sources = [NEW_BATCH, *[plain(1)] * 8, NEW_BATCH, plain(2), NEW_BATCH, NEW_BATCH, plain(3), plain(4), NEW_BATCH]
