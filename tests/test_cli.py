@@ -56,6 +56,18 @@ def workplace(tmp_path_factory):
     return folder
 
 
+@pytest.mark.parametrize(
+    ("given", "asked"), [([], (None, True)), (["--no-whiten"], (None, False)), (["--whiten", "64"], (64, False))]
+)
+def test_vectors_are_whitened_by_default_and_not_where_that_is_declined(tmp_path, given, asked):
+    seen = []
+    with mock.patch(
+        "mimexport.pipeline.build", lambda options, *_: seen.append(options) or copied(tiny(), tmp_path / "a")
+    ):
+        mimexport("build", "--model", "mae-tiny", *given, cwd=tmp_path)
+    assert [(options.whiten, options.whiten_by_default) for options in seen] == [asked]
+
+
 def tiny():
     return built(model="mae-tiny", agg="topk", with_selection=True)
 
@@ -149,6 +161,7 @@ def test_build_with_an_engine_compiles_for_it(monkeypatch, toy_copy):
         (["build", "--model", "mae-tiny", "--weights", "none.pth"], 1, "error: no weights file at none.pth"),
         (["build", "--model", "mae-tiny", "--weights", "x", "--random-weights"], 2, "exclude each other"),
         (["build"], 2, "Missing option '--model'"),
+        (["build", "--model", "mae-tiny", "--whiten", "--no-whiten"], 2, "--whiten and --no-whiten exclude each other"),
         (["build", "--model", "mae-tiny", "--precision", "fp12"], 2, "is not one of 'fp32', 'fp16'"),
         (["inspect", "nowhere"], 1, "error: no artifact at nowhere"),
         (["quantize"], 2, "No such command 'quantize'"),

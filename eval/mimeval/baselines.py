@@ -169,8 +169,12 @@ def complete(models: Sequence[Model], build: BuildBaseline | None, reasons: list
                     raise OptionError("give its artifact with --baseline")
                 here.append(build(like, model.token_norm))
             except MimError as error:
-                reasons.append(
-                    ("undecided", f"{model.title}, the stronger baseline, is not there in {precision}: {error}")
-                )
+                advice = ""
+                if like.manifest.embedding.whitening is not None and precision != "fp32":
+                    advice = (
+                        "; whitened [cls] survives no narrower precision: evaluate artifacts built with --no-whiten"
+                    )
+                text = f"{model.title}, the stronger baseline, is not there in {precision}: {error}{advice}"
+                reasons.append(("undecided", text))
         kept.append(replace(model, artifacts=tuple(here)))
     return kept

@@ -43,7 +43,7 @@ def build(
     precision: Precision = "fp32",
     with_selection: bool = False,
     head: Head | _Path | None = None,
-    whiten: int | None = None,
+    whiten: int | bool | None = None,
     calibrate: _Path | None = None,
     force: bool = False,
     keep: str | None = None,
@@ -72,7 +72,8 @@ def build(
         precision: of the backbone's products: "fp32", "fp16", "bf16" or "int8".
         with_selection: also output the share of every patch, float32 (B, rows, columns).
         head: what was learned: a `Head`, a file, or the name of an embedded head.
-        whiten: apply the head's whitening and keep so many dimensions, 0 for all.
+        whiten: apply the head's whitening and keep so many dimensions, 0 or True for all; False gives plain vectors. None
+            whitens where this package ships a whitening for the backbone and aggregator, but for [cls].
         calibrate: folder of real images; int8 needs it, and the loss of narrower precisions is measured on it.
         force: replace an artifact that is there.
         keep: how many patches stay in the encoder: a share "50%", a count "49", or several with the block before which they
@@ -103,7 +104,8 @@ def build(
         precision=precision,
         with_selection=with_selection,
         head=head if isinstance(head, Head) or head is None else os.fspath(head),
-        whiten=whiten,
+        whiten=None if whiten is None or whiten is False else int(whiten is not True and whiten),
+        whiten_by_default=whiten is None,
         calibrate=None if calibrate is None else Path(calibrate),
         force=force,
         keep=keep,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import inspect
+from dataclasses import replace
 from pathlib import Path
 
 from mimexport.aggregators import AGGREGATORS, Aggregator, make_aggregator
@@ -38,6 +39,7 @@ def compose(
         HeadError: a head that is missing or does not fit.
     """
     shape = backbone.shape if backbone else family_of(loaded.model).shape(loaded.model)
+    options = _with_shipped_whitening(loaded, shape, options)
     if isinstance(options.agg, Aggregator):
         head = options.head if isinstance(options.head, Head) else None
     else:
@@ -63,6 +65,28 @@ def compose(
         with_selection=options.with_selection,
     )
     return model.eval(), head
+
+
+def _with_shipped_whitening(loaded: LoadedModel, shape: Shape, options: BuildOptions) -> BuildOptions:
+    """Return the options with the whitening of a shipped head, where `whiten_by_default` asks for it and one fits."""
+    shipped = shipped_heads(loaded.name, loaded.source, loaded.sha256)
+    if (
+        not options.whiten_by_default
+        or options.whiten is not None
+        or not isinstance(options.agg, str)
+        or options.agg == "cls"
+        or options.keep is not None
+        or not (options.head is None or options.head in shipped)
+    ):
+        return options
+    whitened = replace(options, whiten=0)
+    try:
+        head = choose_head(loaded, shape, whitened)
+        if head is None or head.whitening is None or _named(loaded, shape, options, head).params != head.params:
+            return options
+    except (HeadError, OptionError):  # of another size, norm or k: what is wrong is said where it is asked for
+        return options
+    return whitened
 
 
 def _keep(loaded: LoadedModel, options: BuildOptions, head: Head | None) -> Keep | None:

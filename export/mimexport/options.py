@@ -37,6 +37,8 @@ class BuildOptions:
         with_selection: add the graph output `selection`.
         head: a head, a head file, the name of an embedded head, or "hub:SLUG" for a published EP head.
         whiten: apply the head's whitening and keep so many dimensions, 0 for all; None leaves it out.
+        whiten_by_default: where `whiten` is None, apply the whitening that this package ships for backbone and aggregator, if
+            it does; [cls] stays plain, since its whitening survives no narrower precision.
         calibrate: folder of real images: the spread of their vectors is kept for those who store int8 or bits, int8 is
             calibrated on some of them, and the loss of every narrower precision is measured on the others.
         force: replace an artifact that is there.
@@ -59,6 +61,7 @@ class BuildOptions:
     with_selection: bool = False
     head: str | Head | None = None
     whiten: int | None = None
+    whiten_by_default: bool = False
     calibrate: Path | None = None
     force: bool = False
     keep: str | None = None

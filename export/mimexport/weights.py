@@ -24,6 +24,7 @@ from mimruntime.manifest import Source
 TIMM_MODULES = ("vision_transformer", "eva", "beit", "hiera")
 """timm modules whose models can be a backbone."""
 _HUB_PATIENCE_S = 5.0
+_DEMONSTRATION = "trained on 100,000 images of 64 px"
 
 
 def load_model(
@@ -66,6 +67,7 @@ def load_model(
     elif alias.embedded:
         model = _create(alias, kwargs)
         notes += load_into(model, _read_embedded(name, alias.embedded), alias.embedded)
+        notes.append(f"{name} is a demonstration, {_DEMONSTRATION}; for real use, build a larger backbone")
         source, origin = "embedded", alias.embedded
     else:
         model = _fetch(alias, kwargs, name)

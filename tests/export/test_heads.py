@@ -270,3 +270,27 @@ def test_every_embedded_head_fits_its_embedded_backbone(embedded):
         check_fit(head, loaded, shape, None)
         assert head.whitening is not None
         assert {"images", "seed"} <= head.recipe.keys() or head.recipe["objective"] == "whitening only"
+
+
+@pytest.mark.parametrize(
+    ("changes", "whitened"),
+    [
+        ({"agg": "topk"}, True),
+        ({"agg": "ep"}, True),
+        ({"agg": "abmilp", "head": "abmilp-unlabelled"}, True),
+        ({"agg": "topk", "whiten_by_default": False}, False),
+        ({"agg": "cls"}, False),
+        ({"agg": "gem"}, False),
+        ({"agg": "topk", "agg_options": {"k": "50%"}}, False),
+        ({"agg": "mean", "token_norm": "final"}, False),
+        ({"agg": "topk", "keep": "50%"}, False),
+    ],
+)
+def test_a_shipped_whitening_is_applied_by_default_where_it_fits(tmp_path, changes, whitened):
+    asked = BuildOptions(**{"model": "mae-tiny", "out": tmp_path, "whiten_by_default": True} | changes)
+    model, _ = compose(load_model("mae-tiny"), asked)
+    assert (model.whitening is not None) == whitened
+
+
+def test_a_backbone_without_shipped_heads_is_not_whitened_by_default(tmp_path, loaded):
+    assert compose(loaded, options(tmp_path, agg="topk", whiten_by_default=True))[0].whitening is None

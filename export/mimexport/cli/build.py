@@ -41,6 +41,7 @@ class BuildSettings:
     with_selection: bool = False
     head: str | None = None
     whiten: int | None = None
+    no_whiten: bool = False
     license: str | None = None
     image_size: int | None = None
     keep: str | None = None
@@ -49,6 +50,11 @@ class BuildSettings:
     precision: Precision = "fp32"
     calibrate: Path | None = None
     force: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse a whitening that is asked for and declined."""
+        if self.whiten is not None and self.no_whiten:
+            raise click.UsageError("--whiten and --no-whiten exclude each other")
 
 
 @click.command(
@@ -85,8 +91,9 @@ class BuildSettings:
         is_flag=False,
         flag_value=0,
         metavar="[DIM]",
-        help="Apply the head's whitening; DIM dimensions, or all.  [default: no]",
+        help="Whiten; DIM dimensions, or all.  [default: where one is shipped]",
     ),
+    option("--no-whiten", is_flag=True, help="Plain vectors, though a whitening is shipped."),
 )
 @group(
     "Output",
@@ -137,14 +144,14 @@ def build_command(
         precision=settings.precision,
         with_selection=settings.with_selection,
         head=settings.head,
-        whiten=settings.whiten,
+        whiten=False if settings.no_whiten else settings.whiten,
         calibrate=settings.calibrate,
         force=settings.force,
         keep=settings.keep,
         keep_by=settings.keep_by,
         report=show_step,
     )
-    _print_built(artifact)
+    _print_built(artifact, whitened_by_default=settings.whiten is None)
     if compilation is not None:
         run_compile(artifact.path, compilation)
 
@@ -162,7 +169,7 @@ def _compilation(engine: str | None, compiling: CompileSettings, precision: Prec
     return options
 
 
-def _print_built(artifact: Artifact) -> None:
+def _print_built(artifact: Artifact, *, whitened_by_default: bool) -> None:
     from mimexport.known_losses import describe_losses, read_measured
     from mimexport.norms import weaker_norm
 
@@ -174,6 +181,8 @@ def _print_built(artifact: Artifact) -> None:
         f"{artifact.path}: {m.embedding.dim} numbers a vector, space {m.embedding_space}, {m.graph.precision},"
         f" worst cosine to torch {m.parity.worst_cosine:.7f}; licence of the weights: {m.backbone.license}"
     )
+    if m.embedding.whitening is not None and whitened_by_default:
+        click.echo("  vectors are whitened, by the matrix that this package ships; --no-whiten builds plain ones")
     p = m.preprocess
     mean, std = (" ".join(f"{value:g}" for value in values) for values in (p.mean, p.std))
     click.echo(f"  pixels: {p.size} px of {p.resize} ({p.mode}, {p.interpolation}), mean {mean}, std {std}")
