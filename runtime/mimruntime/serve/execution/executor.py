@@ -50,6 +50,7 @@ class Executor(threading.Thread):
         self._patience_s = patience_s
         self._watchdog_s = watchdog_s
         edge = embedder.artifact.manifest.preprocess.size
+        self._batch = np.zeros((self._sizes[0], edge, edge, 3), np.uint8)  # used again: what is padding is of no matter
         self._probe = np.random.default_rng(0).integers(0, 256, (edge, edge, 3), np.uint8)
         self._probe_vector: np.ndarray | None = None
         self.statistics = Statistics()
@@ -143,9 +144,8 @@ class Executor(threading.Thread):
         size = min(size for size in self._sizes if size >= len(images))
         self._running_since = time.monotonic()
         try:
-            padded = np.zeros((size, *images[0].shape), np.uint8)
-            padded[: len(images)] = images
-            return self._embedder.outputs(padded)
+            np.stack(images, out=self._batch[: len(images)])
+            return self._embedder.outputs(self._batch[:size])
         except EngineError:
             raise
         except Exception as error:  # MemoryError and whatever a library throws count as the engine's failure
