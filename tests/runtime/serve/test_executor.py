@@ -64,7 +64,7 @@ def sent(queue: AdmissionQueue) -> Item:
 def test_no_memory_for_a_batch_is_the_engine_s_failure_and_passes(
     executor: Executor, queue: AdmissionQueue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(*_: object) -> None:
+    def full(*_: object, **__: object) -> None:
         raise MemoryError
 
     with monkeypatch.context() as patched:
