@@ -16,7 +16,7 @@ $(error CPU=$(CPU): expected plain, or nothing)
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart bench bench-gpu bench-serve bench-scale eval-engines eval-baseline eval-table known-answers test test-cpu test-scale test-slow attack gpu-test lint clean docs reference picture
+.PHONY: help install quickstart bench bench-gpu bench-serve bench-scale eval-engines eval-baseline eval-table known-answers test test-cpu test-scale test-slow attack gpu-test lint clean docs reference picture screenshots
 
 help:  ## list the verbs
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -25,13 +25,15 @@ install: $(STAMP)  ## virtual environment in .venv with everything pinned
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[export,cpu,fast,openvino,parquet,eval,serve,grpc,tensorrt-rtx,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[export,cpu,fast,openvino,parquet,eval,serve,browse,grpc,tensorrt-rtx,dev]'
 	touch $@
 
 quickstart: $(STAMP)  ## build mae-tiny, embed photographs (IMAGES=folder for your own), show nearest neighbours
-	$(BIN)/mimexport build --model mae-tiny --agg topk --force
+	$(BIN)/mimexport build --model mae-tiny --agg topk --with-selection --force
 	$(BIN)/mimexport embed artifacts/mae-tiny-topk $(IMAGES) --out artifacts/vectors.parquet
 	$(BIN)/python examples/neighbours.py artifacts/vectors.parquet
+	@echo; echo "See them in a browser:"
+	@echo "  $(BIN)/mimexport browse artifacts/mae-tiny-topk $(IMAGES:%=--images %) --vectors artifacts/vectors.parquet"
 
 ARTIFACT ?= artifacts/mae-tiny-topk
 bench-serve: $(STAMP)  ## the service: throughput, p50 and p99 against load, as table and plot (ARTIFACT=folder)
@@ -90,7 +92,7 @@ GPU_STAMP := $(GPU_VENV)/.installed
 $(GPU_STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(GPU_VENV)
 	$(GPU_BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt 'onnxruntime-gpu[cuda,cudnn]' \
-	    -e '.[export,gpu,fast,openvino,parquet,eval,serve,grpc,tensorrt-rtx,dev]'
+	    -e '.[export,gpu,fast,openvino,parquet,eval,serve,browse,grpc,tensorrt-rtx,dev]'
 	touch $@
 
 gpu-test: $(GPU_STAMP)  ## what needs an NVIDIA GPU: CUDA provider, device protocol, plans opened, parity, CUDA graphs, timing cache
@@ -145,6 +147,11 @@ reference: $(STAMP)  ## write the pages of docs/reference/ that are made from th
 picture: $(STAMP)  ## draw docs/images/neighbours.png: neighbours of [cls] and of topk, mae-small
 	for agg in cls topk; do $(BIN)/mimexport build --model mae-small --agg $$agg --force || exit 1; done
 	$(BIN)/python tools/draw_neighbours.py artifacts/mae-small-cls artifacts/mae-small-topk docs/images/neighbours.png
+
+screenshots: $(STAMP)  ## take the pictures of the page in docs/images/; needs Chromium and its driver
+	$(BIN)/mimexport build --model mae-small --agg cls --out artifacts/mae-small-cls --force
+	$(BIN)/mimexport build --model mae-small --agg topk --k 40% --with-selection --out artifacts/mae-small-topk40 --force
+	$(BIN)/python tools/take_screenshots.py artifacts/mae-small-cls artifacts/mae-small-topk40 docs/images
 
 clean:  ## remove the environment and what was built
 	rm -rf $(VENV) $(GPU_VENV) $(DOCS_VENV) site artifacts build reports .coverage .mypy_cache .pytest_cache .ruff_cache .import_linter_cache

@@ -10,10 +10,9 @@ import numpy as np
 
 from mimeval.checks import check_features
 from mimeval.neighbours import nearest
+from mimruntime.search.voting import TEMPERATURE, K, vote
 
-K, TEMPERATURE = 20, 0.07
-_VOTES_AT_ONCE = 1024
-"""Queries; each has a vote for every class."""
+__all__ = ["TEMPERATURE", "K", "find", "leave_one_out", "predict", "vote"]
 
 
 def predict(
@@ -61,19 +60,3 @@ def leave_one_out(
     check_features(features, features, labels)
     indices, cosines = nearest(features, features, k, leave_one_out=True)
     return vote(labels[indices], cosines, temperature=temperature)
-
-
-def vote(labels: np.ndarray, cosines: np.ndarray, *, temperature: float = TEMPERATURE) -> np.ndarray:
-    """Return the label (m,) with the most votes among the neighbours that `find` gives."""
-    names, classes = np.unique(labels, return_inverse=True)
-    classes = classes.reshape(labels.shape)
-    # Relative to the nearest, or exp would overflow at small temperatures.
-    weights = np.exp((cosines - cosines[:, :1]) / np.float32(temperature))
-    chosen = np.empty(len(labels), np.int64)
-    for start in range(0, len(labels), _VOTES_AT_ONCE):
-        part = slice(start, min(start + _VOTES_AT_ONCE, len(labels)))
-        shape = part.stop - start, len(names)
-        cells = np.arange(shape[0])[:, None] * len(names) + classes[part]
-        votes = np.bincount(cells.ravel(), weights[part].ravel(), minlength=shape[0] * shape[1])
-        chosen[part] = votes.reshape(shape).argmax(axis=1)
-    return np.asarray(names[chosen])

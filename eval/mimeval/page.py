@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from html import escape
 
+from mimeval.lost_images import as_section
 from mimeval.markdown import points, skipped_rows
 from mimeval.plots import frontier_plot, gains_plot
 from mimeval.report import DeploymentDrift, Example, Gain, Report, Sample
@@ -54,6 +55,7 @@ def as_page(report: Report) -> str:
         f"<div class='plot' id='frontier'>{frontier_plot(report)}</div>",
         "<h2>Vectors against torch's</h2>",
         _drift_table(report.drifts),
+        as_section(report),
         _details("Why this verdict, row by row", items("reasons", report.reasons)),
         items("baselines", [f"Counted from the stronger: {chosen.sentence()}" for chosen in report.baselines]),
         items("notes", report.notes),

@@ -54,7 +54,7 @@ def to_pixels(image: Image.Image, spec: Preprocess, out: np.ndarray | None = Non
     pixels = np.empty((spec.size, spec.size, 3), np.uint8) if out is None else out
     edges = resized_edges(image.width, image.height, spec)
     if resampling.library() and edges[0] <= image.width and edges[1] <= image.height:
-        resampling.shrink(image, _crop_box(image, spec), edges, pixels, spec.interpolation)
+        resampling.shrink(image, crop_box(*image.size, spec), edges, pixels, spec.interpolation)
     else:
         pixels[:] = _resized_by_pillow(image, spec)
     return pixels
@@ -64,11 +64,11 @@ def _resized_by_pillow(image: Image.Image, spec: Preprocess) -> np.ndarray:
     shorter, longer = sorted(image.size)
     strip, enlarged = longer > _STRIP * shorter, shorter < spec.resize
     if spec.mode == "shortest" and strip and enlarged:
-        return _resize_inside(*_cut(image, _crop_box(image, spec), spec.size), spec)
+        return _resize_inside(*_cut(image, crop_box(*image.size, spec), spec.size), spec)
     # Reading only what the crop shows is safe where Pillow does as for the whole: its boxes are float32, which can show
     # when a picture is enlarged, and it chooses the order of its two passes by the height of the result.
     if spec.mode == "shortest" and not strip and not enlarged and image.width >= image.height:
-        return _resize_inside(image, _crop_box(image, spec), spec)
+        return _resize_inside(image, crop_box(*image.size, spec), spec)
     return _resize_whole(image, spec)
 
 
@@ -78,6 +78,14 @@ def resized_edges(width: int, height: int, spec: Preprocess) -> tuple[int, int]:
         return spec.resize, spec.resize
     longer = int(spec.resize * max(width, height) / min(width, height))
     return (spec.resize, longer) if width <= height else (longer, spec.resize)
+
+
+def crop_box(width: int, height: int, spec: Preprocess) -> resampling.Box:
+    """Return what the centre crop shows of an upright image of so many px: left, top, right, bottom, px before the resize."""
+    across, down = resized_edges(width, height, spec)
+    left, right = _crop_span(width, across, spec.size)
+    top, bottom = _crop_span(height, down, spec.size)
+    return left, top, right, bottom
 
 
 def resize_memory(width: int, height: int, spec: Preprocess) -> int:
@@ -101,14 +109,6 @@ def _resize_whole(image: Image.Image, spec: Preprocess) -> np.ndarray:
 
 def _resize_inside(image: Image.Image, box: resampling.Box, spec: Preprocess) -> np.ndarray:
     return np.asarray(image.resize((spec.size, spec.size), _RESAMPLING[spec.interpolation], box=box))
-
-
-def _crop_box(image: Image.Image, spec: Preprocess) -> resampling.Box:
-    """Return what the centre crop shows, in px of the image before its resize."""
-    width, height = resized_edges(image.width, image.height, spec)
-    left, right = _crop_span(image.width, width, spec.size)
-    top, bottom = _crop_span(image.height, height, spec.size)
-    return left, top, right, bottom
 
 
 def _crop_span(source: int, resized: int, size: int) -> tuple[float, float]:

@@ -14,6 +14,7 @@ import pytest
 
 from mimeval.deployments import SkippedDeployment
 from mimeval.drift import Drift, measure, to_rounding, too_far
+from mimeval.lost_images import lost_images
 from mimeval.markdown import as_markdown
 from mimeval.page import as_page
 from mimeval.plots import frontier
@@ -219,7 +220,7 @@ class TestPage:
         ids = {attrs.get("id") for _, attrs in found.tags}
         assert {"verdict", "gains", "frontier", "gain-table", "drift-table", "selections", "skipped"} <= ids
         links = [attrs[key] for tag, attrs in found.tags for key in ("href", "src") if key in attrs and tag != "use"]
-        assert all(link.startswith(("data:", "#")) for link in links)
+        assert all(link.startswith(("data:", "#", "http://127.0.0.1:8010/#image=")) for link in links)
         assert found.count("script") == 0
         assert found.count("figure") == 1
         assert found.count("rect") >= 4
@@ -227,6 +228,16 @@ class TestPage:
             assert all(mark in section(page, name) for mark in marks)
         assert "drawn & quartered" in found.text
         assert "mean, ort fp32, on torch" in found.text
+
+    def test_what_an_engine_lost_is_linked_by_name(self, report) -> None:
+        scores = {(row.model, row.deployment): row.scores() for row in report.scores if row.metric == "k-NN"}
+        lost = np.flatnonzero(scores["topk", TORCH] & ~scores["topk", "ort fp32"])
+        assert [found.lost for found in lost_images(report) if found.model == "topk"] == [
+            tuple(report.names[row] for row in lost)
+        ]
+        links = [attrs["href"] for tag, attrs in Elements(as_page(report)).tags if tag == "a"]
+        assert f"http://127.0.0.1:8010/#image=image%20{lost[0]}" in links
+        assert len(links) == min(200, len(lost))
 
     def test_it_is_the_same_each_time(self, report) -> None:
         assert as_page(report) == as_page(report)

@@ -61,7 +61,7 @@ def test_no_module_of_the_runtime_brings_a_banned_package() -> None:
 
 
 def test_only_the_service_brings_the_packages_of_a_service() -> None:
-    others = [name for name in MODULES if not name.startswith("mimruntime.serve.")]
+    others = [name for name in MODULES if not name.startswith(("mimruntime.serve.", "mimruntime.browse."))]
     assert banned_after(*others, "mimruntime.cli.serve", banned=SERVING) == []
 
 

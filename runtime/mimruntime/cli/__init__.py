@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from mimruntime.cli.browse import browse_command
 from mimruntime.cli.command import Command
 from mimruntime.cli.compile import compile_command
 from mimruntime.cli.doctor import doctor_command
@@ -10,6 +11,8 @@ from mimruntime.cli.export_triton import export_triton_command
 from mimruntime.cli.frame import run
 from mimruntime.cli.inspect import inspect_command
 from mimruntime.cli.keygen import keygen_command
+from mimruntime.cli.search import search_command
+from mimruntime.cli.select import select_command
 from mimruntime.cli.serve import serve_command
 from mimruntime.cli.sign import sign_command
 from mimruntime.cli.verify import verify_command
@@ -19,6 +22,9 @@ COMMANDS: list[Command] = [
     inspect_command,
     verify_command,
     embed_command,
+    search_command,
+    browse_command,
+    select_command,
     serve_command,
     compile_command,
     export_triton_command,

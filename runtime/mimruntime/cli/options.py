@@ -32,6 +32,10 @@ class Seconds(click.FloatRange):
 SECONDS = Seconds(min=0, min_open=True)
 
 
+CACHE = Path("~/.cache/mimexport")
+CACHE_FOLDER = option("--cache", type=PATH, default=CACHE, show_default=True, help="Folder for vectors and thumbnails.")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineOptions:
     """What runs the graph; see `mimruntime.Embedder.open`, which takes each by its name.

@@ -22,10 +22,10 @@ def size_text(count: int) -> str:
     return f"{count / 1e6:.1f} MB" if count >= 1e5 else f"{count / 1e3:.1f} kB"
 
 
-def show_bar(results: Iterable[_Item], total: int) -> Iterator[_Item]:
+def show_bar(results: Iterable[_Item], total: int, label: str = "embedding") -> Iterator[_Item]:
     """Show a bar on stderr, when that is a terminal."""
     if not sys.stderr.isatty():
         yield from results
         return
-    with click.progressbar(results, length=total, label="embedding", show_pos=True, file=sys.stderr) as bar:
+    with click.progressbar(results, length=total, label=label, show_pos=True, file=sys.stderr) as bar:
         yield from bar

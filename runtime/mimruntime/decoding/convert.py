@@ -73,4 +73,8 @@ def orientation_of(image: Image.Image) -> int:
 def turned_upright(image: Image.Image, orientation: int) -> Image.Image:
     """Return an image upright that was taken with this EXIF orientation; the same one where it is."""
     turn = UPRIGHT.get(orientation)
-    return image if turn is None else image.transpose(turn)
+    if turn is None:
+        return image
+    turned = image.transpose(turn)
+    turned.info.clear()  # or whoever decodes the result would turn it once more
+    return turned

@@ -25,8 +25,8 @@ from service import FAULTY, Service, running
 from mimruntime import Embedder
 from mimruntime.artifact import Artifact, seal
 from mimruntime.errors import ArtifactError
-from mimruntime.serve import server
 from mimruntime.serve.app import create_app
+from mimruntime.serve.listening import make_config
 from mimruntime.serve.settings import Served, Settings
 
 
@@ -313,7 +313,7 @@ asyncio.run(main())
 def test_the_grace_is_spent_once() -> None:
     """uvicorn waits after draining has; what is open then is only to be cancelled."""
     settings = Settings(artifacts=(Served(Path("a")),), grace_s=30)
-    assert server._config(settings, FastAPI()).timeout_graceful_shutdown == 1
+    assert make_config(settings, FastAPI()).timeout_graceful_shutdown == 1
 
 
 @pytest.fixture(scope="module")

@@ -32,8 +32,8 @@ from service import START, Service, data_uri, running
 
 from mimruntime.embedder import Embedder
 from mimruntime.engines import ENGINES, engine_module
-from mimruntime.serve import server
 from mimruntime.serve.execution.opening import open_embedder
+from mimruntime.serve.listening import make_config
 from mimruntime.serve.settings import Served, Settings
 
 
@@ -289,7 +289,7 @@ def test_configured_by_environment_with_keys_two_artifacts_and_json_logs(
 
 
 def test_no_proxy_is_believed_that_is_not_named() -> None:
-    config = server._config(Settings(artifacts=(Served(Path("a")),)), FastAPI())
+    config = make_config(Settings(artifacts=(Served(Path("a")),)), FastAPI())
     assert (config.proxy_headers, config.forwarded_allow_ips) == (False, [])
 
 

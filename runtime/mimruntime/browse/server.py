@@ -1,0 +1,85 @@
+"""The process around the page: address, key, and the browser that is opened."""
+
+from __future__ import annotations
+
+import contextlib
+import ipaddress
+import logging
+import secrets
+import signal
+import sys
+import webbrowser
+from pathlib import Path
+from typing import Any
+
+from mimruntime.browse.app import create_app
+from mimruntime.browse.guard import LOOPBACK
+from mimruntime.browse.session import open_session
+from mimruntime.browse.settings import BrowseSettings
+from mimruntime.errors import OptionError
+from mimruntime.serve.listening import Server, bind, make_config, url_of
+from mimruntime.serve.logs import set_up_logs
+from mimruntime.serve.settings import Served, Settings
+
+_LOG = logging.getLogger("mimexport")
+_MAX_BODY = 32_000_000
+_GRACE_S = 2
+
+
+class _Browsed(Server):
+    """A server that opens a browser once it listens."""
+
+    key: str | None = None
+    opens = True
+
+    async def startup(self, sockets: Any = None) -> None:
+        """Start, print where the page is, and open it."""
+        await super().startup(sockets)
+        page = url_of(self.config, self.servers[0].sockets[0]) + ("/" if self.key is None else f"/?key={self.key}")
+        _LOG.info("the page: %s", page)
+        if self.opens:
+            webbrowser.open(page)
+
+
+def browse(settings: BrowseSettings, *, opens: bool = True) -> None:
+    """Serve the page until SIGTERM or Ctrl-C.
+
+    Args:
+        settings: what is browsed, and where.
+        opens: whether a browser is opened on it.
+
+    Raises:
+        MimError: an artifact that cannot be opened, no images, vectors of another space, an address that is taken.
+        KeyboardInterrupt: after Ctrl-C, once it has stopped.
+        SystemExit: after SIGTERM, likewise, with 0.
+
+    """
+    set_up_logs(as_json=False)
+    listeners = bind(settings.host, settings.port)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    key = None if _is_loopback(settings.host) else secrets.token_urlsafe(16)
+    hosts = (settings.host.lower(), *LOOPBACK) if key is None else ()
+    limits = Settings(
+        artifacts=tuple(Served(Path(name)) for name in settings.artifacts),
+        host=settings.host,
+        port=settings.port,
+        max_body=_MAX_BODY,
+        grace_s=_GRACE_S,
+    )
+    with contextlib.ExitStack() as stack:
+        for listener in listeners:
+            stack.enter_context(listener)
+        session = stack.enter_context(open_session(settings))
+        _LOG.info("%d images, %d artifacts", len(session.gallery), len(session.collections))
+        server = _Browsed(make_config(limits, create_app(session, limits, hosts=hosts, key=key)))
+        server.key, server.opens = key, opens
+        server.run(listeners)
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError as error:
+        raise OptionError(
+            f"--host {host}: expected an address of this machine, such as 127.0.0.1 or 0.0.0.0"
+        ) from error

@@ -1,0 +1,237 @@
+"""The images of a gallery in one embedding space: embedded as far as they were not before, searched all the while."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from mimruntime.decode import Source, describe
+from mimruntime.errors import ImageError, SpaceError
+from mimruntime.image_paths import as_text
+from mimruntime.search.cache import Kept, VectorCache, cache_folder, image_key
+from mimruntime.search.encoders import Encoder, graph_of
+from mimruntime.search.gallery import Gallery
+from mimruntime.search.index import Index, Neighbours
+from mimruntime.search.voting import K, vote
+from mimruntime.vectors import Vectors
+
+_PART = 512
+"""Images that are embedded between two writes: what a crash costs."""
+_JUDGED, _AT_ONCE = 2000, 64
+
+
+class Collection:
+    """What can be searched; made by `open_collection`.
+
+    Args:
+        encoder: of the queries, and of what has no vector yet.
+        gallery: the images.
+        cache: where vectors are kept; None: those that are given are all there are.
+        dim: of a vector.
+        space: of the vectors.
+
+    Attributes:
+        errors: why an image has no vector, by its number.
+
+    """
+
+    def __init__(self, encoder: Encoder, gallery: Gallery, cache: VectorCache | None, dim: int, space: str) -> None:
+        self.encoder, self.gallery, self.space = encoder, gallery, space
+        self.about = encoder.describe()
+        self.index = Index(dim, len(gallery))
+        self.errors: dict[int, str] = {}
+        self._cache = cache
+        self._dim = dim
+        self._classes = np.unique(gallery.labels, return_inverse=True)[1] if gallery.labels else np.empty(0, np.int64)
+
+    @property
+    def done(self) -> int:
+        """How many images have a vector, or an error."""
+        return len(self.index) + len(self.errors)
+
+    def add(self, numbers: Sequence[int], vectors: np.ndarray) -> None:
+        """Take vectors, float32 (n, D), that are there already; those that are NaN count as missing."""
+        there = np.isfinite(vectors).all(axis=1)
+        self.index.add(list(np.asarray(numbers)[there]), vectors[there])
+
+    def fill(self) -> Generator[int, None, None]:
+        """Embed every image that has neither vector nor error, and yield its number once it has; stop it at any time.
+
+        Raises:
+            EngineError: a run failed; what was embedded before is kept.
+            OutputError: it cannot be kept.
+
+        """
+        missing = [n for n in range(len(self.gallery)) if n not in self.index and n not in self.errors]
+        fresh: list[tuple[bytes, Kept]] = []
+        keys = {number: image_key(self.gallery.paths[number]) for number in missing}
+        try:
+            results = self.encoder.stream(self.gallery.paths[number] for number in missing)
+            for number, result in zip(missing, results, strict=True):
+                error = None if result.error is None else as_text(result.error)
+                self._take(number, result.vector, error)
+                if key := keys[number]:
+                    fresh.append((key, Kept(result.vector, error or "")))
+                if len(fresh) == _PART:
+                    self._keep(fresh)
+                yield number
+        finally:
+            self._keep(fresh)
+        if self._cache is not None:
+            self.index.settle(self._cache.folder, self.space, self.gallery.version)
+
+    def embed(self, source: Source) -> np.ndarray:
+        """Return the vector of a query, float32 (D,).
+
+        Raises:
+            ImageError: it cannot be decoded.
+            EngineError: the run failed.
+
+        """
+        (result,) = self.encoder.stream([source])
+        if result.vector is None:
+            raise ImageError(result.error or f"{describe(source)} cannot be read")
+        return np.asarray(_cut(result.vector[None], self._dim)[0])
+
+    def nearest(self, query: np.ndarray, count: int) -> Neighbours:
+        """Return the nearest images of a vector that `embed` gave."""
+        return self.index.nearest(query, count)
+
+    def neighbours(self, number: int, count: int) -> Neighbours:
+        """Return the nearest other images of an image.
+
+        Raises:
+            ImageError: it has no vector, or none yet.
+
+        """
+        if number not in self.index:
+            raise ImageError(self.errors.get(number, f"image {number} is not embedded yet; wait a moment"))
+        return self.index.nearest(self.index.vector(number), count, without=number)
+
+    def predict(self, neighbours: Neighbours) -> str | None:
+        """Return the class that the first `K` neighbours vote for; None without classes or neighbours."""
+        numbers, cosines = neighbours.numbers[:K], neighbours.cosines[:K]
+        if not self.gallery.labels or not len(numbers):
+            return None
+        labels, first = np.unique(self._classes[numbers], return_index=True)
+        chosen = vote(self._classes[numbers][None], cosines[None])[0]
+        return self.gallery.labels[int(numbers[first[labels == chosen][0]])]
+
+    def judge(self) -> tuple[int, int]:
+        """Return how many images are of the class that their neighbours vote for, and of how many: 2,000 drawn by a seed."""
+        known = self.index.known()
+        if not self.gallery.labels or len(known) <= K:
+            return 0, 0
+        drawn = np.random.default_rng(0).permutation(known)[:_JUDGED]
+        right = sum(self._right(drawn[at : at + _AT_ONCE]) for at in range(0, len(drawn), _AT_ONCE))
+        return right, len(drawn)
+
+    def _right(self, numbers: np.ndarray) -> int:
+        vectors = np.stack([self.index.vector(number) for number in numbers])
+        found, cosines = self.index.search(vectors, K + 1)
+        others = (found != numbers[:, None]) & (found >= 0)
+        others &= others.cumsum(axis=1) <= K
+        cosines = np.where(others, cosines, -np.inf).astype(np.float32)
+        order = np.argsort(-cosines, axis=1, kind="stable")
+        labels = np.take_along_axis(self._classes[found], order, axis=1)
+        votes = vote(labels, np.take_along_axis(cosines, order, axis=1))
+        return int((votes == self._classes[numbers]).sum())
+
+    def _take(self, number: int, vector: np.ndarray | None, error: str | None) -> None:
+        if vector is None:
+            self.errors[number] = error or "cannot be read"
+        else:
+            self.index.add([number], _cut(vector[None], self._dim))
+
+    def _keep(self, fresh: list[tuple[bytes, Kept]]) -> None:
+        if self._cache is not None:
+            self._cache.write(fresh)
+        fresh.clear()
+
+
+def open_collection(
+    encoder: Encoder, gallery: Gallery, *, roots: Iterable[str], cache: Path, stored: Vectors | None = None
+) -> Collection:
+    """Return a gallery with the vectors that are kept of it, and those of `stored`, which `mimexport embed` wrote.
+
+    Args:
+        encoder: what embeds the rest.
+        gallery: the images.
+        roots: the folders they were found in; each set of them has vectors of its own in the cache.
+        cache: folder of what is kept.
+        stored: taken for the images it names.
+
+    Raises:
+        SpaceError: `stored` is of another embedding space.
+        OutputError: the cache cannot be written.
+
+    """
+    about = encoder.describe()
+    places = [str(Path(root).absolute()) for root in roots]
+    folder = cache_folder(cache, "search", (about.space, about.precision, graph_of(encoder), *places))
+    kept = VectorCache(folder, about.dim)
+    if stored is None:
+        made = Collection(encoder, gallery, kept, about.dim, about.space)
+    else:
+        check_space(encoder, stored)
+        made = Collection(encoder, gallery, kept, stored.codec.dim, stored.space)
+        _take_stored(made, stored)
+    _take_kept(made, kept)
+    return made
+
+
+def open_stored(encoder: Encoder, gallery: Gallery, stored: Vectors) -> Collection:
+    """Return the vectors that `mimexport embed` wrote, of the gallery of their own paths, to be searched.
+
+    Raises:
+        SpaceError: they are of another embedding space.
+
+    """
+    check_space(encoder, stored)
+    made = Collection(encoder, gallery, None, stored.codec.dim, stored.space)
+    made.add(range(len(gallery)), stored.vectors)
+    made.errors |= {number: error for number, error in enumerate(stored.errors) if error is not None}
+    return made
+
+
+def check_space(encoder: Encoder, stored: Vectors) -> None:
+    """Refuse vectors that do not compare with those of `encoder`; a space whose dimensions were cut does."""
+    about = encoder.describe()
+    if stored.space.partition("/")[0] != about.space:
+        raise SpaceError(
+            f"the vectors are of space {stored.space} ({stored.model}), '{about.name}' embeds into {about.space};"
+            " name the artifact they were made with, or embed the images again"
+        )
+
+
+def _take_stored(collection: Collection, stored: Vectors) -> None:
+    rows = {str(Path(path).absolute()): row for row, path in enumerate(stored.paths) if stored.errors[row] is None}
+    found = [(n, rows.get(str(Path(as_text(path)).absolute()))) for n, path in enumerate(collection.gallery.paths)]
+    there = [(number, row) for number, row in found if row is not None]
+    if there:
+        numbers, taken = zip(*there, strict=True)
+        collection.add(numbers, stored.vectors[list(taken)])
+
+
+def _take_kept(collection: Collection, cache: VectorCache) -> None:
+    kept = cache.read()
+    numbers, vectors = [], []
+    for number, path in enumerate(collection.gallery.paths):
+        one = kept.get(image_key(path) or b"") if number not in collection.index else None
+        if one is not None and one.vector is None:
+            collection.errors[number] = one.error
+        elif one is not None and one.vector is not None:
+            numbers.append(number)
+            vectors.append(one.vector)
+    if numbers:
+        collection.add(numbers, _cut(np.stack(vectors), collection.index.dim))
+
+
+def _cut(vectors: np.ndarray, dim: int) -> np.ndarray:
+    """Return the first dimensions of unit vectors (n, D), of unit length again."""
+    if vectors.shape[1] == dim:
+        return vectors
+    cut = vectors[:, :dim]
+    return np.asarray(cut / np.linalg.norm(cut, axis=1, keepdims=True), np.float32)

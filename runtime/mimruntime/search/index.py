@@ -1,0 +1,165 @@
+"""A FAISS index of unit vectors by image number, searched while it grows: flat, and in lists once there are many."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import faiss
+import msgspec
+import numpy as np
+
+from mimruntime import records
+from mimruntime.writing import staged_file, write_file
+
+FLAT_MOST = 200_000
+"""Vectors that are compared with every query; one of a thousand numbers then takes some 50 ms on one core."""
+PROBED = 32
+"""Lists of an IVF index that a query looks into."""
+_TRAINED_ON = 64
+"""Vectors for each list that k-means sees."""
+FORMAT, SCHEMA = "mimexport-index", 1
+
+
+class _About(msgspec.Struct, frozen=True, kw_only=True):
+    """`index.json`: which vectors `index.faiss` holds."""
+
+    format: str = FORMAT
+    schema: int = SCHEMA
+    space: str
+    version: str
+    vectors: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Neighbours:
+    """Images by similarity, nearest first.
+
+    Attributes:
+        numbers: of the images, int64 (n,).
+        cosines: to the query, float32 (n,).
+
+    """
+
+    numbers: np.ndarray
+    cosines: np.ndarray
+
+
+class Index:
+    """Finds the nearest of so many vectors; used from any number of threads.
+
+    Args:
+        dim: length of a vector.
+        capacity: image numbers are below it.
+        flat_most: beyond so many vectors `settle` makes an IVF index.
+
+    """
+
+    def __init__(self, dim: int, capacity: int, *, flat_most: int = FLAT_MOST) -> None:
+        self.dim = dim
+        self._faiss: faiss.Index = faiss.IndexFlatIP(dim)
+        self._flat_most = flat_most
+        self._numbers = np.empty(capacity, np.int64)
+        self._rows = np.full(capacity, -1, np.int64)
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return int(self._faiss.ntotal)
+
+    def __contains__(self, number: int) -> bool:
+        return 0 <= number < len(self._rows) and bool(self._rows[number] >= 0)
+
+    @property
+    def kind(self) -> str:
+        """What searches: "flat" compares with every vector, "IVF" with those of some lists."""
+        return "flat" if isinstance(self._faiss, faiss.IndexFlat) else "IVF"
+
+    def add(self, numbers: Sequence[int], vectors: np.ndarray) -> None:
+        """Add the unit vectors, float32 (n, D), of images that are not there yet."""
+        with self._lock:
+            start = self._faiss.ntotal
+            self._faiss.add(np.ascontiguousarray(vectors, np.float32))
+            self._numbers[start : start + len(numbers)] = numbers
+            self._rows[np.asarray(numbers, np.int64)] = np.arange(start, start + len(numbers))
+
+    def vector(self, number: int) -> np.ndarray:
+        """Return the vector, float32 (D,), of an image that is in the index."""
+        with self._lock:
+            return np.asarray(self._faiss.reconstruct(int(self._rows[number])))
+
+    def known(self) -> np.ndarray:
+        """Return the numbers of all images in the index, int64 (n,)."""
+        return self._numbers[: len(self)].copy()
+
+    def search(self, queries: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return numbers int64 and cosines float32, (q, k) with k = min(count, len(self)), nearest first.
+
+        An IVF index may find fewer; their number is -1 then.
+        """
+        with self._lock:
+            found = min(count, self._faiss.ntotal)
+            if not found:
+                empty = (len(queries), 0)
+                return np.empty(empty, np.int64), np.empty(empty, np.float32)
+            cosines, rows = self._faiss.search(np.ascontiguousarray(queries, np.float32), found)
+            return np.where(rows < 0, -1, self._numbers[rows]), cosines
+
+    def nearest(self, query: np.ndarray, count: int, *, without: int | None = None) -> Neighbours:
+        """Return the `count` nearest images of one vector, float32 (D,); `without` an image that is the query itself."""
+        numbers, cosines = (found[0] for found in self.search(query[None], count + (without is not None)))
+        kept = (numbers >= 0) & (numbers != (-1 if without is None else without))
+        return Neighbours(numbers[kept][:count], cosines[kept][:count])
+
+    def settle(self, folder: Path, space: str, version: str) -> None:
+        """Sort the vectors into lists where there are many: read from `folder`, or made and kept there.
+
+        Args:
+            folder: beside the vectors.
+            space: their embedding space.
+            version: of the list of images.
+
+        Raises:
+            OutputError: it cannot be written.
+
+        """
+        if len(self) <= self._flat_most or self.kind != "flat":
+            return
+        about = _About(space=space, version=version, vectors=len(self))
+        lists = _read(folder, about)
+        if lists is None:
+            lists = self._sorted_into_lists()
+            _write(folder, about, lists)
+        lists.nprobe = PROBED
+        lists.make_direct_map()
+        with self._lock:
+            self._faiss = lists
+
+    def _sorted_into_lists(self) -> faiss.IndexIVFFlat:
+        count, dim = self._faiss.ntotal, self._faiss.d
+        number_of_lists = int(4 * np.sqrt(count))
+        vectors = self._faiss.reconstruct_n(0, count)
+        lists = faiss.IndexIVFFlat(faiss.IndexFlatIP(dim), dim, number_of_lists, faiss.METRIC_INNER_PRODUCT)
+        seen = np.random.default_rng(0).permutation(count)[: _TRAINED_ON * number_of_lists]
+        lists.cp.max_points_per_centroid = _TRAINED_ON
+        lists.train(vectors[np.sort(seen)])
+        lists.add(vectors)
+        return lists
+
+
+def _read(folder: Path, wanted: _About) -> faiss.IndexIVFFlat | None:
+    """Return the lists kept in `folder`, where they are of these vectors."""
+    try:
+        about = records.decode((folder / "index.json").read_bytes(), _About, format_name=FORMAT, schema=SCHEMA)
+        found = faiss.deserialize_index(np.fromfile(folder / "index.faiss", np.uint8)) if about == wanted else None
+    except (OSError, ValueError, RuntimeError):  # missing or damaged: it is made again
+        return None
+    return found if isinstance(found, faiss.IndexIVFFlat) else None
+
+
+def _write(folder: Path, about: _About, lists: faiss.IndexIVFFlat) -> None:
+    (folder / "index.json").unlink(missing_ok=True)  # a new index never stands beside an old record
+    with staged_file(folder / "index.faiss") as stream:
+        stream.write(faiss.serialize_index(lists).data)
+    write_file(folder / "index.json", msgspec.json.encode(about))

@@ -1,0 +1,144 @@
+"""The selection of images, written as pictures, contact sheets and numbers."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from mimruntime import heatmaps
+from mimruntime.decode import decode
+from mimruntime.embedder import Embedder
+from mimruntime.errors import ImageError, OutputError
+from mimruntime.image_paths import as_text
+from mimruntime.preprocess import Box, crop_box
+from mimruntime.writing import write_file
+
+_AT_ONCE = 8
+"""Images that are held decoded."""
+_COLUMNS, _ROWS, _CELL, _GAP, _CAPTION = 6, 8, 220, 10, 16
+"""Of a contact sheet: cells, and px."""
+_QUALITY = 88
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Selection:
+    """What one image's vector is made of.
+
+    Attributes:
+        path: of the image.
+        weights: float32 (gh, gw), the share of every patch; see `Embedder.select`.
+        box: what of the upright image the patches cover: left, top, right, bottom, px.
+        size: of the upright image, px.
+        picture: the selection drawn over the image.
+
+    """
+
+    path: Path
+    weights: np.ndarray
+    box: Box
+    size: tuple[int, int]
+    picture: Image.Image
+
+
+def select(embedder: Embedder, paths: Iterable[Path]) -> Iterator[Selection | ImageError]:
+    """Yield the selection of every image, in order, or why it cannot be read.
+
+    Raises:
+        OptionError: the graph has no output "selection".
+        EngineError: a run failed.
+
+    """
+    remaining = iter(paths)
+    while group := list(islice(remaining, _AT_ONCE)):
+        images = [_decoded(path) for path in group]
+        readable = [image for image in images if isinstance(image, Image.Image)]
+        weights = iter(embedder.select(readable))
+        for path, image in zip(group, images, strict=True):
+            yield image if isinstance(image, ImageError) else _selection(embedder, path, image, next(weights))
+
+
+def write(selections: Iterable[Selection], out: Path, total: int) -> Iterator[Path]:
+    """Write a picture for each selection, contact sheets and `selection.npz`, and yield every file once it is written.
+
+    Args:
+        selections: in order.
+        out: folder; made where it is missing.
+        total: of them, at most; pictures are numbered with as many digits.
+
+    Raises:
+        OutputError: the folder cannot be written.
+
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"cannot make the folder {out}: {error.strerror}") from error
+    sheet: list[tuple[str, Image.Image]] = []
+    sheets = 0
+    done: list[Selection] = []
+    for number, one in enumerate(selections, 1):
+        yield _write_picture(out / f"{number:0{len(str(total))}}-{as_text(one.path.stem)}.jpg", one.picture)
+        sheet.append((as_text(one.path.name), one.picture.copy()))
+        sheet[-1][1].thumbnail((_CELL, _CELL))
+        done.append(Selection(one.path, one.weights, one.box, one.size, sheet[-1][1]))
+        if len(sheet) == _COLUMNS * _ROWS:
+            sheets += 1
+            yield _write_picture(out / f"contact-sheet-{sheets}.jpg", contact_sheet(sheet))
+            sheet.clear()
+    if sheet:
+        yield _write_picture(out / f"contact-sheet-{sheets + 1}.jpg", contact_sheet(sheet))
+    if done:
+        yield _write_numbers(out / "selection.npz", done)
+
+
+def contact_sheet(pictures: Sequence[tuple[str, Image.Image]]) -> Image.Image:
+    """Return one picture of many, each with its name."""
+    columns = min(_COLUMNS, len(pictures))
+    rows = -(-len(pictures) // columns)
+    step_x, step_y = _CELL + _GAP, _CELL + _CAPTION + _GAP
+    sheet = Image.new("RGB", (columns * step_x + _GAP, rows * step_y + _GAP), "white")
+    pen = ImageDraw.Draw(sheet)
+    for number, (name, picture) in enumerate(pictures):
+        x, y = _GAP + number % columns * step_x, _GAP + number // columns * step_y
+        sheet.paste(picture, (x + (_CELL - picture.width) // 2, y + (_CELL - picture.height) // 2))
+        shown = name if len(name) <= 34 else f"{name[:16]}…{name[-17:]}"
+        pen.text((x + _CELL / 2, y + _CELL + 2), shown, fill=(70, 70, 70), anchor="ma")
+    return sheet
+
+
+def _decoded(path: Path) -> Image.Image | ImageError:
+    try:
+        return decode(path)
+    except ImageError as error:
+        return error
+
+
+def _selection(embedder: Embedder, path: Path, image: Image.Image, weights: np.ndarray) -> Selection:
+    spec = embedder.artifact.manifest.preprocess
+    return Selection(path, weights, crop_box(*image.size, spec), image.size, heatmaps.draw(image, weights, spec))
+
+
+def _write_picture(path: Path, picture: Image.Image) -> Path:
+    stream = io.BytesIO()
+    picture.save(stream, "JPEG", quality=_QUALITY)
+    write_file(path, stream.getbuffer())
+    return path
+
+
+def _write_numbers(path: Path, selections: Sequence[Selection]) -> Path:
+    stream = io.BytesIO()
+    np.savez_compressed(
+        stream,
+        path=np.array([as_text(one.path) for one in selections], np.str_),
+        selection=np.stack([one.weights for one in selections]),
+        box=np.array([one.box for one in selections], np.float32),
+        size=np.array([one.size for one in selections], np.int64),
+    )
+    write_file(path, stream.getbuffer())
+    return path
