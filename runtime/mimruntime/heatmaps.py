@@ -6,7 +6,8 @@ import numpy as np
 from PIL import Image
 
 from mimruntime.manifest import Preprocess
-from mimruntime.preprocess import Box, crop_box
+from mimruntime.preprocess import crop_box
+from mimruntime.resampling import Box
 
 _STOPS = np.array([[38, 12, 82, 168], [176, 48, 92, 138], [255, 199, 102, 46]], np.float64)
 """Red, green, blue and opacity at weight 0, half and all of the largest: dark, and clear where the model looks most."""

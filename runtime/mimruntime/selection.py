@@ -16,7 +16,8 @@ from mimruntime.decode import decode
 from mimruntime.embedder import Embedder
 from mimruntime.errors import ImageError, OutputError
 from mimruntime.image_paths import as_text
-from mimruntime.preprocess import Box, crop_box
+from mimruntime.preprocess import crop_box
+from mimruntime.resampling import Box
 from mimruntime.writing import write_file
 
 _AT_ONCE = 8
