@@ -1,0 +1,164 @@
+"""The files of `deploy/`: nginx before two versions with two keys, and what the others name."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import ssl
+import subprocess
+import time
+import tomllib
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import grpc
+import numpy as np
+import pytest
+from PIL import Image
+from service import Service, free_port, running
+
+from mimruntime.cli.serve import serve_command
+
+ROOT = Path(__file__).parents[3]
+DEPLOY = ROOT / "deploy"
+MAIN = """daemon off; pid {folder}/pid; error_log stderr; worker_processes 1; {user}
+events {{ worker_connections 64; }}
+http {{
+    access_log off;
+    client_body_temp_path {folder}/body; proxy_temp_path {folder}/proxy; fastcgi_temp_path {folder}/fastcgi;
+    uwsgi_temp_path {folder}/uwsgi; scgi_temp_path {folder}/scgi;
+    include {folder}/mimexport.conf;
+}}
+"""
+
+
+@contextlib.contextmanager
+def nginx(service: Service, folder: Path) -> Iterator[int]:
+    """nginx by the file of `deploy/`, with other ports and certificate; its port."""
+    folder.mkdir()
+    port = free_port()
+    make_certificate(folder / "cert.pem", folder / "key.pem")
+    text = (DEPLOY / "nginx.conf").read_text()
+    for old, new in {
+        "127.0.0.1:8000": f"127.0.0.1:{service.port}",
+        "127.0.0.1:8001": service.grpc,
+        "listen 443": f"listen 127.0.0.1:{port}",
+        "/etc/ssl/embed.pem": f"{folder}/cert.pem",
+        "/etc/ssl/embed.key": f"{folder}/key.pem",
+    }.items():
+        assert text.count(old) == 1
+        text = text.replace(old, new)
+    (folder / "mimexport.conf").write_text(text)
+    (folder / "nginx.conf").write_text(MAIN.format(folder=folder, user="user root;" if os.geteuid() == 0 else ""))
+    command = ["nginx", "-p", folder, "-c", folder / "nginx.conf"]
+    subprocess.run([*command, "-t"], check=True, capture_output=True)
+    with (folder / "log").open("wb") as log:
+        process = subprocess.Popen(command, stderr=log)
+    try:
+        deadline = time.monotonic() + 20
+        while not listens(port):
+            assert process.poll() is None, (folder / "log").read_text()
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        yield port
+    finally:
+        process.send_signal(signal.SIGQUIT)
+        process.wait(20)
+
+
+def listens(port: int) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", port)).close()
+    except OSError:
+        return False
+    return True
+
+
+def make_certificate(cert: Path, key: Path) -> None:
+    command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
+    about = ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost", "-keyout", key, "-out", cert]
+    subprocess.run([*command, *about], check=True, capture_output=True)
+
+
+@pytest.mark.skipif(shutil.which("nginx") is None, reason="nginx is not installed")
+def test_two_versions_behind_nginx_with_two_keys(toy_artifact: Path, toy_whitened: Path, tmp_path: Path) -> None:
+    keys = tmp_path / "keys"
+    keys.write_text("first\nsecond\n")
+    options = ("--api-key-file", keys, "--trusted-proxy", "127.0.0.1", "--log-json", "--grpc-port", 0)
+    noise = np.random.default_rng(0).integers(0, 256, (900, 900, 3), np.uint8)
+    Image.fromarray(noise).save(png := io.BytesIO(), "PNG")
+    image = png.getvalue()
+    assert len(image) > 2**21  # more than nginx takes unasked
+    with (
+        running(f"v1={toy_artifact}", f"v2={toy_whitened}", *options, log=tmp_path / "log") as service,
+        nginx(service, tmp_path / "nginx") as port,
+    ):
+        context = ssl.create_default_context(cafile=tmp_path / "nginx/cert.pem")
+
+        def ask(path: str, body: bytes | None = None, key: str = "first", **headers: str) -> tuple[int, bytes]:
+            named = {
+                "Authorization": f"Bearer {key}",
+                **{name.replace("_", "-"): text for name, text in headers.items()},
+            }
+            request = urllib.request.Request(f"https://localhost:{port}{path}", data=body, headers=named)
+            try:
+                with urllib.request.urlopen(request, timeout=60, context=context) as answer:
+                    return answer.status, answer.read()
+            except urllib.error.HTTPError as error:
+                with error:
+                    return error.code, error.read()
+
+        spaces = set()
+        for version, key in (("v1", "first"), ("v2", "second")):
+            spoofed = {"X_Forwarded_For": "203.0.113.7", "X_Request_Id": f"ask-{version}"}
+            status, answer = ask(f"/v1/embeddings/image?model={version}", image, key, **spoofed)
+            assert (status, json.loads(answer)["model"]) == (200, version)
+            spaces.add(json.loads(answer)["embedding_space"])
+        assert len(spaces) == 2
+        assert ask("/v1/models", key="third")[0] == 401
+        assert ask("/v1/embeddings/image?model=v1", bytes(33_000_000))[0] == 413
+        closed = ("/metrics", "/info", "/docs", "/docs/start.js", "/openapi.json")
+        assert {path: ask(path)[0] for path in closed} == dict.fromkeys(closed, 403)
+        assert ask("/ready", key="")[0] == 200
+        credentials = grpc.ssl_channel_credentials((tmp_path / "nginx/cert.pem").read_bytes())
+        with grpc.secure_channel(f"localhost:{port}", credentials) as channel:
+            about = channel.unary_unary("/inference.GRPCInferenceService/ServerMetadata")
+            assert b"mimexport" in about(b"", timeout=20, metadata=[("authorization", "Bearer second")])
+            with pytest.raises(grpc.RpcError, match="UNAUTHENTICATED"):
+                about(b"", timeout=20)
+    entries = [json.loads(line) for line in (tmp_path / "log").read_text().splitlines()]
+    asked = [entry for entry in entries if str(entry.get("request_id")).startswith("ask-")]
+    assert [(entry["model"], entry["client"], entry["scheme"]) for entry in asked] == [
+        ("v1", "127.0.0.1", "https"),
+        ("v2", "127.0.0.1", "https"),
+    ]
+
+
+@pytest.mark.skipif(shutil.which("caddy") is None, reason="caddy is not installed")
+def test_caddy_takes_its_file(tmp_path: Path) -> None:
+    command = ["caddy", "adapt", "--validate", "--adapter", "caddyfile", "--config", DEPLOY / "Caddyfile"]
+    env = {**os.environ, "HOME": str(tmp_path), "XDG_DATA_HOME": str(tmp_path), "XDG_CONFIG_HOME": str(tmp_path)}
+    done = subprocess.run(command, capture_output=True, text=True, env=env, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "not formatted" not in done.stderr
+
+
+@pytest.mark.parametrize("name", ["Containerfile", "Containerfile.openvino", "Containerfile.cuda", "mimexport.service"])
+def test_what_a_file_names_is_there(name: str) -> None:
+    text = (DEPLOY / name).read_text()
+    variables = {option.envvar or f"MIMEXPORT_{option.name.upper()}" for option in serve_command.params}
+    assert {*re.findall(r"MIMEXPORT_[A-Z_]+", text)} <= variables
+    copied = re.findall(r"^COPY (?!--from)(.*) \S+$", text, re.MULTILINE)
+    assert all((ROOT / path).exists() for paths in copied for path in paths.split())
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    chosen = {extra for group in re.findall(r"'\.\[(.*?)\]'", text) for extra in group.split(",")}
+    assert chosen <= {*extras} - {"export", "eval", "dev"}
+    assert bool(chosen) == name.startswith("Containerfile")
