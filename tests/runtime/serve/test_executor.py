@@ -24,6 +24,7 @@ from mimruntime.serve.execution.decoders import Decoders
 from mimruntime.serve.execution.executor import Executor
 from mimruntime.serve.execution.model import Model
 from mimruntime.serve.metrics import Metrics
+from mimruntime.serve.problems import Problem
 from mimruntime.serve.settings import Served, Settings
 
 
@@ -169,3 +170,19 @@ def test_an_image_that_fails_while_its_client_hangs_up_is_no_line_in_the_log(toy
     model = Model("toy", opened(toy_artifact), settings, Metrics("1"), Decoders(1), MemoryBudget(64))
     asyncio.run(hang_up())
     assert not reported
+
+
+@pytest.mark.parametrize(("ahead", "header"), [(0, None), (2, "6")])
+def test_what_was_late_behind_others_is_told_when_to_ask_again(
+    toy_artifact: Path, monkeypatch: pytest.MonkeyPatch, ahead: int, header: str | None
+) -> None:
+    settings = Settings(artifacts=(Served(toy_artifact),), deadline_s=7)
+    model = Model("toy", opened(toy_artifact), settings, Metrics("1"), Decoders(0), MemoryBudget(64))
+    monkeypatch.setattr(model, "check_ready", lambda: None)
+    model.queue.observe(3, 1)  # seconds an image
+    model.queue.admit(ahead)
+    monkeypatch.setattr(model, "_settings", replace(settings, deadline_s=0.01))
+    with pytest.raises(Problem) as caught:
+        asyncio.run(model.embed([b"never decoded"]))
+    assert (caught.value.status_code, caught.value.headers.get("Retry-After")) == (504, header)
+    model.executor.stop()

@@ -87,9 +87,14 @@ class AdmissionQueue:
         """Images decoded and waiting."""
         return len(self._queued)
 
+    @property
+    def wait_s(self) -> float:
+        """Seconds until the images in flight will be done, by the pace of late."""
+        return self._in_flight * self._image_s
+
     def check_room(self) -> None:
         """Raise `QueueFullError` where a request would not be let in."""
-        wait_s = self._in_flight * self._image_s
+        wait_s = self.wait_s
         if self._in_flight >= self._capacity or wait_s > self._deadline_s:
             raise QueueFullError(max(1, math.ceil(wait_s)))
 

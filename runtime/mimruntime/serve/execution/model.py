@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -136,6 +137,7 @@ class Model:
 
         """
         self.check_request(len(sources))
+        ahead_s = self.queue.wait_s
         items = self.queue.admit(len(sources))
         self._count_in_flight()
         started = time.monotonic()
@@ -143,7 +145,7 @@ class Model:
             item.future.add_done_callback(self._count_in_flight)
             self._decoders.submit(partial(self._prepare, item, source))
         try:
-            outcomes = await self._gather(items, param, by_item)
+            outcomes = await self._gather(items, param, by_item, ahead_s)
             results = [each for each in outcomes if isinstance(each, EmbeddingResult)]
             self.statistics.succeeded(time.monotonic() - started, results)
             return outcomes
@@ -154,7 +156,9 @@ class Model:
             for item in items:
                 item.future.cancel()
 
-    async def _gather(self, items: Sequence[Item], param: str, by_item: bool = False) -> list[Outcome]:
+    async def _gather(
+        self, items: Sequence[Item], param: str, by_item: bool = False, ahead_s: float = 0.0
+    ) -> list[Outcome]:
         futures = [asyncio.wrap_future(item.future) for item in items]
         until = asyncio.ALL_COMPLETED if by_item else asyncio.FIRST_EXCEPTION
         try:
@@ -172,7 +176,10 @@ class Model:
         if problems and not by_item:
             raise next(iter(problems.values()))
         if pending:
-            raise Problem(504, "deadline", f"not done within {self._settings.deadline_s:g} s")
+            # Behind others it may be done sooner another time; what alone takes too long is not asked for again.
+            retry_after_s = math.ceil(ahead_s) or None
+            text = f"not done within {self._settings.deadline_s:g} s"
+            raise Problem(504, "deadline", text, retry_after_s=retry_after_s)
         return [problems.get(index) or future.result() for index, future in enumerate(futures)]
 
     def _prepare(self, item: Item, source: Source) -> None:
