@@ -51,8 +51,8 @@ class BatchEmbedder:
     Args:
         artifact: the folder, as every worker sees it.
         column: the column of images: paths, encoded bytes, or uint8 arrays (H, W, 3).
-        settings: what `Embedder.open` takes: engine, provider, threads, workers, batch_size, expect_space, public_key,
-            check_reference.
+        settings: what `Embedder.open` takes: engine, provider, threads, workers, batch_size, expect_space,
+            expect_precision, public_key, check_reference.
 
     """
 

@@ -19,7 +19,7 @@ from mimruntime.decoding.budget import DEFAULT_MB, MemoryBudget
 from mimruntime.decoding.formats import FORMATS
 from mimruntime.engines.base import EMBEDDING, SELECTION, Engine
 from mimruntime.engines.opening import open_for
-from mimruntime.errors import ImageError, OptionError, SpaceError
+from mimruntime.errors import ImageError, OptionError, PrecisionError, SpaceError
 from mimruntime.preparation import prepare
 from mimruntime.results import Description, Result
 from mimruntime.times import Times
@@ -80,6 +80,7 @@ class Embedder:
         threads: int | None = None,
         batch_size: int | None = None,
         expect_space: str | None = None,
+        expect_precision: str | None = None,
         workers: int | None = None,
         max_decode_mb: int = DEFAULT_MB,
         scaled_decoding: bool = False,
@@ -95,6 +96,7 @@ class Embedder:
             threads: CPU threads of one run; None is what was tuned, or else every CPU this process may use.
             batch_size: images of one run at most; None is what was tuned, or else 8.
             expect_space: refuse an artifact of another embedding space.
+            expect_precision: refuse what computes in another precision than this ("fp32", "fp16", "bf16", "int8").
             workers: threads that decode; None is one per CPU, at most 32.
             max_decode_mb: memory for all images that are being decoded, 10^6 bytes; one that alone takes more is refused.
             scaled_decoding: decode large JPEGs at a fraction of their size, twice the resize at least; vectors change a little.
@@ -105,7 +107,7 @@ class Embedder:
             ArtifactError: missing, broken, foreign or changed.
             SignatureError: `public_key` did not sign it.
             ParityError: the engine gives other vectors.
-            SpaceError: its vectors are not those of `expect_space`.
+            SpaceError: its vectors are not those of `expect_space`, or (PrecisionError) of `expect_precision`.
             EngineError, MissingExtraError, UnknownNameError: the engine does not run what was asked.
             OptionError: a number below 1, or a batch that the compiled engine does not run.
 
@@ -113,7 +115,7 @@ class Embedder:
         artifact = open_artifact(path, expect_space, public_key)
         opened = open_for(artifact, engine, provider=provider, threads=threads, check_reference=check_reference)
         try:
-            return cls(
+            embedder = cls(
                 artifact,
                 opened,
                 batch_size=batch_size,
@@ -121,9 +123,11 @@ class Embedder:
                 max_decode_mb=max_decode_mb,
                 scaled_decoding=scaled_decoding,
             )
+            embedder._check_precision(expect_precision)
         except BaseException:
             opened.close()
             raise
+        return embedder
 
     @property
     def dim(self) -> int:
@@ -249,6 +253,13 @@ class Embedder:
 
         """
         return self._pipeline.run(pixels)
+
+    def _check_precision(self, expected: str | None) -> None:
+        runs = self.describe().precision
+        if expected is not None and expected != runs:
+            raise PrecisionError(
+                f"{self._artifact.path} computes in {runs}, expected {expected}; vectors compare, at a loss of neighbours"
+            )
 
     def close(self) -> None:
         """Stop the threads and let the engine go; a second call does nothing."""

@@ -7,6 +7,7 @@ MimError                    one line: what, what came, what was expected, what t
 ├── ArtifactError           an artifact folder that is missing, broken, foreign or newer than this program
 │   └── SignatureError      one that the key which is asked for did not sign
 ├── SpaceError              vectors of two embedding spaces would meet
+│   └── PrecisionError      vectors of one space that were computed in two precisions
 ├── ImageError              something that is not an image this program decodes
 │   ├── ImageFormatError    of a format that is unknown or not let in
 │   └── ImageSizeError      of more pixels, work or memory than is given to decoding
@@ -84,6 +85,10 @@ class SignatureError(ArtifactError):
 
 class SpaceError(MimError):
     """Vectors of two embedding spaces would be mixed."""
+
+
+class PrecisionError(SpaceError):
+    """Vectors of one embedding space, computed in another precision than was asked for."""
 
 
 class ImageError(MimError):

@@ -19,7 +19,15 @@ from mimruntime.artifact import Artifact
 from mimruntime.batching import NEW_BATCH, batch_sizes, split
 from mimruntime.engines import open_engine
 from mimruntime.engines.base import Engine
-from mimruntime.errors import ArtifactError, EngineError, ImageError, OptionError, SpaceError, UnknownNameError
+from mimruntime.errors import (
+    ArtifactError,
+    EngineError,
+    ImageError,
+    OptionError,
+    PrecisionError,
+    SpaceError,
+    UnknownNameError,
+)
 
 
 class RecordingEngine(Engine):
@@ -258,6 +266,11 @@ class TestOpen:
         Embedder.open(toy_artifact, expect_space=space).close()
         with pytest.raises(SpaceError, match=rf"embeds into space {space}, expected feed"):
             Embedder.open(toy_artifact, expect_space="feed")
+
+    def test_another_precision_is_refused(self, toy_artifact: Path) -> None:
+        Embedder.open(toy_artifact, expect_precision="fp32").close()
+        with pytest.raises(PrecisionError, match=r"computes in fp32, expected int8; vectors compare, at a loss"):
+            Embedder.open(toy_artifact, expect_precision="int8")
 
     def test_one_flipped_byte_is_seen_when_opening(self, toy_copy: Path) -> None:
         raw = bytearray((toy_copy / "model.onnx").read_bytes())

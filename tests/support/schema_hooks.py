@@ -40,6 +40,8 @@ def map_case(context, case):
         case.body["outputs"] = [*{each["name"]: each for each in case.body.get("outputs", [])}.values()]
     if case.path.endswith("/embeddings") and case.body.get("dimensions") is not None:
         case.body = {**case.body, "dimensions": 16}
+    if (case.headers or {}).get("X-Embedding-Precision") is not None:
+        case.headers["X-Embedding-Precision"] = "fp32"
     if (case.query or {}).get("dimensions") is not None:
         case.query = {**case.query, "dimensions": 16}
     return case

@@ -33,6 +33,7 @@ class EmbedOptions:
     out: str
     strict: bool = False
     expect_space: str | None = None
+    expect_precision: str | None = None
     batch_size: int | None = None
     image_column: str | None = None
     path_column: str | None = None
@@ -65,6 +66,7 @@ class EmbedOptions:
             **engine.chosen(),
             "batch_size": self.batch_size,
             "expect_space": self.expect_space,
+            "expect_precision": self.expect_precision,
             "scaled_decoding": self.scaled_decoding,
         }
 
@@ -97,6 +99,7 @@ class EmbedOptions:
     ),
     option("--strict", is_flag=True, help="Stop at the first image that cannot be read."),
     option("--expect-space", metavar="ID", help="Refuse an artifact of another embedding space."),
+    option("--expect-precision", metavar="NAME", help="Refuse vectors that are computed in another precision."),
 )
 @engine_options
 @group(

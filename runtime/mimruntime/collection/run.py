@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -26,6 +27,9 @@ from mimruntime.engines.compiled import choose_compiled
 from mimruntime.errors import ImageError, OptionError
 from mimruntime.storage import Store
 from mimruntime.times import Times
+from mimruntime.vectors import PRECISION
+
+_LOG = logging.getLogger("mimexport")
 
 SHARD_SIZE = 1000
 """Images of one shard."""
@@ -125,6 +129,7 @@ def embed_collection(
         for done in written:
             images, errors, first = images + done.images, errors + done.errors, first or done.first_error
     folder.sweep()
+    _warn_of_mixing(job, set(range(job.record.shards)) - set(pending), set(pending))
     found = job.record.shards - len(pending)
     if errors == images and (before := _only_errors(job, set(range(job.record.shards)) - set(pending))) is not None:
         raise ImageError(
@@ -132,6 +137,27 @@ def embed_collection(
         )
     seconds = time.perf_counter() - started
     return Report(job.record, found, images, errors, first, seconds, where, times.describe(seconds) if times else "")
+
+
+def _warn_of_mixing(job: Job, *groups: set[int]) -> None:
+    """Say where shards that were there were computed in another precision than those that were added."""
+    found = {_precision_of(job, min(group)) for group in groups if group} - {None}
+    if len(found) > 1:
+        _LOG.warning(
+            "%s holds vectors of one space computed in %s; they compare, at a loss of neighbours"
+            " (--expect-precision refuses it)",
+            job.out,
+            " and in ".join(sorted(filter(None, found))),
+        )
+
+
+def _precision_of(job: Job, shard: int) -> str | None:
+    try:
+        file = arrow().parquet.ParquetFile(open_folder(job.out).open(job.record.shard_name(shard)))
+    except (OSError, ValueError):  # nothing is said of what cannot be read
+        return None
+    precision = (file.schema_arrow.metadata or {}).get(PRECISION.encode())
+    return precision.decode() if precision else None
 
 
 def _only_errors(job: Job, shards: set[int]) -> str | None:

@@ -15,6 +15,7 @@ from mimruntime.errors import (
     ImageFormatError,
     ImageSizeError,
     MimError,
+    PrecisionError,
     SpaceError,
     UnknownNameError,
 )
@@ -26,6 +27,7 @@ _CAUSES: dict[type[MimError], tuple[int, str]] = {
     ImageFormatError: (415, "image_format"),
     ImageSizeError: (413, "image_too_large"),
     ImageError: (400, "image_undecodable"),
+    PrecisionError: (409, "precision_differs"),
     SpaceError: (409, "embedding_space_differs"),
     UnknownNameError: (404, "model_not_found"),
     EngineError: (503, "engine_failed"),

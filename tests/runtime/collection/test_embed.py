@@ -104,6 +104,22 @@ def test_a_finished_job_does_nothing_and_a_lost_shard_is_made_again(
     assert "nothing left to do" in capsys.readouterr().out
 
 
+def test_shards_of_another_precision_are_taken_up_and_named(
+    toy_artifact: Path, gallery: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    job = ("embed", toy_artifact, gallery, "--out", tmp_path / "o", "--shard-size", 30)
+    assert mimexport(*job) == 0
+    first, second = sorted((tmp_path / "o").glob("part-*"))
+    table = pq.read_table(first)
+    pq.write_table(table.replace_schema_metadata({**table.schema.metadata, b"precision": b"int8"}), first)
+    second.unlink()
+    assert mimexport(*job) == 0
+    assert any("holds vectors of one space computed in fp32 and in int8" in line for line in caplog.messages)
+    second.unlink()
+    assert mimexport(*job, "--expect-precision", "int8") == 1
+    assert not second.exists()
+
+
 def test_another_job_in_the_same_folder_is_refused(
     toy_artifact: Path,
     toy_without_selection: Path,

@@ -124,7 +124,7 @@ def test_each_refusal_has_its_code_and_text(channel, photo: Path, toy: Service) 
     many = {"name": "image", "datatype": "BYTES", "shape": [65], "contents": {"bytes_contents": [b"x"] * 65}}
     wide = {"name": "pixels", "datatype": "UINT8", "shape": [1, 1], "contents": {"uint_contents": [256]}}
     output = {"name": "embedding", "parameters": [{"key": "datatype", "value": {"string_param": "FP8"}}]}
-    other = (("x-embedding-space", "f" * 16),)
+    other, narrow = (("x-embedding-space", "f" * 16),), (("x-embedding-precision", "int8"),)
     for fields, code, text in (
         ({"model_name": "tey", "inputs": [image(data)]}, "NOT_FOUND", "did you mean toy"),
         ({"model_version": "2", "inputs": [image(data)]}, "NOT_FOUND", "version 1 alone"),
@@ -136,6 +136,7 @@ def test_each_refusal_has_its_code_and_text(channel, photo: Path, toy: Service) 
         ({"inputs": [many]}, "INVALID_ARGUMENT", "65 images in one request; at most 64"),
         ({"inputs": [wide]}, "INVALID_ARGUMENT", "uint_contents has 256; pixels are 0 to 255"),
         ({"inputs": [image(data)], "metadata": other}, "FAILED_PRECONDITION", "expected ffff"),
+        ({"inputs": [image(data)], "metadata": narrow}, "FAILED_PRECONDITION", "computes in fp32, expected int8"),
     ):
         found = refused(lambda fields=fields: call(channel, **fields))
         assert (found[0], text in found[1]) == (code, True), (found, text)

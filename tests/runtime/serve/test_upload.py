@@ -15,6 +15,7 @@ from service import Service
 
 from mimruntime.serve.admission.queue import EmbeddingResult
 from mimruntime.serve.protocols.answers import timing
+from mimruntime.serve.protocols.schemas import EXAMPLE_IMAGE
 
 pytestmark = pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
 
@@ -114,6 +115,19 @@ def test_a_request_may_state_the_space_it_expects(toy: Service, photo: Path, spa
     assert call(space).status == 200
     assert call("f" * 16).status == 409
     assert call("f" * 16).headers["X-Embedding-Space"] == space
+
+
+def test_a_request_may_state_the_precision_it_expects(toy: Service, photo: Path, space: str) -> None:
+    for path, body in (
+        ("/v1/embeddings/image", photo.read_bytes()),
+        ("/v1/embeddings", {"model": "toy", "input": EXAMPLE_IMAGE}),
+    ):
+        assert toy.call(path, body, X_Embedding_Space=space, X_Embedding_Precision="fp32").status == 200
+        other = toy.call(path, body, X_Embedding_Space=space, X_Embedding_Precision="int8")
+        assert (other.status, other.json["error"]["code"]) == (409, "precision_differs")
+        assert other.json["error"]["message"] == "model 'toy' computes in fp32, expected int8"
+        assert other.headers["X-Embedding-Precision"] == "fp32"
+        assert toy.call(path, body, X_Embedding_Precision="fp12").status == 422
 
 
 def test_a_form_may_name_a_charset_that_does_not_exist(toy: Service, photo: Path) -> None:

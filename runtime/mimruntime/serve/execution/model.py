@@ -13,7 +13,7 @@ import numpy as np
 
 from mimruntime.decoding.budget import MemoryBudget
 from mimruntime.embedder import Embedder
-from mimruntime.errors import ImageError, MimError, OptionError, SpaceError, UnknownNameError
+from mimruntime.errors import ImageError, MimError, OptionError, PrecisionError, SpaceError, UnknownNameError
 from mimruntime.manifest import Manifest
 from mimruntime.results import Description
 from mimruntime.serve.admission.queue import AdmissionQueue, EmbeddingResult, Item, QueueFullError
@@ -87,6 +87,11 @@ class Model:
         """Raise SpaceError where a request expects another embedding space than that of what it asks for."""
         if expected is not None and expected != codec.space:
             raise SpaceError(f"model '{self.about.name}' embeds into space {codec.space}, expected {expected}")
+
+    def check_precision(self, expected: str | None) -> None:
+        """Raise PrecisionError where a request expects another precision than the one that runs."""
+        if expected is not None and expected != self.about.precision:
+            raise PrecisionError(f"model '{self.about.name}' computes in {self.about.precision}, expected {expected}")
 
     def check_selection(self, *, param: str) -> None:
         """Raise the 400 of a request for weights of patches that the graph does not give."""

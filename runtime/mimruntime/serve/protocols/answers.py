@@ -13,7 +13,7 @@ from starlette.responses import Response
 
 from mimruntime.serve.admission.queue import EmbeddingResult
 from mimruntime.serve.execution.model import Model, Outcome
-from mimruntime.serve.observability import SPACE_HEADER
+from mimruntime.serve.observability import PRECISION_HEADER, SPACE_HEADER
 from mimruntime.serve.problems import Problem, describe
 from mimruntime.serve.protocols.schemas import ErrorResponse
 from mimruntime.storage import Codec, Store
@@ -29,7 +29,7 @@ _REASONS = {
     401: "Missing or wrong key.",
     404: "No such model.",
     408: "The request did not arrive whole in time.",
-    409: "Another embedding space than expected.",
+    409: "Another embedding space or precision than expected.",
     413: "Body, items or pixels over the limit.",
     415: "A format that is not let in.",
     422: "Does not fit the schema.",
@@ -49,11 +49,12 @@ OPENAI_ERRORS = documented(ErrorResponse, *_REASONS)
 
 
 def admit(request: Request, model: Model, codec: Codec, expected_space: str | None, images: int) -> None:
-    """Bind `request` to `model`: its answer carries precision and space, which must be the one that it expects."""
+    """Bind `request` to `model`: its answer carries precision and space, which must be those that it expects."""
     request.state.space, request.state.precision = codec.space, model.about.precision
     request.state.model, request.state.images = model.about.name, images
     model.check_space(codec, expected_space)
     model.check_space(codec, request.headers.get(SPACE_HEADER))
+    model.check_precision(request.headers.get(PRECISION_HEADER))
 
 
 def embeddings(

@@ -19,7 +19,7 @@ from mimruntime.serve.protocols.jsonbody import check_marks, decode, measure
 from mimruntime.serve.protocols.kserve_about import configuration, describe_model
 from mimruntime.serve.protocols.kserve_infer import read_request, write_answer
 from mimruntime.serve.protocols.offload import parse
-from mimruntime.serve.protocols.openai import ExpectedSpace
+from mimruntime.serve.protocols.openai import ExpectedPrecision, ExpectedSpace
 from mimruntime.serve.protocols.schemas import json_body
 from mimruntime.serve.protocols.schemas_kserve import (
     InferRequest,
@@ -88,7 +88,9 @@ def router(models: Models, lifecycle: Lifecycle, version: str, settings: Setting
         return {"name": model, "ready": True}
 
     @routes.post("/models/{model}/infer", response_model=InferResponse, responses=_INFER_ERRORS, openapi_extra=_BODY)
-    async def infer(request: Request, model: ModelName, _: ExpectedSpace = None) -> Response:
+    async def infer(
+        request: Request, model: ModelName, _: ExpectedSpace = None, __: ExpectedPrecision = None
+    ) -> Response:
         """Embed `pixels` or encoded images, in JSON or in the binary-tensor extension."""
         chosen = models.find(model)
         edge = chosen.manifest.preprocess.size

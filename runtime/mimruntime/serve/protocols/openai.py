@@ -9,8 +9,9 @@ from fastapi import APIRouter, Header
 from starlette.requests import Request
 from starlette.responses import Response
 
+from mimruntime.manifest import Precision
 from mimruntime.serve.execution.model import Model, Models
-from mimruntime.serve.observability import SPACE_HEADER
+from mimruntime.serve.observability import PRECISION_HEADER, SPACE_HEADER
 from mimruntime.serve.problems import Problem
 from mimruntime.serve.protocols.answers import OPENAI_ERRORS, STORES, admit, documented, embeddings
 from mimruntime.serve.protocols.explanations import explain_input, explain_no_json
@@ -36,7 +37,10 @@ ExpectedSpace = Annotated[
         json_schema_extra={"format": "embedding-space"},
     ),
 ]
-
+ExpectedPrecision = Annotated[
+    Precision | None,
+    Header(alias=PRECISION_HEADER, description="Answer 409 unless the model computes in it."),
+]
 
 _BODY = json_body(EmbeddingRequest, examples=[{"input": EXAMPLE_IMAGE, "model": "mae-tiny-topk"}])
 _COMMAS = 1024
@@ -49,7 +53,7 @@ def router(models: Models, fetcher: Fetcher, max_items: int) -> APIRouter:
     routes = APIRouter(prefix="/v1", tags=["OpenAI"])
 
     @routes.post("/embeddings", response_model=EmbeddingResponse, responses=OPENAI_ERRORS, openapi_extra=_BODY)
-    async def embed(request: Request, _: ExpectedSpace = None) -> Response:
+    async def embed(request: Request, _: ExpectedSpace = None, __: ExpectedPrecision = None) -> Response:
         """Embed images given as data URIs; the order is kept."""
         body = await parse(_decode, await request.body(), max_items)
         model = models.find(body.model)

@@ -14,7 +14,7 @@ from mimruntime.serve.protocols.answers import OPENAI_ERRORS, STORES, Encoding, 
 from mimruntime.serve.protocols.explanations import explain_no_file
 from mimruntime.serve.protocols.forms import Form, read_form
 from mimruntime.serve.protocols.offload import parse
-from mimruntime.serve.protocols.openai import ExpectedSpace
+from mimruntime.serve.protocols.openai import ExpectedPrecision, ExpectedSpace
 from mimruntime.serve.protocols.schemas import EmbeddingResponse
 
 _FILE = {"type": "string", "format": "binary"}
@@ -70,6 +70,7 @@ def router(models: Models, max_items: int) -> APIRouter:
         selection: bool = False,
         errors: Errors = "request",
         _: ExpectedSpace = None,
+        __: ExpectedPrecision = None,
     ) -> Response:
         """Embed the file in the body, or every file of a form in its order."""
         form = await _read(request, max_items)

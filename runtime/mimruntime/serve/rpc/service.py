@@ -19,7 +19,7 @@ from mimruntime.serve.admission.keys import Keys
 from mimruntime.serve.admission.lifecycle import Lifecycle
 from mimruntime.serve.execution.model import Models
 from mimruntime.serve.metrics import Metrics
-from mimruntime.serve.observability import GOOD_ID, REQUEST_ID_HEADER, SPACE_HEADER, record_request
+from mimruntime.serve.observability import GOOD_ID, PRECISION_HEADER, REQUEST_ID_HEADER, SPACE_HEADER, record_request
 from mimruntime.serve.problems import Problem, from_error
 from mimruntime.serve.protocols.kserve import EXTENSIONS
 from mimruntime.serve.protocols.kserve_about import describe_model
@@ -204,6 +204,8 @@ class Service:
         call.about |= {"model": model.about.name, "images": count}
         for expected in (inference.expected_space, call.metadata.get(SPACE_HEADER.lower())):
             model.check_space(inference.codec, None if expected is None else str(expected))
+        precision = call.metadata.get(PRECISION_HEADER.lower())
+        model.check_precision(None if precision is None else str(precision))
         model.check_request(count)
         images = await parse(lambda _: read_images(asked, memoryview(raw), model.manifest.preprocess.size), raw)
         outcomes = await model.embed(images, param="inputs[0]", by_item=inference.by_item)
