@@ -74,6 +74,7 @@ class AdmissionQueue:
         self._in_flight = 0
         self._queued: list[Item] = []
         self._image_s = 0.0
+        self._most = 1
         self._closed = False
         self._changed = threading.Condition()
 
@@ -118,7 +119,8 @@ class AdmissionQueue:
         with self._changed:
             item.ready_at = time.monotonic()
             self._queued.append(item)
-            self._changed.notify_all()
+            if len(self._queued) == 1 or self._is_due():
+                self._changed.notify_all()
 
     def take(self, most: int, choose: Callable[[int], int], *, patience_s: float, idle_s: float) -> list[Item] | None:
         """Return the next batch: empty after `idle_s` without an image, None once the queue is closed and empty.
@@ -133,10 +135,11 @@ class AdmissionQueue:
 
         """
         with self._changed:
+            self._most = most
             self._changed.wait_for(lambda: self._queued or self._closed, idle_s)
             if self._queued:
                 rest_s = self._queued[0].ready_at + patience_s - time.monotonic()
-                self._changed.wait_for(lambda: self._is_due(most), max(0.0, rest_s))
+                self._changed.wait_for(self._is_due, max(0.0, rest_s))
             wanted = [item for item in self._queued if not item.future.cancelled()]
             if not wanted:
                 self._queued = []
@@ -156,10 +159,11 @@ class AdmissionQueue:
             self._closed = True
             self._changed.notify_all()
 
-    def _is_due(self, most: int) -> bool:
-        return len(self._queued) >= min(most, self._in_flight) or self._closed
+    def _is_due(self) -> bool:
+        return len(self._queued) >= min(self._most, self._in_flight) or self._closed
 
     def _leave(self, _: Future[EmbeddingResult]) -> None:
         with self._changed:
             self._in_flight -= 1
-            self._changed.notify_all()
+            if self._queued and self._is_due():  # whom this does not concern is not woken, image by image
+                self._changed.notify_all()

@@ -1,0 +1,52 @@
+"""What `--scaled-decoding` does to vectors: cosines to those of the whole pictures, by the fraction a JPEG is decoded at.
+
+python tools/compare_scaled.py ARTIFACT [FOLDER|ZIP] [--count 200]
+"""
+
+from __future__ import annotations
+
+import io
+import random
+from collections import defaultdict
+from pathlib import Path
+
+import click
+import numpy as np
+from photographs import load
+from PIL import Image
+
+from mimruntime import Embedder
+
+
+def cut(picture: Image.Image, rng: random.Random) -> Image.Image:
+    """Return a part of a picture at its own resolution: what is enlarged has no detail that a fraction could lose."""
+    width, height = (rng.randint(edge // 2, edge) for edge in picture.size)
+    left, top = rng.randint(0, picture.width - width), rng.randint(0, picture.height - height)
+    return picture.crop((left, top, left + width, top + height))
+
+
+@click.command()
+@click.argument("artifact", type=click.Path(exists=True, path_type=Path))
+@click.argument("place", type=click.Path(exists=True, path_type=Path), required=False)
+@click.option("--count", default=200, show_default=True, help="Parts of photographs.")
+def main(artifact: Path, place: Path | None, count: int) -> None:
+    """Print a table."""
+    rng, pictures = random.Random(0), load(place, 1000)
+    files: dict[int, list[bytes]] = defaultdict(list)
+    with Embedder.open(artifact) as whole, Embedder.open(artifact, scaled_decoding=True) as scaled:
+        least = 2 * whole.artifact.manifest.preprocess.resize
+        for number in range(count):
+            part = cut(pictures[number % len(pictures)], rng)
+            stream = io.BytesIO()
+            part.save(stream, "JPEG", quality=90)
+            files[next((by for by in (8, 4, 2) if min(part.size) // by >= least), 1)].append(stream.getvalue())
+        print("| decoded at 1/n of the edges | photographs | cosine: mean | least | values of pixels off by, mean |")
+        print("|---|---|---|---|---|")
+        for by in sorted(files):
+            cosines = (whole.embed(files[by]) * scaled.embed(files[by])).sum(axis=1)
+            off = [np.abs(whole.prepare(file).astype(int) - scaled.prepare(file)).mean() for file in files[by]]
+            print(f"| {by} | {len(files[by])} | {cosines.mean():.5f} | {cosines.min():.5f} | {np.mean(off):.2f} |")
+
+
+if __name__ == "__main__":
+    main()
