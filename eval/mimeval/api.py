@@ -74,6 +74,7 @@ def evaluate(
     train_limit: int | None = None,
     deployed: int | None = None,
     own: bool = True,
+    stored: Sequence[str] = (),
     margin: float = MARGIN,
     seed: int = 0,
     cache: _Path = CACHE,
@@ -98,6 +99,8 @@ def evaluate(
         train_limit: training images at most.
         deployed: of the test images, what engines see; torch sees all of them.
         own: also fit on every engine's own features of the training images.
+        stored: also judge k-NN among vectors that an index stores so: "fp16", "int8", "bits", "rescored" (bits, the
+            candidates again by int8), "tf32" (compared as a GPU does).
         margin: loss of gain that is tolerated, as a share of images.
         seed: of the image draw and the bootstrap.
         cache: folder for features and fetched data.
@@ -134,7 +137,9 @@ def evaluate(
         parse_engines([engines] if isinstance(engines, str) else engines),
         open_references=side.open,
         store=FeatureStore(folder / "features", progress.say, progress.progress),
-        options=evaluation.EvalOptions(metrics=tuple(metrics), deployed=deployed, own=own, margin=margin, seed=seed),
+        options=evaluation.EvalOptions(
+            metrics=tuple(metrics), deployed=deployed, own=own, stored=tuple(stored), margin=margin, seed=seed
+        ),
         fixed={artifact.manifest.embedding_space for artifact in named},
         build_baseline=build_baseline,
     )

@@ -21,6 +21,7 @@ from mimeval.models import Model, group_models, labels_of
 from mimeval.report import TORCH, Example, Report, score
 from mimeval.samples import draw_examples
 from mimeval.statistics import MARGIN
+from mimeval.stored import k_nn_correct
 from mimruntime.artifact import Artifact
 
 
@@ -32,6 +33,7 @@ class EvalOptions:
         metrics: names in `METRICS`; none stands for all that the data set allows.
         deployed: test images that engines see, at most; torch sees all of them.
         own: also fit on each engine's own features of the training images.
+        stored: names in `stored.WAYS`: k-NN among training vectors of torch that are stored so is judged like an engine.
         margin: the loss of gain that is tolerated.
         seed: of the image draw and of the bootstrap.
 
@@ -40,6 +42,7 @@ class EvalOptions:
     metrics: tuple[str, ...] = ()
     deployed: int | None = None
     own: bool = True
+    stored: tuple[str, ...] = ()
     margin: float = MARGIN
     seed: int = 0
 
@@ -86,6 +89,7 @@ def evaluate(
         test = torch[model.space][1].embedding
         for name, values in score_tables(metrics, images, known[model.space], test, test, deployed=False).items():
             found.scores[model.title, TORCH, name, "torch"] = values
+        _add_stored(model, known[model.space], test, images, metrics, found, options.stored)
     choice = _choose(models, known, images, metrics, found, options.seed, fixed)
     found.reasons += choice.reasons
     images.notes += choice.notes
@@ -97,6 +101,25 @@ def evaluate(
         reference = known[model.space], torch[model.space][1]
         measure(deployment, model, reference, images, store, metrics, found, own=options.own)
     return _report(choice, images, metrics, found, options)
+
+
+def _add_stored(
+    model: Model,
+    known: TrainingSet,
+    test: np.ndarray,
+    images: Images,
+    metrics: dict[str, Metric],
+    found: Measurements,
+    ways: tuple[str, ...],
+) -> None:
+    if not ways:
+        return
+    if "knn" not in metrics or images.dataset.relevance:
+        raise DataError("a stored precision is judged by k-NN, which these images or --metric leave out")
+    rows = images.test_rows(deployed=False)
+    truth = images.task(rows).test_labels
+    for way, right in k_nn_correct(ways, known.features, known.labels, test[rows], truth).items():
+        found.scores[model.title, f"stored {way}", "k-NN", "torch"] = right
 
 
 def _choose(

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 import numpy as np
 
+from mimeval import knn
 from mimeval.neighbours import nearest, unit
-from mimruntime.storage import Codec
+from mimruntime.storage import Codec, Store, codec_of, measure_statistics
 
 OVERSAMPLING = 10
 """Candidates that bits give for every neighbour that is wanted."""
 _QUERIES = 512
 """Whose candidates are compared at once."""
+
+WAYS = {"fp16": "fp16", "int8": "int8", "bits": "bits", "rescored": "bits, rescored by int8", "tf32": "TF32"}
+"""Names of what an evaluation is asked for, and of the searches."""
+_STATISTICS = 256
+"""Training images that mean and scale are measured on, as a build does."""
 
 Search = Callable[[np.ndarray, np.ndarray, int], tuple[np.ndarray, np.ndarray]]
 """(queries (m, D), gallery (n, D), k) -> indices int64 (m, k), and similarities float32 (m, k), largest first."""
@@ -37,6 +43,26 @@ def searches(codecs: dict[str, Codec]) -> dict[str, Search]:
         "bits, rescored by int8": lambda *asked: _rescore(bits, int8, *asked),
         "TF32": _in_tf32,
     }
+
+
+def k_nn_correct(
+    ways: Collection[str], train: np.ndarray, labels: np.ndarray, test: np.ndarray, truth: np.ndarray
+) -> dict[str, np.ndarray]:
+    """Return which test images k-NN gets right where the training vectors are stored so, bool (m,), by way.
+
+    Args:
+        ways: names in `WAYS`.
+        train: vectors (n, D) that are stored.
+        labels: theirs, (n,) integers.
+        test: vectors (m, D) that search, in float32.
+        truth: their labels.
+
+    """
+    statistics = measure_statistics(unit(train[:_STATISTICS]))
+    stores: tuple[Store, ...] = ("fp16", "int8", "bits")
+    known = searches({store: codec_of(statistics, store, train.shape[1], "") for store in stores})
+    found = {way: known[WAYS[way]](test, train, min(knn.K, len(train))) for way in ways}
+    return {way: knn.vote(labels[indices], cosines) == truth for way, (indices, cosines) in found.items()}
 
 
 def overlap(found: np.ndarray, wanted: np.ndarray) -> np.ndarray:

@@ -16,6 +16,7 @@ _ENGINES = {
     "openvino": "OpenVINO",
     "tensorrt": "TensorRT",
     "tensorrt-rtx": "TensorRT-RTX",
+    "stored": "storage as",
 }
 _NOTHING = 0.0005
 """Loss of a gain, as a share of the images, that one decimal of a point does not show."""

@@ -14,11 +14,12 @@ from mimeval.baselines import choose, complete, leave_one_out, with_rivals
 from mimeval.datasets import Dataset
 from mimeval.datasets.pixels import split_of_pixels
 from mimeval.deployments import EngineRequest
+from mimeval.errors import DataError
 from mimeval.evaluation import EvalOptions, evaluate
 from mimeval.feature_store import FeatureStore
 from mimeval.markdown import as_markdown
 from mimeval.models import group_models
-from mimeval.report import Report
+from mimeval.report import TORCH, Report
 from mimruntime.artifact import Artifact
 from mimruntime.engines.opening import open_for
 from mimruntime.errors import OptionError
@@ -154,7 +155,7 @@ def run(toy_without_selection, tmp_path):
             [EngineRequest("onnxruntime", None, required=True)],
             open_references=open_references,
             store=FeatureStore(tmp_path),
-            options=EvalOptions(metrics=("knn",), own=False),
+            options=EvalOptions(metrics=more.pop("metrics", ("knn",)), own=False, stored=more.pop("stored", ())),
             **more,
         )
 
@@ -181,3 +182,16 @@ def test_an_evaluation_counts_from_the_stronger_by_itself(run, toy_without_selec
     assert {gain.baseline for gain in report.gains if gain.decides} == {"cls raw"}
     assert "gains are counted from the stronger baseline: k-NN of [cls] (raw)" in as_markdown(report)
     assert "cls raw" not in {gain.baseline for gain in run("cls raw").gains}
+
+
+def test_a_stored_precision_is_judged_like_an_engine(run) -> None:
+    report = run("cls raw", stored=("fp16", "int8", "bits"))
+    stored = {
+        score.deployment: score for score in report.scores if score.model == "topk" and "stored" in score.deployment
+    }
+    assert set(stored) == {"stored fp16", "stored int8", "stored bits"}
+    torch = next(score for score in report.scores if (score.model, score.deployment) == ("topk", TORCH))
+    assert (stored["stored fp16"].scores() == torch.scores()).all()
+    assert {gain.deployment for gain in report.gains if gain.decides} == {"onnxruntime fp32", *stored}
+    with pytest.raises(DataError, match="judged by k-NN"):
+        run("cls raw", stored=("int8",), metrics=("retrieval",))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mimeval.neighbours import nearest, unit
-from mimeval.stored import overlap, round_tf32, searches
+from mimeval.stored import WAYS, k_nn_correct, overlap, round_tf32, searches
 from mimruntime.storage import codec_of, measure_statistics
 
 
@@ -37,3 +37,16 @@ def test_tf32_keeps_ten_bits_and_rounds_ties_to_even() -> None:
     step = np.float32(2**-10)
     given = np.array([1, 1 + step / 2, 1 + 1.5 * step, 1 + 0.51 * step, -(1 + 1.5 * step), 0], np.float32)
     assert round_tf32(given).tolist() == [1, 1, 1 + 2 * step, 1 + step, -(1 + 2 * step), 0]
+
+
+def test_k_nn_is_judged_among_vectors_as_they_are_stored() -> None:
+    """Two classes that differ by little among vectors that point almost the same way, as those of [cls]."""
+    random = np.random.default_rng(0)
+    labels = np.arange(1200) % 2
+    classes = random.standard_normal((2, 64))
+    vectors = unit(random.standard_normal(64) + 0.0003 * (classes[labels] + random.standard_normal((1200, 64))))
+    found = k_nn_correct(WAYS, vectors[:900], labels[:900], vectors[900:], labels[900:])
+    right = {way: float(correct.mean()) for way, correct in found.items()}
+    assert list(found) == list(WAYS)
+    assert right["int8"] > 0.95
+    assert right["tf32"] < 0.9

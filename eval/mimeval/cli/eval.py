@@ -23,6 +23,7 @@ class EvalSettings:
     baseline: tuple[Path, ...] = ()
     deployed: int | None = None
     own: bool = True
+    stored: tuple[str, ...] = ()
     margin: float = 0.5
     weights: Path | None = None
     heads: tuple[Path, ...] = ()
@@ -61,6 +62,14 @@ class EvalSettings:
         "--baseline", multiple=True, type=PATH, help="What gains are counted from.  [default: [cls], built if needed]"
     ),
     option("--deployed", type=COUNT, help="Test images that engines see; torch sees all.  [default: all]"),
+    option(
+        "--store",
+        "stored",
+        multiple=True,
+        type=click.Choice(["fp16", "int8", "bits", "rescored", "tf32"]),
+        metavar="NAME",
+        help="Also k-NN among vectors stored so; may be repeated.",
+    ),
     option("--own/--no-own", default=True, help="Also fit on each engine's own training features.  [default: yes]"),
     option(
         "--margin",
@@ -111,6 +120,7 @@ def eval_command(open_torch_side: OpenTorchSide, settings: EvalSettings, sample:
         engines=settings.engines,
         deployed=settings.deployed,
         own=settings.own,
+        stored=settings.stored,
         margin=settings.margin / 100,
         torch_side=open_torch_side(settings.weights, settings.heads),
         progress=ConsoleProgress(),
