@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 import time
 import tracemalloc
@@ -169,6 +170,21 @@ def test_health_is_answered_while_others_send_without_end(channel, toy: Service)
     assert live(bytes(1_000_000), timeout=20) == MESSAGES["ServerLiveResponse"](live=True).SerializeToString()
     ended.set()
     assert {each.code().name for each in calls} == {"INVALID_ARGUMENT"}  # "the call has no message"
+
+
+def test_what_strangers_say_does_not_reach_the_log(toy: Service, channel) -> None:
+    settings = b"\0\0\0\4\0\0\0\0\0"
+    text = b"\x1b[2Jnot for the log"
+    goaway = (8 + len(text)).to_bytes(3, "big") + b"\7\0\0\0\0\0" + bytes(7) + b"\2" + text
+    ping = b"\0\0\x08\6\0\0\0\0\0" + b"answered"
+    host, port = toy.grpc.split(":")
+    with socket.create_connection((host, int(port)), timeout=20) as connection:
+        connection.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + settings + goaway + ping)
+        came = b""
+        while b"answered" not in came and (more := connection.recv(4096)):
+            came += more
+    assert channel.unary_unary(f"/{SERVICE}/ServerLive")(b"", timeout=20)
+    assert "not for the log" not in toy.log.read_text()
 
 
 def test_a_call_that_is_given_up_leaves_nothing_in_flight(channel, photo: Path, toy: Service) -> None:
