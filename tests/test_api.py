@@ -94,15 +94,15 @@ def test_the_digest_of_a_model_in_memory_knows_what_is_in_no_tensor():
 
 
 def test_a_model_in_memory_takes_no_weights_and_no_other_size(tmp_path):
-    with pytest.raises(MimError, match="has its weights already"):
+    with pytest.raises(MimError, match="already has its weights"):
         mimexport.build(small_model(), out=tmp_path / "a", weights="w.pth")
-    with pytest.raises(MimError, match="was made for 32 px"):
+    with pytest.raises(MimError, match="was created for 32 px"):
         mimexport.build(small_model(), out=tmp_path / "a", size=64)
     assert not list(tmp_path.iterdir())
 
 
 def test_an_evaluation_finds_the_torch_side_by_itself_and_says_what_it_lacks(in_memory, workplace):
-    with pytest.raises(MimError, match=r"give it: References\(models=\[model\]\)"):
+    with pytest.raises(MimError, match=r"pass it with References\(models=\[model\]\)"):
         mimeval.evaluate([in_memory], data=workplace / "labelled", engines="onnxruntime", cache=workplace / "cache")
 
 

@@ -52,7 +52,7 @@ def workplace(tmp_path_factory):
     with mock.patch("mimexport.pipeline.build", lambda options, *_, **__: copied(tiny(), options.out)):
         done = mimexport("build", "--model", "mae-tiny", "--agg", "topk", cwd=folder)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("artifacts/mae-tiny-topk: 192 numbers a vector, space ")
+    assert done.stdout.startswith("artifacts/mae-tiny-topk: 192 dimensions, embedding space ")
     return folder
 
 
@@ -92,7 +92,7 @@ def test_inspect_and_verify_agree_with_the_build(workplace):
 def test_random_weights_are_said_loudly(tmp_path):
     done = mimexport("build", "--model", "small", "--random-weights", "--agg", "mean", "--out", "a", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert "WARNING: random weights, the vectors mean nothing" in done.stderr
+    assert "WARNING: the weights are random" in done.stderr
 
 
 def captured(monkeypatch, name, command, arguments):
@@ -227,7 +227,7 @@ def test_from_images_to_a_head_to_an_artifact(data, tmp_path):
     assert fitted.returncode == 0, fitted.stderr
     assert "k-NN" in fitted.stdout
     assert "linear probe" in fitted.stdout
-    assert "two views of an image find each other in" in fitted.stdout
+    assert "recall@1 between two views of an image:" in fitted.stdout
     built = mimexport("build", *common, "--head", "h.safetensors", "--whiten", "32", "--out", "a", cwd=tmp_path)
     assert built.returncode == 0, built.stderr
     inspected = json.loads(mimexport("inspect", "a", "--json", cwd=tmp_path).stdout)
@@ -250,7 +250,7 @@ def test_a_place_that_takes_no_result_is_found_out_before_the_work(data, tmp_pat
 def test_weights_are_for_peers():
     done = mimexport("bench", "none", "--weights", "none.pth")
     assert done.returncode == 2
-    assert "--weights is for --peers" in done.stderr
+    assert "--weights needs --peers" in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -258,7 +258,7 @@ def test_weights_are_for_peers():
     [
         (["--agg", "abmilp", "--data", "none"], 1, "error: no folder or zip at none"),
         (["--agg", "abmilp", "--data", "."], 1, "no images in"),
-        (["--agg", "abmilp", "--data", ".", "--out", "h.pth"], 2, "the name of a head ends in .safetensors"),
+        (["--agg", "abmilp", "--data", ".", "--out", "h.pth"], 2, "the name of a head file must end in .safetensors"),
     ],
 )
 def test_what_cannot_be_fitted_is_one_line(arguments, status, message, tmp_path):

@@ -130,8 +130,8 @@ def test_a_broken_link_a_missing_heading_and_a_page_outside_the_menu_are_found(t
     page = tmp_path / "page.md"
     page.write_text("# A page\n\n[good](page.md#a-page) [gone](other.md) [no heading](page.md#b)\n")
     assert [line.split(": ")[1] for line in check_docs.broken_links([page])] == [
-        "link to other.md, which is not there",
-        "link to page.md#b, a heading that is not there",
+        "link to other.md, which does not exist",
+        "link to page.md#b, a heading that does not exist",
     ]
     (tmp_path / "README.md").write_text("x" * (check_docs.README_BYTES + 1))
     assert len(list(check_docs.too_large([page]))) == 1

@@ -45,7 +45,7 @@ def test_their_torch_model_is_found_again_by_what_was_given(mixer_artifact):
     with pytest.raises(MimError, match=r"References\(models=\[model\]\)"):
         References().open([mixer_artifact])
     mixer = family.load_mixer()
-    with pytest.raises(MimError, match="'LengthWeighted' of mixer is not of this package and not among those given"):
+    with pytest.raises(MimError, match="'LengthWeighted' of mixer is not in this package and not among those given"):
         References(models=(mixer,), aggregators=(aggregator.LengthWeighted(power=3.0),)).open([mixer_artifact])
     (reference,) = References(models=(mixer,), aggregators=(aggregator.LengthWeighted(power=2.0),)).open(
         [mixer_artifact]

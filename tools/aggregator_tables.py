@@ -1,4 +1,4 @@
-"""What `measure_aggregators.py` found, as a file for each backbone, and the tables that are written from all of them."""
+"""Store the results of `measure_aggregators.py`, one file per backbone, and write tables from all of them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ ASSETS = ROOT / "export" / "mimexport" / "assets"
 MARKER = "<!-- written by tools/measure_aggregators.py, below this line -->"
 BEGIN, END = "<!-- aggregators: written by tools/measure_aggregators.py -->", "<!-- aggregators: end -->"
 _WHOLE = 65535
-"""A score of 1 where scores are fractions, in 16 bits."""
+"""Integer that stands for a score of 1 if scores are fractions; they are stored in 16 bits."""
 SPACES = ("", ", whitened")
 METRICS = ("k-NN", "linear probe", "mAP", "shifted")
 TITLES = {"shifted": "k-NN, shifted"}
@@ -37,7 +37,7 @@ SHORT = {
 
 
 def write(stored: dict[str, Any], file: Path) -> None:
-    """Write the results of a backbone; scores of images as bits, or as numbers where they are fractions."""
+    """Write the results of a backbone; scores per image are stored as bits, or as 16-bit numbers if fractional."""
     file.parent.mkdir(parents=True, exist_ok=True)
     rows = {title: {key: _pack(value) for key, value in row.items()} for title, row in stored["rows"].items()}
     stage = file.with_name(f".{file.name}.partial")
@@ -46,7 +46,7 @@ def write(stored: dict[str, Any], file: Path) -> None:
 
 
 def read(file: Path) -> dict[str, Any]:
-    """Return what `write` wrote."""
+    """Return results written by `write`."""
     stored: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     stored["rows"] = {
         title: {key: _unpack(value) for key, value in row.items()} for title, row in stored["rows"].items()
@@ -55,12 +55,12 @@ def read(file: Path) -> dict[str, Any]:
 
 
 def summary(found: dict[str, Any]) -> str:
-    """Return the means of what was found, in per cent."""
+    """Return the mean scores as text, in per cent."""
     return ", ".join(f"{key} {100 * value.mean():.2f}" for key, value in found.items() if isinstance(value, np.ndarray))
 
 
 def write_all(folder: Path) -> None:
-    """Write the page, the README's table and the package's file from the results of every backbone."""
+    """Write the page, the README's table and the package's file from the results of all backbones."""
     everything = [read(file) for file in sorted(folder.glob("aggregators-*.json"), reverse=True)]
     prose = PAGE.read_text(encoding="utf-8").partition(MARKER)[0]
     PAGE.write_text(prose + MARKER + "\n\n" + "\n\n".join(map(_section, everything)) + "\n", encoding="utf-8")
@@ -117,7 +117,7 @@ def _choices(stored: dict[str, Any]) -> str:
 
 
 def _against_mean(stored: dict[str, Any]) -> str:
-    """Return a table of label-free rows against the mean: centred, shifted, and every kind of shift."""
+    """Return a table that compares label-free rows with the mean: centred, shifted, and each kind of shift."""
     rows, kinds = stored["rows"], np.array(stored["kinds"])
     chosen = {"shifted": np.ones(len(kinds), bool)}
     for kind in sorted(set(stored["kinds"])):
@@ -145,7 +145,7 @@ def _cell(stored: dict[str, Any], title: str, metric: str, space: str) -> str:
 
 
 def _short(everything: list[dict[str, Any]]) -> str:
-    """Return the README's table: both backbones side by side."""
+    """Return the README's table with both backbones."""
     columns = [(stored, space) for stored in everything for space in SPACES]
     head = ["`--agg`", "what it is", *(f"{stored['model']}{space}" for stored, space in columns)]
     lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
@@ -158,7 +158,7 @@ def _short(everything: list[dict[str, Any]]) -> str:
 
 
 def _known(stored: dict[str, Any]) -> BackboneFigures:
-    """Return what `mimexport build` says of a choice."""
+    """Return the figures that `mimexport build` uses for its notes."""
     rows, baseline = stored["rows"], strongest(stored, "")
     measured = []
     for row in rows.values():

@@ -1,9 +1,9 @@
-"""Search for the slowest file that is let in, and print what decoding it costs.
+"""Search for the slowest accepted image file of each kind, and print the cost of decoding it.
 
     python tools/attack_decoding.py [--limit-mb 32] [--only jpeg]
 
-Each family makes a worse file for a larger number. The largest number that passes the bounds is looked for, and that file
-is decoded: CPU milliseconds, beside the pixels it stands for.
+Each family generates a worse file for a larger number. The tool finds the largest number that passes the limits, decodes
+that file and prints the CPU time.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ FAMILIES: dict[str, Callable[[int], bytes]] = {
 
 
 def _let_in(make: Callable[[int], bytes], count: int, limit: int) -> bytes | None:
-    """Return the file, if it is small enough and passes the bounds."""
+    """Return the file if it is small enough and passes the limits, else None."""
     raw = make(count)
     if len(raw) > limit:
         return None
@@ -93,7 +93,7 @@ def _let_in(make: Callable[[int], bytes], count: int, limit: int) -> bytes | Non
 
 
 def _worst(make: Callable[[int], bytes], limit: int) -> tuple[int, bytes]:
-    """Return the largest number that is let in, by doubling and halving, and its file."""
+    """Find the largest accepted number by doubling and bisection; return it and its file."""
     low, high, best = 0, 1, b""
     while high < _MOST and (raw := _let_in(make, high, limit)) is not None:
         low, high, best = high, 4 * high, raw
@@ -107,10 +107,10 @@ def _worst(make: Callable[[int], bytes], limit: int) -> tuple[int, bytes]:
 
 
 @click.command()
-@click.option("--limit-mb", default=32, show_default=True, help="Files of more are not tried.")
-@click.option("--only", default="", help="Families whose name begins so.")
+@click.option("--limit-mb", default=32, show_default=True, help="Largest file to try.")
+@click.option("--only", default="", help="Only families whose name starts with this.")
 def main(limit_mb: int, only: str) -> None:
-    """Print the slowest file of each family that is let in."""
+    """Print the slowest accepted file of each family."""
     print(f"{'family':<28} {'number':>10} {'bytes':>11} {'CPU ms':>8}")
     for name, make in FAMILIES.items():
         if name.startswith(only):

@@ -1,4 +1,4 @@
-"""What it takes from a file to pixels: ms a photograph with Pillow alone and with `mimexport[fast]`, threads, Python's lock.
+"""Measure decoding and resizing: ms per photograph with Pillow and with `mimexport[fast]`, with threads, and the GIL's share.
 
 python tools/bench_decode.py [FOLDER|ZIP] [--seconds 2]
 """
@@ -31,18 +31,18 @@ EDGES = {"500 px": 500, "12 MP": 4000}
 KINDS = {"JPEG": {"quality": 90}, "PNG": {"compress_level": 6}, "WEBP": {"quality": 90}}
 PAIRS = 5
 SWITCH_S = 1e-4
-"""How long Python lets a thread compute before another one that waits; short, so that the spinning thread gives way."""
+"""Thread switch interval in seconds; short, so that the spinning thread releases the GIL."""
 
 
 @contextmanager
 def pillow_alone() -> Iterator[None]:
-    """Leave both libraries out."""
+    """Disable both libraries in the block."""
     with patch.object(turbo, "library", lambda: None), patch.object(resampling, "library", lambda: None):
         yield
 
 
 def rate(files: Sequence[bytes], threads: int, seconds: float) -> float:
-    """Return images/s of so many threads."""
+    """Return images/s with this number of threads."""
     budget, upcoming = MemoryBudget(), itertools.cycle(files)
     end = time.perf_counter() + seconds
 
@@ -60,7 +60,7 @@ def rate(files: Sequence[bytes], threads: int, seconds: float) -> float:
 
 
 def in_turn(files: Sequence[bytes], threads: int, seconds: float) -> tuple[float, float]:
-    """Return images/s with Pillow alone and with both libraries, medians of pairs."""
+    """Return images/s with Pillow alone and with both libraries, medians of alternating pairs."""
     pairs = []
     for _ in range(PAIRS):
         with pillow_alone():
@@ -71,7 +71,7 @@ def in_turn(files: Sequence[bytes], threads: int, seconds: float) -> tuple[float
 
 
 def lock_ms(files: Sequence[bytes], seconds: float) -> float:
-    """Return ms for which decoding one image keeps Python's lock, by what a thread that only counts loses to it."""
+    """Return the ms per image for which decoding holds the GIL, measured by the slowdown of a counting thread."""
     counted, stopping = 0, threading.Event()
 
     def count() -> None:

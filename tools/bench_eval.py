@@ -1,4 +1,4 @@
-"""What the evaluation costs as images grow: seconds and peak memory, each size in a process of its own.
+"""Measure the cost of the evaluation by number of images: seconds and peak memory, each size in a new process.
 
 python tools/bench_eval.py
 """
@@ -22,11 +22,11 @@ DIM, CLASSES, QUERIES, RESAMPLES = 768, 1000, 10_000, 10_000
 GALLERIES = (12_500, 25_000, 50_000, 100_000)
 IMAGES = (1_250, 2_500, 5_000, 10_000)
 _MIB = 1 << 10
-"""`ru_maxrss` counts KiB on Linux."""
+"""Unit of `ru_maxrss` on Linux: KiB."""
 
 
 @click.command()
-@click.option("--only", nargs=2, type=(str, int), help="One measurement as JSON, of a size; without, all in turn.")
+@click.option("--only", nargs=2, type=(str, int), help="Print one measurement (name, size) as JSON.  [default: all]")
 def main(only: tuple[str, int] | None) -> None:
     """Print a table."""
     if only:
@@ -44,7 +44,7 @@ def main(only: tuple[str, int] | None) -> None:
 
 
 def measure(work: Callable[[], object]) -> dict[str, float]:
-    """Return seconds of `work`, those of all cores together, and by how many MiB it raised the peak of the process."""
+    """Return the seconds of `work`, its CPU seconds, and the growth of the process's peak memory in MiB."""
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     started, busy = time.perf_counter(), time.process_time()
     work()
@@ -61,7 +61,7 @@ def _knn(size: int) -> Callable[[], object]:
 
 
 def _bootstrap(size: int) -> Callable[[], object]:
-    """Average precisions: every image's score is another, the dearest case."""
+    """Average precisions: all scores are distinct, the most expensive case."""
     scores = np.random.default_rng(0).random(size)
     return lambda: mean_interval(scores)
 

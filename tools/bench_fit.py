@@ -1,4 +1,4 @@
-"""Measure what `fit` costs as images grow: seconds and peak memory, each size in a process of its own.
+"""Measure the cost of `fit` by number of images: seconds and peak memory, each size in a new process.
 
 python tools/bench_fit.py ../shared/data/tiny-imagenet-64.zip --cache ~/.cache/mimexport
 """
@@ -19,17 +19,17 @@ from mimexport.fitting.fitter import FitOptions, Fitter
 
 SIZES = (3_750, 7_500, 15_000, 30_000)
 _MIB = 1 << 10
-"""`ru_maxrss` counts KiB on Linux."""
+"""Unit of `ru_maxrss` on Linux: KiB."""
 
 
 @click.command()
 @click.argument("archive", type=click.Path(path_type=Path, exists=True))
 @click.option("--cache", type=click.Path(path_type=Path), required=True, help="Folder for tokens.")
-@click.option("--images", type=int, help="Fit on so many and print one line; without, every size is fitted in turn.")
+@click.option("--images", type=int, help="Fit on this many images and print one line.  [default: all sizes]")
 @click.option("--unlabelled", is_flag=True, help="With --images: learn without labels.")
-@click.option("--agg", default="abmilp", show_default=True, help="With --images: what is learned.")
+@click.option("--agg", default="abmilp", show_default=True, help="With --images: aggregator to learn.")
 def main(archive: Path, cache: Path, images: int | None, unlabelled: bool, agg: str) -> None:
-    """Print a table; tokens that the cache lacks are computed and timed."""
+    """Print a table; tokens missing in the cache are computed and timed."""
     if images is not None:
         click.echo(json.dumps(fit_once(archive, cache, images, agg, unlabelled=unlabelled)))
         return
@@ -44,7 +44,7 @@ def main(archive: Path, cache: Path, images: int | None, unlabelled: bool, agg: 
 
 
 def fit_once(archive: Path, cache: Path, count: int, agg: str, *, unlabelled: bool) -> dict[str, float]:
-    """Fit `agg` on `count` images of all classes alike."""
+    """Fit `agg` on `count` images with balanced classes."""
     files, labels, digest = read_part(archive, "train/")
     step = len(files) // count
     files, labels = files[::step], labels[::step]

@@ -1,8 +1,8 @@
-"""Measure, in turn, what each part of the graph's speed is worth.
+"""Measure the speedup of each optimisation of the graph.
 
     python tools/bench_graph.py --model mae-b16 photos/
 
-Ratios are images/s as it is deployed to images/s without the part, the median of pairs run A B A B; above 1 it wins.
+A ratio is images/s of the deployed graph divided by images/s without the optimisation: the median of pairs A B A B.
 """
 
 from __future__ import annotations
@@ -42,11 +42,11 @@ OPTIMIZERS = (
     "MatMulScaleFusion", "MatmulTransposeFusion", "NchwcTransformer", "QuickGeluFusion", "SkipLayerNormFusion",
     "TransposeOptimizer", "TransposeOptimizer_CPUExecutionProvider",
 )  # fmt: skip
-"""What ONNX Runtime may do to a vision transformer, by its own names."""
+"""Names of ONNX Runtime's optimisations that apply to vision transformers."""
 
 
 class Session:
-    """A session that leaves some of the optimisations out."""
+    """A session with some optimisations disabled."""
 
     def __init__(self, graph: Path, without: Iterable[str] = LEFT_OUT, level: str = "ORT_ENABLE_ALL") -> None:
         options = ort.SessionOptions()
@@ -67,7 +67,7 @@ class Session:
         return {"embedding": self._session.run(["embedding"], {"pixels": pixels})[0]}
 
     def close(self) -> None:
-        """Let go of the session."""
+        """Close the session."""
         del self._session
 
 
@@ -75,9 +75,7 @@ class Session:
 @click.argument("folders", nargs=-1, required=True)
 @click.option("--model", default="mae-b16", show_default=True, help="A VisionTransformer.")
 @click.option("--pairs", default=9, show_default=True)
-@click.option(
-    "--k", default="75%", show_default=True, help="Patches that are selected, and all that the last block computes."
-)
+@click.option("--k", default="75%", show_default=True, help="Number or share of selected patches.")
 def main(folders: tuple[str, ...], model: str, pairs: int, k: str) -> None:
     """Build the artifact in each form, and print a table."""
     seed = None if model == "mae-tiny" else 0
@@ -123,19 +121,19 @@ def main(folders: tuple[str, ...], model: str, pairs: int, k: str) -> None:
 
 
 def _mean_of_all(features: ComputedFeatures, index: torch.Tensor) -> torch.Tensor:
-    """Return what `ComputedFeatures.mean_of` does, from the whole block."""
+    """Compute `ComputedFeatures.mean_of` from the block's complete output."""
     return take(features.patches, index).mean(1)
 
 
 def write_out(artifact: Artifact, title: str) -> Path:
-    """Return a graph like the artifact's with attention in many nodes in place of one."""
+    """Return a copy of the artifact's graph with attention as separate nodes."""
     target = artifact.path.with_name(f"{title}.onnx")
     onnx.save(inline_local_functions(onnx.load(artifact.graph)), target)
     return target
 
 
 def variants(graph: Path) -> Iterator[tuple[str, Session, Callable[[], Session]]]:
-    """Yield every optimisation that changes this graph: what it makes of it, the session with it, and one without."""
+    """Yield each optimisation that changes this graph: description, session with it, and factory of a session without it."""
     whole = Session(graph)
     for level in ("ORT_DISABLE_ALL", "ORT_ENABLE_BASIC", "ORT_ENABLE_EXTENDED"):
         yield f"all optimisations, against {level}", whole, lambda level=level: Session(graph, level=level)
@@ -161,7 +159,7 @@ def photographs(folders: tuple[str, ...], artifact: Artifact) -> np.ndarray:
     for path in find_images(folders):
         try:
             found.append(to_pixels(decode(path), artifact.manifest.preprocess))
-        except ImageError:  # folders of photographs hold other things too
+        except ImageError:  # skip files that are not images
             continue
     return np.stack(found[:BATCH])
 

@@ -1,9 +1,9 @@
-"""What a narrower precision gives and costs: speed in turn with fp32, cosine and neighbours against torch.
+"""Measure narrower precisions: speed compared with fp32, cosine and nearest neighbours compared with torch.
 
     python tools/bench_precision.py photos/
 
-Int8 stands in the form that is built and in others, by which that form was chosen. The folder holds real images, some hundred;
-a fifth calibrates, the others are measured on. Of random weights only the speed is measured.
+int8 is measured in the form that `build` uses and in alternatives. The folder must contain some hundred real images; a fifth
+is used for calibration, the others for measuring. With random weights only the speed is measured.
 """
 
 from __future__ import annotations
@@ -43,10 +43,10 @@ class Form:
     """One row.
 
     Attributes:
-        title: as it stands there.
-        precision: of the build.
-        recipe: which products are quantised.
-        changed: arguments of ONNX Runtime's `quantize_static` that differ, of its `extra_options` under "extra".
+        title: title of the row.
+        precision: precision of the build.
+        recipe: which products to quantise.
+        changed: changed arguments of ONNX Runtime's `quantize_static`, with changed `extra_options` under "extra".
 
     """
 
@@ -81,7 +81,7 @@ FORMS = (
 @click.option("--model", default="mae-tiny", show_default=True)
 @click.option("--batch", default=16, show_default=True)
 @click.option("--pairs", default=15, show_default=True)
-@click.option("--chosen", is_flag=True, help="fp16, bf16 and int8 as it is built, nothing else.")
+@click.option("--chosen", is_flag=True, help="Only fp16, bf16 and int8 in the form that build uses.")
 def main(folder: Path, model: str, batch: int, pairs: int, chosen: bool) -> None:
     """Build every form, and print a table."""
     seed = None if model == "mae-tiny" else 0
@@ -92,7 +92,7 @@ def main(folder: Path, model: str, batch: int, pairs: int, chosen: bool) -> None
         judged = [f"{agg}: worst / median cosine, neighbours kept" for agg in JUDGED if seed is None]
         click.echo(f"| precision | {' | '.join([*judged, *ENGINES])} |\n|{'---|' * (1 + len(judged) + len(ENGINES))}")
         for number, form in enumerate(FORMS[: 3 if chosen else None]):
-            out = Path(name) / str(number)  # of its own: what is refused leaves nothing to be timed
+            out = Path(name) / str(number)  # own folder per form: a rejected build leaves nothing to time
             cells = [form.title]
             for agg in JUDGED if seed is None else JUDGED[:1]:
                 try:

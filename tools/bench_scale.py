@@ -32,7 +32,7 @@ RUNS = {"local": [], "ray": ["--ray", "auto", "--workers", str(WORKERS)]}
 
 
 def photographs(archive: str | None) -> Iterator[bytes]:
-    """Yield JPEG files: real ones of the archive, or drawn scenes."""
+    """Yield JPEG files from the archive, or synthetic scenes without one."""
     if archive is None:
         for scene in draw_scenes(SIZES[-1], 64):
             stream = io.BytesIO()
@@ -46,7 +46,7 @@ def photographs(archive: str | None) -> Iterator[bytes]:
 
 
 def write_images(folder: Path, archive: str | None) -> list[Path]:
-    """Write one folder of images per size, the smaller a part of the larger; return the folders."""
+    """Write one folder of images per size (smaller ones are subsets of larger ones); return the folders."""
     folders = [folder / str(size) for size in SIZES]
     for target in folders:
         target.mkdir()
@@ -59,7 +59,7 @@ def write_images(folder: Path, archive: str | None) -> list[Path]:
 
 
 def run(artifact: str, images: Path, out: Path, options: list[str]) -> dict[str, Any]:
-    """Run the command; return its seconds, and what its own process (the driver) held at most, in MB."""
+    """Run the command; return its seconds and the peak memory of its process (the driver) in MB."""
     command = [sys.executable, "-c", START, "embed", artifact, str(images), "--out", f"{out}/"]
     started = time.perf_counter()
     process = subprocess.Popen(
@@ -75,7 +75,7 @@ def run(artifact: str, images: Path, out: Path, options: list[str]) -> dict[str,
         raise SystemExit(f"embed {options} ended with {process.returncode}: {said}")
     finished = sorted(path.stat().st_mtime for path in out.glob("part-*.parquet"))
     count = sum(1 for _ in images.iterdir())
-    # From the first shard to the last, the start of interpreter and workers left out.
+    # Time from the first to the last shard, without the start of interpreter and workers.
     steady = (count - SHARD * WORKERS) / max(1e-9, finished[-1] - finished[WORKERS - 1])
     return {
         "images": count,
@@ -109,7 +109,7 @@ def compare(left: Path, right: Path) -> dict[str, Any]:
 
 
 def main(artifact: str, report: str, archive: str | None = None) -> None:
-    """Measure in turn, small before large, and write `scale.json`."""
+    """Measure all sizes, smallest first, and write `scale.json`."""
     figures: dict[str, Any] = {"machine": f"{platform.machine()}, {os.cpu_count()} CPUs", "shard_size": SHARD}
     figures["source"] = "drawn" if archive is None else Path(archive).name
     with tempfile.TemporaryDirectory() as name:

@@ -1,6 +1,6 @@
-"""Check README and docs/: links, sizes, long sentences, the site's menu, and that generated pages are what the code says.
+"""Check README and docs/: links, sizes, long sentences, the site's menu, and that generated pages are up to date.
 
-python tools/check_docs.py            # exit status 1 where something is wrong
+python tools/check_docs.py            # exit status 1 if something is wrong
 python tools/check_docs.py --long     # also print the long sentences
 """
 
@@ -16,18 +16,18 @@ from write_reference import MARKER, ROOT, stale
 
 README_BYTES = 6144
 MOST_LINES = 250
-"""Of a page outside `results/` and of what no command wrote."""
+"""Largest number of lines of a page outside `results/`, without generated parts."""
 LONG_WORDS = 30
 MOST_LONG = 0.05
-"""Share of sentences longer than that."""
+"""Largest share of sentences with more words."""
 LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
 WRITTEN = re.compile(r"<!-- written by .*?below this line -->")
 
 
 @click.command()
-@click.option("--long", "show_long", is_flag=True, help="Print the sentences that are long.")
+@click.option("--long", "show_long", is_flag=True, help="Print the long sentences.")
 def main(show_long: bool) -> None:
-    """Print what is wrong, and exit with 1 where anything is."""
+    """Print problems, and exit with status 1 if there are any."""
     files = [*ROOT.glob("*.md"), *sorted((ROOT / "docs").rglob("*.md"))]
     wrong = [*broken_links(files), *too_large(files), *outside_the_site(), *stale()]
     sentences = [(path, each) for path in files if path.name != "CHANGELOG.md" for each in sentences_of(path)]
@@ -45,7 +45,7 @@ def main(show_long: bool) -> None:
 
 
 def broken_links(files: list[Path]) -> Iterator[str]:
-    """Yield a line for every link to a file, or to a heading, that is not there."""
+    """Yield a line for each link to a missing file or heading."""
     for path in files:
         for target in LINK.findall(without_code(path.read_text(encoding="utf-8"))):
             name, _, anchor = target.partition("#")
@@ -53,19 +53,19 @@ def broken_links(files: list[Path]) -> Iterator[str]:
                 continue
             there = (path.parent / name).resolve() if name else path
             if not there.exists():
-                yield f"{path.relative_to(ROOT)}: link to {target}, which is not there"
+                yield f"{path.relative_to(ROOT)}: link to {target}, which does not exist"
             elif anchor and anchor not in anchors(there):
-                yield f"{path.relative_to(ROOT)}: link to {target}, a heading that is not there"
+                yield f"{path.relative_to(ROOT)}: link to {target}, a heading that does not exist"
 
 
 def anchors(path: Path) -> set[str]:
-    """Return the ids that headings of a page get."""
+    """Return the ids of the headings of a page."""
     headings = re.findall(r"^#+ (.*)$", without_code(path.read_text(encoding="utf-8")), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", each.lower()).strip().replace(" ", "-") for each in headings}
 
 
 def too_large(files: list[Path]) -> Iterator[str]:
-    """Yield a line for a README of too many bytes and for every page of too many lines."""
+    """Yield a line if README.md has too many bytes, and for each page with too many lines."""
     size = (ROOT / "README.md").stat().st_size
     if size > README_BYTES:
         yield f"README.md: {size} bytes, expected at most {README_BYTES}"
@@ -76,7 +76,7 @@ def too_large(files: list[Path]) -> Iterator[str]:
 
 
 def outside_the_site() -> Iterator[str]:
-    """Yield a line for every page that the menu of the site lacks."""
+    """Yield a line for each page that is missing in the menu of the site."""
     menu = set(re.findall(r"([\w/-]+\.md)$", (ROOT / "mkdocs.yml").read_text(encoding="utf-8"), re.MULTILINE))
     for path in sorted((ROOT / "docs").rglob("*.md")):
         if path.relative_to(ROOT / "docs").as_posix() not in menu:
@@ -84,7 +84,7 @@ def outside_the_site() -> Iterator[str]:
 
 
 def sentences_of(path: Path) -> Iterator[str]:
-    """Yield the sentences of a page's prose: no code, tables, headings, nor what a command wrote."""
+    """Yield the sentences of a page's prose, without code, tables, headings and generated parts."""
     text = without_code(WRITTEN.split(path.read_text(encoding="utf-8"))[0].split(MARKER)[0])
     text = LINK.sub(lambda link: link.group(0).split("](", 1)[0].lstrip("!["), text)
     lines = [line for line in text.splitlines() if not re.match(r"\s*(\||#|---|<|\$)|    ", line)]
@@ -94,7 +94,7 @@ def sentences_of(path: Path) -> Iterator[str]:
 
 
 def without_code(text: str) -> str:
-    """Return a page without its fenced blocks."""
+    """Return a page without fenced code blocks."""
     return re.sub(r"^\s*```.*?^\s*```$", "", text, flags=re.MULTILINE | re.DOTALL)
 
 

@@ -1,8 +1,8 @@
-"""Measure whitenings on training images alone, to choose shrinkage and dimension: the table in docs/results/whitening.md.
+"""Measure whitenings on training images to choose shrinkage and dimension; write the table in docs/results/whitening.md.
 
     python tools/choose_whitening.py ../shared/data/tiny-imagenet-64.zip --cache ~/.cache/mimexport
 
-One training image of six asks, the others answer; the validation images are not looked at.
+One training image of six is a query, the others are the gallery; validation images are not used.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _ASKING = 6
 @click.argument("archive", type=click.Path(path_type=Path, exists=True))
 @click.option("--cache", type=click.Path(path_type=Path), required=True, help="Folder for tokens.")
 def main(archive: Path, cache: Path) -> None:
-    """Write k-NN accuracy of every whitening, aggregator, shrinkage and dimension."""
+    """Write the k-NN accuracy by whitening, aggregator, shrinkage and dimension."""
     images, labels, digest = read_part(archive, "train/")
     fitter = Fitter(FitOptions(model="mae-tiny", agg="mean", images=images, labels=None, digest=digest, cache=cache))
     whole, views = fitter.tokens(images, digest, "training"), fitter.views()
@@ -61,7 +61,7 @@ def main(archive: Path, cache: Path) -> None:
 
 
 def _heads(fitter: Fitter) -> Iterator[tuple[str, Head]]:
-    """Yield what learns nothing, then what the package ships."""
+    """Yield heads of aggregators that learn nothing, then the heads in the package."""
     for name in ("cls", "mean", "cls+mean", "center-weighted", "topk"):
         yield f"`{name}`", plain_head(name, fitter)
     for name in ("abmilp-unlabelled", "abmilp", "ep"):

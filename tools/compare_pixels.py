@@ -27,7 +27,7 @@ SPEC = Preprocess(size=SIZE, resize=248, mode="shortest", interpolation="bicubic
 
 
 def vary(picture: Image.Image, rng: random.Random) -> bytes:
-    """Return a JPEG file of a part of `picture`, of any scale, mode, orientation, sampling and quality."""
+    """Return a JPEG file of a random part of `picture` with random scale, mode, orientation, sampling and quality."""
     width, height = (rng.randint(edge // 3, edge) for edge in picture.size)
     left, top = rng.randint(0, picture.width - width), rng.randint(0, picture.height - height)
     scale = rng.uniform(150, 1200) / min(width, height)
@@ -52,7 +52,7 @@ def vary(picture: Image.Image, rng: random.Random) -> bytes:
 @click.option("--count", default=1000, show_default=True, help="Files.")
 @click.option("--seed", default=0, show_default=True)
 def main(place: Path | None, count: int, seed: int) -> None:
-    """Print how many pictures and values differ; fail where a decoded picture does, or a value by more than two."""
+    """Print how many images and values differ; fail if a decoded image differs, or a value by more than two."""
     rng, pictures = random.Random(seed), load(place, 1000)
     transform = create_transform((3, SIZE, SIZE), interpolation="bicubic", crop_pct=0.9, use_prefetcher=True)
     unequal, off = 0, np.zeros(256, np.int64)

@@ -1,9 +1,9 @@
-"""Draw the nearest neighbours that two artifacts find, side by side: the picture in the README.
+"""Draw the nearest neighbours by two artifacts side by side, for the picture in the README.
 
 python tools/draw_neighbours.py artifacts/mae-small-cls artifacts/mae-small-topk docs/images/neighbours.png
 
-The images are crops of photographs that scikit-image and scikit-learn ship. A neighbour is right where it shows the same
-place of the same photograph. Queries are drawn by a seed, from different photographs, and not chosen by their result.
+The images are crops of photographs in scikit-image and scikit-learn. A neighbour is correct if it shows the same place of
+the same photograph. Queries are random crops of different photographs, not chosen by their result.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from mimeval.datasets.crops import VIEWS, open_crops
 from mimruntime import Embedder
 
 SHOWN = VIEWS - 1
-"""Neighbours of a query: as many as there are right ones."""
+"""Number of neighbours per query; equal to the number of correct ones."""
 RIGHT, WRONG = "#2e9e4f", "#d0d0d0"
 
 
@@ -31,9 +31,9 @@ RIGHT, WRONG = "#2e9e4f", "#d0d0d0"
 @click.argument("artifacts", nargs=2, type=click.Path(path_type=Path, exists=True))
 @click.argument("out", type=click.Path(path_type=Path))
 @click.option("--queries", default=5, help="Rows.")
-@click.option("--seed", default=0, help="Of the draw of queries.")
+@click.option("--seed", default=0, help="Seed of the choice of queries.")
 def main(artifacts: tuple[Path, Path], out: Path, queries: int, seed: int) -> None:
-    """Write OUT, a PNG, and print the share of right neighbours over all crops."""
+    """Write OUT, a PNG, and print the share of correct neighbours over all crops."""
     data = open_crops()
     images = [data.test.load(row) for row in range(len(data.test))]
     rows = draw_queries(data, queries, seed)
@@ -50,7 +50,7 @@ def main(artifacts: tuple[Path, Path], out: Path, queries: int, seed: int) -> No
 
 
 def draw_queries(data: Dataset, count: int, seed: int) -> np.ndarray:
-    """Return rows of `count` crops, each of another photograph."""
+    """Return rows of `count` random crops, each of a different photograph."""
     photographs = np.array([name.rsplit(" ", 3)[0] for name in data.test.names])
     rng = np.random.default_rng(seed)
     chosen = rng.permutation(np.unique(photographs))[:count]
@@ -58,7 +58,7 @@ def draw_queries(data: Dataset, count: int, seed: int) -> np.ndarray:
 
 
 def find_neighbours(vectors: np.ndarray) -> np.ndarray:
-    """Return the rows of the nearest others of every vector, int64 (N, SHOWN), nearest first."""
+    """Return the rows of the nearest neighbours of each vector, int64 (N, SHOWN), nearest first."""
     cosines = vectors @ vectors.T
     np.fill_diagonal(cosines, -1)
     return np.argsort(-cosines, axis=1, kind="stable")[:, :SHOWN]
@@ -67,7 +67,7 @@ def find_neighbours(vectors: np.ndarray) -> np.ndarray:
 def draw_panel(
     panel: SubFigure, title: str, rows: np.ndarray, neighbours: np.ndarray, data: Dataset, images: list[bytes]
 ) -> None:
-    """Draw each query and its neighbours; a frame says which are right."""
+    """Draw each query and its neighbours; frames mark correct ones."""
     panel.suptitle(title, fontsize=9)
     grid = panel.subplots(len(rows), SHOWN + 1, squeeze=False)
     for axes, query in zip(grid, rows, strict=True):
@@ -80,7 +80,7 @@ def draw_panel(
 
 
 def save(figure: Figure, out: Path) -> None:
-    """Write the figure with a palette of 128 colours, a third of its size."""
+    """Write the figure with a palette of 128 colours, which needs a third of the bytes."""
     drawn = io.BytesIO()
     figure.savefig(drawn, format="png", dpi=110)
     out.parent.mkdir(parents=True, exist_ok=True)

@@ -1,9 +1,9 @@
-"""Make a model whose [cls] is already good, and measure that pooling its patches gains nothing: docs/results/control.md.
+"""Train a model whose [cls] is already good, and measure that pooling its patches gains nothing (docs/results/control.md).
 
     python tools/make_control.py ../shared/data/tiny-imagenet-64.zip --cache ~/.cache/mimexport
 
-The last blocks of `mae-tiny` are fine-tuned with labels through its [cls], on tokens of the frozen blocks before them
-that are computed once. The weights (11 MB) are written to artifacts/control.safetensors and are not committed.
+The last blocks of `mae-tiny` are fine-tuned with labels on [cls]. The tokens of the frozen blocks before them are computed
+once. The weights (11 MB) are written to artifacts/control.safetensors and are not committed.
 """
 
 from __future__ import annotations
@@ -35,22 +35,24 @@ MARKER = "<!-- written by tools/make_control.py, below this line -->"
 RIVALS = ("cls", "mean", "topk", "center-weighted", "cls+mean")
 BATCH, RATE, DECAY, SMOOTHING = 128, 1e-3, 0.05, 0.1
 KEPT = 28
-"""Of 64 patches, drawn anew in every step: regularises, and a step costs half."""
+"""Number of random patches of 64 per training step; this regularises and halves the cost."""
 
 
 @click.command()
 @click.argument("data")
 @click.option("--cache", type=click.Path(path_type=Path), required=True, help="Folder for tokens.")
 @click.option("--out", type=click.Path(path_type=Path), default=Path("artifacts/control.safetensors"))
-@click.option("--blocks", type=click.IntRange(1, 11), default=2, show_default=True, help="Last blocks to train.")
+@click.option(
+    "--blocks", type=click.IntRange(1, 11), default=2, show_default=True, help="Number of last blocks to train."
+)
 @click.option("--epochs", type=click.IntRange(min=1), default=8, show_default=True)
 @click.option("--train-limit", type=int, default=30_000, show_default=True, help="Training images.")
-@click.option("--limit", type=int, help="Test images, to try it out; then nothing is written into docs.")
-@click.option("--probe/--no-probe", default=True, help="Linear probes take most of the measurement.")
+@click.option("--limit", type=int, help="Number of test images for a trial run; the docs are then not changed.")
+@click.option("--probe/--no-probe", default=True, help="Also measure linear probes, which take most of the time.")
 def main(
     data: str, cache: Path, out: Path, blocks: int, epochs: int, train_limit: int, limit: int | None, probe: bool
 ) -> None:
-    """Train where `out` does not exist yet, then measure."""
+    """Train unless `out` exists, then measure."""
     dataset = open_dataset(data, cache=cache, limit=limit, train_limit=train_limit)
     if not out.exists():
         started = time.perf_counter()
@@ -72,12 +74,12 @@ def main(
 
 
 def fine_tune(dataset: Dataset, blocks: int, epochs: int, cache: Path) -> nn.Module:
-    """Return `mae-tiny` whose last blocks have learned the training labels through [cls]."""
+    """Return `mae-tiny` with the last blocks fine-tuned on the training labels through [cls]."""
     split = _train(dataset)
     model: Any = load_model("mae-tiny").model
     before, last, labels = model.blocks[-blocks:-1], model.blocks[-1], torch.from_numpy(split.labels)
     tokens = torch.from_numpy(entering(split, blocks, cache))
-    torch.manual_seed(0)  # after what draws numbers only where its tokens are not stored yet
+    torch.manual_seed(0)  # after `entering`, which uses random numbers only if tokens are not stored yet
     head = nn.Linear(model.embed_dim, len(dataset.classes))
     parameters = [p for part in (before, last, model.norm, head) for p in part.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=RATE, weight_decay=DECAY)
@@ -100,7 +102,7 @@ def fine_tune(dataset: Dataset, blocks: int, epochs: int, cache: Path) -> nn.Mod
 
 
 def cls_row(block: Any, tokens: Tensor) -> Tensor:
-    """Return what a ViT block makes of [cls] (B, D); its other rows, most of the work, are not computed."""
+    """Return the [cls] row (B, D) of a ViT block's output, without computing the other rows."""
     context, width = block.norm1(tokens), tokens.shape[2]
     weight, bias = block.attn.qkv.weight, block.attn.qkv.bias
     query = nn.functional.linear(context[:, :1], weight[:width], bias[:width])
@@ -112,7 +114,7 @@ def cls_row(block: Any, tokens: Tensor) -> Tensor:
 
 
 def measure(model: nn.Module, dataset: Dataset, blocks: int, cache: Path, *, probe: bool) -> Iterator[str]:
-    """Yield a row of the table for every rival, as differences to [cls]; `model` is the fine-tuned one."""
+    """Yield a table row per aggregator with differences to [cls]; `model` is the fine-tuned model."""
     train = _train(dataset)
     tokens = [_leave(model, entering(part, blocks, cache), blocks) for part in (train, dataset.test)]
     backbone = Backbone(model)
@@ -133,7 +135,7 @@ def measure(model: nn.Module, dataset: Dataset, blocks: int, cache: Path, *, pro
 
 
 def entering(split: Split, blocks: int, cache: Path) -> np.ndarray:
-    """Return the tokens (n, S, D) float16 that enter the last `blocks` blocks of `mae-tiny`; they are kept in `cache`."""
+    """Return the tokens (n, S, D) float16 that enter the last `blocks` blocks of `mae-tiny`; store them in `cache`."""
     file = cache / f"entering-{blocks}-{split.digest[:24]}.npy"
     if not file.exists():
         loaded = load_model("mae-tiny")
@@ -155,7 +157,7 @@ def entering(split: Split, blocks: int, cache: Path) -> np.ndarray:
 
 
 def _leave(model: Any, stored: np.ndarray, blocks: int) -> Tokens:
-    """Return what `fit` would store of the images whose tokens `stored` enter the last blocks of `model`."""
+    """Return tokens in the form that `fit` stores, from tokens `stored` that enter the last blocks of `model`."""
     patches, cls, energy = [], [], []
     with torch.inference_mode():
         for start in range(0, len(stored), BATCH):

@@ -1,10 +1,10 @@
-"""Fit every head of the embedded backbones and measure every aggregator on labelled images, centred and shifted.
+"""Fit all heads of the embedded backbones and measure all aggregators on labelled images, centred and shifted.
 
     python tools/measure_aggregators.py ../shared/data/tiny-imagenet-64.zip --cache ~/.cache/mimexport --model mae-small --ship
 
-Both norms of every aggregator that learns nothing are tried on training images, and the better one is measured. What was found
-lies in `--results`, a file a backbone; docs/results/aggregators.md, the table of the README and the package's own
-`measured.json` are written from all of these. `--ship` puts the heads into the package. Tokens are kept in the cache.
+For aggregators that learn nothing, the better token norm is chosen on training images. Results are stored in `--results`, one
+file per backbone. docs/results/aggregators.md, the README's table and the package's `measured.json` are written from them.
+`--ship` writes the heads into the package. Tokens are stored in the cache.
 """
 
 from __future__ import annotations
@@ -35,16 +35,16 @@ from mimruntime.manifest import TokenNorm
 
 SHIPPED = Path(__file__).parents[1] / "export" / "mimexport" / "assets" / "heads"
 RANKED = 2000
-"""Test images that find each other, for mAP."""
+"""Number of test images for mAP."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table: an aggregator, its options, and whether its head learns from labels.
+    """One row of the table: an aggregator, its options, and whether its head is learned with labels.
 
     Attributes:
-        shipped: name of the head in the package, or None; of the two [cls] the stronger is shipped.
-        norm: of tokens; None takes the better one on training images.
+        shipped: name of the head in the package, or None; of the two [cls] only the stronger is included.
+        norm: token norm; None takes the better one on training images.
     """
 
     agg: str
@@ -55,7 +55,7 @@ class Row:
 
     @property
     def title(self) -> str:
-        """As a user would type it."""
+        """The options as a user would type them."""
         options = [f"--{key} {value}" for key, value in self.options.items()]
         options += [f"--token-norm {self.norm}"] if self.norm else []
         return f"`{' '.join([self.agg, *options])}`" + (", labels" if self.labels else "")
@@ -96,7 +96,7 @@ ROWS = [
 
 @dataclass(frozen=True)
 class Part:
-    """Training or test images, and their stored tokens."""
+    """Training or test images with their stored tokens."""
 
     split: Split
     tokens: Tokens
@@ -110,19 +110,21 @@ def _sources(split: Split) -> LazySources:
 @click.argument("archive", type=click.Path(path_type=Path, exists=True))
 @click.option("--cache", type=click.Path(path_type=Path), required=True, help="Folder for tokens.")
 @click.option("--model", "model_name", required=True, help="An embedded backbone.")
-@click.option("--training", default=10_000, show_default=True, help="Images to learn from.")
+@click.option("--training", default=10_000, show_default=True, help="Number of training images.")
 @click.option("--images", default=10_000, show_default=True, help="Test images.")
-@click.option("--views", default=4000, show_default=True, help="Images of which two views are taken.")
-@click.option("--shifted", nargs=2, default=(5000, 5000), show_default=True, help="Likewise, training and judged.")
+@click.option("--views", default=4000, show_default=True, help="Number of images for two views.")
+@click.option(
+    "--shifted", nargs=2, default=(5000, 5000), show_default=True, help="Number of shifted training and test images."
+)
 @click.option("--ship", is_flag=True, help="Write the heads into the package.")
-@click.option("--probe/--no-probe", default=True, help="Linear probes take most of the time.")
-@click.option("--row", "titles", multiple=True, help="Measure these rows alone; the others stay as they are.")
+@click.option("--probe/--no-probe", default=True, help="Also measure linear probes, which take most of the time.")
+@click.option("--row", "titles", multiple=True, help="Measure only these rows; keep the others.")
 @click.option("--results", type=click.Path(path_type=Path), default=Path("docs/results"), show_default=True)
 def main(
     archive: Path, cache: Path, model_name: str, training: int, images: int, views: int, shifted: tuple[int, int],
     ship: bool, probe: bool, titles: tuple[str, ...], results: Path,
 ) -> None:  # fmt: skip
-    """Measure every row; rows that the results already hold are not measured again."""
+    """Measure all rows that are not in the results yet."""
     if unknown := set(titles) - {row.title for row in ROWS}:
         raise click.BadParameter(f"no row {', '.join(sorted(unknown))}; there are: {', '.join(r.title for r in ROWS)}")
     whole = open_dataset(f"zip:{archive}", cache=cache)
@@ -149,7 +151,7 @@ def main(
 
 
 def beginning(dataset: Dataset, training: int, images: int) -> Dataset:
-    """Return the first images of an order of which every beginning has its classes in balance."""
+    """Return the first images of a class-balanced order."""
     if dataset.train is None:
         raise click.UsageError(f"{dataset.name} has no images to learn from")
     parts = ((dataset.train, training), (dataset.test, images))
@@ -158,7 +160,7 @@ def beginning(dataset: Dataset, training: int, images: int) -> Dataset:
 
 
 class Bench:
-    """A backbone and the tokens of all images that are learned from or judged."""
+    """A backbone with the tokens of all training and test images."""
 
     def __init__(self, model: str, centred: Dataset, shifted: Dataset, views: int, cache: Path) -> None:
         self._model, self._cache, self._views = model, cache, views
@@ -167,7 +169,7 @@ class Bench:
         self.centred, self.shifted = (self._parts(dataset) for dataset in (centred, shifted))
 
     def describe(self) -> dict[str, Any]:
-        """Return the results before any row is measured: what is measured on, and the norms."""
+        """Return the results without rows: sizes of the data and the norms."""
         sizes = {
             name: [len(p.split) for p in parts]
             for name, parts in (("centred", self.centred), ("shifted", self.shifted))
@@ -179,7 +181,7 @@ class Bench:
         }  # fmt: skip
 
     def measure(self, row: Row, norms: dict[str, dict[str, float]], *, probe: bool) -> tuple[Head, dict[str, Any]]:
-        """Return the head of a row and what was found: right or wrong of every image by metric, space and set."""
+        """Return the head of a row, and the scores per image by metric, space and set."""
         norm = row.norm or (None if row.learned else max(norms[row.agg], key=lambda name: norms[row.agg][name]))
         fitter = self._fitter(row, norm)
         head = fitter.fit()
@@ -200,7 +202,7 @@ class Bench:
         return head, found
 
     def _norms(self, agg: str) -> dict[str, float]:
-        """Return k-NN of the training images, each left out in turn, by tokens of either norm."""
+        """Return the leave-one-out k-NN accuracy on the training images by token norm."""
         aggregator = make_aggregator(agg, self.fitter.backbone.shape, {})
         part = self.centred[0]
         return {

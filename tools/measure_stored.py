@@ -1,10 +1,9 @@
-"""Measure what stored precision costs each aggregator: the table in docs/results/stored-precision.md.
+"""Measure the loss of each storage type by aggregator; write the table in docs/results/stored-precision.md.
 
     python tools/measure_stored.py ../shared/data/tiny-imagenet-64.zip --cache ~/.cache/mimexport --model mae-tiny
 
-Vectors come from stored tokens and the heads that are shipped for the backbone, with and without whitening; tokens that the
-cache lacks are computed. Mean and scale are measured on the first 256 training images, as a build does. A backbone's rows of the
-page are written anew; those of the other stay.
+Vectors are computed from stored tokens with the package's heads, with and without whitening. Missing tokens are computed.
+Mean and scale are measured on the first 256 training images, as in a build. Only the page's rows of this backbone change.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ WAYS = ("fp32", "fp16", "int8", "bits", "bits, rescored", "bits, rescored by int
 @click.argument("archive", type=click.Path(path_type=Path, exists=True))
 @click.option("--cache", type=click.Path(path_type=Path), required=True, help="Folder for tokens.")
 @click.option("--model", required=True, help="An embedded backbone.")
-@click.option("--training", default=10_000, show_default=True, help="Images that are searched.")
+@click.option("--training", default=10_000, show_default=True, help="Number of gallery images.")
 @click.option("--images", default=10_000, show_default=True, help="Images that search.")
 def main(archive: Path, cache: Path, model: str, training: int, images: int) -> None:
     """Measure every head of `model` and write its rows."""
@@ -57,7 +56,7 @@ def main(archive: Path, cache: Path, model: str, training: int, images: int) -> 
 
 
 def measure(gallery: np.ndarray, queries: np.ndarray, known: np.ndarray, truth: np.ndarray) -> list[str]:
-    """Return a cell for every way to search: k-NN accuracy and the share of the ten nearest in float32 that are found."""
+    """Return a cell per search function: k-NN accuracy and the share of the ten nearest in float32 that are found."""
     statistics = measure_statistics(gallery[:CALIBRATION])
     dim = gallery.shape[1]
     codecs: dict[str, Codec] = {store: codec_of(statistics, store, dim, "") for store in ("fp16", "int8", "bits")}
@@ -71,7 +70,7 @@ def measure(gallery: np.ndarray, queries: np.ndarray, known: np.ndarray, truth: 
 
 
 def write(model: str, lines: list[str], note: str) -> None:
-    """Put the rows of one backbone below the page's marker."""
+    """Write the rows of one backbone below the page's marker."""
     prose, _, rest = PAGE.read_text(encoding="utf-8").partition(MARKER)
     kept = [line for line in rest.splitlines() if line.startswith("| mae") and not line.startswith(f"| {model} ")]
     notes = [line for line in rest.splitlines() if line.startswith("mae") and not line.startswith(f"{model}:")]

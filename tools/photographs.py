@@ -1,4 +1,4 @@
-"""Photographs for measurements: those of installed packages, or of a folder or zip, as files of a wanted size and kind."""
+"""Photographs for measurements, from installed packages or from a folder or zip, encoded with a given size and format."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _PACKAGES = {
 
 
 def load(place: Path | None, most: int) -> list[Image.Image]:
-    """Return up to `most` pictures of `place`, or the seven that scikit-image and scikit-learn bring."""
+    """Return up to `most` images from `place`, or the seven included in scikit-image and scikit-learn."""
     if place is not None:
         return [decode(file.read()) for file in list_images(place)[:most]]
     found = []
@@ -31,7 +31,7 @@ def load(place: Path | None, most: int) -> list[Image.Image]:
 
 
 def encoded(picture: Image.Image, longer: int, kind: str, **options: object) -> bytes:
-    """Return a file of `kind` whose longer edge is `longer` px."""
+    """Return the image as a file of format `kind` with a longer edge of `longer` px."""
     scale = longer / max(picture.size)
     size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
     stream = io.BytesIO()

@@ -1,4 +1,4 @@
-"""Write the pages of docs/reference/ that are made from the code; `--check` says which of them are stale.
+"""Write the pages of docs/reference/ that are generated from the code; `--check` reports stale ones.
 
 python tools/write_reference.py
 
@@ -28,18 +28,18 @@ ROOT = Path(__file__).parents[1]
 REFERENCE = ROOT / "docs" / "reference"
 MARKER = "<!-- written by tools/write_reference.py, below this line -->"
 WIDTH = 100
-"""Columns of a help text."""
+"""Width of help texts in columns."""
 
 API: list[tuple[ModuleType, tuple[str, ...]]] = [
     (mimexport, ("build", "fit")),
     (mimruntime, ("Embedder", "Result", "BatchEmbedder", "verify", "compile_engine", "read_vectors", "Vectors")),
     (mimeval, ("evaluate", "compare")),
 ]
-"""Packages and what of them is described; their `_HOMES` says where it lies."""
+"""Packages to document; their `_HOMES` has the module of each name."""
 
 
 def pages() -> dict[Path, str]:
-    """Return the text of every page that is made from the code, whole."""
+    """Return the complete text of each generated page."""
     written = {
         "command-line.md": command_line(),
         "python.md": python_api(),
@@ -55,16 +55,16 @@ def pages() -> dict[Path, str]:
 
 
 def stale() -> list[str]:
-    """Return a line for every page that is not what the code says."""
+    """Return a line for each stale page."""
     return [
-        f"{path.relative_to(ROOT)}: not what the code says; run: python tools/write_reference.py"
+        f"{path.relative_to(ROOT)}: differs from the code; run: python tools/write_reference.py"
         for path, text in pages().items()
         if not path.exists() or path.read_text(encoding="utf-8") != text
     ]
 
 
 def command_line() -> str:
-    """Return the help of every command."""
+    """Return the help of all commands."""
     parts = []
     for command in sorted(COMMANDS, key=lambda each: each.name or ""):
         context = click.Context(
@@ -80,7 +80,7 @@ def command_line() -> str:
 
 
 def environment() -> str:
-    """Return a table of the options of `mimexport serve` as variables."""
+    """Return a table of the options of `mimexport serve` as environment variables."""
     serve = next(command for command in COMMANDS if command.name == "serve")
     rows = []
     for option in serve.params:
@@ -92,7 +92,7 @@ def environment() -> str:
 
 
 def backbones() -> str:
-    """Return a table of the backbones that have a short name."""
+    """Return a table of the backbones with a short name."""
     rows = [
         f"| `{name}` | `{a.timm_name}` | {a.size} | {a.patch} | {a.tokens} | {a.dim} | {a.license} | {a.note} |"
         for name, a in ALIASES.items()
@@ -102,7 +102,7 @@ def backbones() -> str:
 
 
 def python_api() -> str:
-    """Return signature and docstring of every public function and class."""
+    """Return signatures and docstrings of all public functions and classes."""
     parts = []
     for package, names in API:
         for name in names:
@@ -128,13 +128,13 @@ def describe(name: str, node: ast.FunctionDef | ast.ClassDef) -> Iterator[str]:
 
 
 def signature(name: str, node: ast.FunctionDef) -> str:
-    """Return a signature, a parameter a line where there are more than two."""
+    """Return a signature, with one parameter per line if there are more than two."""
     arguments = [each for each in ast.unparse(node.args).split(", ") if each not in {"self", "cls"}]
     joined = re.sub(r"^(self|cls)(, )?", "", ast.unparse(node.args))
     returned = f" -> {ast.unparse(node.returns)}" if node.returns else ""
     if any(isinstance(each, ast.Name) and each.id == "property" for each in node.decorator_list):
         return f"{name}{returned.replace('->', ':')}".replace(" :", ":")
-    if len(arguments) <= 2:  # a type with a comma counts as two: then it only breaks earlier
+    if len(arguments) <= 2:  # a type with a comma counts as two, which only breaks the line earlier
         return f"{name}({joined}){returned}"
     lines = re.split(r", (?=\*|\w+[:=]|\w+$)", joined)
     return f"{name}(\n" + "".join(f"    {line},\n" for line in lines) + f"){returned}"
@@ -154,7 +154,7 @@ def docstring(text: str) -> Iterator[str]:
 
 
 def items(text: str) -> Iterator[str]:
-    """Yield a list item for every entry of a section; a deeper line goes on with the one before."""
+    """Yield a list item per entry of a section; a more indented line continues the entry before it."""
     entries: list[str] = []
     for line in text.splitlines():
         deeper = line.startswith("     ") or not re.match(r"\s*[\w, *]+: ", line)
@@ -168,12 +168,12 @@ def items(text: str) -> Iterator[str]:
 
 
 @click.command()
-@click.option("--check", is_flag=True, help="Write nothing; exit with 1 where a page is stale.")
+@click.option("--check", is_flag=True, help="Write nothing; exit with status 1 if a page is stale.")
 def main(check: bool) -> None:
     """Write the generated pages."""
     if check:
         lines = stale()
-        click.echo("\n".join(lines) or "generated pages are what the code says")
+        click.echo("\n".join(lines) or "generated pages are up to date")
         sys.exit(bool(lines))
     for path, text in pages().items():
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,6 @@
-"""The evaluation side: labelled images and embedders -> metrics -> statistics -> verdict.
+"""Evaluate embedders on labelled images: metrics, statistics and a verdict.
 
-Names are imported on first use: scikit-learn and scipy take seconds.
+Names are imported on first use, because scikit-learn and scipy take seconds to import.
 """
 
 from __future__ import annotations

@@ -21,37 +21,37 @@ from mimruntime.errors import MissingExtraError
 from mimruntime.manifest import TokenNorm
 
 CACHE = Path("~/.cache/mimexport")
-"""Where features and fetched data are kept."""
+"""Default folder of stored features and downloaded data."""
 _Path = str | os.PathLike[str]
 _TORCH_SIDE = "mimeval.torch_side"
-"""The entry point by which the torch side makes itself known: this package must not import it."""
+"""Entry point group of the torch side, which this package must not import."""
 
 
 class TorchSide(Protocol):
-    """What the torch side gives: the models that vectors are held against, and baselines that were not built yet."""
+    """The interface of the torch side: it opens reference models and builds missing baselines."""
 
     def open(self, artifacts: Sequence[Artifact], *, narrow: bool = False) -> Sequence[Engine]:
-        """Return the torch model of every artifact; see `mimeval.deployments.OpenReferences`."""
+        """Return the torch model of each artifact; see `mimeval.deployments.OpenReferences`."""
 
     def build_baseline(self, artifact: Artifact, folder: Path, token_norm: TokenNorm | None = None) -> Artifact:
-        """Return the artifact that `artifact`'s gain is counted from; None takes the norm that is known to be better."""
+        """Return the baseline of `artifact`, with the given token norm or the one known to be better."""
 
     def build_plain(self, model: str, agg: str, folder: Path) -> Artifact:
-        """Return the artifact in fp32 of an aggregator that learns nothing."""
+        """Return the fp32 artifact of an aggregator that learns nothing."""
 
 
 class Progress(Protocol):
-    """Who is told how far an evaluation is."""
+    """Receives the progress of an evaluation."""
 
     def say(self, line: str) -> None:
-        """Take a line about a step."""
+        """Report one line about a step."""
 
     def progress(self, name: str, done: int, total: int) -> None:
-        """Take how far a step is."""
+        """Report the number of items done and the total of a step."""
 
 
 class NoProgress:
-    """A `Progress` that shows nothing."""
+    """A `Progress` that ignores everything."""
 
     def say(self, line: str) -> None:
         """Do nothing."""
@@ -81,7 +81,7 @@ def evaluate(
     torch_side: TorchSide | None = None,
     progress: Progress = NO_PROGRESS,
 ) -> Report:
-    """Did the gain over [cls] carry over from torch to the engines?
+    """Measure whether the gain over [cls] in torch is kept on the engines.
 
     >>> import mimeval
     >>> report = mimeval.evaluate(["artifacts/tiny"], data="folder:labelled", engines="onnxruntime", metrics=["knn"])
@@ -91,28 +91,28 @@ def evaluate(
     Args:
         artifacts: the artifacts, or their folders.
         data: a folder or zip of CLASS/image, a name such as "tiny-imagenet" (`mimexport eval --help`), or a `Dataset`.
-        baseline: what gains are counted from; none: [cls] of the same backbone, among `artifacts` or built, raw or after the
-            final norm, whichever is the stronger.
-        engines: "all", or names of engines, each with a precision or without: "openvino:bf16", "torch:fp16".
-        metrics: "knn", "linear", "few-shot", "retrieval"; none: all that the data allow.
-        limit: test images at most, classes in balance.
-        train_limit: training images at most.
-        deployed: of the test images, what engines see; torch sees all of them.
-        own: also fit on every engine's own features of the training images.
-        stored: also judge k-NN among vectors that an index stores so: "fp16", "int8", "bits", "rescored" (bits, the
-            candidates again by int8), "tf32" (compared as a GPU does).
-        margin: loss of gain that is tolerated, as a share of images.
-        seed: of the image draw and the bootstrap.
-        cache: folder for features and fetched data.
-        torch_side: rebuilds the torch models; None: `mimexport.References()`. Give one with `models` or `aggregators` where
-            an artifact was built from those of your own.
-        progress: who is told how far it is.
+        baseline: artifacts from which gains are counted. Without any: [cls] of the same backbone, raw or after the final
+            norm, whichever is stronger; it is taken from `artifacts` or built.
+        engines: "all", or names of engines, optionally with a precision: "openvino:bf16", "torch:fp16".
+        metrics: "knn", "linear", "few-shot", "retrieval"; empty means all that the data allow.
+        limit: largest number of test images, with balanced classes.
+        train_limit: largest number of training images.
+        deployed: number of test images that engines see; torch always sees all.
+        own: also fit classifiers on each engine's own features of the training images.
+        stored: also judge k-NN with vectors as an index stores them: "fp16", "int8", "bits", "rescored" (candidates by bits,
+            rescored by int8), "tf32" (compared as on a GPU).
+        margin: tolerated loss of gain, as a share of images.
+        seed: seed of the image sample and the bootstrap.
+        cache: folder of stored features and downloaded data.
+        torch_side: rebuilds the torch models; None means `mimexport.References()`. Pass one with `models` or `aggregators`
+            if an artifact was built from your own.
+        progress: receives the progress.
 
     Returns:
-        The report: `verdict`, gains with their intervals, scores of every image. `mimeval.report.encode` gives its JSON.
+        The report: `verdict`, gains with their intervals, scores of all images. `mimeval.report.encode` returns it as JSON.
 
     Raises:
-        MimError: data that cannot be read, an engine asked for by name that does not run, or weights out of reach.
+        MimError: data cannot be read, an engine given by name does not run, or weights cannot be found.
 
     """
     side = torch_side or _installed_torch_side()
@@ -126,7 +126,7 @@ def evaluate(
     def build_baseline(artifact: Artifact, token_norm: TokenNorm | None = None) -> Artifact:
         norm = "" if token_norm is None else f"{token_norm} "
         about = artifact.manifest
-        progress.say(f"  the {norm}baseline of {about.name} ({about.graph.precision}) is built …")
+        progress.say(f"  building the {norm}baseline of {about.name} ({about.graph.precision}) …")
         return side.build_baseline(artifact, folder / "baselines", token_norm)
 
     baselines += [build_baseline(artifact) for artifact in lacking]
@@ -158,7 +158,7 @@ def compare(
     cache: _Path = CACHE,
     progress: Progress = NO_PROGRESS,
 ) -> comparison.Comparison:
-    """Which of two artifacts is better on these images, each with classifiers of its own?
+    """Compare two artifacts on the same images, each with its own classifiers.
 
     >>> import mimeval
     >>> found = mimeval.compare("artifacts/tiny", "artifacts/tiny", data="folder:labelled", metrics=["knn"])
@@ -169,16 +169,16 @@ def compare(
         first: an artifact, or its folder.
         second: another, of any backbone.
         data: as in `evaluate`.
-        engine: what runs both.
-        metrics: as in `evaluate`, and so are the rest.
-        limit: see there.
-        train_limit: see there.
-        seed: see there.
-        cache: see there.
-        progress: see there.
+        engine: the engine for both.
+        metrics: as in `evaluate`.
+        limit: as in `evaluate`.
+        train_limit: as in `evaluate`.
+        seed: as in `evaluate`.
+        cache: as in `evaluate`.
+        progress: as in `evaluate`.
 
     Returns:
-        A row for each metric: both accuracies, their paired difference with its 95 % interval, McNemar's test.
+        One row per metric: both accuracies, their paired difference with its 95 % interval, and McNemar's test.
 
     Raises:
         MimError: as `evaluate`.
@@ -203,7 +203,7 @@ def _dataset(
         return data
     name = os.fspath(data)
 
-    def reading(here: int, total: int | None) -> None:  # how much there is may not be known
+    def reading(here: int, total: int | None) -> None:  # the total may be unknown
         progress.progress(f"reading {name}", here, here if total is None else total)
 
     return open_dataset(name, cache=cache, limit=limit, train_limit=train_limit, seed=seed, progress=reading)

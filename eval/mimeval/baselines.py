@@ -1,7 +1,7 @@
-"""What gains are counted from: the stronger of [cls] before and after the final norm, chosen on images that are not judged.
+"""Choose the baseline for gains: the stronger of [cls] before and after the final norm, measured on training images.
 
-On published MAE ViT-B the norm alone is worth 19 points of k-NN, more than any aggregator: a gain over the weaker [cls] is
-none. Both are measured, in torch; the stronger one runs on the engines. Where a backbone has no [cls] it is the mean.
+On the published MAE ViT-B the norm alone changes k-NN by 19 points, more than any aggregator, so a gain over the weaker
+[cls] means nothing. Both are measured in torch; the stronger one runs on the engines. Without [cls] the mean is used.
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ from mimruntime.errors import MimError, OptionError
 from mimruntime.manifest import TokenNorm, embedding_space
 
 JUDGED_BY = 10_000
-"""Training images that choose, at most."""
+"""Largest number of training images used for the choice."""
 
 
 BuildBaseline = Callable[[Artifact, TokenNorm], Artifact]
-"""(artifact, norm) -> the baseline of its backbone, size and precision with this token norm, built."""
+"""Function that builds the baseline of an artifact's backbone, size and precision with a token norm."""
 
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """The models with their baselines, and how these were chosen.
+    """The models with their baselines, and how the baselines were chosen.
 
     Attributes:
-        models: those that lost the choice among them, which are shown and not judged.
-        chosen: one record for each pair of candidates.
-        reasons: what the choice says of the verdict.
-        notes: what a reader must know.
+        models: all models; baselines that were not chosen are included but not judged.
+        chosen: one record per pair of candidates.
+        reasons: contributions to the verdict.
+        notes: notes for the reader.
 
     """
 
@@ -48,9 +48,9 @@ class Choice:
 
 
 def with_rivals(baselines: Sequence[Artifact]) -> list[Artifact]:
-    """Return `baselines` and, of each whose other norm is not among them, the other: a manifest without files.
+    """Return `baselines`, and for each the same with the other token norm (a manifest without files), unless present.
 
-    A whitened one has no other: its whitening was fitted on tokens of one norm.
+    A whitened baseline has no counterpart, because its whitening was fitted on tokens of one norm.
     """
     known = {artifact.manifest.embedding_space for artifact in baselines}
     rivals = {}
@@ -72,15 +72,15 @@ def choose(
     fixed: Collection[str] = (),
     seed: int = 0,
 ) -> Choice:
-    """Return the models, each counted from the stronger of its family's candidates.
+    """Return the models; the baseline of each is the stronger candidate of its family.
 
     Args:
-        models: of `group_models`.
-        scores: of every candidate, by its title, image by image.
-        metric: what these are, for people.
-        on: of which images, for people.
-        fixed: embedding spaces that were named as the baseline: they stay it, and are named where they are the weaker.
-        seed: of the bootstrap.
+        models: the result of `group_models`.
+        scores: scores per image of each candidate, by title.
+        metric: name of the metric, for display.
+        on: description of the images, for display.
+        fixed: embedding spaces given as baseline; they stay the baseline, and the result says if they are weaker.
+        seed: seed of the bootstrap.
 
     """
     families: dict[object, list[Model]] = {}
@@ -119,12 +119,12 @@ def choose(
 
 
 def leave_one_out(features: np.ndarray, labels: np.ndarray, *, seed: int = 0) -> np.ndarray:
-    """Return whether k-NN among the other training images has each right, bool (m,); m is at most `JUDGED_BY`.
+    """Return whether leave-one-out k-NN classifies each training image correctly, bool (m,) with m ≤ `JUDGED_BY`.
 
     Args:
         features: (n, D).
         labels: (n,) integers.
-        seed: of the draw of m among n.
+        seed: seed of the sample of m images.
 
     """
     rows = np.sort(np.random.default_rng(seed).permutation(len(labels))[:JUDGED_BY])
@@ -132,7 +132,7 @@ def leave_one_out(features: np.ndarray, labels: np.ndarray, *, seed: int = 0) ->
 
 
 def other_norm(artifact: Artifact) -> Artifact:
-    """Return the manifest of the same aggregation of tokens of the other norm; it has no files, torch alone can run it."""
+    """Return the artifact's manifest with the other token norm; it has no files, so only torch can run it."""
     manifest = artifact.manifest
     norm: TokenNorm = "raw" if manifest.aggregator.token_norm == "final" else "final"
     aggregator = msgspec.structs.replace(manifest.aggregator, token_norm=norm)
@@ -145,12 +145,12 @@ def other_norm(artifact: Artifact) -> Artifact:
 
 
 def complete(models: Sequence[Model], build: BuildBaseline | None, reasons: list[Reason]) -> list[Model]:
-    """Return the models that run on engines, baselines in every precision of those that are counted from them.
+    """Return the models that run on engines, with baselines in each precision that is needed.
 
     Args:
-        models: of a `Choice`.
-        build: makes a baseline that is not there.
-        reasons: gets a sentence for one that cannot be had.
+        models: models of a `Choice`.
+        build: builds a missing baseline; None if baselines cannot be built.
+        reasons: receives a sentence for each baseline that is missing and cannot be built.
 
     """
     kept = []
@@ -171,10 +171,8 @@ def complete(models: Sequence[Model], build: BuildBaseline | None, reasons: list
             except MimError as error:
                 advice = ""
                 if like.manifest.embedding.whitening is not None and precision != "fp32":
-                    advice = (
-                        "; whitened [cls] survives no narrower precision: evaluate artifacts built with --no-whiten"
-                    )
-                text = f"{model.title}, the stronger baseline, is not there in {precision}: {error}{advice}"
+                    advice = "; whitened [cls] loses too much in narrower precisions: evaluate artifacts built with --no-whiten"
+                text = f"{model.title}, the stronger baseline, is missing in {precision}: {error}{advice}"
                 reasons.append(("undecided", text))
         kept.append(replace(model, artifacts=tuple(here)))
     return kept

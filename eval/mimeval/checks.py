@@ -1,4 +1,4 @@
-"""What every evaluator checks first: features are finite tables of one width, with a label for every row."""
+"""Checks of features and labels before an evaluation."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from mimeval.errors import FeaturesError
 
 
 def check_features(train: np.ndarray, queries: np.ndarray, train_labels: np.ndarray | None = None) -> None:
-    """Refuse what would give a figure that means nothing.
+    """Raise FeaturesError if features or labels are invalid.
 
     Args:
         train: (n, D), n ≥ 1.
@@ -16,7 +16,7 @@ def check_features(train: np.ndarray, queries: np.ndarray, train_labels: np.ndar
         train_labels: (n,) integers.
 
     Raises:
-        FeaturesError: another shape, NaN or infinity, or labels that do not fit.
+        FeaturesError: shapes do not fit, values are not finite, or labels are invalid.
 
     """
     for name, table in (("training features", train), ("query features", queries)):
@@ -26,16 +26,16 @@ def check_features(train: np.ndarray, queries: np.ndarray, train_labels: np.ndar
         if bad.size:
             raise FeaturesError(f"{name} hold NaN or infinity in {bad.size} of {len(table)} rows, first row {bad[0]}")
     if not len(train) or train.shape[1] != queries.shape[1]:
-        raise FeaturesError(f"{train.shape} training and {queries.shape} query features do not belong together")
+        raise FeaturesError(f"training features {train.shape} and query features {queries.shape} differ in width")
     if train_labels is not None:
         check_labels(train_labels, len(train))
 
 
 def check_labels(labels: np.ndarray, rows: int) -> None:
-    """Refuse labels that are not one integer a row.
+    """Raise FeaturesError unless labels are one integer per row.
 
     Raises:
-        FeaturesError: another shape or type.
+        FeaturesError: the shape or dtype differs.
 
     """
     if labels.shape != (rows,) or labels.dtype.kind not in "iu":

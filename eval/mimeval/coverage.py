@@ -1,4 +1,4 @@
-"""Which rows of a baseline are not in a run, and which of them ought to be there."""
+"""Find rows of the stored baseline that are missing in a run, and decide which of them should be there."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from mimruntime.cpus import multiplies_bf16
 
 
 def absent(rows: Sequence[Score], report: Report, *, part: bool) -> tuple[list[str], list[str]]:
-    """Return sentences on rows of the baseline that ought to be in `report` and are not, and names of others that are not.
+    """Return sentences about rows that are missing without a reason, and names of rows that are missing with one.
 
-    A row may be absent when some artifacts or engines alone were asked for, when its engine is not installed, and when
-    it is of another kind of CPU. Whatever else is absent was lost.
+    A row may be missing if only some artifacts or engines were requested, if its engine is not installed, or if it belongs
+    to another kind of CPU.
 
     Args:
-        rows: of the baseline.
-        report: what ran now.
-        part: whether some artifacts or engines alone were asked for.
+        rows: rows of the baseline.
+        report: the report of this run.
+        part: whether only some artifacts or engines were requested.
 
     """
     here = _deployments(report.scores)
@@ -31,7 +31,7 @@ def absent(rows: Sequence[Score], report: Report, *, part: bool) -> tuple[list[s
         if deployment in here[model]:
             continue
         if any(_is_of(model, deployment, skip) for skip in refused):
-            lost.append(f"{name} ran for the baseline and does not now")
+            lost.append(f"{name} ran for the baseline but does not run now")
         elif (
             part or any(_is_of(model, deployment, skip) for skip in missing) or of_another_cpu(deployment, here[model])
         ):
@@ -39,21 +39,21 @@ def absent(rows: Sequence[Score], report: Report, *, part: bool) -> tuple[list[s
         else:
             instead = sorted(other for other in here[model] if _asked(other) == _asked(deployment))
             lost.append(
-                f"{name} is in the baseline and did not run"
-                + (f", but {', '.join(instead)} did" if instead else "; where that is meant, write the baseline again")
+                f"{name} is in the baseline but did not run"
+                + (f", although {', '.join(instead)} did" if instead else "; if intended, write the baseline again")
             )
     return lost, noted
 
 
 def of_another_cpu(deployment: str, here: Set[str]) -> bool:
-    """Return whether a deployment is what another kind of CPU makes of a graph that ran here.
+    """Return whether a deployment is the form that another kind of CPU gives to a graph that ran here.
 
-    A CPU that multiplies bf16 computes a graph in bf16 as it is, others in fp32. Where this CPU does, a row in bf16
-    that turned into one in fp32 is lost all the same; no row of a graph in fp32 is ever of another CPU.
+    A bf16 graph runs in bf16 on a CPU that supports it, and in fp32 on others. If this CPU supports bf16, a bf16 row that
+    now runs in fp32 counts as lost. Rows of fp32 graphs are the same on all CPUs.
 
     Args:
-        deployment: of the row.
-        here: deployments of the same model that ran.
+        deployment: deployment of the row.
+        here: deployments of the same model in this run.
 
     """
     asked = _asked(deployment)
@@ -70,12 +70,12 @@ def _deployments(scores: Iterable[Score]) -> dict[str, set[str]]:
 
 
 def _asked(deployment: str) -> str:
-    """Return engine and precision of the graph; what it computes in, and on which hardware, shows when it runs."""
+    """Return engine and graph precision of a deployment, without the precision and hardware of the run."""
     return " ".join(deployment.split()[:2])
 
 
 def _is_of(model: str, deployment: str, skip: SkippedDeployment) -> bool:
-    """Return whether a row would have come from what was skipped: an artifact on an engine, or one that was not built."""
+    """Return whether a skipped deployment, or a baseline that was not built, would have produced the row."""
     asked = _asked(deployment)
     same = skip.artifact == model or skip.artifact.startswith(f"{model}.")
     return same and skip.deployment in {asked, asked.partition(" ")[2]}

@@ -1,4 +1,4 @@
-"""What is evaluated: every artifact on every engine that can run it here, and why the others cannot."""
+"""Open all artifacts in all requested engines, and record why others cannot run."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ from mimruntime.errors import EngineError, MissingExtraError, OptionError, Unkno
 
 BATCH_SIZE = 8
 _TORCH = "torch"
-"""Not an engine one deploys; in a narrower precision it shows what that costs, whatever this machine's engines have."""
+"""Not an engine for deployment; in fp16 or bf16 it shows the loss of the precision on any machine."""
 NARROWING = ("fp32", "fp16", "bf16", "int8")
-"""Precisions, each with less left of a number than the one before."""
+"""Precisions from widest to narrowest."""
 
 
 class OpenReferences(Protocol):
-    """Gives the torch models of artifacts, one each, as engines."""
+    """Function that opens the torch models of artifacts as engines."""
 
     def __call__(self, artifacts: Sequence[Artifact], *, narrow: bool = False) -> Sequence[Engine]:
         """Open them in float32, or in the precisions of their graphs."""
@@ -39,12 +39,12 @@ class OpenReferences(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class EngineRequest:
-    """An engine that was asked for.
+    """A requested engine.
 
     Attributes:
         engine: a name in `mimruntime.engines.ENGINES`, or "torch".
-        precision: of the graphs it is to run; None is any.
-        required: whether it was named, so that its failure is an error and not a line in the report.
+        precision: precision of the graphs to run; None means any.
+        required: whether it was given by name; then a failure is an error and not only a line in the report.
 
     """
 
@@ -58,10 +58,10 @@ class SkippedDeployment:
     """A deployment that did not run.
 
     Attributes:
-        artifact: its name.
+        artifact: name of the artifact.
         deployment: engine and precision.
         reason: one line.
-        kind: "missing" where the engine's library is not installed, "refused" where it is and will not run this.
+        kind: "missing" if the engine's library is not installed, "refused" if it cannot run this.
 
     """
 
@@ -73,12 +73,12 @@ class SkippedDeployment:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Deployment:
-    """An artifact, opened in an engine.
+    """An artifact opened in an engine.
 
     Attributes:
-        artifact: what runs.
-        embedder: runs it.
-        name: engine and precision, the same for artifacts that are compared with one another.
+        artifact: the artifact.
+        embedder: the opened embedder.
+        name: engine and precision; equal for artifacts that are compared with each other.
 
     """
 
@@ -88,14 +88,14 @@ class Deployment:
 
     @property
     def precision(self) -> str:
-        """The narrower of the precisions of the graph's numbers and of the engine's products: what vectors may lose by."""
+        """The narrower of the graph's and the engine's precision; it determines the expected loss."""
         return max(self.artifact.manifest.graph.precision, self.embedder.describe().precision, key=NARROWING.index)
 
     @property
     def identity(self) -> str:
-        """Text that changes whenever the vectors might: files of the graph, preprocessing, engine, version, hardware.
+        """Text that changes whenever the vectors might: graph files, preprocessing, engine, version and hardware.
 
-        What was compiled counts too.
+        It also includes the compiled engine.
         """
         files = self.artifact.manifest.files
         graph = sorted((name, digest) for name, digest in files.items() if name.startswith("model."))
@@ -117,7 +117,7 @@ def reference_identity(artifact: Artifact, engine: Engine) -> str:
 
 @cache
 def code_digest() -> str:
-    """Return the digest of the code between an image and its vector: cached features must not hide a change."""
+    """Return the digest of the code that turns an image into a vector, so that cached features of other code are not used."""
     root = Path(mimruntime.__file__).parent
     files = [
         root / f"{name}.py" for name in ("decode", "preparation", "preprocess", "resampling", "embedder", "batching")
@@ -136,16 +136,16 @@ def _faster_libraries() -> list[str]:
 
 
 def parse_engines(texts: Sequence[str]) -> list[EngineRequest]:
-    """Return what `--engine` asks for: "all", "NAME" or "NAME:PRECISION", any number of them.
+    """Parse values of `--engine`: "all", or any number of "NAME" and "NAME:PRECISION".
 
     Raises:
-        UnknownNameError: no such engine.
-        OptionError: "all" beside others, or torch in a precision that it is not asked in.
+        UnknownNameError: there is no such engine.
+        OptionError: "all" is combined with others, or torch has no or another precision than fp16 and bf16.
 
     """
     if "all" in texts:
         if len(texts) > 1:
-            raise OptionError("--engine all stands alone")
+            raise OptionError("--engine all cannot be combined with other engines")
         return [EngineRequest(name, None, required=False) for name in ENGINES]
     wanted = []
     for text in dict.fromkeys(texts):
@@ -154,11 +154,11 @@ def parse_engines(texts: Sequence[str]) -> list[EngineRequest]:
             raise UnknownNameError("engine", name, [*ENGINES, _TORCH, "all"])
         if name == _TORCH and precision not in {"fp16", "bf16"}:
             raise OptionError(
-                f"--engine {text}: torch in fp32 is what all others are held against, and int8 it has not;"
+                f"--engine {text}: torch in fp32 is always the reference, and torch has no int8;"
                 " expected torch:bf16 or torch:fp16"
             )
         if precision and name in texts:
-            raise OptionError(f"--engine {text}: --engine {name} runs it already; leave one out")
+            raise OptionError(f"--engine {text}: --engine {name} already includes it; leave one out")
         wanted.append(EngineRequest(name, precision or None, required=True))
     return wanted
 
@@ -169,17 +169,17 @@ def deploy(
     skipped: list[SkippedDeployment],
     open_references: OpenReferences,
 ) -> Iterator[Deployment]:
-    """Yield every artifact in every engine, one open at a time; what does not run is added to `skipped`.
+    """Yield each artifact in each engine, opened one at a time; deployments that do not run are added to `skipped`.
 
     Args:
-        artifacts: what runs.
-        wanted: where.
-        skipped: gets what does not run.
-        open_references: gives their torch models.
+        artifacts: the artifacts.
+        wanted: the requested engines.
+        skipped: receives deployments that do not run.
+        open_references: opens torch models.
 
     Raises:
-        EngineError, MissingExtraError: an engine that was asked for by name does not run.
-        OptionError: likewise, or no artifact has the precision that was asked for by name.
+        EngineError, MissingExtraError: an engine given by name does not run.
+        OptionError: an engine given by name does not accept an option, or no artifact has the given precision.
 
     """
     for ask in wanted:
@@ -187,7 +187,7 @@ def deploy(
         if not fitting and ask.required:
             have = ", ".join(sorted({artifact.manifest.graph.precision for artifact in artifacts}))
             raise OptionError(
-                f"--engine {ask.engine}:{ask.precision}: no artifact given has this precision, but {have}"
+                f"--engine {ask.engine}:{ask.precision}: no artifact has this precision; they have {have}"
             )
         for artifact in fitting:
             name = f"{ask.engine} {artifact.manifest.graph.precision}"
@@ -208,9 +208,9 @@ def deploy(
 
 
 def open_embedder(artifact: Artifact, engine: str) -> Embedder:
-    """Return `artifact` opened in `engine`, with batches of `BATCH_SIZE` where what was compiled runs as many images.
+    """Open `artifact` in `engine`, with batches of `BATCH_SIZE` if the compiled engine supports that size.
 
-    It is measured, however far from torch its vectors are.
+    The reference is not checked, because the evaluation measures the difference from torch.
 
     Raises:
         MimError: as `Embedder.open`.
@@ -223,7 +223,7 @@ def open_embedder(artifact: Artifact, engine: str) -> Embedder:
 
 
 def _running_name(name: str, artifact: Artifact, embedder: Embedder) -> str:
-    """Return `name` and what sets this run apart: another precision than the graph's, hardware other than the CPU."""
+    """Return `name` with the precision of the run, if it differs from the graph's, and the hardware, if it is not the CPU."""
     about = embedder.describe()
     computed = "" if about.precision == artifact.manifest.graph.precision else f" in {about.precision}"
     return f"{name}{computed}" if about.provider == "cpu" else f"{name}{computed} on {about.provider}"

@@ -1,16 +1,16 @@
-"""Errors of the evaluation; they hang in the tree of `mimruntime.errors`.
+"""Errors of the evaluation, subclasses of `mimruntime.errors.MimError`.
 
 MimError
-├── DataError        a data set that is missing, broken, or cannot be divided into what an evaluation needs
-└── FeaturesError    features that are no table of finite numbers, or do not belong together
+├── DataError        a data set that is missing or damaged, or cannot be split for an evaluation
+└── FeaturesError    features that are not finite tables, or do not fit together
 """
 
 from mimruntime.errors import MimError
 
 
 class DataError(MimError):
-    """A data set that is missing, broken, or cannot be divided into what an evaluation needs."""
+    """A data set that is missing or damaged, or cannot be split for an evaluation."""
 
 
 class FeaturesError(MimError):
-    """Features that are no table of finite numbers, or do not belong together."""
+    """Features that are not finite tables, or do not fit together."""

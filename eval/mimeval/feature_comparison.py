@@ -1,4 +1,4 @@
-"""Several features of the same images, each scored and compared with the first of them."""
+"""Score several kinds of features of the same images, and compare each with the first."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from mimeval.metrics import METRICS, Task, TrainingSet
 from mimeval.statistics import Interval, mean_interval, paired_difference
 
 _SCORES = {"k-NN": METRICS["knn"], "linear probe": METRICS["linear"]}
-"""Score that is compared to the metric that yields it."""
+"""The metric of each compared score."""
 
 
 @dataclass(frozen=True, slots=True)
 class FeatureScore:
-    """How well one kind of features did by one score.
+    """Result of one kind of features by one score.
 
     Attributes:
-        score: its name.
-        features: their name.
-        accuracy: share of images that got the right label.
-        difference: to the first features, paired over images; None for the first themselves.
+        score: name of the score.
+        features: name of the features.
+        accuracy: share of correctly classified images.
+        difference: paired difference to the first features; None for the first.
     """
 
     score: str
@@ -34,15 +34,15 @@ class FeatureScore:
 def compare_features(
     features: Mapping[str, tuple[np.ndarray, np.ndarray]], train_labels: np.ndarray, test_labels: np.ndarray
 ) -> Iterator[FeatureScore]:
-    """Yield every score of all features.
+    """Yield the scores of all features.
 
     Args:
-        features: by name, the training (n, D) and test (m, D) features; the first is what the others are compared with.
+        features: training (n, D) and test (m, D) features by name; the others are compared with the first.
         train_labels: (n,) integers.
         test_labels: (m,) integers.
 
     Raises:
-        FeaturesError: features or labels that do not belong together.
+        FeaturesError: features or labels do not fit together.
     """
     task = Task(test_labels, {})
     for score, metric in _SCORES.items():

@@ -1,4 +1,4 @@
-"""Features of many images, computed once, kept on disk, memory-mapped; a killed run continues where it stopped."""
+"""Store features of images on disk: computed once, memory-mapped; a killed run continues where it stopped."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ class Table:
     """Features of n images; the arrays are views of a memory map.
 
     Attributes:
-        embedding: float32 (n, D); a row of zeros where the image could not be read.
-        selection: float32 (n, gh, gw), the share of every patch; None where the graph does not give it.
-        errors: why an image could not be read, by row.
-        rate: median images per second of the engine alone; None where it did not run alone.
+        embedding: float32 (n, D); zeros in rows of unreadable images.
+        selection: float32 (n, gh, gw), the weight of each patch; None if the graph does not output it.
+        errors: errors of unreadable images, by row.
+        rate: median images per second of the engine alone; None if it shared batches with others.
 
     """
 
@@ -46,12 +46,12 @@ class Table:
 
 @dataclass(frozen=True, slots=True)
 class FeatureStore:
-    """Tables under a folder, one a model, engine and split, found by a digest of all that decides their content.
+    """Tables in a folder, one per model, engine and split, found by a digest of everything that determines the content.
 
     Attributes:
-        folder: grows by 4·D bytes an image and table, and as much as the grid has patches where these are selected.
-        report: told in a line what was found stale or damaged and is computed again.
-        progress: told what is computed, images done and in all.
+        folder: grows by 4·D bytes per image and table, and by 4 bytes per patch if patch weights are stored.
+        report: called with one line if stored rows are stale or damaged and are computed again.
+        progress: called with a name, the number of images done and the total.
 
     """
 
@@ -60,22 +60,22 @@ class FeatureStore:
     progress: Progress = field(default=lambda _name, _done, _total: None)
 
     def tables(self, models: Sequence[tuple[Embedder, str]], images: Split, rows: np.ndarray, name: str) -> list[Table]:
-        """Return a table for each model, computing what is not stored yet; a batch is decoded once for all.
+        """Return a table per model; compute missing rows, and decode each batch once for all models.
 
         Args:
-            models: of one preprocessing, each with the text that identifies its features; they differ in pairs.
-            images: of the data set.
-            rows: which of them, in order; a table may already hold the first of them.
-            name: shown with the progress.
+            models: models with the same preprocessing, each with a unique text that identifies its features.
+            images: the images.
+            rows: rows of `images` to use, in order; a table may already have the first of them.
+            name: name for the progress.
 
         Raises:
-            OutputError: the store cannot be written; what was saved is kept and continued by the next run.
+            OutputError: the store is not writable; the next run continues from the saved rows.
             EngineError: a run failed.
-            DataError: the images cannot be loaded at all.
+            DataError: the images cannot be loaded.
 
         """
         with contextlib.ExitStack() as stack:
-            # Locked in one order, whatever that of the models: two runs would else wait for each other for ever.
+            # Lock in sorted order, so that two runs cannot deadlock.
             opened = {
                 text: stack.enter_context(self._open(embedder, text))
                 for text, embedder in sorted(
@@ -104,7 +104,7 @@ class FeatureStore:
         start = min(features.stored.done for features in found)
         with ThreadPoolExecutor(available_cpus()) as pool:
             while start < len(rows):
-                # Tables that are further on join where they end, so no chunk overlaps what one of them has.
+                # End the chunk where a longer table ends, so that no chunk overlaps stored rows.
                 ends = [features.stored.done for features in found if features.stored.done > start]
                 stop = min([start + CHUNK, len(rows), *ends])
                 shown = list(pool.map(lambda row: _show(embedder, images, int(row)), rows[start:stop]))
@@ -119,7 +119,7 @@ class FeatureStore:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _ImageResult:
-    """An image made ready, or why it is not."""
+    """A preprocessed image, or its error."""
 
     pixels: np.ndarray | None
     error: str | None
@@ -141,20 +141,20 @@ def _batches(count: int, embedder: Embedder) -> Iterator[slice]:
 
 @dataclass(frozen=True, slots=True)
 class _Features:
-    """The rows of one model, and the embedder that makes them."""
+    """The stored rows of one model, and the embedder that computes them."""
 
     embedder: Embedder
     stored: StoredRows
 
     def forget_from(self, is_readable: Callable[[int], bool]) -> None:
-        """Forget the rows from the first image on that could not be read when it was its turn, and can be now."""
+        """Discard rows from the first image that was unreadable when stored but is readable now."""
         for index, chunk in enumerate(self.stored.chunks):
             if any(is_readable(row) for row in chunk.errors):
                 self.stored.keep(index)
                 return
 
     def add(self, shown: list[_ImageResult], batches: list[np.ndarray], *, alone: bool) -> None:
-        """Run `batches`, append a row for every image of `shown`, and save."""
+        """Run `batches`, append a row per image of `shown`, and save."""
         rows = np.zeros(len(shown), self.stored.layout)
         started = time.perf_counter()
         outputs = [self.embedder.outputs(batch) for batch in batches]
@@ -169,7 +169,7 @@ class _Features:
     def table(self, count: int) -> Table:
         """Return the first `count` rows."""
         rows, chunks = self.stored.read()[:count], self.stored.chunks
-        # The last chunk of a run may be short, and what is small is slow.
+        # Ignore short last chunks, because small batches are slower.
         rates = [c.rows / c.seconds for c in chunks if c.seconds and (c.rows == CHUNK or self.stored.done < CHUNK)]
         return Table(
             embedding=rows[EMBEDDING],

@@ -1,7 +1,7 @@
-"""Few-shot classification by the nearest class mean, averaged over draws of the shots.
+"""Few-shot classification by the nearest class mean, averaged over random samples of the shots.
 
-Class means of unit features compared by cosine: the simplest prototype classifier (Snell et al., NeurIPS 2017), which
-has nothing to tune on a handful of images.
+Class means of unit features are compared by cosine: a prototype classifier (Snell et al., NeurIPS 2017) without
+hyperparameters.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ def predict(
     draws: int = DRAWS,
     seed: int = 0,
 ) -> np.ndarray:
-    """Return the labels (draws, m) the queries get, one row for every draw of the shots.
+    """Return the predicted labels (draws, m), one row per sample of the shots.
 
     Args:
         train: (n, D).
-        labels: (n,) integers, each at least `shots` times.
+        labels: (n,) integers; each class must occur at least `shots` times.
         queries: (m, D).
-        shots: training images of every class in one draw.
-        draws: how many draws; they are the same for the same labels and seed, whatever the features.
-        seed: of the draws.
+        shots: training images per class in one sample.
+        draws: number of samples; they depend only on labels and seed, not on the features.
+        seed: seed of the samples.
 
     Raises:
-        FeaturesError: features or labels that do not belong together, NaN or infinity, a class with too few images.
+        FeaturesError: features or labels do not fit together or are not finite, or a class has too few images.
 
     """
     check_features(train, queries, labels)

@@ -1,4 +1,4 @@
-"""The images of one evaluation: which are taken, which cannot be read, and what is asked of the others."""
+"""The images of one evaluation: their order, unreadable ones, and the task of the others."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from mimruntime.embedder import Embedder
 
 Jobs = list[tuple[Embedder, str]]
 _SHOWN = 3
-"""Unreadable images that are named."""
+"""Number of unreadable images to name."""
 
 
 @dataclass(slots=True, eq=False)
 class Images:
-    """Images in the order they are taken.
+    """The images of an evaluation.
 
     Attributes:
-        dataset: where they are from.
-        order: int64 (m,), test images; any beginning of it has its classes in balance.
-        deployed: how many of these engines see.
+        dataset: the data set.
+        order: int64 (m,), rows of test images; every prefix has balanced classes.
+        deployed: number of test images that engines see, from the start of `order`.
         bad_test: bool (m,), whether an image of `order` could not be read.
-        bad_train: bool (n,), likewise of the training images.
-        notes: what a reader must know.
+        bad_train: bool (n,), whether a training image could not be read.
+        notes: notes for the reader.
 
     """
 
@@ -42,7 +42,7 @@ class Images:
 
     @property
     def digest(self) -> str:
-        """Of the images that engines see, in order, and of those that are learned from, without the unreadable."""
+        """Digest of the readable images that engines see, in order, and of the readable training images."""
         learned = "" if self.dataset.train is None else self.dataset.train.digest
         left_out = self.train_rows().tobytes() if self.bad_train.any() else b""
         seen = self.order[self.test_rows(deployed=True)]
@@ -50,20 +50,20 @@ class Images:
 
     @property
     def searches_train(self) -> bool:
-        """Whether queries search the training images, and not each other."""
+        """Whether queries search the training images instead of each other."""
         return bool(self.dataset.relevance) and self.dataset.train is not None
 
     @property
     def training(self) -> int:
-        """Readable images to learn from or to search in."""
+        """Number of readable training or gallery images."""
         return int((~self.bad_train).sum())
 
     def test_rows(self, *, deployed: bool) -> np.ndarray:
-        """Return the rows of test tables that hold readable images."""
+        """Return the rows of readable images in test tables."""
         return np.flatnonzero(~self.bad_test[: self.deployed] if deployed else ~self.bad_test)
 
     def train_rows(self) -> np.ndarray:
-        """Return the rows of training tables that hold readable images."""
+        """Return the rows of readable images in training tables."""
         return np.flatnonzero(~self.bad_train)
 
     def names(self) -> list[str]:
@@ -71,23 +71,23 @@ class Images:
         return [self.dataset.test.names[row] for row in self.order[self.test_rows(deployed=False)]]
 
     def task(self, rows: np.ndarray) -> Task:
-        """Return what is asked of the test images in `rows` of a test table."""
+        """Return the task for `rows` of a test table."""
         return Task(
             test_labels=self.dataset.test.labels[self.order[rows]],
             relevance={name: self._readable(relevance) for name, relevance in self.dataset.relevance.items()},
         )
 
     def known(self, train: Table | None) -> TrainingSet:
-        """Return what is learned from, by a table of the training images."""
+        """Return the training set from a table of the training images; empty without one."""
         if train is None or self.dataset.train is None:
             return TrainingSet(np.empty((0, 0), np.float32), np.empty(0, np.int64))
         rows = self.train_rows()
         return TrainingSet(train.embedding[rows], self.dataset.train.labels[rows])
 
     def weights(self, metric: Metric) -> np.ndarray:
-        """Return what torch's scores by `metric` are multiplied by before they are held against `chance`, (n,) or (1,).
+        """Return the weights of torch's scores by `metric` for the comparison with `chance`, (n,) or (1,).
 
-        Where classes count alike, naming the largest one always is right no more often than guessing.
+        If classes count equally, always predicting the largest class scores no better than guessing.
         """
         if not metric.classes_alike:
             return np.ones(1)
@@ -97,7 +97,7 @@ class Images:
         return weights
 
     def chance(self, metric: Metric, score: str) -> float:
-        """Return the mean of a score of `metric` that guessing gives."""
+        """Return the mean score that guessing reaches."""
         rows = self.test_rows(deployed=True)
         learned = self._labels() if self.dataset.train is None else self.dataset.train.labels[self.train_rows()]
         return metric.chance(self.task(rows), learned, self.training if self.searches_train else len(rows), score)
@@ -107,16 +107,16 @@ class Images:
         return labels
 
     def test_tables(self, store: FeatureStore, jobs: Jobs, label: str, *, deployed: bool = False) -> list[Table]:
-        """Return features of the test images, or of those that engines see."""
+        """Return features of all test images, or only of those that engines see."""
         rows = self.order[: self.deployed] if deployed else self.order
-        # The order decides what a row is; how many rows there are does not, so that a table can grow.
+        # The identity includes the order but not the number of rows, so that a table can grow.
         data = f"{self.dataset.test.digest} in the order {digest_of(self.order.tobytes())}"
         return store.tables(
             [(embedder, f"{text} {data}") for embedder, text in jobs], self.dataset.test, rows, f"{label}, test"
         )
 
     def train_tables(self, store: FeatureStore, jobs: Jobs, label: str) -> list[Table | None]:
-        """Return features of the training images; None where there are none."""
+        """Return features of the training images; None without training images."""
         train = self.dataset.train
         if train is None:
             return [None] * len(jobs)
@@ -124,7 +124,7 @@ class Images:
         return list(store.tables(named, train, np.arange(len(train)), f"{label}, training"))
 
     def drop_unsuited(self, metrics: dict[str, Metric], asked: tuple[str, ...]) -> None:
-        """Leave out of `metrics` what unreadable images have taken the ground from, unless it was asked for; note it."""
+        """Remove metrics that too few readable images allow, unless metrics were requested; add a note."""
         train = self.dataset.train
         if train is None or asked:
             return
@@ -132,13 +132,13 @@ class Images:
         for name in [name for name, metric in metrics.items() if metric.refusal(labels)]:
             fewest = min(np.unique(labels), key=lambda label: int((labels == label).sum()))
             del metrics[name]
-            self.notes.append(f"{name} is left out: too few images of '{self.dataset.classes[fewest]}' could be read")
+            self.notes.append(f"{name} is left out: too few images of '{self.dataset.classes[fewest]}' are readable")
 
     def drop_unreadable(self, test: Table, train: Table | None) -> None:
-        """Leave out what the tables could not read, and note it.
+        """Exclude images that could not be read, and add a note.
 
         Raises:
-            DataError: none is left.
+            DataError: no image is left.
 
         """
         for table, bad, name in ((test, self.bad_test, "test"), (train, self.bad_train, "training")):
@@ -153,7 +153,7 @@ class Images:
                 self.notes.append(note)
 
     def _readable(self, relevance: Relevance) -> Relevance:
-        """Return `relevance` in rows of readable images; a query with nothing left to find is dropped."""
+        """Return `relevance` with rows counted among readable images; queries without matches are dropped."""
         bad_gallery = self.bad_train if self.dataset.train is not None else self.bad_test
         if not (self.bad_test.any() or bad_gallery.any()):
             return relevance
@@ -169,23 +169,25 @@ class Images:
 
 
 def choose_images(dataset: Dataset, deployed: int | None, *, seed: int) -> Images:
-    """Return all images of `dataset`, of which engines see the first `deployed`.
+    """Return the images of `dataset`; engines see the first `deployed` of them.
 
     Raises:
-        DataError: no test image at all, or `deployed` where images are queries: a ranking needs the whole.
+        DataError: there are no test images, or `deployed` is given for a retrieval, which needs all images.
 
     """
     count = len(dataset.test)
     if not count or (dataset.train is not None and not len(dataset.train)):
-        raise DataError(f"{dataset.name}: {count} test images and {len(dataset.train or ())} to learn from")
+        raise DataError(f"{dataset.name} has {count} test and {len(dataset.train or ())} training images; add some")
     if dataset.relevance and deployed is not None:
-        raise DataError(f"{dataset.name}: images are queries here, and engines must see all of them")
+        raise DataError(f"{dataset.name} is a retrieval, and engines must see all of its images; leave --deployed out")
     order = np.arange(count) if dataset.relevance else balanced_order(dataset.test, seed)
     notes = []
     if dataset.train is not None and not dataset.relevance:
         unknown = np.setdiff1d(dataset.test.labels, dataset.train.labels)
         if len(unknown):
             named = ", ".join(dataset.classes[label] for label in unknown[:_SHOWN])
-            notes.append(f"{len(unknown)} classes have test images and none to learn from ({named}): never right")
+            notes.append(
+                f"{len(unknown)} classes have test images but no training images ({named}), so these are never right"
+            )
     training = 0 if dataset.train is None else len(dataset.train)
     return Images(dataset, order, min(deployed or count, count), np.zeros(count, bool), np.zeros(training, bool), notes)

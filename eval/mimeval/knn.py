@@ -1,7 +1,7 @@
-"""Weighted k-nearest-neighbour classification, as the field reports it for frozen features.
+"""Weighted k-nearest-neighbour classification of frozen features.
 
-Every query takes a vote of its k most similar training images, weighted exp(cosine / T): Wu et al., 'Unsupervised
-feature learning via non-parametric instance discrimination' (CVPR 2018), with k = 20 and T = 0.07 as in DINO.
+The k most similar training images of a query vote with weights exp(cosine / T): Wu et al., 'Unsupervised feature learning
+via non-parametric instance discrimination' (CVPR 2018), with k = 20 and T = 0.07 as in DINO.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ __all__ = ["TEMPERATURE", "K", "find", "leave_one_out", "predict", "vote"]
 def predict(
     train: np.ndarray, labels: np.ndarray, queries: np.ndarray, *, k: int = K, temperature: float = TEMPERATURE
 ) -> np.ndarray:
-    """Return the label (m,) each query gets; of two with equal votes, the smaller.
+    """Return the predicted label (m,) of each query; if votes are equal, the smaller label wins.
 
-    Memory is that of the features, the neighbours and a table of 128 MiB, however many images and classes there are.
+    Memory is needed for the features, the neighbours and a table of at most 128 MiB.
 
     Args:
-        train: (n, D), of any length; it is normalised here.
+        train: (n, D), not necessarily normalised.
         labels: (n,) integers.
         queries: (m, D).
-        k: neighbours that vote, all where there are fewer; 1 is the nearest neighbour's label.
-        temperature: T above; small values let the nearest decide.
+        k: number of voting neighbours, or all if there are fewer; 1 takes the nearest neighbour's label.
+        temperature: T above; with small values the nearest neighbour decides.
 
     Raises:
-        FeaturesError: features or labels that do not belong together, NaN or infinity.
+        FeaturesError: features or labels do not fit together, or are not finite.
 
     """
     return vote(*find(train, labels, queries, k=k), temperature=temperature)
@@ -51,7 +51,7 @@ def find(train: np.ndarray, labels: np.ndarray, queries: np.ndarray, *, k: int =
 def leave_one_out(
     features: np.ndarray, labels: np.ndarray, *, k: int = K, temperature: float = TEMPERATURE
 ) -> np.ndarray:
-    """Return the label (n,) that each of `features` (n, D) gets from the others.
+    """Return the label (n,) of each row of `features` (n, D), predicted from the other rows.
 
     Raises:
         FeaturesError: as `predict`.

@@ -1,4 +1,4 @@
-"""Figures that are known for a backbone, published or measured here, and whether they are met again by the same protocol."""
+"""Known k-NN accuracies of backbones, published or measured, and a check that they are reproduced."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from mimruntime.rows import CHUNK
 
 
 class Answer(msgspec.Struct, frozen=True, kw_only=True):
-    """One figure: k-NN (k = 20, T = 0.07, cosine) of frozen features.
+    """A known accuracy: k-NN (k = 20, T = 0.07, cosine) of frozen features.
 
     Attributes:
         agg: "cls" or "mean".
-        token_norm: of its tokens.
-        percent: images that get the right class.
-        tolerance: what another machine or another resize may change, in points.
+        token_norm: token norm of the features.
+        percent: accuracy in per cent.
+        tolerance: accepted difference in percentage points, for other machines or resize implementations.
 
     """
 
@@ -41,16 +41,16 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class KnownAnswers(msgspec.Struct, frozen=True, kw_only=True):
-    """The figures of one backbone.
+    """The known accuracies of one backbone.
 
     Attributes:
-        model: its short name.
-        data: what to give as `--data`, for people.
-        classes: of that data set.
-        training: images that are searched; the first of a balanced order where there are more.
-        images: test images, likewise.
-        source: who measured.
-        answers: what.
+        model: short name of the backbone.
+        data: value of `--data`, for display.
+        classes: number of classes of the data set.
+        training: number of training images; the first of a balanced order if there are more.
+        images: number of test images; the first of a balanced order if there are more.
+        source: where the accuracies come from.
+        answers: the accuracies.
 
     """
 
@@ -65,22 +65,22 @@ class KnownAnswers(msgspec.Struct, frozen=True, kw_only=True):
 
 @dataclass(frozen=True, slots=True)
 class AnswerCheck:
-    """An answer, what was found now, and whether it is the same within the tolerance."""
+    """A known accuracy and the measured one."""
 
     answer: Answer
     percent: float
 
     @property
     def met(self) -> bool:
-        """Whether it is."""
+        """Whether the measured accuracy is within the tolerance."""
         return abs(self.percent - self.answer.percent) <= self.answer.tolerance
 
 
 def find(model: str) -> KnownAnswers:
-    """Return what is known of `model`.
+    """Return the known accuracies of `model`.
 
     Raises:
-        UnknownNameError: nothing is.
+        UnknownNameError: there are none.
 
     """
     raw = resources.files("mimeval").joinpath("known_answers.json").read_bytes()
@@ -97,17 +97,17 @@ def check(
     open_references: OpenReferences,
     store: FeatureStore,
 ) -> Iterator[AnswerCheck]:
-    """Yield every answer beside what torch gives now, in one pass of the backbone over the images.
+    """Yield each known accuracy with the one measured in torch, in one pass of the backbone over the images.
 
     Args:
-        known: of `find`.
-        dataset: the images it was measured on.
-        build: aggregator -> its artifact on this backbone.
-        open_references: gives torch models.
-        store: where features are kept.
+        known: the result of `find`.
+        dataset: the data set of the known accuracies.
+        build: returns the artifact of an aggregator on this backbone.
+        open_references: opens torch models.
+        store: stores features.
 
     Raises:
-        DataError: other data than what the answers are of.
+        DataError: the data set differs from that of the known accuracies.
 
     """
     if dataset.train is None or (len(dataset.classes), len(dataset.train), len(dataset.test)) != (
@@ -115,9 +115,9 @@ def check(
     ):  # fmt: skip
         searched = 0 if dataset.train is None else len(dataset.train)
         raise DataError(
-            f"the answers of {known.model} are of {known.classes:,} classes, {known.training:,} images to search and"
-            f" {known.images:,} to test on, {dataset.name} has {len(dataset.classes):,}, {searched:,} and {len(dataset.test):,};"
-            f" give {known.data}"
+            f"the answers of {known.model} are for {known.classes:,} classes, {known.training:,} training images and"
+            f" {known.images:,} test images, but {dataset.name} has {len(dataset.classes):,}, {searched:,} and"
+            f" {len(dataset.test):,}; give {known.data}"
         )
     built = {agg: build(agg) for agg in dict.fromkeys(answer.agg for answer in known.answers)}
     artifacts = [_of_norm(built[answer.agg], answer.token_norm) for answer in known.answers]
@@ -139,7 +139,7 @@ def check(
 
 
 def lines(known: KnownAnswers, found: Sequence[AnswerCheck]) -> list[str]:
-    """Return what was found, one line an answer."""
+    """Return the results as text, one line per answer."""
     return [
         f"{known.model} {one.answer.agg} {one.answer.token_norm:<5}  k-NN {one.percent:6.2f}   known {one.answer.percent:6.2f}"
         f" ± {one.answer.tolerance:g}   {'met' if one.met else 'NOT MET'}"

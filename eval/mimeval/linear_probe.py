@@ -1,7 +1,7 @@
 """Linear probe: multinomial logistic regression on standardised frozen features.
 
-The standardisation is the batch-norm without affine of MAE's and AbMILP's probes. The strength of the L2 penalty is
-chosen on a split of the training images; the images that are reported are never looked at.
+The standardisation equals the batch norm without affine in the probes of MAE and AbMILP. The L2 penalty is chosen on a
+split of the training images; test images are not used.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from mimeval.checks import check_features
 from mimeval.errors import FeaturesError
 
 PENALTIES = (3e-3, 1e-3, 3e-4, 1e-4)
-"""Weight of ‖W‖²/2 beside the mean loss of an image, strongest first; each fit starts from the one before."""
+"""Weights of ‖W‖²/2 relative to the mean loss per image, strongest first; each fit starts from the previous one."""
 _HELD_OUT = 5
-"""One training image of five chooses the penalty."""
+"""One training image of five is used to choose the penalty."""
 _STEPS = 40
-"""L-BFGS steps of one fit: the fits before it have gone most of the way."""
+"""L-BFGS steps per fit; few are enough, because each fit starts from the previous one."""
 _SMALLEST_STD = 1e-6
 
 
@@ -31,8 +31,8 @@ class Probe:
 
     Attributes:
         mean: float (D,), subtracted from features.
-        std: float (D,), what they are divided by.
-        model: the regression on what is left.
+        std: float (D,), divisor of the centred features.
+        model: the regression on standardised features.
 
     """
 
@@ -41,20 +41,20 @@ class Probe:
     model: LogisticRegression
 
     def predict(self, queries: np.ndarray) -> np.ndarray:
-        """Return the label (m,) of each query (m, D)."""
+        """Return the predicted label (m,) of each query (m, D)."""
         return np.asarray(self.model.predict(_standardise(queries, self.mean, self.std)))
 
 
 def fit(train: np.ndarray, labels: np.ndarray, *, seed: int = 0) -> Probe:
-    """Return the probe of training features.
+    """Fit a probe on training features.
 
     Args:
         train: (n, D).
         labels: (n,) integers of two or more classes.
-        seed: of the split.
+        seed: seed of the split.
 
     Raises:
-        FeaturesError: features or labels that do not belong together, NaN or infinity, or only one class.
+        FeaturesError: features or labels do not fit together or are not finite, or there is only one class.
 
     """
     check_features(train, train, labels)
@@ -68,10 +68,10 @@ def fit(train: np.ndarray, labels: np.ndarray, *, seed: int = 0) -> Probe:
 
 
 def predict(train: np.ndarray, labels: np.ndarray, queries: np.ndarray, *, seed: int = 0) -> np.ndarray:
-    """Return the label (m,) that the probe of `train` and `labels` gives each query (m, D); see `fit`.
+    """Fit a probe on `train` and `labels`, and return the predicted label (m,) of each query (m, D).
 
     Raises:
-        FeaturesError: as `fit`, or queries that do not belong to `train`.
+        FeaturesError: as `fit`, or the queries do not fit `train`.
 
     """
     check_features(train, queries, labels)
@@ -83,10 +83,10 @@ def _standardise(table: np.ndarray, mean: np.ndarray, std: np.ndarray) -> np.nda
 
 
 def _choose(table: np.ndarray, labels: np.ndarray, seed: int) -> tuple[LogisticRegression, float]:
-    """Walk from the strongest penalty to the weakest until the held-out images get worse.
+    """Fit with penalties from the strongest to the weakest until the accuracy on held-out images falls.
 
     Returns:
-        The last model, to start from, and the best penalty.
+        The last fitted model, as a start for the final fit, and the best penalty.
 
     """
     fitting, held_out = _split(labels, seed)
@@ -102,7 +102,7 @@ def _choose(table: np.ndarray, labels: np.ndarray, seed: int) -> tuple[LogisticR
 
 
 def _split(labels: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the images that fit and those that choose; every class keeps an image to fit."""
+    """Return the rows for fitting and for choosing the penalty; each class has at least one row for fitting."""
     order = np.random.default_rng(seed).permutation(len(labels))
     _, first = np.unique(labels[order], return_index=True)
     choosing = np.zeros(len(labels), bool)
@@ -112,7 +112,7 @@ def _split(labels: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _fit(model: LogisticRegression, penalty: float, table: np.ndarray, labels: np.ndarray) -> None:
-    """Continue `model` at `penalty`; stopping early is part of the recipe, so no warning of it."""
+    """Continue fitting `model` with `penalty`; early stopping is intended, so its warning is ignored."""
     model.C = 1 / (penalty * len(table))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)

@@ -1,4 +1,4 @@
-"""Images through torch and through engines: features, scores and drift."""
+"""Compute features in torch and engines, and measure scores and drift."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from mimruntime.rows import CHUNK
 
 @dataclass(slots=True, eq=False)
 class Measurements:
-    """What was measured so far; scores by model, deployment, metric and side."""
+    """All measurements so far; scores are keyed by model, deployment, metric and side."""
 
     scores: dict[tuple[str, str, str, Fitted], np.ndarray] = field(default_factory=dict)
     drifts: list[DeploymentDrift] = field(default_factory=list)
@@ -35,7 +35,7 @@ class Measurements:
 def torch_tables(
     models: Sequence[Model], images: Images, open_references: OpenReferences, store: FeatureStore
 ) -> dict[str, tuple[Table | None, Table]]:
-    """Return torch's features of training and test images by embedding space; one pass for each preprocessing."""
+    """Return torch's features of training and test images by embedding space, in one pass per preprocessing."""
     tables: dict[str, tuple[Table | None, Table]] = {}
     firsts = [model.artifacts[0] for model in models]
     for spec in dict.fromkeys(artifact.manifest.preprocess for artifact in firsts):
@@ -74,7 +74,7 @@ def measure(
     *,
     own: bool,
 ) -> None:
-    """Add scores, drift and samples of one deployment to `found`; vectors that are not finite are a reason to fail."""
+    """Add scores, drift and samples of one deployment to `found`; vectors that are not finite make the verdict fail."""
     label = f"{model.title}, {deployment.name}"
     jobs = [(deployment.embedder, deployment.identity)]
     table = images.test_tables(store, jobs, label, deployed=True)[0]
@@ -120,11 +120,11 @@ def score_tables(
     *,
     deployed: bool,
 ) -> Scores:
-    """Return every metric's scores of the readable test images."""
+    """Return the scores of all metrics on the readable test images."""
     rows = images.test_rows(deployed=deployed)
     scores: Scores = {}
     for metric in metrics.values():
-        # A ranking depends on what is ranked, so torch, too, searches the images that engines see.
+        # A ranking depends on the gallery, so torch also searches only the images that engines see.
         asked = images.test_rows(deployed=True) if metric.ranks else rows
         searched = known.features if images.searches_train else gallery[asked]
         scores |= metric.score(images.task(asked), known, searched, test[asked])
@@ -132,13 +132,13 @@ def score_tables(
 
 
 def _refuse_unread(table: Table, bad: np.ndarray, label: str) -> None:
-    """Raise DataError where an engine could not read what torch has: rows of zeros would pass for its vectors."""
+    """Raise DataError if an engine could not read images that torch has read; their rows are zeros, not vectors."""
     if lost := [text for row, text in table.errors.items() if not bad[row]]:
-        raise DataError(f"{label}: {len(lost)} images that torch has seen could not be read, {lost[0]}; run it again")
+        raise DataError(f"{label}: {len(lost)} images that torch has read could not be read, {lost[0]}; run it again")
 
 
 def _not_finite(table: Table, rows: np.ndarray, names: Sequence[str]) -> str | None:
-    """Return a sentence on the vectors in `rows` that hold NaN or infinity, if there are any."""
+    """Return a sentence about vectors in `rows` with NaN or infinity, or None."""
     broken = rows[~np.isfinite(table.embedding[rows]).all(axis=1)]
     if not len(broken):
         return None

@@ -1,4 +1,4 @@
-"""The table of metrics: how features are scored, one number an image."""
+"""The table of metrics, which score features with one number per image."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ Scores = dict[str, np.ndarray]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Task:
-    """What is to be found out about test images.
+    """Ground truth of the test images.
 
     Attributes:
         test_labels: int64 (m,).
-        relevance: by protocol, what queries ought to find; where it is empty, images find the others of their class.
+        relevance: ground truth of a retrieval by protocol; if empty, images must find the others of their class.
 
     """
 
@@ -34,7 +34,7 @@ class Task:
 
 @dataclass(frozen=True, eq=False)
 class TrainingSet:
-    """Training images, none where a data set has none; a probe is fitted once, however many engines are scored by it.
+    """Features of the training images, possibly empty; the probe is fitted once and used for all engines.
 
     Attributes:
         features: float32 (n, D).
@@ -53,16 +53,16 @@ class TrainingSet:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Metric:
-    """A way to score features. To add one: this description, and a line in `METRICS`.
+    """A way to score features. To add one, write this record and a line in `METRICS`.
 
     Attributes:
-        score: (task, training set, features that are searched, test features) -> scores by name, one number an image.
-        chance: (task, labels learned, images searched, name of a score) -> the mean score of guessing.
-        ranks: whether the score depends on which images are searched, beside the training set.
-        needs_training: whether it learns from training images.
-        decides: names of its scores that a verdict can rest on.
-        classes_alike: whether torch's scores are weighted so that every class counts the same when held against chance.
-        refusal: why it cannot learn from images of these labels; None where it can.
+        score: (task, training set, gallery features, test features) -> scores by name, one number per image.
+        chance: (task, training labels, gallery size, name of a score) -> mean score of guessing.
+        ranks: whether the score depends on the gallery in addition to the training set.
+        needs_training: whether it needs training images.
+        decides: names of its scores that a verdict can be based on.
+        classes_alike: whether classes count equally when torch's scores are compared with chance.
+        refusal: returns why it cannot learn from these labels, or None.
 
     """
 
@@ -94,7 +94,7 @@ def _retrieval(task: Task, _: TrainingSet, gallery: np.ndarray | None, test: np.
     searched = test if gallery is None else gallery
     scores: Scores = {}
     for protocol, relevance in (task.relevance or {"": others_of_class(task.test_labels)}).items():
-        if not len(relevance.queries):  # a few images of many classes: nobody has anyone to find
+        if not len(relevance.queries):  # few images of many classes: no query has a match
             continue
         found = retrieval.retrieve(
             test[relevance.queries], searched, relevance.matches, relevance.ignored, trapezoid=relevance.trapezoid
@@ -116,7 +116,7 @@ def _random_ranking(task: Task, _: np.ndarray, searched: int, score: str) -> flo
 
 
 def _one_class(labels: np.ndarray) -> str | None:
-    return "one class alone" if len(np.unique(labels)) < 2 else None
+    return "only one class" if len(np.unique(labels)) < 2 else None
 
 
 def _few_shots(labels: np.ndarray) -> str | None:
@@ -137,11 +137,11 @@ METRICS: dict[str, Metric] = {
         classes_alike=False,
     ),
 }
-"""Name on the command line to the metric; a verdict rests on the first that was measured of those that decide."""
+"""The metrics by name on the command line; the verdict is based on the first measured one with `decides`."""
 
 
 def suited(dataset: Dataset) -> tuple[str, ...]:
-    """Return the names of all metrics that `dataset` has what they need for."""
+    """Return the names of all metrics that can be measured on `dataset`."""
     if dataset.relevance or dataset.train is None:
         return tuple(name for name, metric in METRICS.items() if not metric.needs_training)
     labels = dataset.train.labels
@@ -149,11 +149,11 @@ def suited(dataset: Dataset) -> tuple[str, ...]:
 
 
 def find_metrics(names: tuple[str, ...], dataset: Dataset) -> dict[str, Metric]:
-    """Return the metrics called `names`, or all that `dataset` has what they need for.
+    """Return the metrics called `names`, or all that can be measured on `dataset`.
 
     Raises:
-        UnknownNameError: no such metric.
-        OptionError: one that learns from training images, and there are none.
+        UnknownNameError: there is no such metric.
+        OptionError: a metric needs training images, but there are none.
 
     """
     names = names or suited(dataset)
@@ -167,11 +167,11 @@ def find_metrics(names: tuple[str, ...], dataset: Dataset) -> dict[str, Metric]:
 
 
 def decisive(scores: Collection[str], metrics: Mapping[str, Metric]) -> tuple[str, Metric]:
-    """Return the name of the score that a verdict rests on, and its metric.
+    """Return the name of the score that the verdict is based on, and its metric.
 
     Args:
-        scores: names of all that were measured, at least one.
-        metrics: that were measured, by name.
+        scores: names of all measured scores, at least one.
+        metrics: the measured metrics, by name.
 
     """
     deciding = [(name, metric) for metric in METRICS.values() for name in metric.decides if name in scores]
@@ -179,13 +179,11 @@ def decisive(scores: Collection[str], metrics: Mapping[str, Metric]) -> tuple[st
 
 
 def check_measured(names: Collection[str], dataset: Dataset) -> None:
-    """Refuse an evaluation in which no metric gave a score.
+    """Raise DataError if no metric gave a score.
 
     Raises:
-        DataError: `names` of scores are none.
+        DataError: `names` of scores is empty.
 
     """
     if not names:
-        raise DataError(
-            f"{dataset.name}: nothing could be measured, no image has another one to find; take more images"
-        )
+        raise DataError(f"{dataset.name}: nothing could be measured, because no image has a match; use more images")

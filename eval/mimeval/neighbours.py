@@ -1,4 +1,4 @@
-"""The most similar rows of a table, by cosine, in bounded memory."""
+"""Find the most similar rows of a table by cosine, with limited memory."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from collections.abc import Iterator
 import numpy as np
 
 _CHUNK_FLOATS, _CHUNK_QUERIES = 1 << 25, 1024
-"""Similarities held at once: 128 MiB; in a small gallery fewer, since what is sorted beside them takes as much again."""
+"""Limits of similarities per chunk (128 MiB) and of queries per chunk, because sorting needs as much memory again."""
 _BLOCK = 64
 """Columns that are first represented by their largest similarity."""
 
 
 def unit(vectors: np.ndarray) -> np.ndarray:
-    """Return float32 rows of length one; a row of zeros stays zero."""
+    """Return float32 rows of unit length; rows of zeros stay zero."""
     vectors = np.asarray(vectors, np.float32)
     lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
     return np.asarray(vectors / np.where(lengths > 0, lengths, 1))
@@ -45,13 +45,13 @@ def similarities(queries: np.ndarray, gallery: np.ndarray) -> Iterator[tuple[sli
 def nearest(
     queries: np.ndarray, gallery: np.ndarray, k: int, *, leave_one_out: bool = False
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return the k most similar rows of `gallery` for every query, most similar first.
+    """Return the k most similar rows of `gallery` for each query, most similar first.
 
     Args:
         queries: (m, D).
         gallery: (n, D).
         k: at most n are returned.
-        leave_one_out: the queries are the gallery, and a row is no neighbour of itself.
+        leave_one_out: the queries are the gallery, and a row is not its own neighbour.
 
     Returns:
         Indices int64 (m, k) and cosines float32 (m, k).

@@ -1,4 +1,4 @@
-"""What was measured before, kept with the code: a later evaluation on the same images is held against it."""
+"""Compare an evaluation with the stored results of an earlier one on the same images (the baseline file)."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ _SCHEMA = 1
 _Row = tuple[str, str, str, Fitted]
 """Model, deployment, metric and side."""
 _NAMED = 4
-"""Rows that a note names."""
+"""Number of rows that a note names."""
 _GROWTH = 2
-"""Times as far from torch as in the baseline; the same graph on another CPU differs by less."""
+"""Accepted growth of the distance to torch; between CPUs the same graph differs by less."""
 _NO_DRIFT = 1e-5
-"""1 - cosine that is rounding, whatever the baseline had."""
+"""1 - cosine that is always accepted as rounding."""
 
 
 class Entry(msgspec.Struct, frozen=True, kw_only=True):
     """One data set of the baseline.
 
     Attributes:
-        dataset: its name.
-        digest: of the test images, their order and labels, and of those that are learned from.
-        training: how many images were learned from.
-        metric: what is compared.
-        scores: of every model and deployment, torch among them.
-        drifts: how far the vectors of every deployment were from torch's.
+        dataset: name of the data set.
+        digest: digest of test images, their order and labels, and of training images.
+        training: number of training images.
+        metric: name of the compared score.
+        scores: scores of all models and deployments, including torch.
+        drifts: distances of each deployment's vectors from torch's.
 
     """
 
@@ -49,7 +49,7 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class _Baseline(msgspec.Struct, frozen=True, kw_only=True):
-    """The file, whole."""
+    """The complete file."""
 
     format: str = _FORMAT
     schema: int = _SCHEMA
@@ -57,15 +57,15 @@ class _Baseline(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def read_baseline(path: Path) -> list[Entry]:
-    """Return the entries of a baseline file; none where there is no file.
+    """Return the entries of a baseline file; empty if the file does not exist.
 
     Raises:
-        DataError: it is something else.
+        DataError: the file is not a baseline.
 
     """
     try:
         raw = path.read_bytes()
-        if raw.startswith(b"["):  # before there was a schema
+        if raw.startswith(b"["):  # files without a schema number
             return records.parse(raw, list[Entry])
         return records.decode(raw, _Baseline, format_name=_FORMAT, schema=_SCHEMA).entries
     except FileNotFoundError:
@@ -77,11 +77,11 @@ def read_baseline(path: Path) -> list[Entry]:
 
 
 def write_baseline(report: Report, path: Path) -> None:
-    """Put `report` into the baseline file; other data sets keep their entries.
+    """Write `report` into the baseline file; entries of other data sets do not change.
 
     Raises:
-        DataError: the file is something else.
-        OutputError: it cannot be written.
+        DataError: the file is not a baseline.
+        OutputError: the file cannot be written.
 
     """
     scores = [score for score in report.scores if score.metric == report.metric]
@@ -98,19 +98,21 @@ def write_baseline(report: Report, path: Path) -> None:
 
 
 def compare(report: Report, entries: list[Entry], *, part: bool = False) -> Report:
-    """Return `report` with what the baseline says added to its verdict.
+    """Return `report` with the comparison to the baseline added to its verdict.
 
-    A score fails when its loss against the baseline, image by image, is shown and may exceed the margin; vectors fail
-    that are twice as far from torch's as they were: what costs little accuracy may still be broken. So does a row of
-    the baseline that is absent without a reason; see `mimeval.coverage.absent`. A gain that is there in torch, and
-    whose change these images leave undecided, passes when the baseline has it, other gains pass by themselves and none
-    of that is found: what was accepted then is still so. A row of another kind of CPU than the baseline's is held
-    against what the baseline has of the same graph; any other row that the baseline lacks has to pass by itself.
+    The verdict is "fail" if one of these holds:
+    - a score is significantly lower than in the baseline, and the loss may exceed the margin;
+    - vectors are more than twice as far from torch's as in the baseline, since faults can cost little accuracy;
+    - a row of the baseline is missing without a reason; see `mimeval.coverage.absent`.
+
+    An undecided gain passes if torch shows the gain, the baseline has the row, another gain passes by itself and nothing
+    failed. A row from another kind of CPU is compared with the baseline's row of the same graph. Other rows that the
+    baseline lacks must pass by themselves.
 
     Args:
-        report: of a run.
-        entries: of the baseline file.
-        part: whether some artifacts or engines alone were asked for.
+        report: the report of this run.
+        entries: entries of the baseline file.
+        part: whether only some artifacts or engines were requested.
 
     """
     wanted = report.digest, report.images["training"], report.metric
@@ -133,7 +135,7 @@ def compare(report: Report, entries: list[Entry], *, part: bool = False) -> Repo
 
 
 def _before(score: Score, rows: Sequence[Score]) -> Score | None:
-    """Return the row that `score` is held against: its own, or that of the same graph on another kind of CPU."""
+    """Return the baseline row for `score`: the same row, or that of the same graph on another kind of CPU."""
     _, deployment, *side = _row(score)
     same = [old for old in rows if old.model == score.model and [old.metric, old.fitted] == side]
     own = (old for old in same if old.deployment == deployment)
@@ -147,7 +149,7 @@ def _note(names: Sequence[str], what: str) -> list[str]:
 
 
 def _accept(report: Report, reasons: list[str], known: Set[_Row]) -> tuple[Verdict, list[str]]:
-    """Return the verdict on a report that is undecided, and its reasons, without the gains that the baseline has."""
+    """Return verdict and reasons of an undecided report after accepting gains that the baseline has."""
     gains = [gain for gain in report.gains if gain.decides]
     accepted = {
         explain(gain)
@@ -156,14 +158,14 @@ def _accept(report: Report, reasons: list[str], known: Set[_Row]) -> tuple[Verdi
     }
     if not accepted or not any(gain.found.verdict == "pass" for gain in gains):
         return "undecided", reasons
-    said = f"what these images leave undecided is as it was in the baseline ({len(accepted)} rows)"
+    said = f"the undecided gains are those of the baseline ({len(accepted)} rows)"
     if left := [text for text in reasons if text not in accepted]:
         return "undecided", [*left, f"of other rows, {said}"]
     return "pass", [f"every other gain carried over, and {said}"]
 
 
 def _regression(score: Score, old: Score, report: Report, *, rows: int) -> str | None:
-    # Where one of them saw more images, only those that the digest covers are surely the same.
+    # If one of them used more images, compare only those that the digest covers.
     count = score.images if score.images == old.images else min(score.images, old.images, report.images["engines"])
     pair = score.scores()[:count], old.scores()[:count]
     change = paired_difference(*pair, seed=report.seed)
@@ -176,7 +178,7 @@ def _regression(score: Score, old: Score, report: Report, *, rows: int) -> str |
 
 
 def _drifted(old: DeploymentDrift, report: Report) -> Iterator[str]:
-    """Yield a sentence for what of `report` is further from torch than `old`."""
+    """Yield a sentence for each row of `report` whose vectors are further from torch than in `old`."""
     for row in report.drifts:
         tolerated = max(_GROWTH * (1 - old.drift.cosine_p1), _NO_DRIFT)
         if (row.model, row.deployment) == (old.model, old.deployment) and not 1 - row.drift.cosine_p1 <= tolerated:

@@ -1,9 +1,9 @@
-"""Instance retrieval: average precision of a full ranking, and whether the first k hold a match.
+"""Instance retrieval: average precision of a full ranking, and recall@k.
 
-Average precision here is the step sum Σ precision(r) · Δrecall(r) of scikit-learn and of MTEB; the revisited Oxford and
-Paris protocol takes the mean of the precisions before and after each match instead, which `trapezoid` gives, and takes
-junk images out of the ranking, which `ignored` does (Radenović et al., 'Revisiting Oxford and Paris', CVPR 2018).
-Recall@k is metric learning's: the share of queries with a match among the first k (Jégou et al., TPAMI 2011).
+Average precision is the step sum Σ precision(r) · Δrecall(r), as in scikit-learn and MTEB. With `trapezoid`, it is the mean
+of the precisions before and after each match, as in the revisited Oxford and Paris protocol, whose junk images are
+`ignored` (Radenović et al., 'Revisiting Oxford and Paris', CVPR 2018). Recall@k is the share of queries with a match among
+the first k, as in metric learning (Jégou et al., TPAMI 2011).
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ RECALL_AT = (1, 5, 10)
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Retrieval:
-    """What every query found.
+    """Results per query.
 
     Attributes:
         average_precision: float64 (m,) in [0, 1].
-        found: bool (m,) for every k of `RECALL_AT`: a match among the first k.
+        found: bool (m,) for each k of `RECALL_AT`: whether a match is among the first k.
 
     """
 
@@ -42,17 +42,17 @@ def retrieve(
     *,
     trapezoid: bool = False,
 ) -> Retrieval:
-    """Rank the gallery for every query by cosine.
+    """Rank the gallery for each query by cosine.
 
     Args:
         queries: (m, D).
         gallery: (n, D).
-        matches: for every query the rows of the gallery that are right, one at least.
-        ignored: for every query the rows that do not count, such as itself and junk.
-        trapezoid: average precision of the revisited Oxford and Paris protocol.
+        matches: for each query, the correct rows of the gallery, at least one.
+        ignored: for each query, the rows that do not count, such as itself and junk.
+        trapezoid: use the average precision of the revisited Oxford and Paris protocol.
 
     Raises:
-        FeaturesError: features that do not belong together, NaN or infinity, or a query without a match.
+        FeaturesError: features do not fit together or are not finite, or a query has no match.
 
     """
     check_features(gallery, queries)
@@ -74,8 +74,8 @@ def guessed_precision(matches: int, gallery: int) -> float:
     """Return the expected average precision of a random ranking (Bestgen, 'Exact expected average precision', 2015).
 
     Args:
-        matches: right answers, at least 1.
-        gallery: how many are ranked, at least as many.
+        matches: number of correct images, at least 1.
+        gallery: number of ranked images, at least `matches`.
 
     """
     harmonic = float((1 / np.arange(1, gallery + 1)).sum())
@@ -84,7 +84,7 @@ def guessed_precision(matches: int, gallery: int) -> float:
 
 
 def _ranks(cosines: np.ndarray, matches: np.ndarray, ignored: np.ndarray | None) -> np.ndarray:
-    """Return the ranks of the matches from 0, ascending, in a ranking without the ignored rows."""
+    """Return the ranks of the matches, from 0 and ascending, in the ranking without ignored rows."""
     order = np.argsort(-cosines, kind="stable")
     right = np.zeros(len(cosines), bool)
     right[matches] = True

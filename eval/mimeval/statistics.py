@@ -1,7 +1,7 @@
-"""Paired statistics over images: intervals from one bootstrap, McNemar's test, and whether a gain was kept.
+"""Paired statistics over images: bootstrap intervals, McNemar's test, and the verdict about a gain.
 
-Scores are numbers in [0, 1], one an image: right or wrong, a share of draws, an average precision. Columns of one table
-are compared on the same resample, so that what is hard about an image cancels.
+Scores are numbers in [0, 1], one per image: correct or not, a share of samples, or an average precision. Columns of one
+table are compared on the same resample, so that the difficulty of an image cancels.
 """
 
 from __future__ import annotations
@@ -17,21 +17,21 @@ from scipy.stats import binomtest, norm
 CONFIDENCE = 0.95
 RESAMPLES = 10_000
 MARGIN = 0.005
-"""Half a point of accuracy: what a gain may lose between torch and the deployed engine."""
+"""Tolerated loss of gain between torch and an engine: half a percentage point."""
 
 Verdict = Literal["pass", "fail", "undecided"]
 LOSES = "loses to the baseline in torch already"
 
 _SIGNS = 100_000
-"""Draws of random signs: a twentieth of the smallest share of error that some hundred rows leave each."""
+"""Number of random sign vectors; enough to resolve the error allowed per row with about a hundred rows."""
 _MOST_IMAGES = 10**9
-"""An estimate above it says that the loss lies at the margin, and no number of images would decide."""
+"""Largest estimate of images needed; above it the loss is at the margin, and no number of images would decide."""
 _FEW_ROWS = 64
-"""Distinct rows up to which a multinomial draw is the cheaper one."""
+"""Number of distinct rows up to which multinomial sampling is faster."""
 _CHUNK_CELLS = 1 << 22
-"""Multiplicities used at once: 32 MiB as float64, 4 MiB as they are kept."""
+"""Multiplicities per chunk: 32 MiB as float64, 4 MiB as stored."""
 _KEPT_CHUNKS = 8
-"""All resamples of some 3,000 images."""
+"""Number of cached chunks; enough for all resamples of about 3,000 images."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,9 +48,9 @@ class McNemar:
     """McNemar's exact test of two classifiers on the same images.
 
     Attributes:
-        only_first: images that only the first has right.
-        only_second: images that only the second has right.
-        p: two-sided probability of a split at least this uneven, were they equally good.
+        only_first: number of images that only the first classifies correctly.
+        only_second: number of images that only the second classifies correctly.
+        p: two-sided probability of a split at least this uneven if both are equally good.
 
     """
 
@@ -61,7 +61,7 @@ class McNemar:
 
 @dataclass(frozen=True, slots=True)
 class GainVerdict:
-    """Whether an aggregator's gain over its baseline is still there on an engine.
+    """Whether an aggregator's gain over its baseline is kept on an engine.
 
     Attributes:
         verdict: "pass", "fail" or "undecided".
@@ -69,11 +69,11 @@ class GainVerdict:
         reference: the gain in torch.
         gain: the gain on the engine.
         change: gain minus reference.
-        margin: the loss that is tolerated.
-        images: on which the engine was measured.
-        reference_images: on which the gain in torch was.
-        images_needed: an estimate of how many would decide; equal to `images` where it is decided, None where no number
-            would, as far as can be seen.
+        margin: the tolerated loss.
+        images: number of images on the engine.
+        reference_images: number of images for the gain in torch.
+        images_needed: estimated number of images for a decision; equal to `images` if decided, None if no number would
+            decide.
 
     """
 
@@ -91,14 +91,14 @@ class GainVerdict:
 def bootstrap_means(scores: np.ndarray, *, resamples: int = RESAMPLES, seed: int = 0) -> np.ndarray:
     """Return the column means of resampled images, float64 (resamples, m).
 
-    Drawing n images with replacement is a multinomial draw over the distinct rows of the table. Right and wrong have at
-    most 2^m of them, however many images there are, and are drawn so; of many distinct rows the images are drawn one by
-    one and counted, which then is several times cheaper.
+    Sampling n images with replacement is a multinomial sample over the distinct rows of the table. With binary scores there
+    are at most 2^m distinct rows, so the multinomial is fast. With many distinct rows, it is several times faster to sample
+    images one by one and count them.
 
     Args:
-        scores: (n, m), one row an image.
-        resamples: number of draws.
-        seed: the same seed gives the same draws.
+        scores: (n, m), one row per image.
+        resamples: number of resamples.
+        seed: the same seed gives the same resamples.
 
     """
     scores = np.asarray(scores, np.float64)
@@ -117,9 +117,9 @@ def bootstrap_means(scores: np.ndarray, *, resamples: int = RESAMPLES, seed: int
 
 @lru_cache(maxsize=_KEPT_CHUNKS)
 def _multiplicities(images: int, resamples: int, seed: int, chunk: int) -> np.ndarray:
-    """Return how often each image is drawn (resamples, images); kept, because every score of a report asks again.
+    """Return how often each image is sampled (resamples, images); cached, because all scores of a report use it.
 
-    As uint8: 256 draws of one image are out of the question (multiplicities are Poisson's, of mean 1).
+    uint8 is enough: multiplicities are Poisson-distributed with mean 1, so 256 does not occur.
     """
     rng = np.random.default_rng((seed, chunk))
     counts = np.empty((resamples, images), np.uint8)
@@ -141,11 +141,11 @@ def mean_interval(scores: np.ndarray, *, seed: int = 0) -> Interval:
 
 
 def is_lower(scores: np.ndarray, baseline: np.ndarray, *, seed: int = 0, rows: int = 1) -> bool:
-    """Return whether scores (n,) are shown to be lower than those of the same images before, when `rows` are asked.
+    """Return whether scores (n,) are significantly lower than `baseline` on the same images, among `rows` tests.
 
-    Both the bootstrap of the mean and random signs must show it. Where few images differ the bootstrap alone is too sure
-    far from 95 %: of 9 that differ, all for the worse, it misses every one in e^-9 = 1 of 8,000 draws, and a fair coin
-    gives them 1 time in 512.
+    Both the bootstrap of the mean and a random sign test must show it. If few images differ, the bootstrap alone is
+    overconfident at small error levels. For example, if 9 images differ and all are worse, a resample misses all of them
+    with probability e^-9 = 1/8,000, but random signs give this result with probability 1/512.
     """
     change = np.asarray(scores, np.float64) - np.asarray(baseline, np.float64)
     allowed = (1 - CONFIDENCE) / 2 / rows
@@ -154,10 +154,10 @@ def is_lower(scores: np.ndarray, baseline: np.ndarray, *, seed: int = 0, rows: i
 
 
 def _random_signs(change: np.ndarray, seed: int) -> float:
-    """Return the one-sided probability of so low a mean of the changes (n,), were loss and gain of each equally likely.
+    """Return the one-sided probability of so low a mean of the changes (n,) if each sign were random.
 
-    Of changes of one size, right to wrong or back, that is the exact sign test, and McNemar's. Of others (average
-    precisions) it is drawn: counting signs would let many tiny gains outvote a few queries that are lost.
+    If all changes have the same size (binary scores), this is the exact sign test, equal to McNemar's. Otherwise (average
+    precisions) it is estimated by sampling signs, because counting signs would ignore the sizes of the changes.
     """
     sizes = np.abs(change[change != 0])
     if not len(sizes):
@@ -169,22 +169,22 @@ def _random_signs(change: np.ndarray, seed: int) -> float:
     as_low = 0
     for start in range(0, _SIGNS, step):
         bits = rng.integers(0, 2, (min(step, _SIGNS - start), len(sizes)), np.int8)
-        # Sums that are equal but for rounding count as equally low.
+        # The tolerance makes sums that differ only by rounding count as equal.
         as_low += int(np.sum((2.0 * bits - 1) @ sizes <= change.sum() + 1e-12))
     return (1 + as_low) / (1 + _SIGNS)
 
 
 def paired_difference(scores: np.ndarray, baseline: np.ndarray, *, seed: int = 0) -> Interval:
-    """Return mean(scores) - mean(baseline), both (n,) of the same images, with its paired bootstrap interval."""
+    """Return mean(scores) - mean(baseline), both (n,) on the same images, with its paired bootstrap interval."""
     return mean_interval(np.asarray(scores, np.float64) - np.asarray(baseline, np.float64), seed=seed)
 
 
 def mcnemar(first: np.ndarray, second: np.ndarray) -> McNemar:
-    """Compare two classifiers by the images that only one of them has right; the exact binomial form of McNemar (1947).
+    """Compare two classifiers by the images that only one classifies correctly: McNemar (1947), exact binomial form.
 
     Args:
-        first: bool (n,), whether the first classifier is right.
-        second: likewise, of the same images.
+        first: bool (n,), whether the first classifier is correct.
+        second: bool (n,), whether the second classifier is correct on the same images.
 
     """
     only_first = int(np.sum(first & ~second))
@@ -205,23 +205,23 @@ def judge_gain(
     established_on: tuple[np.ndarray, np.ndarray] | None = None,
     rows: int = 1,
 ) -> GainVerdict:
-    """Judge whether the gain of `reference` over its baseline carried over to the engine.
+    """Judge whether the gain of `reference` over its baseline is kept on the engine.
 
-    It passes when the gain in torch is established (its interval lies above 0) and the change of the gain is shown to
-    be no loss beyond the margin. It fails when the gain in torch is shown to be a loss, or when a loss of gain is shown
-    and may exceed the margin. Everything else is undecided.
+    The verdict is "pass" if the interval of the gain in torch is above 0 and a loss of gain beyond the margin is excluded.
+    It is "fail" if the gain in torch is significantly negative, or if the loss of gain is significant and may exceed the
+    margin. Otherwise it is "undecided".
 
     Args:
         reference: scores (n,) of the aggregator in torch, fp32.
-        reference_baseline: of the baseline, usually [cls], in torch.
-        engine: of the aggregator on the engine.
-        engine_baseline: of the baseline on the engine.
-        margin: the loss that is tolerated, in the unit of the scores.
-        seed: of the bootstrap; one resample serves the four.
-        established_on: scores of the aggregator and its baseline in torch on more images, which then say whether there
-            is a gain at all; the change is still that of the n images.
-        rows: how many gains are judged together, any of which fails them all. Either loss must then be shown at that
-            fraction of the error (Bonferroni); to pass, every row must pass, which needs no correction.
+        reference_baseline: scores (n,) of the baseline, usually [cls], in torch.
+        engine: scores (n,) of the aggregator on the engine.
+        engine_baseline: scores (n,) of the baseline on the engine.
+        margin: the tolerated loss, in the unit of the scores.
+        seed: seed of the bootstrap; all four use the same resamples.
+        established_on: scores of the aggregator and its baseline in torch on more images, to establish the gain in torch;
+            the change of the gain is still measured on the n images.
+        rows: number of gains judged together. Any failure fails all, so a loss must be significant at this fraction of the
+            error (Bonferroni). To pass, every row must pass, which needs no correction.
 
     """
     scores = np.stack([reference, reference_baseline, engine, engine_baseline], axis=1).astype(np.float64)
@@ -243,10 +243,10 @@ def judge_gain(
 
 
 def _with_unseen(change: Interval, images: int) -> Interval:
-    """Widen an interval by what n images cannot exclude: an event not seen among n may still have a rate of 3 / n.
+    """Widen an interval by 3 / n, the rate that an event not seen among n images may still have.
 
-    A bootstrap knows only what occurred, so two engines that agree on 20 images would be certain to agree always (the
-    'rule of three', Hanley & Lippman-Hand, JAMA 1983).
+    A bootstrap cannot account for unseen events: two engines that agree on 20 images would seem to agree always. See the
+    'rule of three' (Hanley & Lippman-Hand, JAMA 1983).
     """
     unseen = 3 / images
     return Interval(change.value, min(change.low, change.value - unseen), max(change.high, change.value + unseen))
@@ -265,13 +265,13 @@ def _verdict(reference: Interval, change: Interval, margin: float, *, loses: boo
 
 
 def _images_needed(gained: Interval, change: Interval, margin: float, counts: tuple[int, int], rows: int) -> int | None:
-    """Estimate the images that decide, from intervals that narrow with the square root of their number.
+    """Estimate the number of images for a decision; intervals narrow with the square root of the number.
 
     Args:
         gained: the gain in torch.
-        change: what became of it on the engine, without what is not seen among n images, which narrows with n itself.
+        change: the change of the gain on the engine, before `_with_unseen`, whose term narrows with n itself.
         margin: see `judge_gain`.
-        counts: images on the engine and in torch.
+        counts: number of images on the engine and in torch.
         rows: see `judge_gain`.
 
     """
@@ -280,7 +280,7 @@ def _images_needed(gained: Interval, change: Interval, margin: float, counts: tu
     strict = (norm.isf(allowed / rows) / norm.isf(allowed)) ** 2
     room = change.value + margin
     carried = max(images * _growth(change.value - change.low, room), _to_see(3, room))
-    signs = math.log2(rows / allowed)  # so many tails in a row no fair coin shows
+    signs = math.log2(rows / allowed)  # so many equal signs are significant
     lost = max(images * strict * _growth(change.high - change.value, -change.value), _to_see(signs, -change.value))
     gains = 0.0 if gained.low > 0 else in_torch * _growth(gained.value - gained.low, gained.value)
     below = strict * _growth(gained.high - gained.value, -gained.value)
@@ -290,10 +290,10 @@ def _images_needed(gained: Interval, change: Interval, margin: float, counts: tu
 
 
 def _to_see(events: float, rate: float) -> float:
-    """Return the images among which an event of that rate occurs so often."""
+    """Return the number of images in which an event with this rate is expected `events` times."""
     return events / rate if rate > 0 else math.inf
 
 
 def _growth(half_width: float, distance: float) -> float:
-    """Return how many times the images an interval needs to clear a bound that lies `distance` from its centre."""
+    """Return the factor by which the number of images must grow for the interval to exclude a bound at `distance`."""
     return (half_width / distance) ** 2 if distance > 0 else math.inf

@@ -1,4 +1,4 @@
-"""Neighbours as an index finds them that does not keep float32: stored in fewer bits, or compared in TF32."""
+"""Simulate indexes that store fewer bits per vector or compare in TF32, to measure the loss of neighbours."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from mimeval.neighbours import nearest, unit
 from mimruntime.storage import Codec, Store, codec_of, measure_statistics
 
 OVERSAMPLING = 10
-"""Candidates that bits give for every neighbour that is wanted."""
+"""Number of candidates from bits per requested neighbour."""
 _QUERIES = 512
-"""Whose candidates are compared at once."""
+"""Number of queries per chunk of the rescoring."""
 
 WAYS = {"fp16": "fp16", "int8": "int8", "bits": "bits", "rescored": "bits, rescored by int8", "tf32": "TF32"}
 """Names of what an evaluation is asked for, and of the searches."""
@@ -21,16 +21,16 @@ _STATISTICS = 256
 """Training images that mean and scale are measured on, as a build does."""
 
 Search = Callable[[np.ndarray, np.ndarray, int], tuple[np.ndarray, np.ndarray]]
-"""(queries (m, D), gallery (n, D), k) -> indices int64 (m, k), and similarities float32 (m, k), largest first."""
+"""(queries (m, D), gallery (n, D), k) -> indices int64 (m, k) and similarities float32 (m, k), largest first."""
 
 
 def searches(codecs: dict[str, Codec]) -> dict[str, Search]:
-    """Return every way to search, by its name in tables.
+    """Return all search functions by their names in tables.
 
-    Queries stay float32 but where bits are compared with bits, whose similarity is 1 - 2 · (bits that differ) / D.
+    Queries stay in float32, except in the comparison of bits, whose similarity is 1 - 2 · (different bits) / D.
 
     Args:
-        codecs: "fp16", "int8" and "bits" of the vectors' dimension.
+        codecs: codecs "fp16", "int8" and "bits" for the vectors' dimension.
 
     """
     fp16, int8, bits = codecs["fp16"], codecs["int8"], codecs["bits"]
@@ -66,7 +66,7 @@ def k_nn_correct(
 
 
 def overlap(found: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    """Return the share (m,) of the neighbours `wanted` (m, k) that are among those `found` (m, k)."""
+    """Return the share (m,) of neighbours `wanted` (m, k) that are in `found` (m, k)."""
     return np.array([len(set(a) & set(b)) / len(b) for a, b in zip(found.tolist(), wanted.tolist(), strict=True)])
 
 
@@ -81,12 +81,12 @@ def _stored(codec: Codec, vectors: np.ndarray) -> np.ndarray:
 
 
 def _signs(codec: Codec, vectors: np.ndarray) -> np.ndarray:
-    """Return the bits as +1 and -1, whose cosine orders as the number of equal bits does."""
+    """Return the bits as +1 and -1; their cosine has the same order as the number of equal bits."""
     return np.unpackbits(codec.encode(unit(vectors)), axis=1, count=codec.dim).astype(np.float32) * 2 - 1
 
 
 def _rescore(bits: Codec, by: Codec, queries: np.ndarray, gallery: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """Compare each float32 query again with what `by` keeps of the candidates that bits find."""
+    """Find candidates by bits, and rank them by the cosine of the float32 query with their form stored by `by`."""
     candidates, _ = nearest(_signs(bits, queries), _signs(bits, gallery), OVERSAMPLING * k)
     read, asked = _stored(by, gallery), unit(queries)
     indices, cosines = [], []

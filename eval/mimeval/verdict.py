@@ -1,4 +1,4 @@
-"""One verdict from many findings, and why."""
+"""Combine findings into one verdict with reasons."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ EXIT = {"pass": 0, "fail": 1, "undecided": 3}
 """Exit status by verdict; 2 is wrong usage."""
 
 _NEAR_CHANCE = 0.05
-"""Above chance, but no more than chance itself: of 200 classes guessing is right once in 200, and 5 % is much."""
+"""Largest distance from chance that counts as guessing, limited by chance itself: with 200 classes, chance is 0.5 %."""
 Reason = tuple[Verdict, str]
 
 
 def conclude(
     gains: Sequence[Gain], drifts: Sequence[DeploymentDrift], others: Sequence[Reason]
 ) -> tuple[Verdict, list[str]]:
-    """Return the verdict and its reasons, worst first: one failure fails, one open question leaves it undecided."""
+    """Return the verdict and its reasons, worst first: any failure fails, otherwise any open question is undecided."""
     found: list[Reason] = [*others]
     found += [("fail", f"{row.model} on {row.deployment}: {row.problem}") for row in drifts if row.problem]
     for gain in gains:
@@ -35,7 +35,7 @@ def conclude(
 
 
 def worst(verdict: Verdict, reasons: Sequence[str], more: Sequence[Reason]) -> tuple[Verdict, list[str]]:
-    """Return a verdict and its reasons with `more` taken into account."""
+    """Return a verdict and its reasons after adding `more`."""
     if not more:
         return verdict, list(reasons)
     texts = [text for _, text in more]
@@ -45,7 +45,7 @@ def worst(verdict: Verdict, reasons: Sequence[str], more: Sequence[Reason]) -> t
 
 
 def explain(gain: Gain) -> str:
-    """Return a gain's verdict as one sentence, with the images that would decide it."""
+    """Return a gain's verdict as one sentence, with the number of images for a decision."""
     found = gain.found
     text = f"{gain.model} on {gain.deployment}, {gain.metric} fitted on {gain.fitted}: {found.reason}"
     if found.reason == LOSES:
@@ -53,7 +53,7 @@ def explain(gain: Gain) -> str:
     if found.verdict != "undecided":
         return f"{text} ({100 * found.change.value:+.1f} points, margin {100 * found.margin:.1f})"
     if found.images_needed is None:
-        return f"{text}; no number of images would decide it as it looks"
+        return f"{text}; no number of images would decide it, as far as can be estimated"
     seen = f"{found.images:,} were seen"
     if found.reference_images != found.images:
         seen += f" on the engine, {found.reference_images:,} in torch"
@@ -61,20 +61,20 @@ def explain(gain: Gain) -> str:
 
 
 def at_chance(scores: np.ndarray, chance: float, most: float = 1.0) -> list[Reason]:
-    """Return what is wrong when torch's own features are no better than guessing.
+    """Return reasons if torch's own features are not better than guessing.
 
     Args:
-        scores: of the baseline in torch, (n,).
+        scores: scores (n,) of the baseline in torch.
         chance: mean score of guessing.
-        most: what one image can score.
+        most: largest score of one image.
 
     """
     accuracy = mean_interval(scores)
     if accuracy.low > chance:
         return []
-    # What is not seen among n images may still have a rate of 3 / n.
+    # An event not seen among n images may still have a rate of 3 / n.
     high = max(accuracy.high, accuracy.value + most * 3 / len(scores))
     text = f"torch's own baseline scores {100 * accuracy.value:.1f} %, guessing {100 * chance:.1f} %"
     if high < chance + min(_NEAR_CHANCE, chance):
-        return [("fail", f"{text}: the labels do not belong to the images")]
-    return [("undecided", f"{text}: too few images to tell them apart")]
+        return [("fail", f"{text}: the labels do not match the images")]
+    return [("undecided", f"{text}: too few images to tell the difference")]

@@ -1,6 +1,6 @@
-"""Build artifacts: a frozen backbone and an aggregator of its patch tokens become one graph. Needs torch.
+"""Build artifacts: one ONNX graph from a frozen backbone and an aggregator of its patch tokens. Needs torch.
 
-Names are imported on first use: torch alone takes seconds.
+Names are imported on first use because importing torch takes seconds.
 """
 
 from __future__ import annotations

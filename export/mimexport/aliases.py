@@ -1,4 +1,4 @@
-"""Short names for backbones: a plain table. Any other name is taken as a timm model name."""
+"""The table of short names for backbones. Any other name is a timm model name."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class Alias:
-    """A backbone under a short name.
+    """A backbone with a short name.
 
     Attributes:
         timm_name: architecture and pretrained tag in timm.
         size: edge of the square input, px.
-        patch: edge of an output patch token, px.
-        tokens: patch tokens at the output.
+        patch: edge of the area of one output patch token, px.
+        tokens: number of patch tokens at the output.
         dim: width of a token.
-        license: of the weights.
-        note: what a reader of `mimexport models` should know.
-        kwargs: arguments of `timm.create_model` beyond the name.
-        embedded: file below `assets` that holds the weights; a wheel leaves the large ones out.
-        sha256: digest of those weights (`weights.tensors_sha256`).
-        config: of timm's data configuration, what these weights were trained with instead.
+        license: licence of the weights.
+        note: remark shown by `mimexport models`.
+        kwargs: further arguments of `timm.create_model`.
+        embedded: file in `assets` with the weights; the wheel does not include large ones.
+        sha256: digest of those weights (`loaded_model.tensors_sha256`).
+        config: values of timm's data configuration to replace by those used in training.
 
     """
 
@@ -48,7 +48,7 @@ _SMALL = {"img_size": 64}
 # SimMIM's ViT: BEiT's architecture with one bias table shared by all blocks and no position embedding.
 _SIMMIM = {"global_pool": "token", "use_abs_pos_emb": False, "use_rel_pos_bias": False, "use_shared_rel_pos_bias": True}
 _IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
-_FILE = "no hub: bring the checkpoint with --weights"
+_FILE = "not on a hub: give the checkpoint with --weights"
 _CONTROL = "control: its [cls] is already good"
 
 ALIASES: dict[str, Alias] = {

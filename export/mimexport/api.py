@@ -24,7 +24,7 @@ from mimruntime.manifest import Precision, TokenNorm
 from mimruntime.outputs import check_writable
 
 CACHE = Path("~/.cache/mimexport")
-"""Where tokens of training images are kept."""
+"""Default folder of the stored tokens of training images."""
 _Path = str | os.PathLike[str]
 
 
@@ -58,36 +58,36 @@ def build(
     (192, 'fp32')
 
     Args:
-        model: an alias (`mimexport models`) or timm name; a timm model in memory with its weights, which is copied; or what
-            a loader of your own gives, a `LoadedModel`.
+        model: an alias (`mimexport models`) or timm name; a timm model in memory with its weights, which is copied; or a
+            `LoadedModel` from your own loader.
         agg: a name (`mimexport aggregators`), or an instance of your own subclass of `Aggregator`.
-        out: the artifact's folder; None is `artifacts/MODEL-AGG`.
+        out: the artifact folder; None means `artifacts/MODEL-AGG`.
         agg_options: options of a named aggregator, for example `{"k": "50%", "score": "input-norm"}`.
-        token_norm: read tokens "raw" or after the "final" norm; None takes the default.
+        token_norm: read tokens "raw" or after the "final" norm; None takes the default for model and aggregator.
         weights: a checkpoint (`.safetensors`, `.pth`) instead of the hub, for a named model.
         random_seed: draw random weights from this seed, for tests.
-        size: edge of the square input, px; None is the model's own.
-        pixels: mean, std, crop and interpolation, where timm does not know them.
-        license: of the weights; None is what is known, "not stated" for your own.
-        precision: of the backbone's products: "fp32", "fp16", "bf16" or "int8".
-        with_selection: also output the share of every patch, float32 (B, rows, columns).
-        head: what was learned: a `Head`, a file, or the name of an embedded head.
-        whiten: apply the head's whitening and keep so many dimensions, 0 or True for all; False gives plain vectors. None
-            whitens where this package ships a whitening for the backbone and aggregator, but for [cls].
-        calibrate: folder of real images; int8 needs it, and the loss of narrower precisions is measured on it.
-        force: replace an artifact that is there.
-        keep: how many patches stay in the encoder: a share "50%", a count "49", or several with the block before which they
-            apply, "75%@0,50%@6". None keeps all.
-        keep_by: the rule that chooses them: "center-checkerboard" (default), "center", "checkerboard", "norm", "center-norm" or
-            "contrast".
-        report: called with one line at the start of every step.
+        size: edge of the square input, px; None takes the model's own.
+        pixels: mean, std, crop and interpolation, if timm's are missing or wrong.
+        license: licence of the weights; None takes the published one, "not stated" for your own weights.
+        precision: precision of the backbone: "fp32", "fp16", "bf16" or "int8".
+        with_selection: also output the weight of each patch, float32 (B, rows, columns).
+        head: a `Head`, a head file, or the name of an embedded head.
+        whiten: apply the head's whitening and keep this many dimensions, 0 or True for all; False applies none. None applies
+            this package's whitening for the backbone and aggregator if there is one, except for [cls].
+        calibrate: folder of real images; required for int8. The loss of precisions below fp32 is measured on them.
+        force: replace an existing artifact.
+        keep: how many patches stay in the encoder: a share "50%", a count "49", or a schedule "75%@0,50%@6", which drops
+            patches before block 0 and before block 6. None keeps all.
+        keep_by: the rule that chooses them: "center-checkerboard" (default), "center", "checkerboard", "norm",
+            "center-norm" or "contrast".
+        report: called with one line at the start of each step.
 
     Returns:
-        The artifact, opened; give it to `mimruntime.Embedder.open`.
+        The opened artifact; pass it to `mimruntime.Embedder.open`.
 
     Raises:
-        MimError: the names, options, weights or head do not fit, the folder cannot be written, or the graph's vectors are
-            not torch's. Nothing half-written stays.
+        MimError: the names, options, weights or head do not fit, the folder cannot be written, or the graph's vectors
+            differ from torch's. No partial artifact is left.
 
     """
     options = BuildOptions(
@@ -133,7 +133,7 @@ def fit(
     report: Callable[[str], None] = lambda _: None,
     progress: Callable[[str, int, int], None] = lambda *_: None,
 ) -> Head:
-    """Learn a head on frozen tokens, with labels or without, and its whitening.
+    """Learn a head and its whitening on frozen tokens, with or without labels.
 
     >>> import mimexport
     >>> head = mimexport.fit("mae-tiny", "mean", data="photos/", labels=False)
@@ -142,23 +142,23 @@ def fit(
 
     Args:
         model: as in `build`.
-        agg: the aggregator to learn; one that learns nothing gets a whitening.
-        data: folder or zip: CLASS/image, or train/CLASS/image and val/CLASS/image; without classes for `labels=False`.
+        agg: the aggregator to learn; if it learns nothing, only the whitening is fitted.
+        data: folder or zip of CLASS/image, or of train/CLASS/image and val/CLASS/image; `labels=False` needs no classes.
         labels: learn with the labels of class folders.
         out: also write the head to this `.safetensors` file.
         agg_options: as in `build`.
-        token_norm: likewise.
-        weights: likewise.
-        random_seed: likewise.
-        seed: of everything random; the same seed gives the same head.
-        cache: folder for the tokens, about 2·N·D bytes an image and view for N patches D wide.
-        keep: as in `build`; the head then fits artifacts that keep the same patches, and no others.
-        keep_by: likewise.
-        report: called with one line at the start of every step.
-        progress: called with a name, images done and images in all.
+        token_norm: as in `build`.
+        weights: as in `build`.
+        random_seed: as in `build`.
+        seed: seed of all random choices; the same seed gives the same head.
+        cache: folder of stored tokens, about 2·N·D bytes per image and view for N patches of width D.
+        keep: as in `build`; the head fits only artifacts that keep the same patches.
+        keep_by: as in `build`.
+        report: called with one line at the start of each step.
+        progress: called with a name, the number of images done and the total.
 
     Returns:
-        The head; give it to `build`.
+        The head; pass it to `build`.
 
     Raises:
         MimError: the names, options or weights do not fit, or there are too few images.
@@ -192,10 +192,12 @@ def open_fitter(
     report: Callable[[str], None],
     progress: Callable[[str, int, int], None],
 ) -> fitter.Fitter:
-    """Return what `fit` runs, everything checked that can be before the work; see `fit`."""
+    """Return the `Fitter` that `fit` runs, after checking all options; see `fit` for the arguments."""
     train, _ = open_images(Path(data), seed=seed)
     if train.labels is None and labels:
-        raise OptionError(f"{data} has no two class folders; learn without labels: --unlabelled, or labels=False")
+        raise OptionError(
+            f"{data} has fewer than two class folders; learn without labels: --unlabelled, or labels=False"
+        )
     options = fitter.FitOptions(
         model=model,
         agg=agg,
@@ -215,13 +217,13 @@ def open_fitter(
 
 
 def check_out(path: Path) -> None:
-    """Refuse, before the work, a place that will not take a head.
+    """Raise an error if a head cannot be written to `path`; call before any computing.
 
     Raises:
-        OptionError: the name of a head ends otherwise.
+        OptionError: the name does not end in .safetensors.
         OutputError: the file cannot be written.
 
     """
     if path.suffix != ".safetensors":
-        raise OptionError(f"{path}: the name of a head ends in .safetensors")
+        raise OptionError(f"{path}: the name of a head file must end in .safetensors")
     check_writable(path)

@@ -1,4 +1,4 @@
-"""A timm vision transformer, its blocks opened, so that an aggregator reads of the last one only what it needs."""
+"""A timm vision transformer whose last block can be computed for chosen tokens only."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ __all__ = ["Backbone", "Encoded", "Shape"]
 
 
 class Backbone(nn.Module):
-    """The frozen model: images (B, 3, H, W) -> tokens entering the last block (B, S, D), and that block.
+    """The frozen model: images (B, 3, H, W) -> tokens that enter the last block (B, S, D), and the last block itself.
 
     Args:
-        model: of a class in `mimexport.families.FAMILIES`, with its weights loaded, `num_classes=0`; it is taken apart
-            (its blocks move here, position tables are baked) and cannot be run by itself any more.
-        keep: the patches that stay in it; None keeps all.
+        model: of a class in `mimexport.families.FAMILIES`, with its weights loaded and `num_classes=0`. It is modified: its
+            blocks move here and position tables become constants, so it can no longer run by itself.
+        keep: which patches stay in the encoder; None keeps all.
 
     Attributes:
-        shape: token width, grid, prefix, and how many patches are left.
-        keep: the patches that stay.
-        blocks: all but the last.
+        shape: token width, grid, prefix tokens and number of kept patches.
+        keep: which patches stay in the encoder, or None.
+        blocks: all blocks but the last.
         last_block: the last block, callable for chosen rows.
-        norm: the final norm of every token, or None where the model keeps it after the pool.
-        pool_norm: the norm the model keeps after the pool, or None.
+        norm: the final norm, applied to each token; None if the model has its norm after the pool.
+        pool_norm: the norm after the pool, or None.
 
     """
 
@@ -40,7 +40,7 @@ class Backbone(nn.Module):
         super().__init__()
         family = family_of(model)
         timm_model: Any = model
-        # Explicit q·scale @ kᵀ, softmax, @ v: exporters and TensorRT do not agree on how the fused form scales.
+        # Use explicit q·scale @ kᵀ, softmax, @ v: exporters and TensorRT scale the fused form differently.
         for module in model.modules():
             if hasattr(module, "fused_attn"):
                 setattr(module, "fused_attn", False)  # noqa: B010 - nn.Module types attributes as tensors
@@ -63,7 +63,7 @@ class Backbone(nn.Module):
             self._select_early(keep, opened)
 
     def _select_early(self, keep: Keep, opened: BackboneParts) -> None:
-        """Bake what the choice of patches fixes: the table of positions, and those of the blocks."""
+        """Set up patch selection and reduce the position tables to the kept patches where these are fixed."""
         embed: Any = self.model.patch_embed
         if opened.place is None:
             raise OptionError(
@@ -86,16 +86,16 @@ class Backbone(nn.Module):
 
     @property
     def reduced(self) -> bool:
-        """Whether the last block is computed for the rows that are read alone."""
+        """Whether the last block can be computed for chosen rows only."""
         return isinstance(self.last_block, OpenBlock)
 
     def patchify(self, images: Tensor) -> Tensor:
-        """Return images (B, H, W, 3) in the form `encode` reads: patches (B, N, p · p · 3), (B, 3, H, W) if they overlap."""
+        """Return `encode`'s input for images (B, H, W, 3): patches (B, N, p · p · 3), or (B, 3, H, W) if they overlap."""
         embed = getattr(self.model, "patch_embed", None)
         return embed.patchify(images) if isinstance(embed, OpenPatchEmbed) else images.permute(0, 3, 1, 2)
 
     def per_channel(self, values: Tensor) -> Tensor:
-        """Return one number a channel (3,) in the shape that broadcasts to what `patchify` gives."""
+        """Return values (3,), one per channel, in a shape that broadcasts to the output of `patchify`."""
         embed = getattr(self.model, "patch_embed", None)
         return values.repeat(embed.proj.in_features // 3) if isinstance(embed, OpenPatchEmbed) else values.view(3, 1, 1)
 
@@ -104,7 +104,7 @@ class Backbone(nn.Module):
         return self.encode(self.patchify(images.permute(0, 2, 3, 1))).tokens
 
     def encode(self, patches: Tensor, dtype: torch.dtype | None = None) -> Encoded:
-        """Return what enters the last block for normalised patches, computed in `dtype` (None: theirs)."""
+        """Return the input of the last block for normalised patches, computed in `dtype` (None: the patches' dtype)."""
         if self.keep is not None:
             return self._encode_kept(patches, dtype or patches.dtype)
         tokens = self._embed(patches.to(dtype or patches.dtype))
@@ -113,7 +113,7 @@ class Backbone(nn.Module):
         return Encoded(self._regroup(tokens))
 
     def places_of(self, kept: Tensor | None) -> Tensor | None:
-        """Return the rows (B, S) of the blocks' tables of positions for kept patches; None where they are baked, or none."""
+        """Return the position-table rows (B, S) of kept patches; None if the tables are reduced already or not needed."""
         if kept is None or self.selection.fixed or not self._positional:
             return None
         return self.selection.rows_of(kept)
@@ -123,7 +123,7 @@ class Backbone(nn.Module):
         return any(isinstance(block, OpenBlock) and block.positional for block in (*self.blocks, self.last_block))
 
     def _encode_kept(self, patches: Tensor, dtype: torch.dtype) -> Encoded:
-        """Return what enters the last block, patches dropped on the way."""
+        """Return the input of the last block, dropping patches on the way."""
         select, embed = self.selection, self.model.patch_embed
         scores = select.score_pixels(patches)
         patches, kept = select.before_embedding(patches, scores)

@@ -1,7 +1,7 @@
-"""Transformer blocks, opened: attention written out the same way for every class, and only for the tokens that are read.
+"""timm's transformer blocks, rewritten to compute chosen rows only; attention is explicit and the same for every class.
 
-Keys and values need every token; queries, attention output, projection and MLP run on the chosen rows alone. The
-products that read a norm apply its scale and shift. The result is what timm's block gives for those rows.
+Keys and values need every token. Queries, attention output, projection and MLP run on the chosen rows only. The scale and
+shift of a norm are folded into the products that follow it. The result equals timm's block for those rows.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ CLS = slice(0, 1)
 _PRE_NORM = (vision_transformer.Block, eva.EvaBlock, beit.Block, hiera.HieraBlock)
 _POST_NORM = (vision_transformer.ResPostBlock, eva.EvaBlockPostNorm)
 _MLP_ENTRIES = {Mlp: ("fc1",), GluMlp: ("fc1",), SwiGLU: ("fc1_g", "fc1_x")}
-"""The products that read what comes in."""
+"""The first linear layers of an MLP, by class."""
 _ATTENTION = (Attention, AttentionRope, eva.EvaAttention, beit.Attention, hiera.MaskUnitAttention)
 
 
@@ -38,25 +38,25 @@ def take(tokens: Tensor, rows: Rows) -> Tensor:
 
 
 def open_block(block: Any, rope: Tensor | None = None, bias: Tensor | None = None) -> OpenBlock | ClosedBlock:
-    """Return `block` opened where it is of a kind whose rows can be computed one by one, else as it is.
+    """Return an `OpenBlock` if rows of `block` can be computed independently, else a `ClosedBlock`.
 
     Args:
-        block: of timm.
+        block: a timm block.
         rope: see `OpenBlock`.
-        bias: likewise.
+        bias: see `OpenBlock`.
 
     Raises:
-        OptionError: a block that is not opened would have to be told the positions.
+        OptionError: the block's class is not supported, and it needs relative positions.
 
     """
     if type(block) not in _PRE_NORM + _POST_NORM or type(block.attn) not in _ATTENTION:
         if rope is not None or bias is not None:
             raise OptionError(
-                f"blocks of the kind {type(block).__name__} are not supported where positions are relative; choose"
+                f"blocks of class {type(block).__name__} are not supported with relative positions; choose"
                 " another --model"
             )
         return ClosedBlock(block)
-    # Between Hiera's stages pooling mixes rows, and windowed attention depends on their order.
+    # Hiera's pooling between stages mixes rows, and its windowed attention depends on their order.
     mixes = isinstance(block, hiera.HieraBlock) and (
         block.do_expand or block.attn.q_stride != 1 or block.attn.use_mask_unit_attn
     )
@@ -64,18 +64,18 @@ def open_block(block: Any, rope: Tensor | None = None, bias: Tensor | None = Non
 
 
 class ClosedBlock(nn.Module):
-    """A block of any other kind: computed whole, then the chosen rows are taken."""
+    """Any other block: it computes all rows, then selects the chosen ones."""
 
     def __init__(self, block: nn.Module) -> None:
         super().__init__()
         self.block = block
 
     def forward(self, tokens: Tensor, rows: Rows = ALL, _: Tensor | None = None) -> Tensor:
-        """Return rows (B, k, D) of the block's output for tokens (B, S, D); it has no table of positions."""
+        """Return rows (B, k, D) of the block's output for tokens (B, S, D)."""
         return take(self.block(tokens), rows)
 
     def keep_positions(self, _: Tensor) -> None:
-        """See `OpenBlock`: it has no table of positions."""
+        """Do nothing: this block has no position table."""
 
     def mean(self, tokens: Tensor, rows: Rows = ALL, _: Tensor | None = None) -> Tensor:
         """Return the mean (B, D) of rows of the block's output, in float32."""
@@ -83,15 +83,15 @@ class ClosedBlock(nn.Module):
 
 
 class OpenBlock(nn.Module):
-    """A timm block, computed for chosen rows.
+    """A timm block that computes chosen rows only.
 
-    Query, key and value are products of their own: timm's packed one has to be taken apart by transposes, which engines
-    do not fuse away (docs/results/graph.md). Scale and shift of a norm in front of products are part of their weights: OpenVINO
-    would pass over the tokens once more for them.
+    Query, key and value are separate products. timm's packed product would need transposes that engines do not fuse
+    (docs/results/graph.md). The scale and shift of a norm are folded into the weights of the products after it, because
+    OpenVINO would apply them in a separate pass over the tokens.
 
     Args:
-        block: of timm.
-        rope: rotary table (S, h, 2d), h = heads or 1, the identity for prefix tokens.
+        block: a timm block.
+        rope: rotary table (S, h, 2d), h = heads or 1; the identity for prefix tokens.
         bias: relative position bias (S, heads, S), added to the attention scores.
 
     """
@@ -122,11 +122,11 @@ class OpenBlock(nn.Module):
 
     @property
     def positional(self) -> bool:
-        """Whether attention depends on where the tokens are."""
+        """Whether attention uses a position table."""
         return self.rope is not None or self.bias is not None
 
     def keep_positions(self, places: Tensor) -> None:
-        """Drop all rows of the tables of positions but `places` (S',), the tokens that are left in every image."""
+        """Reduce the position tables to the rows `places` (S',), the tokens kept in every image."""
         if self.rope is not None:
             self.rope = self.rope[places]
         if self.bias is not None:
@@ -136,9 +136,9 @@ class OpenBlock(nn.Module):
         """Return rows (B, k, D) of the block's output for tokens (B, S, D).
 
         Args:
-            tokens: what enters the block.
-            rows: of the output.
-            places: row (B, S) of the tables of positions that is each token's; None where the tokens are all in order.
+            tokens: the block's input.
+            rows: which rows of the output to compute.
+            places: row of the position tables for each token, (B, S); None if token i uses row i.
 
         """
         x = self._attended(tokens, rows, places)
@@ -149,7 +149,7 @@ class OpenBlock(nn.Module):
     def mean(self, tokens: Tensor, rows: Rows = ALL, places: Tensor | None = None) -> Tensor:
         """Return the mean (B, D) of rows of the block's output, in float32; see `forward`.
 
-        What the MLP's last product reads is averaged, not what it gives: it runs once for an image.
+        With pre-norm blocks the input of the MLP's last product is averaged, so that product runs once per image.
         """
         if self.post_norm:
             return self(tokens, rows, places).float().mean(1)
@@ -163,7 +163,7 @@ class OpenBlock(nn.Module):
         return self._scores(context, rows, places).float().softmax(-1)
 
     def _attended(self, tokens: Tensor, rows: Rows, places: Tensor | None) -> Tensor:
-        """Return rows (B, k, D) of what enters the MLP's half of the block."""
+        """Return rows (B, k, D) of the tokens after the attention branch."""
         if self.post_norm:
             return take(tokens, rows) + self.norm1(self._attend(tokens, rows, places))
         return take(tokens, rows) + self.scale1(self._attend(self.norm1(tokens), rows, places))
@@ -212,18 +212,18 @@ class OpenBlock(nn.Module):
 
 
 def _split_mlp(mlp: nn.Module) -> tuple[nn.Module, nn.Module]:
-    """Return an MLP's all but its last product, and that; of a kind that is not known all of it, and nothing."""
+    """Split an MLP into everything before its last linear layer, and that layer; an unknown class is not split."""
     if type(mlp) not in _MLP_ENTRIES:
         return mlp, nn.Identity()
     mlp_in = copy.copy(mlp)
-    mlp_in._modules = dict(mlp._modules)  # timm's own keeps its products
+    mlp_in._modules = dict(mlp._modules)  # leave timm's module unchanged
     mlp_out: Any = mlp_in.fc2
     mlp_in.fc2 = nn.Identity()
     return mlp_in, mlp_out
 
 
 def _places_of(places: Tensor | None, rows: Rows) -> Rows:
-    """Return the rows of a table of positions that belong to `rows` of the tokens."""
+    """Return the position-table rows of the tokens `rows`."""
     if places is None:
         return rows
     return places.gather(1, rows) if isinstance(rows, Tensor) and rows.ndim > 1 else places[:, rows]
@@ -239,7 +239,7 @@ def _split_heads(x: Tensor, heads: int) -> Tensor:
 
 
 def _projections(attn: Any) -> Iterator[nn.Linear]:
-    """Yield the projections to query, key and value of any of timm's attention classes."""
+    """Yield the query, key and value projections of a timm attention module."""
     if attn.qkv is None:
         yield from (attn.q_proj, attn.k_proj, attn.v_proj)
         return
@@ -253,7 +253,7 @@ def _projections(attn: Any) -> Iterator[nn.Linear]:
 
 
 def _after(norm: Any, linear: Any) -> nn.Linear:
-    """Return W (g * x + b) + c as (W diag(g)) x + (W b + c): `linear` after a norm without its scale g and shift b."""
+    """Fold a norm's scale g and shift b into `linear`: W (g * x + b) + c = (W diag(g)) x + (W b + c)."""
     weight, bias = linear.weight, linear.bias
     if getattr(norm, "bias", None) is not None:
         bias = weight @ norm.bias if bias is None else weight @ norm.bias + bias
@@ -261,7 +261,7 @@ def _after(norm: Any, linear: Any) -> nn.Linear:
 
 
 def _plain(norm: Any) -> nn.Module:
-    """Return the norm without scale and shift."""
+    """Return a copy of the norm with scale 1 and shift 0."""
     plain = copy.deepcopy(norm)
     for name, value in (("weight", 1.0), ("bias", 0.0)):
         if getattr(plain, name, None) is not None:
@@ -287,7 +287,7 @@ class _Scale(nn.Module):
 
 
 def _layer_scale(block: nn.Module, index: int) -> nn.Module:
-    """Return branch `index`'s layer scale, which timm keeps as a module `ls1` or a parameter `gamma_1`."""
+    """Return the layer scale of branch `index`; timm stores it as a module `ls1` or a parameter `gamma_1`."""
     gamma = getattr(block, f"gamma_{index}", None)
     if gamma is not None:
         return _Scale(gamma)

@@ -1,4 +1,4 @@
-"""What a build writes beside the graph: the manifest's parts, the model card, the preprocessor's file."""
+"""Write the manifest, the model card and the preprocessor file of a build."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from mimruntime.artifact import seal
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """What decides the embedding space, and whether the last block is reduced.
+    """The records that define the embedding space, and whether the last block is reduced.
 
     Attributes:
-        backbone: its record.
-        aggregator: likewise.
-        embedding: likewise.
-        preprocess: likewise.
-        keep: likewise; None where every patch stays.
+        backbone: record of the backbone.
+        aggregator: record of the aggregator.
+        embedding: record of the vectors.
+        preprocess: record of the preprocessing.
+        keep: which patches stay in the encoder; None if all do.
         last_block: "reduced" or "full".
 
     """
@@ -46,7 +46,7 @@ class Identity:
 def identify(
     loaded: LoadedModel, model: EmbeddingModel, head: Head | None, options: BuildOptions, dim: int
 ) -> Identity:
-    """Return the records of a composed network that gives vectors of `dim` numbers, while it is still at hand."""
+    """Return the records of a composed network whose vectors have `dim` numbers."""
     whitened = model.whitening is not None
     preprocess = preprocess_of(loaded.config)
     return Identity(
@@ -73,16 +73,16 @@ def write_records(
     conversion: m.Conversion | None,
     statistics: m.Statistics | None,
 ) -> None:
-    """Write everything of an artifact but its graph and its reference, and seal it.
+    """Write all files of an artifact except its graph and reference, and write the manifest with their digests.
 
     Args:
-        stage: the folder, with `model.onnx` and `reference.npz` in it.
-        options: what was asked for.
-        identity: what decides the embedding space.
+        stage: the folder; it already holds `model.onnx` and `reference.npz`.
+        options: the build options.
+        identity: the records that define the embedding space.
         ports: inputs and outputs of the graph.
-        parity: of the graph in an engine.
-        conversion: what a narrower precision lost, None where that was not measured.
-        statistics: of vectors of real images, None where there were none.
+        parity: comparison of the graph in an engine with torch.
+        conversion: loss of a narrower precision; None if not measured.
+        statistics: of the vectors of real images; None without images.
 
     """
     i = identity
@@ -133,7 +133,7 @@ def _backbone(loaded: LoadedModel, model: EmbeddingModel, size: int) -> m.Backbo
 
 
 def _head_sha256(asked: str | Aggregator, aggregator: Aggregator, head: Head | None, *, whitened: bool) -> str | None:
-    """Return the digest of what was learned or brought along, None where the aggregator's name says it all."""
+    """Return the digest of the head or of the user's aggregator; None if name and options define the aggregator."""
     if isinstance(asked, Aggregator):
         return own_sha256(aggregator)
     return head.sha256(whitened=whitened) if head is not None and (head.tensors or whitened) else None

@@ -1,16 +1,16 @@
-"""The artifact's README.md: what it is, how it is used, what was measured, under which licence its weights are."""
+"""Write the artifact's README.md: description, usage, measurements and licence of the weights."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from mimruntime.manifest import Manifest
+from mimruntime.manifest import Manifest, Preprocess
 
 _TEMPLATE = """\
 # {m.name}
 
-{backbone.model} ({backbone.timm_name}), weights: {backbone.source} ({backbone.origin}), aggregated by **{agg.name}**
-({params}; token norm: {agg.token_norm}) into unit vectors of {m.embedding.dim} float32 numbers.
+Image embeddings for retrieval: one unit vector of {m.embedding.dim} float32 numbers per image, computed by
+{backbone.model} with the aggregator **{agg.name}**.
 {warning}
 ```python
 from mimruntime import Embedder
@@ -21,20 +21,29 @@ with Embedder.open("{m.name}") as embedder:
 
 | | |
 |---|---|
-| embedding space | `{m.embedding_space}` (vectors of another space must not meet these in one index) |
-| input | {size}×{size} px: {pre.mode} edge to {pre.resize} px ({pre.interpolation}), centre crop |
-| tokens | {backbone.grid[0]}×{backbone.grid[1]} patches, {backbone.prefix_tokens} prefix, {backbone.dim} wide |{kept}
-| graph | ONNX opset {m.graph.opset}, {m.graph.precision}, last block {m.graph.last_block} |
+| backbone | {backbone.model} (timm: {backbone.timm_name}) |
+| weights | {backbone.source}: {backbone.origin} |
 | licence of the weights | **{backbone.license}** |{notes}
+| aggregator | {agg.name} ({params}), token norm {agg.token_norm} |
+| embedding space | `{m.embedding_space}`; never mix vectors of different spaces in one index |
+| input | RGB image, {resize} ({pre.interpolation}), then centre crop to {size}×{size} px |
+| tokens | {backbone.grid[0]}×{backbone.grid[1]} patches, {backbone.prefix_tokens} prefix tokens, width {backbone.dim} |{kept}
+| graph | ONNX opset {m.graph.opset}, {m.graph.precision}, last block {m.graph.last_block} |
 
-## Measured at the build
+## Measured when it was built
 
-{m.parity.engine} against torch in fp32 on {m.parity.images} images, batches of {batches}:
-worst cosine {m.parity.worst_cosine:.7f}, median {m.parity.median_cosine:.7f}, worst absolute difference
-{m.parity.worst_abs_diff:.1e}, an image alone against the same image in a batch {m.parity.batch_invariance:.1e}.
-`mimexport verify` repeats this wherever the artifact is deployed. It says nothing of accuracy on labelled images.
+The graph in {m.parity.engine} was compared with the torch model in fp32 on {m.parity.images} images, in batches of {batches}.
+
+| | |
+|---|---|
+| worst cosine | {m.parity.worst_cosine:.7f} |
+| median cosine | {m.parity.median_cosine:.7f} |
+| largest absolute difference | {m.parity.worst_abs_diff:.1e} |
+| largest difference between an image alone and in a batch | {m.parity.batch_invariance:.1e} |
+
+Run `mimexport verify` to repeat the comparison on another machine. It does not measure accuracy on labelled images.
 """
-_RANDOM = "\n**The weights are random: these vectors mean nothing and serve tests only.**\n"
+_RANDOM = "\n**The weights are random. Use these vectors for tests only: they carry no meaning.**\n"
 
 
 def write_card(folder: Path, manifest: Manifest) -> None:
@@ -46,9 +55,15 @@ def write_card(folder: Path, manifest: Manifest) -> None:
         agg=manifest.aggregator,
         params=", ".join(f"{key} = {value}" for key, value in manifest.aggregator.params.items()) or "no options",
         size=manifest.preprocess.size,
+        resize=_resize(manifest.preprocess),
         batches=", ".join(map(str, manifest.parity.batches)),
         kept="" if manifest.keep is None else f"\n| patches kept in the encoder | {manifest.keep} |",
         notes="".join(f"\n| note | {note} |" for note in manifest.backbone.notes),
         warning=_RANDOM if manifest.backbone.source == "random" else "",
     )
     (folder / "README.md").write_text(text, encoding="utf-8")
+
+
+def _resize(preprocess: Preprocess) -> str:
+    edge = preprocess.resize
+    return f"shortest edge resized to {edge} px" if preprocess.mode == "shortest" else f"resized to {edge}×{edge} px"

@@ -1,4 +1,4 @@
-"""Checkpoint files: read without running what they hold, unwrapped, and loaded into a model with every key accounted for."""
+"""Read checkpoint files without running code from them, and load them into a model; no key may be missing or left over."""
 
 from __future__ import annotations
 
@@ -16,28 +16,28 @@ from torch import Tensor, nn
 
 from mimexport.errors import WeightsError
 
-# Parts of published checkpoints that are no part of the encoder: decoders and heads of pretraining, classifiers.
+# Key prefixes in published checkpoints that do not belong to the encoder: decoders, pretraining heads, classifiers.
 _NOT_BACKBONE = (
     "decoder", "mask_token", "head.", "head_dist.", "fc_norm_head.", "lm_head.", "proj_head.", "predictor.",
     "attn_pool.",
 )  # fmt: skip
 _CONTAINERS = ("model", "model_state", "state_dict", "model_ema", "module", "teacher", "target_encoder")
 _ANCHOR = "patch_embed."
-"""Every supported class has tensors of this name: what stands before it in a checkpoint is the training code's prefix."""
+"""Every supported class has tensors with this name. Text before it in a key is a prefix of the training code."""
 _MOST_PREFIX = 5
-"""Rows by which position tables of one image size differ: [cls] and four registers have one, or have none."""
+"""Most rows by which position tables of one image size may differ: rows for [cls] and four registers may be missing."""
 _HARMLESS: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [argparse.Namespace]
-"""Classes beside tensors that may be in a checkpoint: a bag of options, without code. MAE's checkpoints have one."""
+"""Classes that a checkpoint may contain beside tensors. MAE's contain `argparse.Namespace`, which holds no code."""
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """Read a checkpoint file without running any code it may hold.
+    """Read a checkpoint file without running any code in it.
 
     Args:
-        path: `.safetensors`, or a file of `torch.save`; beside tensors, plain data and `argparse.Namespace` may be in it.
+        path: `.safetensors`, or a file of `torch.save` with tensors, plain data and `argparse.Namespace` only.
 
     Raises:
-        WeightsError: missing, truncated, of another format, or a pickle of more than tensors.
+        WeightsError: the file is missing, truncated or of another format, or its pickle holds other classes.
 
     """
     if not path.is_file():
@@ -46,11 +46,11 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         if path.suffix == ".safetensors":
             return safetensors.torch.load_file(path)
         with warnings.catch_warnings(), torch.serialization.safe_globals(_HARMLESS):
-            warnings.simplefilter("ignore")  # of pickle protocols, to a user who did not write the file
+            warnings.simplefilter("ignore")  # about pickle protocols; the user did not write the file
             loaded = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise WeightsError(_refusal(path)) from error
-    except Exception as error:  # an unpickler that meets a cut file fails in many ways
+    except Exception as error:  # unpickling a truncated file raises many kinds of errors
         raise WeightsError(f"{path} is not a readable checkpoint, damaged or cut short: {first_line(error)}") from error
     if not isinstance(loaded, dict):
         raise WeightsError(f"{path} holds a {type(loaded).__name__}, expected a dictionary of tensors")
@@ -58,18 +58,18 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def load_into(model: nn.Module, checkpoint: Mapping[str, Any], where: str) -> list[str]:
-    """Load a checkpoint into `model`, keys mapped by timm's own filter; nothing may be missing or left over.
+    """Load a checkpoint into `model`, mapping keys with timm's own filter; no key may be missing or left over.
 
     Args:
         model: a timm model.
-        checkpoint: what `read_checkpoint` gave.
-        where: it came from, for errors.
+        checkpoint: the result of `read_checkpoint`.
+        where: its file name or source, for error messages.
 
     Returns:
-        What a user should know of how it was read, a line each.
+        Notes for the user about how it was read, one line each.
 
     Raises:
-        WeightsError: it does not fit, or holds NaN or infinity.
+        WeightsError: the checkpoint does not fit the model, or holds NaN or infinity.
 
     """
     own = model.state_dict()
@@ -93,11 +93,11 @@ def load_into(model: nn.Module, checkpoint: Mapping[str, Any], where: str) -> li
 
 
 def unwrap(checkpoint: Mapping[str, Any], own: Set[str]) -> tuple[dict[str, Tensor], list[str]]:
-    """Return the encoder's tensors, out of the containers and the key prefix of training code, and what was done.
+    """Return the encoder's tensors without containers and key prefix of the training code, and notes for the user.
 
     Args:
-        checkpoint: what `read_checkpoint` gave.
-        own: the keys of the model they are for.
+        checkpoint: the result of `read_checkpoint`.
+        own: keys of the model to load into.
 
     """
     state: Any = checkpoint
@@ -110,29 +110,29 @@ def unwrap(checkpoint: Mapping[str, Any], own: Set[str]) -> tuple[dict[str, Tens
     notes = []
     if prefix:
         tensors = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
-        notes.append(f"keys of the checkpoint begin with '{prefix}'; that was taken away")
-    # Here and not after timm's filter: it takes any checkpoint with a mask token for DINOv2's.
+        notes.append(f"the prefix '{prefix}' was removed from the checkpoint's keys")
+    # Drop other tensors before timm's filter, which treats any checkpoint with a mask token as DINOv2's.
     return {key: value for key, value in tensors.items() if _belongs(key, own)}, notes
 
 
 def has_pool_norm(checkpoint: Mapping[str, Any]) -> bool:
-    """Tell whether a checkpoint keeps its norm after an average pool (`fc_norm`), as fine-tuned MAE does."""
+    """Return whether a checkpoint has its norm after an average pool (`fc_norm`), as fine-tuned MAE does."""
     tensors, _ = unwrap(checkpoint, frozenset({"fc_norm.weight"}))
     return "fc_norm.weight" in tensors and "norm.weight" not in tensors
 
 
 def first_line(error: BaseException) -> str:
-    """Return what an error of a library says, in one line of 300 characters at most."""
-    text = "" if isinstance(error, KeyError) else str(error)  # a missing key alone says nothing
+    """Return a library error's message as one line of at most 300 characters."""
+    text = "" if isinstance(error, KeyError) else str(error)  # the text of a KeyError is only the key
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return " ".join(lines[:2])[:300] if lines else type(error).__name__
 
 
 def _common_prefix(keys: Set[str]) -> str:
-    """Return what stands before `patch_embed.` in the keys of the encoder.
+    """Return the text before `patch_embed.` in the encoder's keys.
 
     Raises:
-        WeightsError: several encoders stand side by side, such as a student and a teacher.
+        WeightsError: the checkpoint holds several encoders, such as a student and a teacher.
 
     """
     found = {key[: key.index(_ANCHOR)] for key in keys if _ANCHOR in key}
@@ -140,13 +140,13 @@ def _common_prefix(keys: Set[str]) -> str:
     shortest = min(found, key=lambda prefix: (len(prefix), prefix), default="")
     if others := sorted(prefix for prefix in found if not prefix.startswith(shortest)):
         raise WeightsError(
-            f"the checkpoint holds several encoders ('{shortest}', '{others[0]}'); save the tensors of one of them"
+            f"the checkpoint holds several encoders ('{shortest}', '{others[0]}'); save the tensors of only one"
         )
     return shortest
 
 
 def _resampling(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> str | None:
-    """Return a line where the position table is of another image size, which timm resamples."""
+    """Return a note if timm will resample the position table to another image size."""
     given, wanted = state.get("pos_embed"), own.get("pos_embed")
     if given is None or wanted is None or given.ndim != wanted.ndim or given.ndim < 2:
         return None
@@ -162,13 +162,13 @@ def _refusal(path: Path) -> str:
     with path.open("rb") as file:
         start = file.read(2)
     size = path.stat().st_size
-    if start != b"PK" and start[:1] != b"\x80":  # neither a zip nor a pickle: a page of HTML, say
-        return f"{path} is not a checkpoint: {size:,} bytes that start with {start!r}; was its download cut off?"
+    if start != b"PK" and start[:1] != b"\x80":  # neither a zip nor a pickle, for example an HTML page
+        return f"{path} is not a checkpoint: {size:,} bytes that start with {start!r}; check the download"
     return f"{path} holds more than tensors and is refused (a pickle can run code); save its state_dict as safetensors"
 
 
 def _belongs(key: str, own: Set[str]) -> bool:
-    """Tell whether a tensor is the encoder's: Hiera's last norm is called a head, SigLIP's pool is part of it."""
+    """Return whether a tensor belongs to the encoder; the model's own keys always do (Hiera's last norm is `head.norm`)."""
     return key in own or not key.startswith(_NOT_BACKBONE)
 
 

@@ -1,4 +1,4 @@
-"""Weights, a head and an aggregator become one network."""
+"""Compose one network from weights, a head and an aggregator."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ from mimruntime.manifest import Keep, TokenNorm
 def compose(
     loaded: LoadedModel, options: BuildOptions, backbone: Backbone | None = None
 ) -> tuple[EmbeddingModel, Head | None]:
-    """Return the network of `options`, in float32 and evaluation mode, and the head it was given.
+    """Return the network of `options`, in float32 and evaluation mode, and its head.
 
     Args:
         loaded: the weights; they become part of the network.
-        options: how they are aggregated.
-        backbone: one that was made of `loaded` before, to be shared.
+        options: the build options.
+        backbone: a backbone already created from `loaded`, to share it; None creates one.
 
     Raises:
-        OptionError: an option that does not fit the backbone.
-        HeadError: a head that is missing or does not fit.
+        OptionError: an option does not fit the backbone.
+        HeadError: a head is missing or does not fit.
     """
     shape = backbone.shape if backbone else family_of(loaded.model).shape(loaded.model)
     options = _with_shipped_whitening(loaded, shape, options)
@@ -53,7 +53,9 @@ def compose(
         aggregator = _named(loaded, backbone.shape, options, head)
     if options.with_selection and not aggregator.has_weights:
         having = ", ".join(name for name, kind in AGGREGATORS.items() if kind.has_weights)
-        raise OptionError(f"--with-selection: aggregator {options.agg_name} gives patches no share; these do: {having}")
+        raise OptionError(
+            f"--with-selection: aggregator {options.agg_name} does not weight patches; use one of: {having}"
+        )
     config = loaded.config
     model = EmbeddingModel(
         backbone,
@@ -99,14 +101,14 @@ def _keep(loaded: LoadedModel, options: BuildOptions, head: Head | None) -> Keep
 
 
 def _named(loaded: LoadedModel, shape: Shape, options: BuildOptions, head: Head | None) -> Aggregator:
-    """Return an aggregator of this package, with what its head has learned."""
+    """Return an aggregator from the table, with the head's tensors loaded."""
     given = {name: value for name, value in options.agg_options.items() if value is not None}
     aggregator = make_aggregator(options.agg_name, shape, (head.params if head else {}) | given)
     if head is not None:
         fill(aggregator, head)
     elif any(True for _ in aggregator.parameters()):
         raise HeadError(
-            f"aggregator {options.agg_name} is learned, and no head for {loaded.name} is shipped; fit one:"
+            f"aggregator {options.agg_name} needs a head, and this package has none for {loaded.name}; fit one:"
             f" mimexport fit --model {loaded.name} --agg {options.agg_name}{_kept(options)} --data FOLDER"
             " --out head.safetensors, then build with --head head.safetensors"
         )
@@ -120,19 +122,21 @@ def _kept(options: BuildOptions) -> str:
 
 
 def _own(aggregator: Aggregator, shape: Shape) -> Aggregator:
-    """Return a copy of an aggregator of one's own, for this backbone."""
+    """Return a copy of the user's aggregator, set up for this backbone."""
     own = copy.deepcopy(aggregator).eval().requires_grad_(False)
     own.fit_to(shape)
     if own.needs_cls and not shape.has_cls:
-        raise OptionError(f"{type(own).__name__} reads [cls], which this backbone does not have")
+        raise OptionError(
+            f"aggregator {type(own).__name__} reads [cls], which this backbone does not have; choose another --model"
+        )
     return own
 
 
 def own_sha256(aggregator: Aggregator) -> str:
-    """Return the digest of an aggregator of one's own: its code, tensors and plain attributes; another is another space.
+    """Return the digest of a user's aggregator: code, tensors and plain attributes. It is part of the embedding space.
 
     Raises:
-        OptionError: its code cannot be read.
+        OptionError: the source code cannot be read.
 
     """
     kind = type(aggregator)
@@ -140,22 +144,23 @@ def own_sha256(aggregator: Aggregator) -> str:
         source = inspect.getsource(kind)
     except (OSError, TypeError) as error:
         raise OptionError(
-            f"the code of {kind.__name__} cannot be read, and it is part of the embedding space; define it in a file"
+            f"the source code of {kind.__name__} cannot be read, but it is part of the embedding space; define the class in"
+            " a file"
         ) from error
     return hashlib.sha256(f"{source}{model_sha256(aggregator)}".encode()).hexdigest()
 
 
 def _default_norm(agg: str | Aggregator, loaded: LoadedModel, aggregator: Aggregator) -> TokenNorm:
-    """Return the norm of an aggregator of one's own, or what is known to be better for one that is named."""
+    """Return the default token norm: of the class for a user's aggregator, else by aggregator and backbone."""
     return default_norm(agg, loaded.timm_name, loaded.sha256) if isinstance(agg, str) else aggregator.token_norm
 
 
 def choose_head(loaded: LoadedModel, shape: Shape, options: BuildOptions) -> Head | None:
-    """Return the head asked for, or the one this package ships where one is needed; checked against the backbone.
+    """Return the head of `options`, or this package's own if one is needed; None if neither. Check that it fits the backbone.
 
     Raises:
-        UnknownNameError: it is no file and none of those shipped.
-        HeadError: no such head, or one that does not fit.
+        UnknownNameError: the name is neither a file nor a head of this package.
+        HeadError: the head is missing or does not fit.
     """
     shipped = shipped_heads(loaded.name, loaded.source, loaded.sha256)
     learned = AGGREGATORS[options.agg_name].needs_head or options.agg_options.get("score") == "learned"
@@ -177,23 +182,27 @@ def choose_head(loaded: LoadedModel, shape: Shape, options: BuildOptions) -> Hea
     else:
         head = load_published_head(Path(name), shape, options.token_norm)
     if head.agg != options.agg_name:
-        raise HeadError(f"the head '{name}' is for aggregator {head.agg}; --agg {options.agg_name} was given")
+        raise HeadError(
+            f"the head '{name}' is for aggregator {head.agg}, but --agg is {options.agg_name}; change one of them"
+        )
     check_fit(head, loaded, shape, options.token_norm)
     return head
 
 
 def fill(aggregator: Aggregator, head: Head) -> None:
-    """Load the head's tensors, all of them.
+    """Load all tensors of the head into the aggregator.
 
     Raises:
-        HeadError: tensors of another shape or name, or a whitening of other options.
+        HeadError: names or shapes of tensors differ, or the whitening was fitted with other options.
     """
     try:
         aggregator.load_state_dict(head.tensors)
     except RuntimeError as error:
         raise HeadError(f"the head does not fit aggregator {head.agg}: {' '.join(str(error).split())[:200]}") from error
     if head.whitening is not None and aggregator.params != head.params:
-        raise HeadError(f"the head was fitted with {head.params}, the aggregator has {aggregator.params}; fit another")
+        raise HeadError(
+            f"the head was fitted with {head.params}, but the aggregator has {aggregator.params}; fit another head"
+        )
 
 
 def _whitening(head: Head | None, options: BuildOptions) -> Whitening | None:
@@ -207,5 +216,5 @@ def _whitening(head: Head | None, options: BuildOptions) -> Whitening | None:
         )
     mean, matrix = head.whitening
     if options.whiten > matrix.shape[1]:
-        raise OptionError(f"--whiten {options.whiten}: the whitening has {matrix.shape[1]} dimensions")
+        raise OptionError(f"--whiten {options.whiten}: the whitening has only {matrix.shape[1]} dimensions; take fewer")
     return Whitening(mean, matrix, options.whiten or None)

@@ -1,4 +1,4 @@
-"""The whole network that is traced: raw pixels in, a unit vector out."""
+"""The complete network that is exported: uint8 pixels in, unit vectors out."""
 
 from __future__ import annotations
 
@@ -17,30 +17,30 @@ from mimexport.whitening import Whitening
 from mimruntime.manifest import Precision, TokenNorm
 
 _EPSILON = 1e-6
-"""Below this length a vector is zero; far above the smallest float32, so that no engine divides by a denormal."""
+"""Smallest divisor of the L2 normalisation; far above the smallest float32, so no engine divides by a denormal."""
 
 _DTYPES: dict[Precision, torch.dtype] = {
     "fp32": torch.float32,
     "fp16": torch.float16,
     "bf16": torch.bfloat16,
-    "int8": torch.float32,  # the graph is quantised once it is exported
+    "int8": torch.float32,  # the graph is quantised after the export
 }
 
 
 class EmbeddingModel(nn.Module):
     """uint8 images (B, H, W, 3) -> float32 vectors (B, D') of length 1 [, selection (B, gh, gw)].
 
-    Made in float32; `set_precision` changes the backbone alone. Pixel statistics, token norm, selection, pooling and L2
-    always run in float32.
+    It starts in float32; `set_precision` changes only the backbone. Pixel normalisation, token norm, selection, pooling and
+    L2 normalisation always run in float32.
 
     Args:
         backbone: the frozen transformer.
-        aggregator: made for its shape.
+        aggregator: created for the backbone's shape.
         token_norm: 'raw' or 'final'.
-        mean: of the pixels the backbone was trained on, per channel, in units of [0, 1].
-        std: likewise.
-        whitening: applied to the pooled vector, before L2.
-        with_selection: also return the share of every patch.
+        mean: mean of the training pixels per channel, in [0, 1].
+        std: standard deviation of the training pixels per channel, in the same units.
+        whitening: applied to the pooled vector before L2 normalisation.
+        with_selection: also return the weight of each patch.
 
     """
 
@@ -72,24 +72,25 @@ class EmbeddingModel(nn.Module):
         self.register_buffer("std", backbone.per_channel(255 * torch.tensor(std)), persistent=False)
 
     def set_precision(self, precision: Precision) -> None:
-        """Run the backbone in `precision` from now on."""
+        """Set the precision of the backbone."""
         self.dtype = _DTYPES[precision]
         self.backbone.to(self.dtype)
         for norm in (self.norm, self.pool_norm):
-            if norm is not None:  # part of the backbone's module tree, but of the float32 tail
+            if norm is not None:  # a submodule of the backbone that must stay in float32
                 norm.float()
 
     def encode(self, pixels: Tensor) -> Encoded:
-        """Return what enters the last block for uint8 pixels (B, H, W, 3)."""
-        # Cast first: TensorRT casts uint8 and does nothing else with it. Cut next: engines that can do it before the cast.
+        """Return the input of the last block for uint8 pixels (B, H, W, 3)."""
+        # Cast first: TensorRT supports no other operation on uint8. Then split into patches; some engines move that before
+        # the cast.
         patches = (self.backbone.patchify(pixels.float()) - self.mean) / self.std
         return self.backbone.encode(patches, self.dtype)
 
     def embed(self, features: Features) -> tuple[Tensor, Tensor | None]:
-        """Return unit vectors (B, D') and the share of every patch (B, N), None where patches have no share.
+        """Return unit vectors (B, D') and patch weights (B, N); None if the aggregator does not weight patches.
 
         Args:
-            features: of the tokens that `encode` gives, with this model's `norm`.
+            features: features of the tokens from `encode`, with this model's `norm`.
 
         """
         vector, weights = self.aggregator(features)
@@ -110,9 +111,9 @@ class EmbeddingModel(nn.Module):
 
 
 class EmulatedHalf(TorchFunctionMode):
-    """Within it, products of 16-bit tensors are taken in float32 and rounded: what hardware that has them does.
+    """Context in which products of 16-bit tensors are computed in float32 and then rounded, as 16-bit hardware does.
 
-    torch on a CPU without them takes many times as long for the same; float32 tensors are left alone.
+    On a CPU without 16-bit products, torch's own 16-bit kernels are many times slower. float32 products do not change.
     """
 
     def __torch_function__(
@@ -122,7 +123,7 @@ class EmulatedHalf(TorchFunctionMode):
         args: Sequence[Any] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        """Call `func`, widened where it is a product."""
+        """Call `func`; for a product of 16-bit tensors, compute in float32 and round the result."""
         kwargs = kwargs or {}
         if func not in _PRODUCTS or args[0].dtype not in {torch.float16, torch.bfloat16}:
             return func(*args, **kwargs)

@@ -1,9 +1,9 @@
-"""Errors of the building side; they hang in the tree of `mimruntime.errors`.
+"""Errors of `mimexport`, subclasses of `mimruntime.errors.MimError`.
 
 MimError
-├── WeightsError     weights that cannot be fetched, read or fitted to the architecture
-├── HeadError        a head that cannot be read, or was not made for this backbone
-├── FitError         images or features from which nothing can be learned
+├── WeightsError     weights that cannot be downloaded, read or loaded into the architecture
+├── HeadError        a head that cannot be read, or was fitted on another backbone
+├── FitError         too few or unusable images or features for a fit
 └── GraphError       a graph that breaks a rule of this project
 """
 
@@ -11,16 +11,16 @@ from mimruntime.errors import MimError
 
 
 class WeightsError(MimError):
-    """Weights that cannot be fetched, read or fitted to the architecture."""
+    """Weights that cannot be downloaded, read or loaded into the architecture."""
 
 
 class HeadError(MimError):
-    """A head that cannot be read, or was not made for this backbone."""
+    """A head that cannot be read, or was fitted on another backbone."""
 
 
 class FitError(MimError):
-    """Images or features from which nothing can be learned."""
+    """Too few or unusable images or features for a fit."""
 
 
 class GraphError(MimError):
-    """An exported graph that breaks a rule: a forbidden operator, a frozen batch, a wrong port."""
+    """An exported graph that breaks a rule: a forbidden operator, a fixed batch size, a wrong input or output."""

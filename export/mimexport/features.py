@@ -1,4 +1,4 @@
-"""What an aggregator may read of one batch; nothing is computed before it is read."""
+"""The features that an aggregator reads from one batch; each is computed on first access."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from mimruntime.errors import OptionError
 
 
 class Features(Protocol):
-    """The tokens of a batch of B images, in float32, D wide, N patches: of a backbone, or stored."""
+    """Features of a batch of B images with N patches of width D, in float32; computed by a backbone or stored."""
 
     shape: Shape
     kept: Tensor | None
-    """Place in the grid of every patch, see `Encoded`; None where all patches are there."""
+    """Grid position of each patch, see `Encoded`; None if no patch was dropped."""
 
     def of_patches(self, table: Tensor) -> Tensor:
-        """Return the entries of a table of the full grid that belong to the patches: (N,), or (B, N) where images differ."""
+        """Return the entries of a full-grid table for the kept patches: (N,), or (B, N) if the images keep different ones."""
 
     @property
     def entering_energy(self) -> Tensor:
@@ -64,23 +64,23 @@ class Features(Protocol):
 
 
 class ComputedFeatures:
-    """The `Features` of a backbone; each is computed when it is first read.
+    """`Features` computed by a backbone; each is computed on first access.
 
     Args:
         backbone: the frozen transformer.
-        tokens: (B, S, D), what enters its last block, prefix tokens first.
-        norm: applied to every token that is read (the token norm 'final'), or None for 'raw' tokens.
-        kept: place in the grid of every patch, see `Encoded`; None where all patches are there.
+        tokens: (B, S, D), the input of its last block, prefix tokens first.
+        norm: applied to each token that is read (token norm 'final'), or None for 'raw' tokens.
+        kept: grid position of each patch, see `Encoded`; None if no patch was dropped.
 
     Attributes:
-        shape: of the backbone; N counts the patches that are left.
-        kept: likewise.
+        shape: shape of the backbone's tokens; N counts the kept patches.
+        kept: as in Args.
 
     """
 
     def __init__(self, backbone: Backbone, tokens: Tensor, norm: nn.Module | None, kept: Tensor | None = None) -> None:
         if (backbone.keep is None) != (kept is None):
-            raise ValueError("give the patches that the backbone kept, and none where it keeps all")
+            raise ValueError("`kept` must be given if the backbone drops patches, and must be None otherwise")
         self.shape = backbone.shape
         self.kept = kept
         self._places = backbone.places_of(kept)
@@ -93,7 +93,7 @@ class ComputedFeatures:
         return table if self.kept is None else table[self.kept]
 
     def to_grid(self, weights: Tensor) -> Tensor:
-        """Return shares of the patches (B, N) on the full grid (B, rows, columns), 0 where a patch was dropped."""
+        """Return patch weights (B, N) on the full grid (B, rows, columns), with 0 for dropped patches."""
         rows, columns = self.shape.grid
         if self.kept is not None:
             full = weights.new_zeros(weights.shape[0], rows * columns)
@@ -122,7 +122,7 @@ class ComputedFeatures:
 
     @cached_property
     def cls(self) -> Tensor:
-        """[cls] (B, D); the last block runs for this row alone."""
+        """[cls] (B, D); the last block computes only this row."""
         return self._finish(self._block(self._tokens, CLS, self._places).float())[:, 0]
 
     @cached_property
@@ -131,7 +131,7 @@ class ComputedFeatures:
         return self._finish(self._output[:, :1])[:, 0], self.patches
 
     def rows(self, index: Tensor) -> Tensor:
-        """See `Features.rows`; the last block runs for these rows alone."""
+        """See `Features.rows`; the last block computes only these rows."""
         return self._finish(self._block(self._tokens, index + self.shape.prefix, self._places).float())
 
     def mean_of(self, index: Tensor | None) -> Tensor:
@@ -147,7 +147,7 @@ class ComputedFeatures:
         """The last block's attention (B, heads, N) of [cls] to the patches, renormalised over them."""
         if not isinstance(self._block, OpenBlock):
             kind = type(self._block.block).__name__
-            raise OptionError(f"the last block of this backbone ({kind}) does not give its attention; use --agg topk")
+            raise OptionError(f"the last block of this backbone ({kind}) does not expose its attention; use --agg topk")
         weights = self._block.attention(self._tokens, CLS, self._places)[:, :, 0, self.shape.prefix :]
         return weights / weights.sum(-1, keepdim=True)
 

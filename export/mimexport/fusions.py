@@ -1,4 +1,4 @@
-"""Parts of the graph in the form that an engine has one kernel for, and every other engine still reads."""
+"""Rewrite parts of the graph so that ONNX Runtime can use a fused kernel; every other engine still runs them."""
 
 from __future__ import annotations
 
@@ -14,12 +14,11 @@ _DOMAIN = values.Opset("com.microsoft", 1)
 
 
 def fuse(model: onnx_ir.Model) -> None:
-    """Rewrite GELU in the order ONNX Runtime looks for, and attention as one node.
+    """Rewrite GELU to the pattern that ONNX Runtime fuses, and attention to one node.
 
-    The node bears the name of ONNX Runtime's own operator and carries its own definition, as a function of the model:
-    ONNX Runtime takes its kernel for the node where the provider has one, every other engine expands the function. What
-    that is worth: docs/results/graph.md. Attention whose scores have a bias, or whose keys have fewer heads than its
-    queries, stays written out.
+    The node has the name of ONNX Runtime's own operator, and the model contains its definition as a function. ONNX Runtime
+    uses its kernel if the provider has one; every other engine expands the function. docs/results/graph.md has the speed.
+    Attention with a bias on the scores, or with fewer key heads than query heads, is not rewritten.
     """
     rewrite(model, _RULES)
     if any(node.op_type == ATTENTION for node in model.graph):
@@ -73,14 +72,14 @@ def _one_attention(op: Any, query: Any, key: Any, value: Any, heads: Any, scale:
 
 
 def _joined(op: Any, x: Any) -> Any:
-    """Return (B, S, heads · d) of what has been normalised or rotated head by head, (B, S, heads, d)."""
+    """Reshape per-head tokens (B, S, heads, d) to (B, S, heads · d)."""
     return x if len(x.shape) == 3 else op.Reshape(x, op.Constant(value_ints=[0, 0, -1]))
 
 
 def _is_per_head(
     _: Any, query: Any, key: Any, query_heads: Any, heads: Any, scale: Any, joined: Any, **__: Any
 ) -> bool:
-    """Tell (B, S, heads · d) or (B, S, heads, d), split by heads and joined again, from other reshapes of the same form."""
+    """Return whether the matched reshapes split heads and join them again, for inputs (B, S, heads · d) or (B, S, heads, d)."""
     if any(one.const_value is None for one in (query_heads, heads, scale, joined)):
         return False
     split_query, split_key, whole = (one.const_value.numpy() for one in (query_heads, heads, joined))

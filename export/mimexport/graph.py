@@ -1,4 +1,4 @@
-"""EmbeddingModel -> ONNX file, held to the rules that keep it the same on every engine."""
+"""Export an EmbeddingModel to an ONNX file, and check the rules that every engine needs."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ OPSET = 18
 FILE = "model.onnx"
 _INPUT = "pixels"
 _SINGLE_FILE_LIMIT = 2**31 - 2**24
-"""Bytes; protobuf cannot hold 2 GiB, some room is left for the graph itself."""
+"""Largest total size of the weights in bytes; protobuf is limited to 2 GiB, and the graph itself needs some of it."""
 
 _FORBIDDEN = {
     "Resize": "position tables are resampled before the export",
     "Attention": "TensorRT has no float32 kernel for it",
-    **dict.fromkeys(("If", "Loop", "Scan"), "the flow must not depend on data"),
+    **dict.fromkeys(("If", "Loop", "Scan"), "control flow must not depend on data"),
     **dict.fromkeys(
         ("RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Bernoulli", "Dropout"),
-        "an embedding must not depend on chance",
+        "an embedding must not be random",
     ),
 }
 
 
 def export_graph(model: EmbeddingModel, folder: Path, size: int) -> tuple[tuple[Port, ...], tuple[Port, ...]]:
-    """Write `model` to `folder/model.onnx`, weights beside it where one file would pass 2 GB.
+    """Write `model` to `folder/model.onnx`; weights above 2 GiB go to a separate file.
 
     Args:
         model: in evaluation mode.
@@ -50,7 +50,7 @@ def export_graph(model: EmbeddingModel, folder: Path, size: int) -> tuple[tuple[
 
     """
     outputs = ["embedding", "selection"] if model.with_selection else ["embedding"]
-    # Two images: a dimension that is 1 while tracing would be frozen to 1.
+    # Two images, because tracing would fix a dimension of size 1.
     example = torch.zeros(2, size, size, 3, dtype=torch.uint8)
     path = folder / FILE
     try:
@@ -67,40 +67,42 @@ def export_graph(model: EmbeddingModel, folder: Path, size: int) -> tuple[tuple[
                 verbose=False,
             )
             if program is None:
-                raise GraphError("the ONNX exporter gave no program")
+                raise GraphError("the ONNX exporter returned no program")
             fuse(program.model)
             tensors = [value.const_value for value in program.model.graph.initializers.values()]
             stored = sum(tensor.nbytes for tensor in tensors if tensor is not None)
             program.save(path, external_data=stored > _SINGLE_FILE_LIMIT)
     except (RuntimeError, torch.onnx.OnnxExporterError) as error:
         cause: BaseException = error
-        while cause.__cause__ is not None:  # the exporter's own words are advice to its developers
+        while cause.__cause__ is not None:  # the outer messages are advice for developers of the exporter
             cause = cause.__cause__
         raise GraphError(f"the ONNX exporter failed: {(str(cause) or type(cause).__name__).splitlines()[0]}") from error
     return check_graph(path, outputs)
 
 
 def check_graph(path: Path, outputs: list[str]) -> tuple[tuple[Port, ...], tuple[Port, ...]]:
-    """Hold the graph at `path` to the rules and return its inputs and outputs.
+    """Check the graph at `path` against the rules, and return its inputs and outputs.
 
     Raises:
-        GraphError: a forbidden operator, a frozen batch, another port or opset than expected.
+        GraphError: the graph has a forbidden operator, a fixed batch size, or unexpected inputs, outputs or opset.
 
     """
     graph = onnx.load(path, load_external_data=False)
     operators = {node.op_type for node in graph.graph.node}
     for operator in sorted(operators & _FORBIDDEN.keys()):
-        raise GraphError(f"the graph holds {operator}: {_FORBIDDEN[operator]}")
+        raise GraphError(f"the graph contains {operator}, which is not allowed: {_FORBIDDEN[operator]}")
     opset = next(entry.version for entry in graph.opset_import if entry.domain == "")
     if opset != OPSET:
         raise GraphError(f"the graph has opset {opset}, expected {OPSET}")
     ports_in, ports_out = (tuple(map(_port, side)) for side in (graph.graph.input, graph.graph.output))
     if [port.name for port in ports_in] != [_INPUT] or [port.name for port in ports_out] != outputs:
         names = [port.name for port in ports_in + ports_out]
-        raise GraphError(f"the graph has the ports {names}, expected {[_INPUT, *outputs]}")
+        raise GraphError(f"the graph has the inputs and outputs {names}, expected {[_INPUT, *outputs]}")
     for port in ports_in + ports_out:
         if not isinstance(port.shape[0], str) or not all(isinstance(edge, int) for edge in port.shape[1:]):
-            raise GraphError(f"{port.name} has shape {port.shape}, expected a free batch and fixed other dimensions")
+            raise GraphError(
+                f"{port.name} has shape {port.shape}, expected a dynamic batch and otherwise fixed dimensions"
+            )
     return ports_in, ports_out
 
 
@@ -112,7 +114,7 @@ def _port(value: onnx.ValueInfoProto) -> Port:
 
 @contextlib.contextmanager
 def quiet_exporter() -> Iterator[None]:
-    """Keep the exporter's progress and its notes to its own developers off the user's terminal."""
+    """Suppress the exporter's progress output, warnings and log lines."""
     level = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

@@ -1,4 +1,4 @@
-"""Head files: what was learned on top of a frozen backbone, with its recipe and its figures, as safetensors."""
+"""Head files: learned tensors of an aggregator and whitening, with recipe and figures, as safetensors."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _SCHEMA = 2
 
 
 class _Record(msgspec.Struct, frozen=True, kw_only=True):
-    """What the file's header says."""
+    """Contents of the file's header."""
 
     schema: int = _SCHEMA
     agg: str
@@ -48,18 +48,18 @@ class Head:
     """A fitted head.
 
     Attributes:
-        agg: the aggregator it is for.
-        params: the aggregator's options.
-        token_norm: of the tokens it was fitted on; on the others it fails.
+        agg: name of its aggregator.
+        params: options of the aggregator.
+        token_norm: norm of the tokens it was fitted on; it must be used with the same.
         dim: width of those tokens.
         grid: rows and columns of patches.
         model: name of the backbone it was fitted on.
-        backbone_sha256: digest of that backbone's weights; None for a head from elsewhere, which does not say.
-        tensors: state of the aggregator; empty for one that learns nothing.
-        whitening: mean (D',) and matrix (D', D'), columns by falling importance; None where there is none.
+        backbone_sha256: digest of that backbone's weights; None if unknown, as for published heads.
+        tensors: state of the aggregator; empty if it learns nothing.
+        whitening: mean (D',) and matrix (D', D'), columns by falling importance; None without whitening.
         recipe: how it was fitted.
-        figures: what was measured.
-        keep: patches that stayed in the encoder it was fitted on; None where all did.
+        figures: measurements from the fit.
+        keep: which patches stayed in the encoder during the fit; None if all did.
     """
 
     agg: str
@@ -76,7 +76,7 @@ class Head:
     keep: Keep | None = None
 
     def sha256(self, *, whitened: bool) -> str:
-        """Return the digest of what of it gets into a graph."""
+        """Return the digest of the tensors that a graph uses, with or without the whitening."""
         used = dict(self.tensors)
         if whitened and self.whitening is not None:
             used[_WHITEN_MEAN], used[_WHITEN_MATRIX] = self.whitening
@@ -84,7 +84,7 @@ class Head:
 
 
 def save_head(head: Head, path: Path) -> None:
-    """Write `head` to `path`, whole or not at all.
+    """Write `head` to `path` atomically.
 
     Raises:
         OutputError: the file cannot be written.
@@ -104,7 +104,7 @@ def load_head(path: Path) -> Head:
     """Read a head file of this project.
 
     Raises:
-        HeadError: missing, damaged, foreign, or newer than this program.
+        HeadError: the file is missing, damaged, not from this project, or newer than this program.
     """
     if not path.is_file():
         raise HeadError(f"no head file at {path}")
@@ -115,23 +115,23 @@ def load_head(path: Path) -> Head:
     except (safetensors.SafetensorError, OSError, ValueError) as error:
         raise HeadError(f"{path} is not a readable head: {error}") from error
     if header is None:
-        raise HeadError(f"{path} is safetensors, but no head of this program; fit one with: mimexport fit")
+        raise HeadError(f"{path} is a safetensors file but not a head of this program; fit one with: mimexport fit")
     try:
         record = records.decode(header, _Record, format_name="", schema=_SCHEMA)
     except ValueError as error:
-        raise HeadError(f"{path}: its header {error}") from error
+        raise HeadError(f"{path}: the head's header {error}") from error
     mean, matrix = tensors.pop(_WHITEN_MEAN, None), tensors.pop(_WHITEN_MATRIX, None)
     fields = {name: getattr(record, name) for name in _Record.__struct_fields__ if name != "schema"}
     return Head(tensors=tensors, whitening=None if mean is None or matrix is None else (mean, matrix), **fields)
 
 
 def shipped_heads(model: str, source: Source, weights_sha256: str) -> dict[str, Path]:
-    """Return the heads this package ships for `model`, by name; none where its weights are not the embedded ones.
+    """Return this package's heads for `model` by name; none if its weights are not the embedded ones.
 
     Args:
         model: name of the backbone.
-        source: where its weights came from; a file may hold the embedded ones.
-        weights_sha256: their digest.
+        source: where its weights came from.
+        weights_sha256: digest of its weights, to recognise the embedded ones in a file.
     """
     alias = ALIASES.get(model)
     own = source == "embedded" or (alias is not None and alias.sha256 == weights_sha256)
@@ -139,7 +139,7 @@ def shipped_heads(model: str, source: Source, weights_sha256: str) -> dict[str, 
 
 
 def embedded_heads(model: str) -> dict[str, Path]:
-    """Return the heads this package ships for `model`, by name."""
+    """Return this package's heads for `model` by name."""
     folder = resources.files("mimexport") / "assets" / "heads" / model
     if not folder.is_dir():
         return {}
@@ -147,18 +147,20 @@ def embedded_heads(model: str) -> dict[str, Path]:
 
 
 def check_fit(head: Head, loaded: LoadedModel, shape: Shape, token_norm: TokenNorm | None) -> None:
-    """Refuse a head that was not made for this backbone.
+    """Raise HeadError if a head does not fit this backbone.
 
     Raises:
-        HeadError: other weights, another width or grid, another token norm, each with what was expected.
+        HeadError: the weights, token width, grid or token norm differ from those of the fit.
     """
     if head.dim != shape.dim:
-        raise HeadError(f"the head takes tokens {head.dim} wide, those of {loaded.name} are {shape.dim}")
+        raise HeadError(
+            f"the head expects tokens of width {head.dim}, {loaded.name} has {shape.dim}; take another head"
+        )
     same_model = head.model == loaded.name or head.backbone_sha256 == loaded.sha256
     if same_model and tuple(head.grid) != tuple(shape.grid):
         raise HeadError(
-            f"the head was fitted on {_times(head.grid)} patches, this input has {_times(shape.grid)}; heads are learned"
-            " at the model's own size: leave out --image-size"
+            f"the head was fitted on {_times(head.grid)} patches, but this input has {_times(shape.grid)}; heads work only"
+            " at the model's own size: leave --image-size out"
         )
     if head.backbone_sha256 is not None and head.backbone_sha256 != loaded.sha256:
         raise HeadError(
@@ -166,7 +168,7 @@ def check_fit(head: Head, loaded: LoadedModel, shape: Shape, token_norm: TokenNo
             f" ({loaded.sha256[:12]}…); fit one: mimexport fit --model {loaded.name} --agg {head.agg}"
         )
     if token_norm is not None and token_norm != head.token_norm:
-        raise HeadError(f"the head was fitted on {head.token_norm} tokens; --token-norm {token_norm} was given")
+        raise HeadError(f"the head was fitted on {head.token_norm} tokens; leave --token-norm {token_norm} out")
 
 
 def check_kept(head: Head, keep: Keep | None) -> None:

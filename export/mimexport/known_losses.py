@@ -1,4 +1,4 @@
-"""What is known of a choice before it is deployed: how it did against [cls] on the embedded backbones."""
+"""Warn at build time about choices that lost to [cls] when they were measured on the embedded backbones."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ FILE = "measured.json"
 
 
 class AggregatorFigures(msgspec.Struct, frozen=True, kw_only=True):
-    """One aggregator with its options against the stronger [cls].
+    """One aggregator with its options, compared with the stronger [cls].
 
     Attributes:
-        agg: its name.
-        params: those that tell it from its siblings.
-        share: of the patches that are chosen, for topk.
-        differences: by metric, percentage points to [cls]: value, low and high end of the 95 % interval.
+        agg: name of the aggregator.
+        params: the options that were set.
+        share: share of patches that topk chooses; None for other aggregators.
+        differences: by metric, the difference to [cls] in percentage points: value, lower and upper end of the 95 % interval.
     """
 
     agg: str
@@ -30,15 +30,15 @@ class AggregatorFigures(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class BackboneFigures(msgspec.Struct, frozen=True, kw_only=True):
-    """What `tools/measure_aggregators.py` found on one backbone, with Tiny ImageNet.
+    """Results of `tools/measure_aggregators.py` for one backbone on Tiny ImageNet.
 
     Attributes:
-        model: its name.
+        model: name of the backbone.
         weights_sha256: digest of its weights.
-        training: images that were learned from, and that chose the norms.
-        images: test images.
-        norms: by aggregator, k-NN in per cent of the training images, each left out in turn, by token norm.
-        rows: aggregators against [cls], on the test images.
+        training: number of training images; they were also used to choose the norms.
+        images: number of test images.
+        norms: by aggregator and token norm, leave-one-out k-NN accuracy on the training images in per cent.
+        rows: aggregators compared with [cls] on the test images.
     """
 
     model: str
@@ -51,17 +51,17 @@ class BackboneFigures(msgspec.Struct, frozen=True, kw_only=True):
 
 @cache
 def read_measured() -> list[BackboneFigures]:
-    """Return what was measured, as it lies in the package."""
+    """Return the measurements stored in the package."""
     return msgspec.json.decode(
         (resources.files("mimexport") / "assets" / FILE).read_bytes(), type=list[BackboneFigures]
     )
 
 
 def describe_losses(manifest: Manifest, measured: Sequence[BackboneFigures]) -> str | None:
-    """Return one line on where this choice lost to [cls] when it was measured, or None.
+    """Return one line about the backbones on which this choice lost to [cls], or None.
 
-    Of a whitened artifact, or one that drops patches, nothing is known: the comparison was made without. What was measured on
-    the artifact's own backbone is what counts; for one that was not measured, all the others are told.
+    If the artifact's own backbone was measured, only its results count; otherwise the results of all measured backbones do.
+    The result is None for artifacts with whitening or dropped patches, because these were not measured.
     """
     if manifest.embedding.whitening is not None or manifest.keep is not None:
         return None
@@ -70,7 +70,7 @@ def describe_losses(manifest: Manifest, measured: Sequence[BackboneFigures]) -> 
     if not lost:
         return None
     told = "; ".join(f"{loss} on {model}" for model, loss in lost.items())
-    return f"measured, this choice loses to [cls]: {told}"
+    return f"this choice lost to [cls] when measured: {told}"
 
 
 def _loss(manifest: Manifest, rows: Sequence[AggregatorFigures]) -> str:

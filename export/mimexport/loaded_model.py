@@ -1,4 +1,4 @@
-"""A backbone with its weights and all that is known of them; what every way of loading one gives."""
+"""The record of a loaded backbone: its model, weights and their origin. Every loader returns it."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ from torch import Tensor, nn
 from mimruntime.manifest import Source
 
 NOT_STATED = "not stated"
-"""The licence of weights that do not say theirs."""
+"""Licence of weights that do not state one."""
 
 
 @dataclass(frozen=True, slots=True)
 class LoadedModel:
-    """A timm model with its weights, and what is known of them.
+    """A timm model with its weights and their origin.
 
-    A loader of one's own makes this record; `build` and `fit` take it in place of a name.
+    Your own loader can create this record; `build` and `fit` accept it instead of a name.
 
     Attributes:
-        model: `num_classes=0`, evaluation mode; a class in `mimexport.backbone.FAMILIES`.
-        name: as asked for.
-        timm_name: the architecture, in timm where it is timm's.
+        model: the model with `num_classes=0`, in evaluation mode; its class is in `mimexport.families.FAMILIES`.
+        name: name of the backbone, as given by the user.
+        timm_name: name of the architecture, timm's if it has one.
         source: where the weights came from.
         origin: hub id, file name or seed.
-        sha256: digest of the tensors, and of whatever else decides what the model computes.
-        license: of the weights.
+        sha256: digest of the tensors; for a model in memory also of its other settings (`model_sha256`).
+        license: licence of the weights.
         config: timm's data configuration (input_size, crop_pct, crop_mode, interpolation, mean, std).
-        notes: what a user should know of how they were loaded, a line each.
+        notes: notes for the user about the loading, one line each.
 
     """
 
@@ -46,7 +46,7 @@ class LoadedModel:
 
 
 def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
-    """Return the digest of named tensors as float32, the same for every file format and storage precision."""
+    """Return the digest of named tensors as float32; file format and storage precision do not change it."""
     digest = hashlib.sha256()
     for name in sorted(tensors):
         tensor = tensors[name].detach().float().contiguous()
@@ -56,9 +56,9 @@ def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
 
 
 def model_sha256(model: nn.Module) -> str:
-    """Return the digest of a model's tensors and of what else decides what it computes: classes and plain attributes.
+    """Return the digest of a model's tensors, module classes and plain attributes.
 
-    The number of heads, a layer norm's epsilon or an activation is in no tensor.
+    Tensors alone do not determine the output: the number of heads, a norm's epsilon and activations are not in them.
     """
     digest = hashlib.sha256(tensors_sha256(model.state_dict()).encode())
     for name, module in sorted(model.named_modules()):

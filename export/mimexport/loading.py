@@ -1,4 +1,4 @@
-"""The one seam by which backbones come in: by name, from a file, from memory, or from a loader of one's own."""
+"""Load a backbone: by name, from a file, from memory, or from the user's own loader."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from mimruntime.manifest import Interpolation
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PixelConfig:
-    """How images are made ready, where timm does not know it or is wrong; None keeps what timm says.
+    """Preprocessing settings that override timm's; None keeps timm's value.
 
     Attributes:
-        mean: of the training pixels, per channel, in units of [0, 1].
-        std: likewise.
+        mean: mean of the training pixels per channel, in [0, 1].
+        std: standard deviation of the training pixels per channel, in the same units.
         crop_pct: share of the resized image's edge that the centre crop keeps, in (0, 1].
-        interpolation: of the resize.
+        interpolation: interpolation of the resize.
 
     """
 
@@ -36,7 +36,7 @@ class PixelConfig:
     interpolation: Interpolation | None = None
 
     def given(self) -> dict[str, Any]:
-        """Return what was given, by timm's names."""
+        """Return the settings that are not None, by timm's names."""
         values = {name: getattr(self, name) for name in ("mean", "std", "crop_pct", "interpolation")}
         return {name: value for name, value in values.items() if value is not None}
 
@@ -54,15 +54,15 @@ def load_any(
     pixels: PixelConfig = PixelConfig(),
     license: str | None = None,  # noqa: A002 - as the manifest calls it
 ) -> LoadedModel:
-    """Return a backbone with its weights: the one seam by which models come in.
+    """Return a backbone with its weights.
 
     Args:
-        model: an alias or timm name (see `load_model`), a timm model in memory (it is copied), or what a loader made.
-        weights: see `load_model`; for a name alone.
-        random_seed: likewise.
-        size: likewise.
-        pixels: what is known better than timm of how images are made ready.
-        license: of the weights; None is what timm or the loader says, 'not stated' for a file or a model in memory.
+        model: an alias or timm name (see `load_model`), a timm model in memory (it is copied), or a `LoadedModel`.
+        weights: see `load_model`; only with a name.
+        random_seed: see `load_model`; only with a name.
+        size: see `load_model`; must be the model's own size unless `model` is a name.
+        pixels: preprocessing settings that override timm's.
+        license: licence of the weights; None takes timm's or the loader's, 'not stated' for a file or a model in memory.
 
     Raises:
         UnknownNameError, WeightsError, OptionError: see `load_model`.
@@ -71,11 +71,11 @@ def load_any(
     if isinstance(model, str):
         loaded = load_model(model, weights=weights, random_seed=random_seed, size=size)
     elif isinstance(model, LoadedModel):
-        loaded = replace(model, model=copy.deepcopy(model.model))  # a backbone is taken apart
+        loaded = replace(model, model=copy.deepcopy(model.model))  # `Backbone` modifies the model
     else:
         loaded = _from_memory(model)
     if not isinstance(model, str) and size not in {None, loaded.config["input_size"][-1]}:
-        raise OptionError(f"size {size}: this model was made for {loaded.config['input_size'][-1]} px; make it anew")
+        raise OptionError(f"size {size}: the model was created for {loaded.config['input_size'][-1]} px; recreate it")
     given = pixels.given()
     notes = loaded.notes
     if loaded.source in {"file", "memory"} and not {"mean", "std"} <= given.keys() and not _knows_pixels(loaded.name):
@@ -84,14 +84,14 @@ def load_any(
 
 
 def model_name(model: str | nn.Module | LoadedModel) -> str:
-    """Return the name of a backbone that `load_any` takes."""
+    """Return the name of a backbone that `load_any` accepts."""
     if isinstance(model, str):
         return model
     return model.name if isinstance(model, LoadedModel) else _architecture(model)
 
 
 def _from_memory(model: nn.Module) -> LoadedModel:
-    """Describe a model that a user made; it is copied, since a backbone is taken apart."""
+    """Return the record of a user's model; the model is copied because `Backbone` modifies it."""
     name = _architecture(model)
     config = timm.data.resolve_model_data_config(model)
     embed: Any = getattr(model, "patch_embed", None)
@@ -115,13 +115,13 @@ def _architecture(model: nn.Module) -> str:
 
 
 def _knows_pixels(name: str) -> bool:
-    """Tell whether the table says how images are made ready for these weights, whatever file they come from."""
+    """Return whether the alias table has the preprocessing of backbone `name`."""
     return name in ALIASES and bool(ALIASES[name].config)
 
 
 def _guess(loaded: LoadedModel) -> str:
     mean, std = (" ".join(f"{value:g}" for value in loaded.config[key]) for key in ("mean", "std"))
     return (
-        f"pixels: mean {mean}, std {std} are timm's guess for {loaded.timm_name}; MAE and most others were trained with"
-        " ImageNet's: --data-config imagenet, or --mean and --std"
+        f"pixels: mean {mean}, std {std} are timm's defaults for {loaded.timm_name}; MAE and most others were trained with"
+        " ImageNet's values: use --data-config imagenet, or --mean and --std"
     )

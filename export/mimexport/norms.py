@@ -1,6 +1,6 @@
-"""Which token norm an aggregator reads by default: what was published or measured for a backbone, else its own.
+"""The default token norm of an aggregator: as published or measured for the backbone, else the aggregator's own.
 
-On MAE ViT-B the k-NN of [cls] is 35.6 before the final norm and 16.1 after it. No rule tells which is better.
+On MAE ViT-B the k-NN accuracy of [cls] is 35.6 % before the final norm and 16.1 % after it. No rule predicts the better one.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ PUBLISHED: dict[str, dict[str, dict[TokenNorm, float]]] = {
     "vit_base_patch16_224.mae": {"cls": {"raw": 35.57, "final": 16.14}, "mean": {"raw": 34.11, "final": 10.63}},
     "vit_large_patch16_224.mae": {"cls": {"raw": 48.06, "final": 38.72}},
 }
-"""By timm's name: k-NN in per cent on ImageNet-1k, from the logs of github.com/billpsomas/efficient-probing.
+"""By timm name, aggregator and norm: k-NN accuracy in per cent on ImageNet-1k, from github.com/billpsomas/efficient-probing.
 
-k = 20, T = 0.07 (`knn.txt` and `knn_pos.txt` of each model). docs/results/published.md has more.
+k = 20, T = 0.07, from the logs `knn.txt` and `knn_pos.txt` of each model; see docs/results/published.md.
 """
 _SOURCE = "published, ImageNet-1k"
 _LIKE = {"cls+mean": ("cls", "mean")}
-"""Made of parts that were measured: the better norm of both, where they agree."""
+"""Aggregators composed of measured ones: their default is the better norm of the parts, if the parts agree."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,10 +30,10 @@ class NormChoice:
     """The better token norm of an aggregator on one backbone.
 
     Attributes:
-        norm: the better one.
-        better: its k-NN in per cent.
-        worse: that of the other.
-        source: where the figures are from.
+        norm: the better norm.
+        better: its k-NN accuracy in per cent.
+        worse: the k-NN accuracy of the other norm in per cent.
+        source: where the figures come from.
     """
 
     norm: TokenNorm
@@ -43,13 +43,13 @@ class NormChoice:
 
 
 def known_norm(agg: str, timm_name: str, weights_sha256: str, measured: Sequence[BackboneFigures]) -> NormChoice | None:
-    """Return which norm is known to be better for aggregator `agg` on a backbone, or None.
+    """Return the token norm known to be better for aggregator `agg` on a backbone, or None.
 
     Args:
         agg: name of the aggregator.
-        timm_name: of the backbone, with the tag of its weights.
+        timm_name: timm name of the backbone, with the tag of its weights.
         weights_sha256: digest of its weights.
-        measured: what was measured on other backbones.
+        measured: measurements, searched by the digest.
     """
     if figures := PUBLISHED.get(timm_name, {}).get(agg):
         return _choice(figures, _SOURCE)
@@ -60,7 +60,7 @@ def known_norm(agg: str, timm_name: str, weights_sha256: str, measured: Sequence
 
 
 def default_norm(agg: str, timm_name: str, weights_sha256: str) -> TokenNorm:
-    """Return the norm that aggregator `agg` reads on a backbone unless another is asked for."""
+    """Return the default token norm of aggregator `agg` on a backbone."""
     found = [known_norm(part, timm_name, weights_sha256, read_measured()) for part in (agg, *_LIKE.get(agg, ()))]
     if found[0] is not None:
         return found[0].norm
@@ -69,9 +69,9 @@ def default_norm(agg: str, timm_name: str, weights_sha256: str) -> TokenNorm:
 
 
 def weaker_norm(manifest: Manifest, measured: Sequence[BackboneFigures]) -> str | None:
-    """Return one line where an artifact reads tokens of the norm that is known to be the weaker, or None.
+    """Return a warning if an artifact reads tokens with the weaker norm, or None.
 
-    Of a whitened one, or one that drops patches, nothing is known: the figures are of vectors of all patches, not whitened.
+    The result is None for artifacts with whitening or dropped patches, because these were not measured.
     """
     backbone, aggregator = manifest.backbone, manifest.aggregator
     known = known_norm(aggregator.name, backbone.timm_name, backbone.weights_sha256, measured)
@@ -80,8 +80,8 @@ def weaker_norm(manifest: Manifest, measured: Sequence[BackboneFigures]) -> str 
     if known is None or known.norm == aggregator.token_norm:
         return None
     return (
-        f"--token-norm {aggregator.token_norm} is the weaker for {aggregator.name} of {backbone.model}: k-NN"
-        f" {known.worse:.1f}, {known.norm} {known.better:.1f} ({known.source})"
+        f"--token-norm {aggregator.token_norm} is weaker for {aggregator.name} on {backbone.model}: k-NN"
+        f" {known.worse:.1f} %, with {known.norm} {known.better:.1f} % ({known.source})"
     )
 
 

@@ -1,4 +1,4 @@
-"""What a build may be asked for, and what can be refused before any work."""
+"""Options of a build, and the checks that need no model."""
 
 from __future__ import annotations
 
@@ -20,28 +20,28 @@ from mimruntime.manifest import Precision, TokenNorm
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BuildOptions:
-    """What to build, and where.
+    """Options of a build.
 
     Attributes:
-        model: alias or timm name, a timm model in memory with its weights, or what a loader of one's own gives.
-        agg: name in `AGGREGATORS`, or an aggregator of one's own.
+        model: alias or timm name, a timm model in memory with its weights, or a `LoadedModel`.
+        agg: name in `AGGREGATORS`, or an instance of the user's own subclass.
         out: the artifact folder.
-        agg_options: of an aggregator that is named, by name; None stands for 'not given'.
-        token_norm: None takes what is known to be better on the backbone (`norms.default_norm`), else the aggregator's own.
+        agg_options: options of a named aggregator, by name; None means not given.
+        token_norm: None takes the norm known to be better on the backbone (`norms.default_norm`), else the aggregator's own.
         weights: a checkpoint file.
         random_seed: draw random weights from this seed.
         size: edge of the square input, px; None takes the model's own.
-        pixels: what is known better than timm of how images are made ready.
-        license: of the weights; None is what timm says of its own, and 'not stated' for a file.
-        precision: of the backbone.
+        pixels: preprocessing settings that override timm's.
+        license: licence of the weights; None takes timm's, 'not stated' for a file.
+        precision: precision of the backbone.
         with_selection: add the graph output `selection`.
         head: a head, a head file, the name of an embedded head, or "hub:SLUG" for a published EP head.
-        whiten: apply the head's whitening and keep so many dimensions, 0 for all; None leaves it out.
-        whiten_by_default: where `whiten` is None, apply the whitening that this package ships for backbone and aggregator, if
-            it does; [cls] stays plain, since its whitening survives no narrower precision.
-        calibrate: folder of real images: the spread of their vectors is kept for those who store int8 or bits, int8 is
-            calibrated on some of them, and the loss of every narrower precision is measured on the others.
-        force: replace an artifact that is there.
+        whiten: apply the head's whitening and keep this many dimensions, 0 for all; None: see `whiten_by_default`.
+        whiten_by_default: if `whiten` is None, apply this package's whitening for backbone and aggregator, if there is one.
+            [cls] is excluded, because its whitened vectors lose too much in narrower precisions.
+        calibrate: folder of real images. The statistics of their vectors are stored, for int8 and binary storage. int8 is
+            calibrated on some of them. The loss of precisions below fp32 is measured on the others.
+        force: replace an existing artifact.
         keep: how many patches stay in the encoder, "50%", or a schedule, "75%@0,50%@6" (before block 0, before block 6).
         keep_by: the rule that chooses them; None takes `keep.DEFAULT_RULE`.
 
@@ -69,21 +69,21 @@ class BuildOptions:
 
     @property
     def agg_name(self) -> str:
-        """Name of the aggregator; that of its class for one's own."""
+        """Name of the aggregator; the class name for an instance."""
         return self.agg if isinstance(self.agg, str) else type(self.agg).__name__
 
     @property
     def model_name(self) -> str:
-        """Name of the backbone, as it was asked for."""
+        """Name of the backbone, as given by the user."""
         return model_name(self.model)
 
 
 def check_build_options(options: BuildOptions) -> None:
-    """Refuse options that contradict each other.
+    """Raise an error if options are unknown or contradict each other.
 
     Raises:
         UnknownNameError: no such aggregator.
-        OptionError: any other.
+        OptionError: options contradict each other.
 
     """
     if isinstance(options.agg, str) and options.agg not in AGGREGATORS:
@@ -93,8 +93,8 @@ def check_build_options(options: BuildOptions) -> None:
         raise OptionError("--precision int8 needs real images to calibrate on: --calibrate FOLDER")
     if isinstance(options.agg, Aggregator):
         if options.agg_name in AGGREGATORS:
-            raise OptionError(f"an aggregator of one's own is named '{options.agg_name}', as one of this package")
+            raise OptionError(f"your aggregator class has the name '{options.agg_name}' of a built-in one; rename it")
         if options.agg_options:
-            raise OptionError("an aggregator of one's own takes its options when it is made; leave agg_options out")
+            raise OptionError("agg_options needs a named aggregator; give your own its options when you create it")
     if not isinstance(options.model, str) and (options.weights is not None or options.random_seed is not None):
-        raise OptionError("a model in memory has its weights already; leave out weights and random_seed")
+        raise OptionError("a model in memory already has its weights; leave weights and random_seed out")

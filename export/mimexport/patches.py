@@ -1,4 +1,4 @@
-"""timm's patch embedding, opened: a convolution of patches that do not overlap is one product."""
+"""timm's patch embedding as a linear layer; that equals its convolution because patches do not overlap."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 
 class OpenPatchEmbed(nn.Module):
-    """Patches (B, N, p · p · 3) -> tokens (B, N, D), as timm's `PatchEmbed` gives for the image they come from."""
+    """Patches (B, N, p · p · 3) -> tokens (B, N, D); equal to timm's `PatchEmbed` of the whole image."""
 
     def __init__(self, embed: PatchEmbed) -> None:
         super().__init__()
@@ -22,7 +22,7 @@ class OpenPatchEmbed(nn.Module):
 
     @staticmethod
     def fits(embed: Any) -> bool:
-        """Tell whether a patch embedding is timm's own, for one size of image, its tokens in a row."""
+        """Return whether a patch embedding is timm's `PatchEmbed` with a fixed image size and flattened tokens."""
         return type(embed) is PatchEmbed and embed.flatten and not embed.dynamic_img_pad
 
     def patchify(self, images: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Other ways to run a backbone's weights, to be measured against: torch, and timm's plain [cls] export."""
+"""Other ways to run the same weights, to compare speed with: torch, and timm's plain export."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ from mimruntime.errors import EngineError, OptionError
 
 
 def open_peers(artifact: Artifact, weights: Path | None = None) -> Sequence[Peer]:
-    """Return the peers of an artifact, made of the same weights.
+    """Return the peers of an artifact, created from the same weights.
 
     Raises:
-        OptionError: weights that are not those of the artifact.
+        OptionError: the weights are not those of the artifact.
     """
     about = artifact.manifest.backbone
     size = artifact.manifest.preprocess.size
     loaded = load_model(about.model, weights=weights, random_seed=seed_of(artifact.manifest), size=size)
     if loaded.sha256 != about.weights_sha256:
         raise OptionError(
-            f"the weights of {about.model} are not those of {artifact.path}; name the file with --weights"
+            f"the weights of {about.model} differ from those in {artifact.path}; give the right file with --weights"
         )
     model = PlainModel(loaded.model, loaded.config).eval()
     on_cpu = (
@@ -68,7 +68,7 @@ def _on_gpu(model: PlainModel) -> Sequence[Peer]:
 
 
 class PlainModel(nn.Module):
-    """A timm model as it comes: its own attention, every token of every block, the [cls] token (or its pool) at the end."""
+    """An unmodified timm model: it computes all tokens in all blocks, and returns [cls] or its pooled output."""
 
     mean: Tensor
     std: Tensor
@@ -80,7 +80,7 @@ class PlainModel(nn.Module):
         self.register_buffer("std", 255 * torch.tensor(config["std"]).view(1, 3, 1, 1), persistent=False)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Return (B, D) for uint8 (B, H, W, 3), in float32."""
+        """Return unit vectors (B, D) in float32 for uint8 pixels (B, H, W, 3)."""
         model: Any = self.model
         normalised = (pixels.float().permute(0, 3, 1, 2) - self.mean) / self.std
         tokens = model.forward_features(normalised.to(next(model.parameters()).dtype))
@@ -88,15 +88,15 @@ class PlainModel(nn.Module):
 
 
 class TorchEngine(Engine):
-    """A model in torch on the GPU or on every CPU this process may use.
+    """A torch model as an engine, on the GPU or all CPUs of this process.
 
     Args:
-        model: to run, from pixels in the host's memory to vectors there.
+        model: the model; pixels and vectors are in host memory.
         pixel_shape: (H, W, 3).
-        autocast: half precision where autocast thinks it safe.
+        autocast: 16-bit type for autocast, or None.
         device: "cpu" or "cuda".
-        half: the precision that its weights are cast to, as users who want speed do.
-        compiled: by `torch.compile`.
+        half: 16-bit type to convert the weights to, or None.
+        compiled: use `torch.compile`.
 
     """
 
@@ -139,7 +139,7 @@ class TorchEngine(Engine):
 
 
 def _exported(model: nn.Module, pixels: np.ndarray, module: CpuEngineModule, provider: str | None = None) -> Engine:
-    """Export, tune as `mimexport compile` does, and open; the file may go once it is open."""
+    """Export the model, tune it as `mimexport compile` does, and open it; the file is deleted afterwards."""
     options = CompileOptions(engine=module.NAME, provider=provider)
     with tempfile.TemporaryDirectory(prefix="mimexport-peer-") as folder, torch.no_grad(), quiet_exporter():
         path = Path(folder) / "plain.onnx"

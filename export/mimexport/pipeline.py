@@ -1,4 +1,4 @@
-"""The build in six verbs: load, compose, measure, export, compare, record."""
+"""The steps of a build: load, compose, measure, export, compare, record."""
 
 from __future__ import annotations
 
@@ -27,26 +27,26 @@ from mimruntime.synthetic import draw_scenes
 
 REFERENCE_IMAGES = 8
 _IN_TORCH = ("fp16", "bf16")
-"""Measured with torch, which rounds every product: on a CPU both engines widen fp16, and bf16 where there is none."""
+"""Precisions whose loss is measured with torch, because CPU engines may compute them in fp32 instead."""
 
 Report = Callable[[str], None]
 _Loss = m.Conversion | None
 
 
 def build(options: BuildOptions, report: Report = lambda _: None) -> Artifact:
-    """Build the artifact that `options` describe; whatever fails, no half of it is left.
+    """Build the artifact that `options` describe; nothing is left in the output folder if the build fails.
 
     Args:
-        options: what and where.
-        report: called with one line at the start of every step.
+        options: the build options.
+        report: called with one line at the start of each step.
 
     Raises:
-        MimError: any of its kinds, each with one line for the user.
+        MimError: the build failed; the message is one line for the user.
 
     """
     check_build_options(options)
     engine = cpu_engine(options.precision)
-    engine_module(engine).library_version()  # that it is installed: what comes before it takes minutes
+    engine_module(engine).library_version()  # fail now if the engine is not installed, not after minutes
     with staged_folder(options.out, replace=options.force) as stage:
         report(f"loading {options.model_name}")
         loaded = load_any(
@@ -72,7 +72,7 @@ def build(options: BuildOptions, report: Report = lambda _: None) -> Artifact:
 
 
 def _measure(model: EmbeddingModel, size: int, stage: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Return images, uint8 (n, size, size, 3), and torch's vectors of them, float32 (n, D); both are kept in `stage`."""
+    """Return images, uint8 (n, size, size, 3), and torch's vectors of them, float32 (n, D); store both in `stage`."""
     images = draw_scenes(REFERENCE_IMAGES, size)
     embeddings = embed_with_torch(model, images)
     np.savez_compressed(stage / REFERENCE, images=images, embedding=embeddings)
@@ -87,7 +87,7 @@ def _export(
     loss: PrecisionLoss,
     report: Report,
 ) -> tuple[tuple[tuple[m.Port, ...], tuple[m.Port, ...]], _Loss]:
-    """Write the graph in its precision; return its ports, and what 16 bits lose where torch can say it."""
+    """Write the graph in its precision; return its inputs and outputs, and the loss of fp16 or bf16."""
     report(f"exporting the graph ({options.precision}, opset {graph_file.OPSET})")
     model.set_precision(options.precision)
     ports = graph_file.export_graph(model, stage, reference[0].shape[1])
@@ -107,7 +107,7 @@ def _compare(
     loss: PrecisionLoss,
     report: Report,
 ) -> tuple[m.Parity, _Loss]:
-    """Run the graph in an engine; return how near it is to torch, and what int8 loses."""
+    """Run the graph in an engine; return its parity with torch, and the loss of int8."""
     report(f"comparing the graph in {engine_name} with torch")
     with open_engine(engine_name, stage / graph_file.FILE) as engine:
 

@@ -1,4 +1,4 @@
-"""Real images of a build: what a narrower precision costs on them, and how their vectors are spread."""
+"""The loss of narrower precisions on real images, and the statistics of their vectors."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ class PrecisionLoss:
     """Real images, and torch's vectors of them.
 
     Attributes:
-        calibration: uint8 (n, size, size, 3), what int8 is calibrated on; none for other precisions.
-        images: likewise, others, on which the loss is measured.
+        calibration: uint8 (n, size, size, 3), images to calibrate int8; n = 0 for other precisions.
+        images: uint8 (n, size, size, 3), other images, to measure the loss.
         reference: float32 (n, D), torch's vectors of `images` in fp32.
 
     """
@@ -47,7 +47,7 @@ class PrecisionLoss:
         folder: Path | None,
         report: Callable[[str], None],
     ) -> PrecisionLoss:
-        """Load the images of `folder` and embed them with `model`, still in fp32; without a folder there are none."""
+        """Load the images of `folder` and embed them with `model`, which must be in fp32; no folder means no images."""
         none = np.zeros((0, preprocess.size, preprocess.size, 3), np.uint8)
         if folder is None:
             return cls(none, none, np.zeros((0, 0), np.float32))
@@ -57,20 +57,20 @@ class PrecisionLoss:
         return cls(calibration if precision == "int8" else none, images, embed_with_torch(model, images))
 
     def measure(self, run: Run) -> Conversion | None:
-        """Return what `run` loses, None where there are no images."""
+        """Return the loss of `run` compared with torch in fp32; None without images."""
         if not len(self.images):
             return None
         return compare(embed(run, self.images), self.reference, len(self.calibration))
 
     def statistics(self) -> Statistics | None:
-        """Return how torch's vectors in fp32 are spread, None where there are no images."""
+        """Return the statistics of torch's vectors in fp32; None without images."""
         return measure_statistics(self.reference) if len(self.reference) else None
 
 
 def check_narrow(vectors: np.ndarray, reference: np.ndarray, precision: Precision) -> None:
-    """Refuse what a precision of 16 bits costs too much, on any machine.
+    """Raise ParityError if a 16-bit precision changes the vectors too much.
 
-    An engine on a CPU without such products cannot tell: it computes the graph in fp32, and only the weights are rounded.
+    The check uses torch because an engine on a CPU without 16-bit products computes in fp32 with rounded weights.
 
     Args:
         vectors: (n, D) float32, torch's in `precision`.
@@ -78,7 +78,7 @@ def check_narrow(vectors: np.ndarray, reference: np.ndarray, precision: Precisio
         precision: "fp16" or "bf16".
 
     Raises:
-        ParityError: the worst cosine is below what is tolerated.
+        ParityError: the worst cosine is below the tolerance.
 
     """
     worst, least = compare(vectors, reference, 0).worst_cosine, WORST_COSINE[precision]
@@ -90,31 +90,32 @@ def check_narrow(vectors: np.ndarray, reference: np.ndarray, precision: Precisio
 
 
 def load_images(folder: Path, preprocess: Preprocess) -> tuple[np.ndarray, np.ndarray]:
-    """Return the pixels of images to calibrate on and of others to measure the loss on, uint8 (n, size, size, 3) each.
+    """Return the pixels of images for calibration and of other images for measuring the loss, uint8 (n, size, size, 3) each.
 
-    Every fifth image, in order of name, calibrates; at most 128 do; at most 256 others are measured on, spread over it.
+    Every fifth image by name is for calibration, at most 128; of the others, at most 256 evenly spaced ones measure the loss.
 
     Raises:
-        OptionError: too few images, or too few that differ.
-        ImageError: one that cannot be decoded.
+        OptionError: there are too few images, or too few different ones.
+        ImageError: an image cannot be decoded.
     """
     paths = find_images([folder])
     if len(paths) < _LEAST:
-        raise OptionError(f"--calibrate {folder} holds {len(paths)} images; at least {_LEAST} are needed")
+        raise OptionError(f"--calibrate {folder} holds {len(paths)} images; give at least {_LEAST}")
     parts = (paths[::5], [path for index, path in enumerate(paths) if index % 5])
     spread = (part[:: -(-len(part) // most)] for part, most in zip(parts, (_MOST_CALIBRATION, _MOST_TEST), strict=True))
     calibration, test = (np.stack([to_pixels(decode(path), preprocess) for path in part]) for part in spread)
-    # Of one image again and again, int8 would get the ranges of that one, and any vectors would keep its neighbours.
+    # Copies of one image would give int8 the ranges of that image only, and would make the neighbour overlap meaningless.
     read = [*calibration, *test]
     if (different := len({image.tobytes() for image in read})) < _LEAST:
         raise OptionError(
-            f"--calibrate {folder}: of {len(read)} images read {different} are different; at least {_LEAST} must be"
+            f"--calibrate {folder}: only {different} of {len(read)} images are different; give at least {_LEAST} different"
+            " images"
         )
     return calibration, test
 
 
 def embed(run: Run, pixels: np.ndarray) -> np.ndarray:
-    """Return the vectors (n, D) of pixels (n, H, W, 3), a few at a time."""
+    """Return the vectors (n, D) of pixels (n, H, W, 3), computed in small batches."""
     return np.concatenate([run(pixels[start : start + _BATCH]) for start in range(0, len(pixels), _BATCH)])
 
 
@@ -132,7 +133,7 @@ def compare(vectors: np.ndarray, reference: np.ndarray, calibration_images: int)
 
 
 def neighbour_overlap(vectors: np.ndarray, reference: np.ndarray, neighbours: int = NEIGHBOURS) -> float:
-    """Return the mean share of an image's nearest images by `reference` (n, D) that are nearest by `vectors` (n, D) too."""
+    """Return the mean share of each image's nearest neighbours by `reference` (n, D) that are also nearest by `vectors`."""
     ours, theirs = (_nearest(side, neighbours) for side in (vectors, reference))
     return float(np.mean([len(set(a) & set(b)) / neighbours for a, b in zip(ours, theirs, strict=True)]))
 

@@ -1,4 +1,4 @@
-"""How images are made ready: timm's data configuration as this project's record, and as Hugging Face's file."""
+"""Convert timm's data configuration to the manifest's preprocessing record and to Hugging Face's preprocessor file."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from mimruntime.manifest import Preprocess
 
 
 def preprocess_of(config: Mapping[str, Any]) -> Preprocess:
-    """Translate timm's data configuration.
+    """Return the preprocessing record of timm's data configuration.
 
     Raises:
-        OptionError: a transform this project does not have.
+        OptionError: the configuration needs a transform that is not supported.
 
     """
     _, height, width = config["input_size"]
     modes: dict[str, Any] = {"center": "shortest", "squash": "squash"}
     if height != width or config["crop_mode"] not in modes:
         raise OptionError(
-            f"this backbone wants {width}×{height} px, crop mode '{config['crop_mode']}';"
-            " square inputs with 'center' or 'squash' are supported"
+            f"this backbone needs {width}×{height} px with crop mode '{config['crop_mode']}';"
+            " only square inputs with 'center' or 'squash' are supported; choose another --model"
         )
     return Preprocess(
         size=height,
@@ -38,7 +38,7 @@ def preprocess_of(config: Mapping[str, Any]) -> Preprocess:
 
 
 def write_preprocessor(folder: Path, preprocess: Preprocess) -> None:
-    """Write `preprocessor_config.json`: resize and crop as Hugging Face's tools read it; the graph does the rest."""
+    """Write `preprocessor_config.json` with resize and crop for Hugging Face's tools; the graph normalises the pixels itself."""
     edge = preprocess.resize
     config = {
         "do_resize": True,

@@ -1,4 +1,4 @@
-"""What has a part in a build: versions for the manifest, and one digest that changes with any of it."""
+"""Versions of the tools that a build uses, and one digest of these and this package's code."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ _TOOLS = ("mimexport", "torch", "timm", "onnx", "onnxscript", "onnxruntime")
 
 
 def tool_versions() -> dict[str, str]:
-    """Return the versions of what has a part in a build, by distribution."""
+    """Return the versions of the tools that a build uses, by distribution name."""
     return {tool: importlib.metadata.version(tool) for tool in _TOOLS if _is_installed(tool)}
 
 
 @cache
 def code_digest(*, heads: bool = True) -> str:
-    """Return a digest of this package and of the tools it builds with: what is kept must not hide a change of them.
+    """Return a digest of this package and its tools, as a cache key: results of other code are not reused.
 
     Args:
-        heads: whether the weights and heads in the package count; tokens of a backbone do not depend on heads.
+        heads: whether to include the weights and heads in the package; tokens of a backbone do not depend on them.
     """
     digest = hashlib.sha256(f"{tool_versions()} {SCHEMA}".encode())
     root = Path(__file__).parent

@@ -1,4 +1,4 @@
-"""Heads trained elsewhere: AbMILP checkpoints of the beyond_cls code, EP heads of the efficient-probing code."""
+"""Read heads published by others: AbMILP checkpoints of beyond_cls, and EP heads of efficient-probing."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ def load_published_head(path: Path, shape: Shape, token_norm: TokenNorm | None) 
 
     Args:
         path: the checkpoint.
-        shape: of the backbone it is wanted for.
-        token_norm: what `--token-norm` said; EP files do not say which tokens they were trained on.
+        shape: shape of the backbone's tokens.
+        token_norm: value of `--token-norm`; required for EP files, which do not record the token norm.
 
     Raises:
-        HeadError: of neither kind, or one that this project cannot reproduce.
+        HeadError: the file is of neither kind, or has a form that is not supported.
     """
     try:
         content = read_checkpoint(path)
@@ -47,7 +47,7 @@ def fetch_ep_head(slug: str) -> Path:
     """Download the published EP head `slug` (such as mae_base) and its config.json; return the head's path.
 
     Raises:
-        HeadError: the hub is out of reach or has no such head.
+        HeadError: the hub cannot be reached or has no such head.
     """
     from huggingface_hub import hf_hub_download  # noqa: PLC0415 - slow, and only needed here
 
@@ -56,12 +56,12 @@ def fetch_ep_head(slug: str) -> Path:
         return Path(hf_hub_download(_EP_REPOSITORY, f"{slug}/ep_head.pth"))
     except Exception as error:  # the hub's clients raise from several libraries
         raise HeadError(
-            f"the head '{slug}' of {_EP_REPOSITORY} could not be fetched ({type(error).__name__}); give a file"
+            f"the head '{slug}' of {_EP_REPOSITORY} could not be downloaded ({type(error).__name__}); give --head FILE"
         ) from error
 
 
 def _short(name: str) -> str:
-    """Return the key inside the head: checkpoints of a whole model keep it under `head.`."""
+    """Return a tensor's key without the prefixes `module.` and `head.` of whole-model checkpoints."""
     return name.removeprefix("module.").removeprefix("head.")
 
 
@@ -77,7 +77,7 @@ def _config_beside(path: Path) -> dict[str, Any] | None:
 
 
 def _abmilp(tensors: dict[str, Tensor], shape: Shape, path: Path) -> Head:
-    """beyond_cls: `0.attention_predictor.{0,2,4…}` are the layers; `0.pos_embed` is always saved and never used."""
+    """Convert a beyond_cls head: `0.attention_predictor.{0,2,4…}` are its layers; `0.pos_embed` is unused there."""
     layers = sorted({int(name.split(".")[2]) for name in tensors if name.startswith("0.attention_predictor.")})
     if layers != list(range(0, 2 * len(layers), 2)):
         raise HeadError(f"{path} has layers {layers} in 0.attention_predictor, expected 0, 2, 4 …")
@@ -88,7 +88,7 @@ def _abmilp(tensors: dict[str, Tensor], shape: Shape, path: Path) -> Head:
     }
     return Head(
         agg="abmilp",
-        # Which of tanh and ReLU stood between deeper layers is not in the file; the code's default is tanh.
+        # The file does not record the activation between layers (tanh or ReLU); the default of beyond_cls is tanh.
         params={"depth": len(layers), "activation": "tanh", "prior": "none"},
         token_norm="raw",
         dim=int(parts["scorer.0.weight"].shape[1]),
@@ -105,14 +105,14 @@ def _ep(
 ) -> Head:
     if meta.get("cls_features", "ep") != "ep":
         raise HeadError(
-            f"{path} pools [cls] beside the patches (cls_features = {meta['cls_features']}); only heads on patch tokens"
-            " alone (ep) can be built"
+            f"{path} also pools [cls] (cls_features = {meta['cls_features']}); only heads that pool patch tokens (ep) are"
+            " supported"
         )
     if token_norm is None:
-        raise HeadError(f"{path} does not record whether its tokens were raw or final; say it with --token-norm")
+        raise HeadError(f"{path} does not record whether its tokens were raw or final; give --token-norm")
     queries, value = tensors["0.cls_token"][0], tensors["0.v.weight"]
     if "0.v.bias" in tensors:
-        raise HeadError(f"{path} has a bias in its value projection, which efficient probing does not have")
+        raise HeadError(f"{path} has a bias in its value projection, which is not supported; use a head without it")
     return Head(
         agg="ep",
         params={"queries": int(queries.shape[0]), "d_out": int(queries.shape[1] // value.shape[0])},

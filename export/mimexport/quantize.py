@@ -1,4 +1,4 @@
-"""fp32 ONNX graph -> the same graph with int8 matrix products (QDQ), calibrated on real images."""
+"""Quantise an fp32 ONNX graph: int8 matrix products (QDQ), calibrated on real images."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ _INPUT = "pixels"
 _PRODUCTS = ["MatMul", "Gemm"]
 _BATCH = 4
 _LAST = 1 << 30
-"""Stands for the last block until the number of blocks before it is known."""
+"""Placeholder for the index of the last block until the number of blocks is known."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
-    """Which products are quantised; docs/results/precision.md has the figures of others.
+    """Which products to quantise; docs/results/precision.md compares alternatives.
 
     Attributes:
-        skip_first: so many blocks at the start keep float32.
-        skip_last: so many blocks at the end keep float32; the last one makes the keys and the pooled rows.
+        skip_first: number of blocks at the start that stay in float32.
+        skip_last: number of blocks at the end that stay in float32; the last block computes the pooled rows.
     """
 
     skip_first: int = 1
@@ -36,18 +36,18 @@ class Recipe:
 
 
 def quantize_graph(path: Path, images: np.ndarray, recipe: Recipe = Recipe()) -> None:
-    """Replace the graph at `path` by its int8 form; softmax, norms, attention products, pooling and L2 stay float32.
+    """Replace the graph at `path` by its int8 form; softmax, norms, attention products, pooling and L2 stay in float32.
 
-    One graph for every engine: activations are signed and symmetric, since TensorRT takes no zero point but 0; weights
-    have 7 bits, since AVX2 without VNNI adds pairs in 16 bits.
+    One graph serves every engine. Activations are signed and symmetric because TensorRT supports only zero point 0. Weights
+    have 7 bits because AVX2 without VNNI adds pairs of products in 16 bits.
 
     Args:
         path: `model.onnx` in float32, in one file.
-        images: uint8 (n, H, W, 3), preprocessed as the graph expects; n ≥ 1.
-        recipe: what is quantised.
+        images: uint8 (n, H, W, 3), preprocessed for the graph; n ≥ 1.
+        recipe: which products to quantise.
 
     Raises:
-        GraphError: nothing to quantise, or weights beside the graph.
+        GraphError: there is nothing to quantise, or the weights are in a separate file.
         MissingExtraError: onnxruntime is not installed.
     """
     try:
@@ -68,16 +68,16 @@ def quantize_graph(path: Path, images: np.ndarray, recipe: Recipe = Recipe()) ->
             weight_type=quantization.QuantType.QInt8,
             per_channel=True,
             reduce_range=True,
-            # No percentile: the few huge activations of a ViT carry [cls], and clipping them moves every vector.
+            # Not a percentile: [cls] depends on a few very large activations of a ViT, and clipping them changes every vector.
             calibrate_method=quantization.CalibrationMethod.MinMax,
             extra_options={
                 "ActivationSymmetric": True,
                 "WeightSymmetric": True,
-                # Products stay as wide as they are summed: the bias comes after, and no engine needs them narrow.
+                # Do not quantise the outputs: the bias is added to them, and no engine needs them in int8.
                 "OpTypesToExcludeOutputQuantization": _PRODUCTS,
-                # ONNX Runtime computes in int8 only where input and product have a pair of their own.
+                # ONNX Runtime computes a product in int8 only if its input has its own QDQ pair.
                 "DedicatedQDQPair": True,
-                "CalibStridedMinMax": 1,  # activations of one batch are held, not of all
+                "CalibStridedMinMax": 1,  # hold the activations of one batch in memory, not of all
             },
         )
         _tell_apart(target)
@@ -85,7 +85,7 @@ def quantize_graph(path: Path, images: np.ndarray, recipe: Recipe = Recipe()) ->
 
 
 def _tell_apart(path: Path) -> None:
-    """Give pairs of one input scales that differ in the last bit: ONNX Runtime would merge equal ones again."""
+    """Make the scales of QDQ pairs with the same input differ in the last bit; ONNX Runtime merges equal pairs."""
     model = onnx.load(path)
     graph = model.graph
     scales = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in graph.initializer}
@@ -105,14 +105,14 @@ def _tell_apart(path: Path) -> None:
 
 
 def products(path: Path, recipe: Recipe) -> list[str]:
-    """Return the names of the products by a weight that `recipe` quantises.
+    """Return the names of the nodes that `recipe` quantises: products with a constant weight.
 
     Raises:
-        GraphError: there is none.
+        GraphError: there is no such node, or the weights are in a separate file.
     """
     model = onnx.load(path, load_external_data=False)
     if any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in model.graph.initializer):
-        raise GraphError("int8 of a graph above 2 GB is not supported; build it with --precision fp16")
+        raise GraphError("int8 is not supported for graphs above 2 GB; build with --precision fp16")
     constants = {tensor.name for tensor in model.graph.initializer}
     blocks = _blocks(model.graph)
     last = max(blocks.values(), default=0)
@@ -124,12 +124,14 @@ def products(path: Path, recipe: Recipe) -> list[str]:
         and recipe.skip_first <= blocks.get(node.name, -1) <= last - recipe.skip_last
     ]
     if not chosen:
-        raise GraphError(f"{path} has no product by a weight inside a block to quantise")
+        raise GraphError(
+            f"{path} has no matrix product with a weight in the blocks to quantise; build with --precision fp16"
+        )
     return chosen
 
 
 def _blocks(graph: onnx.GraphProto) -> dict[str, int]:
-    """Return the block of every node from the names of parameters around it; -1 before the first and after the last."""
+    """Return the block index of each node, found by the names of nearby parameters; -1 before the first and after the last."""
     found = [re.search(r"\bbackbone\.(?:blocks\.(\d+)|(last_block))\.", " ".join(node.input)) for node in graph.node]
     numbers = [None if match is None else int(match[1]) if match[1] else _LAST for match in found]
     before = [number for number in numbers if number not in {None, _LAST}]
@@ -144,7 +146,7 @@ def _blocks(graph: onnx.GraphProto) -> dict[str, int]:
 
 
 class _Reader:
-    """Images in small batches, as the calibrator asks for them."""
+    """Calibration images in small batches, with the interface of ONNX Runtime's calibrator."""
 
     def __init__(self, images: np.ndarray) -> None:
         self._parts = [images[start : start + _BATCH] for start in range(0, len(images), _BATCH)]
@@ -154,7 +156,7 @@ class _Reader:
         return len(self._parts)
 
     def set_range(self, start_index: int, end_index: int) -> None:
-        """Give these batches next."""
+        """Restrict the iteration to batches `start_index` to `end_index`."""
         self._batches = iter(self._parts[start_index:end_index])
 
     def get_next(self) -> dict[str, np.ndarray] | None:

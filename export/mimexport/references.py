@@ -1,4 +1,4 @@
-"""What an artifact was built from, found again by its digests: torch references, and baselines built from it."""
+"""Rebuild the torch models of artifacts from their manifests, and build baseline artifacts from the same weights."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ from mimruntime.manifest import Manifest, TokenNorm
 
 @dataclass(frozen=True, slots=True)
 class References:
-    """What rebuilds the torch models of artifacts.
+    """The sources from which the torch models of artifacts are rebuilt.
 
     Attributes:
         weights: the checkpoint of artifacts whose weights came from a file.
-        heads: files of heads that are not part of this package; each is found by its digest.
-        models: backbones that were given to `build` from memory or by a loader of one's own; found by their digest too.
-        aggregators: likewise, aggregators of one's own.
-        calibrate: folder of real images that baselines in int8 are calibrated on; without it none is built.
+        heads: files of heads that are not part of this package; matched by digest.
+        models: backbones that were passed to `build` as models or records; matched by digest.
+        aggregators: instances of the user's own aggregators; matched by digest.
+        calibrate: folder of real images to calibrate int8 baselines; without it none can be built.
 
     """
 
@@ -48,16 +48,16 @@ class References:
     calibrate: Path | None = None
 
     def open(self, artifacts: Sequence[Artifact], *, narrow: bool = False) -> list[TorchReference]:
-        """Return the torch model of every artifact; those of one backbone share it and its pass over a batch.
+        """Return the torch models of artifacts; models of the same backbone share it and its result for a batch.
 
         Args:
-            artifacts: of any precision.
-            narrow: compute in the precision of the graph instead of float32; nothing is shared then.
+            artifacts: artifacts of any precision.
+            narrow: compute in the precision of the graph instead of float32; then nothing is shared.
 
         Raises:
-            WeightsError: the weights are out of reach, or are not those of the artifact.
-            HeadError: a head is not at hand.
-            ArtifactError: the rebuilt model does not give the vectors that were stored at the build.
+            WeightsError: the weights cannot be found, or differ from those of the artifact.
+            HeadError: a head or the user's aggregator is missing.
+            ArtifactError: the rebuilt model does not reproduce the vectors stored at the build.
 
         """
         trunks: dict[tuple[str, object, object], tuple[LoadedModel, SharedBackbone]] = {}
@@ -73,7 +73,7 @@ class References:
             head = None if own is not None else _find_head(manifest, trunk.backbone.shape, self.heads)
             model, _ = compose(loaded, _options(manifest, head, own), trunk.backbone)
             reference = TorchReference(model, trunk, manifest.preprocess.size)
-            if manifest.files:  # none: the same manifest with another token norm, which was never built
+            if manifest.files:  # empty if the manifest was copied with another token norm and never built
                 check_reference(artifact, reference)
             if narrow:
                 reference.set_precision(manifest.graph.precision)
@@ -106,16 +106,16 @@ class References:
         return compose(loaded, replace(options, keep=keep, keep_by=rule))[0]
 
     def build_baseline(self, artifact: Artifact, folder: Path, token_norm: TokenNorm | None = None) -> Artifact:
-        """Return the artifact of [cls] (of the mean, where there is none) that `artifact`'s gain is counted from.
+        """Return the baseline for `artifact`: the artifact of [cls], or of the mean if the backbone has no [cls].
 
         Args:
-            artifact: whose backbone, size, precision and whitening it has.
-            folder: below which it is built, or lies from a run of the same code before.
-            token_norm: of the tokens; None takes the backbone's default, or its whitening's.
+            artifact: the baseline has the same backbone, size, precision and whitening.
+            folder: folder in which it is built, or found if the same code built it before.
+            token_norm: token norm of the baseline; None takes the default of the backbone or of the whitening's head.
 
         Raises:
-            OptionError: int8, and `calibrate` is not given.
-            MimError: it cannot be built.
+            OptionError: the precision is int8 and `calibrate` is None.
+            MimError: the build failed.
 
         """
         manifest = artifact.manifest
@@ -124,7 +124,7 @@ class References:
         int8 = manifest.graph.precision == "int8"
         if int8 and self.calibrate is None:
             raise OptionError(
-                f"{artifact.path} is int8, and a baseline in int8 needs images to calibrate on; build it and name it with"
+                f"{artifact.path} is int8, and an int8 baseline needs calibration images; build it and pass it with"
                 f" --baseline: mimexport build --model {manifest.backbone.model} --agg {agg} --precision int8"
                 " --calibrate FOLDER"
             )
@@ -132,7 +132,7 @@ class References:
         name = f"{agg}-{manifest.graph.precision}-{manifest.backbone.weights_sha256[:12]}-{manifest.preprocess.size}"
         name = name if token_norm is None else f"{name}-{token_norm}"
         name = name if head is None else f"{name}-whitened-{load_head(head).sha256(whitened=True)[:12]}"
-        out = folder / code_digest() / name  # what older code built is no baseline of what newer code built
+        out = folder / code_digest() / name  # do not reuse baselines built by other code
         if (out / MANIFEST).is_file():
             return Artifact.open(out)
         return build(
@@ -149,15 +149,15 @@ class References:
         )
 
     def build_plain(self, model: str, agg: str, folder: Path) -> Artifact:
-        """Return the artifact in fp32 of an aggregator that learns nothing.
+        """Return the fp32 artifact of an aggregator that learns nothing.
 
         Args:
             model: alias or timm name.
             agg: name of the aggregator.
-            folder: below which it is built, or lies from a run of the same code before.
+            folder: folder in which it is built, or found if the same code built it before.
 
         Raises:
-            MimError: it cannot be built.
+            MimError: the build failed.
 
         """
         weights = self.weights
@@ -168,7 +168,7 @@ class References:
         return build(BuildOptions(model=model, agg=agg, out=out, weights=weights))
 
     def _whitening_head(self, manifest: Manifest, agg: str) -> Path | None:
-        """Return the head that whitens `agg`, which learns nothing else: one that was given, or the shipped one."""
+        """Return the head with the whitening of `agg`: one of `heads`, else this package's; None if there is none."""
         own = ((path, load_head(path)) for path in self.heads if path.suffix == ".safetensors")
         backbone = manifest.backbone
         shipped = shipped_heads(backbone.model, backbone.source, backbone.weights_sha256)
@@ -176,20 +176,20 @@ class References:
 
 
 def _load(manifest: Manifest, weights: Path | None, models: Sequence[nn.Module | LoadedModel]) -> LoadedModel:
-    """Load the artifact's own weights and no others, with the pixels it was built with."""
+    """Load the weights the artifact was built from, with its preprocessing; raise WeightsError if they differ."""
     backbone, pixels = manifest.backbone, manifest.preprocess
     given = (load_any(model) for model in models)
     loaded = next((one for one in given if one.sha256 == backbone.weights_sha256), None)
     if loaded is None and backbone.source == "memory":
         raise WeightsError(
-            f"the backbone of {manifest.name} was {backbone.origin}; give it: References(models=[model])"
+            f"the backbone of {manifest.name} was {backbone.origin}; pass it with References(models=[model])"
         )
     if loaded is None:
         loaded = _load_by_name(manifest, weights)
     if loaded.sha256 != backbone.weights_sha256:
         raise WeightsError(
             f"{manifest.name} was built from weights {backbone.weights_sha256[:12]}…, found {loaded.sha256[:12]}…"
-            f" ({loaded.origin}): no reference can be made; give --weights FILE, or build the artifact again"
+            f" ({loaded.origin}); give the right file with --weights FILE, or build the artifact again"
         )
     return replace(loaded, config={**loaded.config, "mean": pixels.mean, "std": pixels.std})
 
@@ -206,7 +206,7 @@ def _load_by_name(manifest: Manifest, weights: Path | None) -> LoadedModel:
 
 
 def _find_aggregator(manifest: Manifest, given: Sequence[Aggregator]) -> Aggregator | None:
-    """Return the artifact's own aggregator, recognised by its digest; None where it is one of this package."""
+    """Return the user's aggregator of the artifact, found by its digest; None if it is a built-in one."""
     name = manifest.aggregator.name
     if name in AGGREGATORS:
         return None
@@ -214,25 +214,25 @@ def _find_aggregator(manifest: Manifest, given: Sequence[Aggregator]) -> Aggrega
         if type(aggregator).__name__ == name and own_sha256(aggregator) == manifest.aggregator.head_sha256:
             return aggregator
     raise HeadError(
-        f"the aggregator '{name}' of {manifest.name} is not of this package{' and not among those given' if given else ''}:"
-        " no reference can be made; give it: References(aggregators=[aggregator])"
+        f"the aggregator '{name}' of {manifest.name} is not in this package{' and not among those given' if given else ''};"
+        " pass it with References(aggregators=[aggregator])"
     )
 
 
 def _weights_for(manifest: Manifest, given: Path | None) -> Path | None:
-    """Return the checkpoint, where the artifact's weights came from one or are not part of this installation."""
+    """Return `given` if the artifact's weights came from a file or are missing in this installation, else None."""
     backbone = manifest.backbone
     absent = backbone.source == "embedded" and embedded_file(backbone.model) is None
     return given if absent or backbone.source == "file" else None
 
 
 def seed_of(manifest: Manifest) -> int | None:
-    """Return the seed that a backbone's random weights were drawn from; None where they were not."""
+    """Return the seed of a backbone's random weights; None if they are not random."""
     return int(manifest.backbone.origin.removeprefix("seed ")) if manifest.backbone.source == "random" else None
 
 
 def _find_head(manifest: Manifest, shape: Shape, given: Sequence[Path]) -> Path | None:
-    """Return the file of the artifact's head, recognised by its digest."""
+    """Return the file of the artifact's head, found by its digest; None if it has no head."""
     wanted = manifest.aggregator.head_sha256
     if wanted is None:
         return None
@@ -240,13 +240,13 @@ def _find_head(manifest: Manifest, shape: Shape, given: Sequence[Path]) -> Path 
     for path in (*embedded_heads(manifest.backbone.model).values(), *given):
         own = path.suffix == ".safetensors"
         head = load_head(path) if own else load_published_head(path, shape, manifest.aggregator.token_norm)
-        # Two heads of one scorer may differ in options only, which are no part of the digest.
+        # Two heads of one scorer may differ only in options, which the digest does not include.
         fits = head.whitening is None or head.params == manifest.aggregator.params
         if fits and head.keep == manifest.keep and head.sha256(whitened=whitened) == wanted:
             return path
     raise HeadError(
         f"the head of {manifest.name} (sha256 {wanted[:12]}…) is not part of this package"
-        f"{' and not among --head' if given else ''}: no reference can be made; give --head FILE"
+        f"{' and not among --head' if given else ''}; give it with --head FILE"
     )
 
 

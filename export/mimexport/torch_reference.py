@@ -1,4 +1,4 @@
-"""The torch model of an artifact behind the interface of an engine; in float32 deployed vectors are compared with it."""
+"""The torch model of an artifact with the interface of an engine; the reference for vectors of engines."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from mimruntime.reference import load_reference
 
 NAME = "torch"
 _LEAST_COSINE = 0.99999
-"""Of the rebuilt model to the vectors stored at the build; torch differs from machine to machine by far less."""
+"""Smallest cosine of the rebuilt model to the vectors stored at the build; differences between machines are far smaller."""
 
 
 class TorchReference(Engine):
@@ -44,11 +44,11 @@ class TorchReference(Engine):
         return outputs
 
     def set_precision(self, precision: Precision) -> None:
-        """Compute in `precision` from now on; on any CPU torch rounds every product to it."""
+        """Set the precision; torch rounds each product to it on any CPU."""
         if self._model is not None:
             self._model.set_precision(precision)
             self.precision = precision
-            # The vectors of the build do not vouch for these: whatever computes them tells them apart.
+            # `check_reference` compared float32 only, so mark results of other precisions with the code that computed them.
             self.version = f"{self.version} {code_digest()}"
 
     def _close(self) -> None:
@@ -57,7 +57,7 @@ class TorchReference(Engine):
 
 
 class SharedBackbone:
-    """A backbone, and what it made of the batch it saw last: several aggregators are asked for the same one."""
+    """A backbone that keeps its result for the last batch, so that several aggregators can share it."""
 
     def __init__(self, backbone: Backbone) -> None:
         self.backbone = backbone
@@ -66,7 +66,7 @@ class SharedBackbone:
         self._features: dict[TokenNorm, ComputedFeatures] = {}
 
     def features(self, model: EmbeddingModel, pixels: np.ndarray) -> ComputedFeatures:
-        """Return what `model`'s aggregator may read of uint8 pixels (B, H, W, 3)."""
+        """Return the features of uint8 pixels (B, H, W, 3) for `model`'s aggregator."""
         if self._pixels is not pixels:
             self._encoded, self._features, self._pixels = model.encode(torch.from_numpy(pixels)), {}, pixels
         if model.token_norm not in self._features:
@@ -76,10 +76,10 @@ class SharedBackbone:
 
 
 def check_reference(artifact: Artifact, reference: TorchReference) -> None:
-    """Refuse a rebuilt model that does not give the vectors that were stored at the build.
+    """Raise ArtifactError if a rebuilt model does not reproduce the vectors stored at the build.
 
     Raises:
-        ArtifactError: that is so.
+        ArtifactError: a cosine is below `_LEAST_COSINE`.
 
     """
     images, expected = load_reference(artifact)

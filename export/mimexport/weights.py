@@ -1,4 +1,4 @@
-"""Weights of a backbone: from the package, the hub, a file, or a seed; every key accounted for."""
+"""Create a backbone by name and load its weights: from the package, the hub, a file or a seed."""
 
 from __future__ import annotations
 
@@ -30,18 +30,18 @@ _DEMONSTRATION = "trained on 100,000 images of 64 px"
 def load_model(
     name: str, *, weights: Path | None = None, random_seed: int | None = None, size: int | None = None
 ) -> LoadedModel:
-    """Make the backbone `name` and load its weights.
+    """Create the backbone `name` and load its weights.
 
     Args:
         name: an alias or a timm name.
-        weights: a `.safetensors` file, or a `.pth` / `.pt` / `.tar` / `.bin` read with weights-only loading.
+        weights: a `.safetensors` file, or a `.pth` / `.pt` / `.tar` / `.bin` file, read with weights-only loading.
         random_seed: draw random weights from this seed instead.
         size: edge of the square input, px; position tables are resampled to it.
 
     Raises:
         UnknownNameError: no such backbone.
-        WeightsError: weights out of reach, unreadable, or not of this architecture.
-        OptionError: a size that the patches do not divide.
+        WeightsError: the weights cannot be downloaded or read, or do not fit the architecture.
+        OptionError: the size is not a multiple of the patch size.
 
     """
     alias = ALIASES.get(name) or _timm_entry(name)
@@ -59,7 +59,8 @@ def load_model(
         if has_pool_norm(checkpoint) and is_model_in_modules(alias.timm_name, ("vision_transformer",)):
             kwargs = kwargs | {"global_pool": "avg"}
             notes.append(
-                "the checkpoint keeps its norm after an average pool (fc_norm): 'final' tokens are normed pooled"
+                "the checkpoint has its norm after the average pool (fc_norm): with token norm 'final' the pooled vector"
+                " is normalised"
             )
         model = _create(alias, kwargs)
         notes += load_into(model, checkpoint, str(weights))
@@ -79,7 +80,9 @@ def load_model(
     config |= alias.config
     digest = tensors_sha256(model.state_dict())
     if source == "embedded" and not size and digest != alias.sha256:
-        raise WeightsError(f"{origin} of this package holds other weights than those of '{name}' ({digest[:12]}…)")
+        raise WeightsError(
+            f"{origin} in this package has the wrong digest for '{name}' ({digest[:12]}…); reinstall mimexport"
+        )
     unknown = source == "file" and digest != alias.sha256
     return LoadedModel(
         model=model,
@@ -95,7 +98,7 @@ def load_model(
 
 
 def embedded_file(name: str) -> Path | None:
-    """Return the file of the backbone's weights, where this installation has it."""
+    """Return the file of the backbone's embedded weights; None if this installation has none."""
     alias = ALIASES.get(name)
     path = None if alias is None or alias.embedded is None else _assets() / alias.embedded
     return path if path is not None and path.is_file() else None
@@ -109,14 +112,14 @@ def _read_embedded(name: str, file: str) -> dict[str, Any]:
     path = embedded_file(name)
     if path is None:
         raise WeightsError(
-            f"the weights of '{name}' are in the source repository and not in the wheel: take the file"
-            f" export/mimexport/assets/{file} from there and give it as --weights FILE"
+            f"the weights of '{name}' are not in the wheel; download export/mimexport/assets/{file} from the source"
+            " repository and give it with --weights FILE"
         )
     return read_checkpoint(path)
 
 
 def _timm_entry(name: str) -> Alias:
-    """Describe a timm name that is no alias."""
+    """Return the entry of a timm name that is not an alias."""
     try:
         cfg = get_pretrained_cfg(name) if is_model(name) else None
     except RuntimeError:  # the architecture exists, the tag does not
@@ -129,12 +132,12 @@ def _timm_entry(name: str) -> Alias:
 
 def _create(alias: Alias, kwargs: dict[str, Any], *, pretrained: bool = False) -> nn.Module:
     if is_model_in_modules(alias.timm_name, ("vision_transformer", "eva")):
-        # Some models would otherwise resize their position table in the graph, for whatever size comes.
+        # Otherwise some models resize their position table in the graph at run time.
         kwargs = kwargs | {"dynamic_img_size": False}
     model: nn.Module = timm.create_model(alias.timm_name, pretrained=pretrained, num_classes=0, **kwargs)
     size = kwargs.get("img_size")
     if size and size % (unit := family_of(model).unit(model)):
-        raise OptionError(f"--image-size {size}: {alias.timm_name} takes multiples of {unit} px")
+        raise OptionError(f"--image-size {size}: {alias.timm_name} needs a multiple of {unit} px")
     return model
 
 
@@ -142,45 +145,45 @@ def _fetch(alias: Alias, kwargs: dict[str, Any], name: str) -> nn.Module:
     ways = "give --weights FILE, or --random-weights for a test"
     cfg = get_pretrained_cfg(alias.timm_name)
     if alias.kwargs or not (cfg.hf_hub_id or cfg.url):
-        raise WeightsError(f"no hub holds weights for '{name}'; {ways}")
+        raise WeightsError(f"no hub has weights for '{name}'; {ways}")
     if cfg.hf_hub_id:
         _check_hub(str(cfg.hf_hub_id), name, ways)
     log = logging.getLogger("huggingface_hub")
     level = log.level
-    log.setLevel(logging.CRITICAL)  # its retries are not the user's concern, the error below is
+    log.setLevel(logging.CRITICAL)  # hide its retries; the error below is enough
     try:
         return _create(alias, kwargs, pretrained=True)
-    except OptionError:  # a size that the patches do not divide
+    except OptionError:  # the size is not a multiple of the patch size
         raise
     except Exception as error:  # the hub's clients raise from several libraries
         where = cfg.hf_hub_id or cfg.url
         raise WeightsError(
-            f"the weights of '{name}' ({where}) could not be fetched ({type(error).__name__}); {ways}"
+            f"the weights of '{name}' ({where}) could not be downloaded ({type(error).__name__}); {ways}"
         ) from error
     finally:
         log.setLevel(level)
 
 
 def _check_hub(hub_id: str, name: str, ways: str) -> None:
-    """Ask the hub for one header, unless the weights are in its cache: its own retries would take a minute to fail."""
+    """Raise WeightsError if the hub cannot be reached and the weights are not cached; retries take a minute to fail."""
     file = "model.safetensors"
     if isinstance(huggingface_hub.try_to_load_from_cache(hub_id, file), str):
         return
     try:
         huggingface_hub.get_hf_file_metadata(huggingface_hub.hf_hub_url(hub_id, file), timeout=_HUB_PATIENCE_S)
-    except huggingface_hub.errors.HfHubHTTPError:  # it answered; what it has to say is said by the download
+    except huggingface_hub.errors.HfHubHTTPError:  # the hub can be reached; the download reports its error
         return
-    except Exception as error:  # the transport's errors are of no common kind
+    except Exception as error:  # transport errors have no common base class
         raise WeightsError(
-            f"the weights of '{name}' ({hub_id}) could not be fetched: the hub is out of reach"
+            f"the weights of '{name}' ({hub_id}) could not be downloaded: the hub cannot be reached"
             f" ({type(error).__name__}); {ways}"
         ) from error
 
 
 def _shake_constants(model: nn.Module) -> None:
-    """Move parameters that an initialisation leaves constant (norms, biases, layer scale) to random values.
+    """Set parameters that are constant after initialisation (norms, biases, layer scale) to random values.
 
-    A network whose biases are zero and whose layer scale is 1e-5 hides a graph that lost them.
+    With zero biases and a layer scale of 1e-5, a test would not notice a graph that lost them.
     """
     with torch.no_grad():
         for parameter in model.parameters():

@@ -1,4 +1,4 @@
-"""Whitening: one linear map, fitted on unlabelled images, after which cosine similarity is worth more."""
+"""Whitening: a linear map fitted on unlabelled images that makes cosine similarity more accurate."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class Whitening(nn.Module):
     Args:
         mean: (D',).
         matrix: (D', d), columns by falling importance.
-        dim: keep the first `dim` columns.
+        dim: keep only the first `dim` columns; None keeps all.
     """
 
     def __init__(self, mean: Tensor, matrix: Tensor, dim: int | None = None) -> None:
@@ -25,17 +25,17 @@ class Whitening(nn.Module):
         self.linear.bias = nn.Parameter(-mean @ matrix, requires_grad=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the whitened vectors (B, d) of (B, D')."""
+        """Return whitened vectors (B, d) of vectors (B, D')."""
         return self.linear(x)
 
 
 def fit_pca(x: Tensor, shrinkage: float) -> tuple[Tensor, Tensor]:
-    """Return mean (D,) and matrix (D, D) after which vectors like `x` (n, D) have about unit variance everywhere.
+    """Return mean (D,) and matrix (D, D) that give vectors like `x` (n, D) about unit variance in every direction.
 
-    Variances are drawn towards their mean by `shrinkage`, so that directions of noise are not blown up.
+    Variances are shrunk towards their mean by `shrinkage`, so that noisy directions are not amplified.
 
     Raises:
-        FitError: fewer than two vectors, or NaN among them.
+        FitError: there are fewer than two vectors, or values are not finite.
     """
     _check(x)
     mean = x.mean(0)
@@ -47,20 +47,20 @@ def fit_pca(x: Tensor, shrinkage: float) -> tuple[Tensor, Tensor]:
 
 
 def fit_two_view(x: Tensor, first: Tensor, second: Tensor, shrinkage: float) -> tuple[Tensor, Tensor]:
-    """Return mean (D,) and matrix (D, D) of the whitening that knows what two views of one image share.
+    """Return mean (D,) and matrix (D, D) of a whitening that favours what two views of one image share.
 
-    Linear discriminant analysis with every image its own class: total variance becomes one, the axes are sorted by how
-    little of it is within an image, and each is scaled by the share 1 - w_k that is between images. Whatever random crops
-    change (position, scale, background) is thereby turned down. No labels are used.
+    It is linear discriminant analysis with each image as a class, without labels. The total variance becomes one. Axes are
+    sorted by rising within-image share w_k of the variance, and each is scaled by its between-image share 1 - w_k. This
+    reduces directions that random crops change (position, scale, background).
 
     Args:
         x: vectors (n, D) of whole images.
         first: vectors (m, D) of one random view of each of m images.
-        second: of another view of the same images.
-        shrinkage: of the total variance, as in `fit_pca`.
+        second: vectors (m, D) of another view of the same images.
+        shrinkage: of the variances of `x`, as in `fit_pca`.
 
     Raises:
-        FitError: fewer than two vectors, or NaN among them.
+        FitError: there are fewer than two vectors, or values are not finite.
     """
     for part in (x, first, second):
         _check(part)
@@ -78,4 +78,4 @@ def _check(x: Tensor) -> None:
     if len(x) < 2:
         raise FitError(f"whitening needs at least 2 vectors, got {len(x)}; give more images")
     if not bool(x.isfinite().all()):
-        raise FitError("there are NaN or infinite values among the features; the backbone or its weights are broken")
+        raise FitError("the features hold NaN or infinite values; check the backbone and its weights")

@@ -1,6 +1,6 @@
-"""Turn images into vectors with an artifact built by mimexport: numpy, Pillow and one engine, never torch.
+"""Turn images into vectors with an artifact built by mimexport. Needs numpy, Pillow and one engine, but not torch.
 
-Names are imported on first use: numpy and Pillow alone take longer than `import mimruntime` may.
+Names are imported on first use, so that `import mimruntime` is fast.
 """
 
 from __future__ import annotations

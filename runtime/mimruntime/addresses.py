@@ -1,4 +1,4 @@
-"""Which network addresses are public, whatever notation wraps them."""
+"""Decide whether a network address is public, in any notation."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ _LOCAL_USE_NAT64 = ipaddress.ip_network("64:ff9b:1::/48")
 
 
 def is_public(address: str) -> bool:
-    """Tell whether an IP address is one of the public internet; one that carries an IPv4 address is what that is.
+    """Return whether an IP address is public; an IPv6 address that embeds an IPv4 address is judged by that.
 
     Raises:
-        ValueError: no address.
+        ValueError: the text is not an IP address.
 
     """
     parsed = ipaddress.ip_address(address.partition("%")[0])

@@ -1,4 +1,4 @@
-"""The artifact folder: opened with every digest checked, written so that a crash leaves old, new or nothing."""
+"""Open an artifact folder with all digests checked, and write one atomically."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ REFERENCE = "reference.npz"
 
 @dataclass(frozen=True, slots=True)
 class Artifact:
-    """A model ready to embed: a folder and what its manifest says. Whatever takes the folder's path takes this too.
+    """An artifact folder and its manifest. Functions that take the folder's path also accept this.
 
     >>> from mimruntime import Artifact
     >>> Artifact.open("artifacts/tiny").manifest.preprocess.size
@@ -30,8 +30,8 @@ class Artifact:
 
     Attributes:
         path: the folder.
-        manifest: the checked content of `manifest.json`.
-        public_key: what it, and every compiled engine in it, must be signed by; None: nothing need be signed.
+        manifest: the verified content of `manifest.json`.
+        public_key: key that must have signed the manifest and all compiled engines; None requires no signatures.
 
     """
 
@@ -45,13 +45,13 @@ class Artifact:
 
         Args:
             path: the folder.
-            public_key: of minisign, as text or in a file: refuse what this key did not sign.
+            public_key: a minisign public key, as text or file; require a signature by this key.
 
         Raises:
-            ArtifactError: missing, broken, foreign, newer than this program, or changed by as much as one byte.
+            ArtifactError: the folder is missing, damaged, not an artifact, changed, or newer than this program.
             SignatureError: the key did not sign it.
-            OptionError: `public_key` is none.
-            MissingExtraError: a key is asked for, and `cryptography` is not installed.
+            OptionError: `public_key` is not a minisign public key.
+            MissingExtraError: a key was given, but `cryptography` is not installed.
 
         """
         key = None if public_key is None else PublicKey.read(public_key)
@@ -64,7 +64,7 @@ class Artifact:
                 key.check(folder / MANIFEST, raw)
             manifest = decode(raw)
         except FileNotFoundError as error:
-            raise ArtifactError(f"{folder} is not an artifact: it holds no {MANIFEST}") from error
+            raise ArtifactError(f"{folder} is not an artifact: it contains no {MANIFEST}") from error
         except (ValueError, OSError) as error:
             raise ArtifactError(f"{folder / MANIFEST}: {error}; or build the artifact again") from error
         if manifest.graph.file not in manifest.files:
@@ -74,10 +74,10 @@ class Artifact:
         return cls(folder, manifest, key)
 
     def check_in_place(self) -> None:
-        """Refuse to go on where another artifact was put in the place of this one since it was opened.
+        """Check that the folder still holds this artifact.
 
         Raises:
-            ArtifactError: that is so.
+            ArtifactError: another artifact replaced it since it was opened.
 
         """
         try:
@@ -97,19 +97,19 @@ class Artifact:
 
     @property
     def graph_sha256(self) -> str:
-        """What identifies the graph: the sha256 of its file, or of the digests of its files where weights lie apart."""
+        """Digest of the graph: the sha256 of its file, or of its files' digests if the weights are in separate files."""
         name = self.manifest.graph.file
         digests = [digest for file, digest in sorted(self.manifest.files.items()) if file.startswith(name)]
         return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
 
     @property
     def engines(self) -> Path:
-        """Where compiled engines lie; not part of what the manifest seals, so that compiling later breaks nothing."""
+        """Folder of the compiled engines. The manifest does not list it, so engines can be added later."""
         return self.path / "engines"
 
     @property
     def reference(self) -> Path:
-        """The images and torch embeddings that parity is measured against, as `.npz`."""
+        """The `.npz` file of images and torch embeddings for parity checks."""
         return self.path / REFERENCE
 
 
@@ -120,7 +120,7 @@ def file_sha256(path: Path) -> str:
 
 
 def seal(folder: Path, manifest: Manifest) -> None:
-    """Write `manifest.json` into `folder`, with the digests of all files that lie there."""
+    """Write `manifest.json` into `folder`, with the digests of all files in it."""
     files = {
         path.relative_to(folder).as_posix(): file_sha256(path)
         for path in sorted(folder.rglob("*"))
@@ -131,20 +131,20 @@ def seal(folder: Path, manifest: Manifest) -> None:
 
 @contextlib.contextmanager
 def staged_folder(target: Path, *, replace: bool = False) -> Iterator[Path]:
-    """Yield a temporary sibling of `target` that takes its place when the block ends well, and is removed otherwise.
+    """Yield a temporary folder next to `target`; rename it to `target` if the block succeeds, else remove it.
 
     Args:
         target: a folder that does not exist, is empty, or, with `replace`, is an artifact.
-        replace: take the place of an artifact that is there.
+        replace: replace an existing artifact.
 
     Raises:
-        OutputError: `target` is a file, a folder that is no artifact (it is never overwritten), an artifact without
-            `replace`, or cannot be written.
+        OutputError: `target` is a file, a folder that is not an artifact (never overwritten), an artifact without
+            `replace`, or not writable.
 
     """
     target = target.resolve() if target.is_symlink() else target.absolute()
     if target.exists() and not (target / MANIFEST).is_file() and not _is_empty_folder(target):
-        raise OutputError(f"{target} exists and is not an artifact; it is left alone, choose another --out")
+        raise OutputError(f"{target} exists and is not an artifact, so it is not overwritten; choose another --out")
     writing.sweep(target.parent, target.name, MANIFEST)
     seen = writing.look(target, MANIFEST)
     if seen is not None and not replace:
@@ -161,7 +161,7 @@ def staged_folder(target: Path, *, replace: bool = False) -> Iterator[Path]:
     except OSError as error:
         raise OutputError(f"cannot write {target}: {error.strerror or error}") from error
     finally:
-        for folder in made:  # nothing built, nothing left
+        for folder in made:  # remove new parent folders if they are still empty
             with contextlib.suppress(OSError):
                 folder.rmdir()
 
@@ -175,12 +175,12 @@ def _check_file(folder: Path, name: str, expected: str) -> None:
     if "\0" in name or not path.resolve().is_relative_to(folder.resolve()):
         raise ArtifactError(f"{folder}: the manifest names '{name}', a file outside the artifact; do not trust it")
     if path.exists() and not path.is_file():
-        raise ArtifactError(f"{path} is no regular file; build the artifact again")
+        raise ArtifactError(f"{path} is not a regular file; build the artifact again")
     try:
         actual = file_sha256(path)
     except OSError as error:
         raise ArtifactError(f"{path} cannot be read ({error.strerror}); build the artifact again") from error
     if actual != expected:
         raise ArtifactError(
-            f"{path} was changed or cut short (sha256 {actual[:12]}…, expected {expected[:12]}…); build it again"
+            f"{path} was changed or truncated (sha256 {actual[:12]}…, expected {expected[:12]}…); build it again"
         )

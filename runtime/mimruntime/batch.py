@@ -1,4 +1,4 @@
-"""One picklable embedder for engines that distribute work: columns in, columns out, opened where it runs."""
+"""A picklable embedder for Ray and Spark: columns in, columns out; it opens the artifact in each worker process."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from mimruntime.image_paths import as_text
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Row:
-    """What became of one named image.
+    """Result for one named image.
 
     Attributes:
-        path: the name it came with.
-        vector: float32 (D,), unit length; None where there is an error.
-        error: one line that begins with the path; None where there is a vector.
+        path: name of the image.
+        vector: float32 (D,), unit length; None if there is an error.
+        error: one line that begins with the path; None if there is a vector.
 
     """
 
@@ -36,7 +36,7 @@ class Row:
 
 
 class BatchEmbedder:
-    """An `Embedder` that travels: pickled as its settings, opened at its first use in each process.
+    """A picklable `Embedder`: only its settings are pickled, and each process opens it on first use.
 
     >>> from mimruntime import BatchEmbedder
     >>> embed = BatchEmbedder("artifacts/tiny", column="path")
@@ -45,13 +45,13 @@ class BatchEmbedder:
     ((2, 192), True, False)
     >>> embed.close()
 
-    Ray Data takes the class: `dataset.map_batches(BatchEmbedder, fn_constructor_args=[artifact], concurrency=2,
-    batch_size=64)`. For Ray Serve and Spark see `examples/`.
+    With Ray Data: `dataset.map_batches(BatchEmbedder, fn_constructor_args=[artifact], concurrency=2, batch_size=64)`.
+    For Ray Serve and Spark see `examples/`.
 
     Args:
-        artifact: the folder, as every worker sees it.
+        artifact: the artifact folder; every worker must be able to read this path.
         column: the column of images: paths, encoded bytes, or uint8 arrays (H, W, 3).
-        settings: what `Embedder.open` takes: engine, provider, threads, workers, batch_size, expect_space,
+        settings: arguments of `Embedder.open`: engine, provider, threads, workers, batch_size, expect_space,
             expect_precision, public_key, check_reference.
 
     """
@@ -69,13 +69,13 @@ class BatchEmbedder:
 
     @property
     def embedder(self) -> Embedder:
-        """The opened embedder of this process, also where it was forked off one that had opened another.
+        """The opened embedder of this process. A forked process opens its own.
 
         Raises:
             MimError: as `Embedder.open`.
 
         """
-        if self._process != os.getpid():  # what was opened before the fork stays with the parent
+        if self._process != os.getpid():  # the parent's embedder cannot be used after a fork
             self._forget()
         with self._opening:
             if self._embedder is None:
@@ -83,18 +83,17 @@ class BatchEmbedder:
             return self._embedder
 
     def __call__(self, batch: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the columns of `batch` without the images, and three more.
+        """Return the columns of `batch` and the new columns `vector`, `error` and `embedding_space`.
 
         Args:
-            batch: columns of equal length, `column` among them; where it has 'path', errors name it.
+            batch: columns of equal length, including `column`; errors name the row's 'path' if there is such a column.
 
         Returns:
-            `vector` float32 (n, D), NaN where there is an error; `error` texts, "" where there is none;
-            `embedding_space` texts. A column of paths is kept, whichever of them are None; one of bytes or pixels is
-            left out.
+            `vector`: float32 (n, D), NaN in rows with an error. `error`: text, "" if there is none. `embedding_space`: text.
+            A column of image paths is kept, even if some are None; a column of bytes or pixels is removed.
 
         Raises:
-            OptionError: no such column.
+            OptionError: `column` is not in the batch.
             EngineError: a run failed.
 
         """
@@ -116,7 +115,7 @@ class BatchEmbedder:
         }
 
     def close(self) -> None:
-        """Let the engine go; a later use opens it again."""
+        """Close the embedder; the next use opens it again."""
         if self._process != os.getpid():
             self._forget()
         with self._opening:
@@ -132,9 +131,9 @@ class BatchEmbedder:
 
 
 def embed_rows(embedder: Embedder, images: Iterable[tuple[str, Source | ImageError] | NewBatch]) -> Iterator[Row]:
-    """Yield a row per named image, in order; where the image is an error already, the row carries it.
+    """Yield a row per named image, in order; an image given as an error yields a row with that error.
 
-    `NEW_BATCH` may stand between images, as `Embedder.stream` takes it.
+    `NEW_BATCH` between images starts a new batch, as in `Embedder.stream`.
 
     Raises:
         EngineError: a run failed, or the embedder is closed.

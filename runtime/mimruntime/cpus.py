@@ -1,4 +1,4 @@
-"""How many CPUs this process may keep busy, and what they multiply."""
+"""The number of CPUs this process may use, and their instruction sets."""
 
 from __future__ import annotations
 
@@ -12,41 +12,42 @@ from mimruntime.errors import OptionError
 _QUOTA = Path("/sys/fs/cgroup/cpu.max")
 _INFO = Path("/proc/cpuinfo")
 _INSTRUCTIONS = ("amx_bf16", "amx_int8", "avx512_bf16", "avx512_vnni", "avx_vnni", "avx512f", "avx2", "bf16", "i8mm")
-"""What changes the speed of matrix products, by the kernel's names."""
+"""Instruction sets that change the speed of matrix products, by the names in /proc/cpuinfo."""
 _MULTIPLY_BF16 = {"amx_bf16", "avx512_bf16"}
-"""Any of these makes products in bf16 faster than in float32."""
+"""With any of these, bf16 products are faster than float32 products."""
 _VARIABLE = "MIMEXPORT_CPU"
 _BASIC = {"avx512f", "avx2"}
-"""What is left of `_INSTRUCTIONS` on a plain CPU."""
+"""The members of `_INSTRUCTIONS` that remain with `MIMEXPORT_CPU=plain`."""
 
 
 def is_plain() -> bool:
-    """Return whether decisions are those for a CPU without bf16, VNNI and AMX, as `MIMEXPORT_CPU=plain` asks.
+    """Return whether `MIMEXPORT_CPU=plain` is set: treat the CPU as one without bf16, VNNI and AMX.
 
-    Libraries decide for themselves: oneDNN, which torch and OpenVINO hold, follows ONEDNN_MAX_CPU_ISA=AVX512_CORE.
+    Libraries detect the CPU themselves. For oneDNN, which torch and OpenVINO use, also set
+    ONEDNN_MAX_CPU_ISA=AVX512_CORE.
 
     Raises:
-        OptionError: the variable says something else.
+        OptionError: the variable has another value.
 
     """
     value = os.environ.get(_VARIABLE, "")
     if value not in {"", "plain"}:
-        raise OptionError(f"{_VARIABLE}={value}: expected plain, or nothing")
+        raise OptionError(f"{_VARIABLE}={value}: expected plain, or unset it")
     return value == "plain"
 
 
 def multiplies_bf16() -> bool:
-    """Return whether products in bf16 are faster here than in float32."""
+    """Return whether bf16 products are faster than float32 products on this CPU."""
     return not _MULTIPLY_BF16.isdisjoint(cpu_instructions())
 
 
 def available_cpus(quota_file: Path = _QUOTA) -> int:
-    """Return the CPUs of the affinity mask, or fewer where the container's quota (cgroup v2) is lower; at least 1."""
+    """Return the number of CPUs in the affinity mask, limited by the container's quota (cgroup v2); at least 1."""
     count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     try:
         quota, period = quota_file.read_text().split()
         return max(1, min(count, math.ceil(int(quota) / int(period))))
-    except (OSError, ValueError):  # no cgroup v2 here, or "max": no quota
+    except (OSError, ValueError):  # no cgroup v2, or "max": no quota
         return count
 
 
@@ -56,9 +57,9 @@ def decoding_threads() -> int:
 
 
 def cpu_instructions(info_file: Path = _INFO) -> tuple[str, ...]:
-    """Return which of the instruction sets that matter for matrix products this CPU has; nothing where it cannot say.
+    """Return this CPU's instruction sets that matter for matrix products; empty if they cannot be read.
 
-    Of a CPU that shall pass for a plain one (`is_plain`) only what such a CPU has.
+    With `is_plain`, only those of a plain CPU are returned.
     """
     try:
         lines = info_file.read_text().splitlines()
@@ -69,5 +70,5 @@ def cpu_instructions(info_file: Path = _INFO) -> tuple[str, ...]:
 
 
 def describe_cpu() -> str:
-    """Return what tuning depends on: architecture, instruction sets, CPUs this process may keep busy."""
+    """Return the properties that tuning depends on: architecture, instruction sets, number of usable CPUs."""
     return f"{platform.machine()} {'+'.join(cpu_instructions()) or 'baseline'}, {available_cpus()} CPUs"

@@ -1,4 +1,4 @@
-"""Images in, vectors out: an opened artifact, as a Python user has it."""
+"""The main class of the Python API: an opened artifact that turns images into vectors."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _BATCH_SIZE = 8
 
 
 class Embedder:
-    """An opened artifact; open it with `with`, use it from any number of threads.
+    """An opened artifact that embeds images. Use it with `with`; it is thread-safe.
 
     >>> from pathlib import Path
     >>> from mimruntime import Embedder
@@ -38,9 +38,9 @@ class Embedder:
     >>> vectors.shape, vectors.dtype  # of length 1, so that a @ b is the cosine
     ((2, 192), dtype('float32'))
 
-    Decoding runs in threads of its own, beside inference. One batch runs at a time, since the engine already uses every
-    CPU, so memory is that of one batch. Batches have few sizes: `batch_size` and the powers of two below it; the rest
-    of n images is run as its binary digits (13 = 8 + 4 + 1), so nothing is padded.
+    Images are decoded in separate threads during inference. Only one batch runs at a time, because the engine already uses
+    all CPUs; so memory is needed for only one batch. Batch sizes are `batch_size` and the powers of two below it. The
+    remaining images run in batches of these sizes (13 = 8 + 4 + 1) without padding.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class Embedder:
         self._budget = budget = MemoryBudget(max_decode_mb)
         self._scaled = scaled_decoding
         spec = artifact.manifest.preprocess
-        # Not the bound method: a circle of references would keep a dropped engine until the garbage collector comes by.
+        # Not a bound method: a reference cycle would keep the engine alive until the garbage collector runs.
         prepared = partial(prepare, spec=spec, budget=budget, scaled=scaled_decoding)
         self._pipeline = BatchPipeline(engine, prepared, batch_sizes(size), workers)
 
@@ -87,29 +87,30 @@ class Embedder:
         public_key: str | Path | None = None,
         check_reference: bool = True,
     ) -> Embedder:
-        """Open the artifact at `path`, every digest checked.
+        """Open the artifact at `path` and check all its digests.
 
         Args:
-            path: the artifact's folder.
-            engine: a name of `mimruntime.engines.ENGINES`, or "auto"; see `mimruntime.engines.auto`.
-            provider: the hardware, by the engine's own name; None is what was compiled for, or else the CPU.
-            threads: CPU threads of one run; None is what was tuned, or else every CPU this process may use.
-            batch_size: images of one run at most; None is what was tuned, or else 8.
-            expect_space: refuse an artifact of another embedding space.
-            expect_precision: refuse what computes in another precision than this ("fp32", "fp16", "bf16", "int8").
-            workers: threads that decode; None is one per CPU, at most 32.
-            max_decode_mb: memory for all images that are being decoded, 10^6 bytes; one that alone takes more is refused.
-            scaled_decoding: decode large JPEGs at a fraction of their size, twice the resize at least; vectors change a little.
-            public_key: refuse an artifact, or a compiled engine, that this key of minisign did not sign; text or a file.
+            path: the artifact folder.
+            engine: a name in `mimruntime.engines.ENGINES`, or "auto"; see `mimruntime.engines.auto`.
+            provider: the hardware, by the engine's own name; None takes the compiled engine's, else the CPU.
+            threads: CPU threads of one run; None takes the tuned number, else all CPUs of this process.
+            batch_size: largest batch; None takes the tuned size, else 8.
+            expect_space: raise SpaceError unless the artifact has this embedding space.
+            expect_precision: raise PrecisionError unless the engine computes in this precision ("fp32", "fp16", "bf16", "int8").
+            workers: number of decoding threads; None takes one per CPU, at most 32.
+            max_decode_mb: memory for all images decoded at once, 10^6 bytes; an image that needs more is rejected.
+            scaled_decoding: decode large JPEGs at a reduced size, at least twice that of the resize. This is faster, and
+                vectors change slightly.
+            public_key: a minisign public key, as text or file; require its signature on the artifact and compiled engines.
             check_reference: compare the vectors of two images with torch's; see `mimruntime.engines.opening.open_for`.
 
         Raises:
-            ArtifactError: missing, broken, foreign or changed.
+            ArtifactError: the folder is missing, damaged, changed, or not an artifact.
             SignatureError: `public_key` did not sign it.
-            ParityError: the engine gives other vectors.
-            SpaceError: its vectors are not those of `expect_space`, or (PrecisionError) of `expect_precision`.
-            EngineError, MissingExtraError, UnknownNameError: the engine does not run what was asked.
-            OptionError: a number below 1, or a batch that the compiled engine does not run.
+            ParityError: the engine's vectors differ from torch's.
+            SpaceError: the embedding space is not `expect_space`; PrecisionError: the precision is not `expect_precision`.
+            EngineError, MissingExtraError, UnknownNameError: the engine or provider is unknown, missing or cannot run this.
+            OptionError: a number is below 1, or the compiled engine does not support the batch size.
 
         """
         artifact = open_artifact(path, expect_space, public_key)
@@ -136,26 +137,26 @@ class Embedder:
 
     @property
     def space(self) -> str:
-        """The embedding space; store it beside the vectors."""
+        """The embedding space; store it with the vectors."""
         return self._artifact.manifest.embedding_space
 
     @property
     def has_selection(self) -> bool:
-        """Whether `outputs` has the weight of every patch."""
+        """Whether `outputs` includes the weight of each patch."""
         return SELECTION in self._engine.outputs
 
     @property
     def artifact(self) -> Artifact:
-        """The artifact that was opened."""
+        """The opened artifact."""
         return self._artifact
 
     @property
     def times(self) -> Times:
-        """Where the time of `embed`, `select` and `stream` went so far."""
+        """Time spent so far by `embed`, `select` and `stream`, by stage."""
         return self._pipeline.times
 
     def describe(self) -> Description:
-        """Return what really runs: engine, provider, precision."""
+        """Return the engine, provider and precision in use."""
         return Description(
             name=self._artifact.manifest.name,
             space=self.space,
@@ -171,20 +172,20 @@ class Embedder:
         """Return one vector per image, float32 (n, D), in order; an empty list gives (0, D).
 
         Args:
-            images: paths, encoded bytes, Pillow images, uint8 arrays (H, W, 3) or (H, W), mixed at will.
+            images: paths, encoded bytes, Pillow images, uint8 arrays (H, W, 3) or (H, W), in any mix.
 
         Raises:
-            ImageError: the first that cannot be decoded, with its index; or one image where a list is expected.
+            ImageError: an image cannot be decoded (the message has the index of the first), or `images` is a single image.
             EngineError: a run failed, or the embedder is closed.
 
         """
         return self._stacked(images, EMBEDDING, (self.dim,))
 
     def select(self, images: Iterable[Source]) -> np.ndarray:
-        """Return the weight of every patch, float32 (n, gh, gw): rows from top, columns from left, after the crop.
+        """Return the weight of each patch, float32 (n, gh, gw): rows from top, columns from left, after the crop.
 
         Raises:
-            OptionError: the graph was built without this output.
+            OptionError: the artifact was built without `with_selection`.
             ImageError, EngineError: as `embed`.
 
         """
@@ -195,13 +196,13 @@ class Embedder:
         return self._stacked(images, SELECTION, self._artifact.manifest.backbone.grid)
 
     def stream(self, sources: Iterable[Source | NewBatch]) -> Iterator[Result]:
-        """Yield a result per source, in order, taking sources only a few batches ahead.
+        """Yield a result per source, in order. Sources are read only a few batches ahead.
 
-        A source that cannot be decoded gives a result with its error, and the stream goes on. Where
-        `mimruntime.batching.NEW_BATCH` stands between two sources, they are not run in one batch.
+        A source that cannot be decoded yields a result with its error, and the stream continues. The value
+        `mimruntime.batching.NEW_BATCH` between two sources starts a new batch.
 
         Raises:
-            ImageError: one image where a list is expected.
+            ImageError: `sources` is a single image.
             EngineError: a run failed, or the embedder is closed.
 
         """
@@ -216,17 +217,17 @@ class Embedder:
         formats: Iterable[str] = FORMATS,
         budget: MemoryBudget | None = None,
     ) -> np.ndarray:
-        """Return what the graph takes for one image, uint8 (size, size, 3); safe from any number of threads.
+        """Return the graph's input for one image, uint8 (size, size, 3); thread-safe.
 
         Args:
-            source: as `embed` takes it.
-            max_pixels: images of more are refused by their header.
-            formats: those of `mimruntime.decoding.formats.FORMATS` that are let in.
-            budget: the memory that decoders share; None is this Embedder's own.
+            source: an image, as in `embed`.
+            max_pixels: largest number of pixels; larger images are rejected by their header.
+            formats: allowed formats, names in `mimruntime.decoding.formats.FORMATS`.
+            budget: memory that decoders share; None uses this embedder's own.
 
         Raises:
-            ImageError: it cannot be decoded; see `mimruntime.decode.decode`.
-            OptionError: a format that `mimruntime.decoding.formats.FORMATS` does not name.
+            ImageError: the image cannot be decoded; see `mimruntime.decode.decode`.
+            OptionError: a format is not in `mimruntime.decoding.formats.FORMATS`.
 
         """
         spec = self._artifact.manifest.preprocess
@@ -237,16 +238,16 @@ class Embedder:
         """Return the vectors of one prepared batch, float32 (B, D), in one run of the engine.
 
         Args:
-            pixels: uint8 (B, size, size, 3); B should be one of `describe().batch_sizes`, or memory may grow.
+            pixels: uint8 (B, size, size, 3). Use B from `describe().batch_sizes`; other sizes may need more memory.
 
         Raises:
-            EngineError: pixels of another shape or type, or a run that failed.
+            EngineError: pixels have another shape or dtype, or the run failed.
 
         """
         return self.outputs(pixels)[EMBEDDING]
 
     def outputs(self, pixels: np.ndarray) -> dict[str, np.ndarray]:
-        """Return everything the graph gives for one prepared batch: "embedding", and "selection" where it has it.
+        """Return all outputs for one prepared batch: "embedding", and "selection" if the graph has it.
 
         Raises:
             EngineError: as `run`.
@@ -262,7 +263,7 @@ class Embedder:
             )
 
     def close(self) -> None:
-        """Stop the threads and let the engine go; a second call does nothing."""
+        """Stop the threads and close the engine; further calls do nothing."""
         self._pipeline.close()
 
     def __enter__(self) -> Self:
@@ -286,7 +287,7 @@ class Embedder:
 def open_artifact(
     path: str | os.PathLike[str], expect_space: str | None, public_key: str | Path | None = None
 ) -> Artifact:
-    """Open the artifact at `path`, if its vectors are those of `expect_space`; see `Embedder.open`."""
+    """Open the artifact at `path`; raise SpaceError unless its embedding space is `expect_space`, if given."""
     artifact = Artifact.open(path, public_key=public_key)
     space = artifact.manifest.embedding_space
     if expect_space is not None and expect_space != space:
@@ -301,7 +302,7 @@ def _result(outcome: Outcome) -> Result:
 
 
 def _refuse_single(images: object) -> None:
-    """Refuse one image where a list is expected: a str would be taken apart into letters, an array into rows."""
+    """Raise ImageError for a single image: iterating over a str would give letters, over an array rows."""
     single = isinstance(images, str | Path | bytes | bytearray | memoryview | Image.Image)
     if single or (isinstance(images, np.ndarray) and images.ndim in {2, 3}):
         raise ImageError(f"expected a list of images, got one ({describe(images)}); put it in a list: [image]")

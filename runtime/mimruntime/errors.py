@@ -1,19 +1,19 @@
-"""Every error a user can meet, as one tree.
+"""The tree of errors for users.
 
 MimError                    one line: what, what came, what was expected, what to do
-├── UnknownNameError        a name that is in no table; carries the nearest known ones
+├── UnknownNameError        an unknown name; the message lists the nearest known names
 ├── OptionError             an option that does not fit the model or the artifact
-├── MissingExtraError       an optional dependency is not installed; carries the pip line
-├── ArtifactError           an artifact folder that is missing, broken, foreign or newer than this program
-│   └── SignatureError      one that the key which is asked for did not sign
-├── SpaceError              vectors of two embedding spaces would meet
-│   └── PrecisionError      vectors of one space that were computed in two precisions
-├── ImageError              something that is not an image this program decodes
-│   ├── ImageFormatError    of a format that is unknown or not let in
-│   └── ImageSizeError      of more pixels, work or memory than is given to decoding
-├── EngineError             an engine or provider that cannot run what was asked
-├── ParityError             embeddings that are not those of the reference, or change from run to run
-├── VectorsError            a file of vectors that is missing, broken or of another program
+├── MissingExtraError       an optional package is not installed; the message has the pip command
+├── ArtifactError           an artifact folder that is missing, damaged, foreign or newer than this program
+│   └── SignatureError      an artifact or engine without a signature by the required key
+├── SpaceError              vectors of two embedding spaces would be mixed
+│   └── PrecisionError      vectors of one space but of two precisions would be mixed
+├── ImageError              an input that cannot be decoded as an image
+│   ├── ImageFormatError    a format that is unknown or not allowed
+│   └── ImageSizeError      more pixels, work or memory than allowed
+├── EngineError             an engine or provider that is missing or cannot run this
+├── ParityError             embeddings that differ from the reference, or from run to run
+├── VectorsError            a file of vectors that is missing, damaged or foreign
 └── OutputError             a result that cannot be written
 """
 
@@ -27,25 +27,25 @@ from typing import Any
 
 
 class MimError(Exception):
-    """Base of all errors this project raises on purpose; its text is one line for a person to act on."""
+    """Base class of all errors of this project; the message is one line that tells the user what to do."""
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # An error that cannot be unpickled breaks the pool of workers it comes from: `__init__` makes a text of what it
-        # is given, and pickle would give it that text.
+        # The default pickling calls `__init__` with the finished message, which fails for subclasses with other arguments,
+        # and an error that cannot be unpickled breaks a worker pool.
         return copyreg.__newobj__, (type(self), *self.args), self.__dict__  # type: ignore[attr-defined]
 
 
 _MOST_COMPARED = 100
-"""Characters of a name: what comparing costs grows with their square."""
+"""Characters of a name to compare with known names; the cost is quadratic."""
 
 
 class UnknownNameError(MimError):
-    """A name that is in no table.
+    """An unknown name.
 
     Args:
-        kind: what the name stands for ("aggregator", "engine" …).
-        name: what came.
-        known: the names that exist.
+        kind: kind of the name ("aggregator", "engine" …).
+        name: the unknown name.
+        known: the known names.
 
     """
 
@@ -63,11 +63,11 @@ class OptionError(MimError):
 
 
 class MissingExtraError(MimError, ImportError):
-    """An optional dependency is not installed.
+    """An optional package is not installed.
 
     Args:
-        purpose: what needs it ("the engine 'onnxruntime'").
-        extra: the extra of this distribution that brings it.
+        purpose: what needs the package ("the engine 'onnxruntime'").
+        extra: pip extra that contains the package.
 
     """
 
@@ -76,11 +76,11 @@ class MissingExtraError(MimError, ImportError):
 
 
 class ArtifactError(MimError):
-    """An artifact folder that is missing, broken, foreign or newer than this program."""
+    """An artifact folder that is missing, damaged, foreign or newer than this program."""
 
 
 class SignatureError(ArtifactError):
-    """An artifact, or an engine in it, that the key which is asked for did not sign."""
+    """An artifact, or an engine in it, without a signature by the required key."""
 
 
 class SpaceError(MimError):
@@ -92,36 +92,36 @@ class PrecisionError(SpaceError):
 
 
 class ImageError(MimError):
-    """Something that is not an image, is damaged, too large, or of a format that is not decoded."""
+    """An input that is not an image, is damaged or too large, or has an unsupported format."""
 
 
 class ImageFormatError(ImageError):
-    """Something whose format is unknown or not let in."""
+    """An image whose format is unknown or not allowed."""
 
 
 class ImageSizeError(ImageError):
-    """An image of more pixels, work or memory than is given to decoding, refused by its header."""
+    """An image with more pixels, work or memory than allowed; it is rejected by its header."""
 
 
 class EngineError(MimError):
-    """An engine or provider that is not there or cannot run what was asked."""
+    """An engine or provider that is missing or cannot run this."""
 
 
 class ParityError(MimError):
-    """Embeddings that differ from the reference, from batch to batch or from run to run by more than is tolerated."""
+    """Embeddings that differ from the reference, between batches or between runs by more than the tolerance."""
 
 
 class VectorsError(MimError):
-    """A file of vectors that is missing, broken or not written by this program."""
+    """A file of vectors that is missing, damaged or not written by this program."""
 
 
 class OutputError(MimError):
-    """A result that cannot be written where it was asked for."""
+    """A result that cannot be written to its destination."""
 
 
 @contextlib.contextmanager
 def needs(extra: str, purpose: str) -> Iterator[None]:
-    """Say of a library that is missing which extra brings it; see `MissingExtraError`."""
+    """Convert a ModuleNotFoundError in the block to MissingExtraError."""
     try:
         yield
     except ModuleNotFoundError as error:

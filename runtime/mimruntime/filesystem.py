@@ -1,4 +1,4 @@
-"""What the operating system has beyond pathlib: locks, waiting for the disk, swapping two folders."""
+"""File system functions missing in pathlib: file locks, fsync, atomic exchange of two folders."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ _AT_FDCWD, _EXCHANGE = -100, 2
 
 @contextlib.contextmanager
 def locked(path: Path, *, shared: bool = False, wait: bool = True) -> Iterator[bool]:
-    """Lock a file or folder until the block ends; yield whether it was: not every system or disk has such locks.
+    """Lock a file or folder during the block; yield whether it is locked, because not all systems support locks.
 
     Args:
-        path: exists.
-        shared: let others in that ask for a shared lock too.
-        wait: for others to let it go; else, yield False at once.
+        path: an existing file or folder.
+        shared: take a shared lock instead of an exclusive one.
+        wait: wait until the lock is free; otherwise yield False at once.
 
     Raises:
-        OSError: it cannot be opened.
+        OSError: the path cannot be opened.
 
     """
     try:
@@ -34,7 +34,7 @@ def locked(path: Path, *, shared: bool = False, wait: bool = True) -> Iterator[b
         return
     try:
         handle = os.open(path, os.O_RDONLY)
-    except PermissionError:  # a folder may be written to and not read
+    except PermissionError:  # a folder may be writable but not readable
         yield False
         return
     try:
@@ -49,10 +49,10 @@ def locked(path: Path, *, shared: bool = False, wait: bool = True) -> Iterator[b
 
 
 def sync_tree(folder: Path) -> None:
-    """Sync every file and folder below `folder`, and itself.
+    """Write `folder` and everything in it to the disk (fsync).
 
     Raises:
-        OSError: one of them could not be written to the disk.
+        OSError: a file or folder could not be written.
 
     """
     for root, _, names in os.walk(folder, topdown=False):
@@ -62,29 +62,32 @@ def sync_tree(folder: Path) -> None:
 
 
 def sync(path: Path) -> None:
-    """Wait until a file's content, or a folder's list of names, is on the disk.
+    """Write a file's content, or a folder's entries, to the disk (fsync).
 
     Raises:
         OSError: it could not be written.
 
     """
-    if path.is_dir() and (os.name != "posix" or not os.access(path, os.R_OK)):  # Windows opens no folder
+    if path.is_dir() and (os.name != "posix" or not os.access(path, os.R_OK)):  # Windows cannot open folders
         return
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
     except OSError as error:
-        if error.errno not in {errno.EINVAL, errno.ENOTSUP}:  # some network disks sync no folders
+        if error.errno not in {
+            errno.EINVAL,
+            errno.ENOTSUP,
+        }:  # some network file systems do not support fsync on folders
             raise
     finally:
         os.close(handle)
 
 
 def exchange(one: Path, other: Path) -> bool:
-    """Swap two files or folders in one step; return False where the system or the disk cannot.
+    """Exchange two files or folders atomically; return False if the system or file system does not support it.
 
     Raises:
-        OSError: one of them is not there, or not to be written.
+        OSError: a path does not exist or is not writable.
 
     """
     if os.name != "posix":

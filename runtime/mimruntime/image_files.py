@@ -1,4 +1,4 @@
-"""A folder or a zip as one list of image files, each read when it is asked for."""
+"""List the image files of a folder or zip; each is read on demand."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from mimruntime.image_paths import find_images, nothing_found
 
 TRAIN_PARTS = ("train", "training")
 TEST_PARTS = ("val", "valid", "validation", "test", "testing")
-"""Names, in any case, of folders that divide images and are no classes."""
+"""Names of folders that split images into training and test sets (any case); they are not classes."""
 
 
 @dataclass(frozen=True, slots=True)
 class ImageFile:
-    """A file below a folder or in a zip.
+    """A file in a folder or zip.
 
     Attributes:
-        name: below the folder, or in the zip.
-        size: in bytes.
-        stamp: changes, as far as can be told without reading it, whenever the content does.
-        place: where the bytes are.
+        name: path relative to the folder, or name in the zip.
+        size: bytes.
+        stamp: changes when the content changes: size with modification time, or with CRC in a zip.
+        place: path or zip member to read.
 
     """
 
@@ -40,7 +40,7 @@ class ImageFile:
         """Return the encoded image.
 
         Raises:
-            ImageError: it is gone, damaged or cannot be read; the text names it.
+            ImageError: the file is missing, damaged or cannot be read; the message names it.
 
         """
         if isinstance(self.place, ZipMember):
@@ -53,7 +53,7 @@ class ImageFile:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ZipMember:
-    """A member of a zip that stays open; threads take turns."""
+    """A member of an open zip; a lock makes reading thread-safe."""
 
     archive: zipfile.ZipFile
     name: str
@@ -63,7 +63,7 @@ class ZipMember:
         """Return the content.
 
         Raises:
-            ImageError: it is damaged, encrypted or packed in an unknown way.
+            ImageError: the member is damaged, encrypted or uses an unsupported compression.
 
         """
         try:
@@ -77,14 +77,14 @@ def list_images(path: Path) -> list[ImageFile]:
     """Return the images in a folder or a zip, by name; hidden ones are skipped, other files are counted in one line of the log.
 
     Raises:
-        ImageError: nothing is there, no image is in it, or a zip is cut short or damaged.
+        ImageError: the path does not exist or contains no images, or the zip is truncated or damaged.
 
     """
     return _in_zip(path) if path.is_file() else _in_folder(path)
 
 
 def folder_around(files: Sequence[ImageFile]) -> PurePosixPath:
-    """Return the one folder that stands around train/, or around class folders, as archives have; else the empty path."""
+    """Return the single top folder around train/ or class folders, as in many archives; else the empty path."""
     top = files[0].name.parts[0]
     if any(file.name.parts[0] != top for file in files):
         return PurePosixPath()
@@ -94,12 +94,12 @@ def folder_around(files: Sequence[ImageFile]) -> PurePosixPath:
 
 
 def inside(folder: PurePosixPath, files: Sequence[ImageFile]) -> list[ImageFile]:
-    """Return `files`, all below `folder`, with names that begin there."""
+    """Return `files` with names relative to `folder`, which must contain all of them."""
     return [replace(file, name=file.name.relative_to(folder)) for file in files]
 
 
 def divided_by_owner(files: Sequence[ImageFile]) -> tuple[list[ImageFile], list[ImageFile]] | None:
-    """Return the images below train/ and those below val/ (or test/); None where the folders are not these."""
+    """Return the images in train/ and those in val/ (or test/); None if these folders do not exist."""
     parts = {file.name.parts[0].lower() for file in files if len(file.name.parts) > 1}
     train, test = (next((part for part in kind if part in parts), None) for kind in (TRAIN_PARTS, TEST_PARTS))
     if train is None or test is None:
@@ -109,10 +109,10 @@ def divided_by_owner(files: Sequence[ImageFile]) -> tuple[list[ImageFile], list[
 
 
 def open_zip(path: Path) -> zipfile.ZipFile:
-    """Open a zip to read.
+    """Open a zip for reading.
 
     Raises:
-        ImageError: it is none, or cut short.
+        ImageError: the file is not a zip, or is truncated.
 
     """
     try:

@@ -1,4 +1,4 @@
-"""What a file's name says: whether it is taken from a folder or archive, and as what it is passed over."""
+"""Recognise image files by their names, and count the files that are skipped."""
 
 from __future__ import annotations
 
@@ -30,21 +30,21 @@ EXTENSIONS = frozenset(
     }
     | _HEIC_EXTENSIONS
 )
-"""Names that are taken from a folder, in any case; a file named by itself needs none of them."""
+"""Extensions of image files in folders and archives (any case); a file given by its own path may have any name."""
 
 _HEIC = "HEIC"
 _SHOWN = 5
-"""Formats that are named; what is left is counted."""
+"""Number of formats to name; the others are only counted."""
 
 
 def is_image_name(name: str) -> bool:
-    """Tell whether a file called `name` is taken from a folder: as an image of a format that is read here."""
+    """Return whether a file called `name` is an image of a supported format."""
     extension = _extension(name)
     return extension in EXTENSIONS and (extension not in _HEIC_EXTENSIONS or _reads_heic())
 
 
 class PassedOver:
-    """Counts files that are no images by their names, by format."""
+    """Counts skipped files by format."""
 
     def __init__(self) -> None:
         self._counts: Counter[str] = Counter()
@@ -55,7 +55,7 @@ class PassedOver:
         self._counts[_HEIC if extension in _HEIC_EXTENSIONS else extension[1:].upper() or "without extension"] += 1
 
     def __str__(self) -> str:
-        """Return '12 files were passed over: 10 HEIC (…), 2 SVG'; '' where there were none."""
+        """Return for example '12 files were passed over: 10 HEIC (…), 2 SVG', or '' without skipped files."""
         if not self._counts:
             return ""
         shown = [
@@ -68,7 +68,7 @@ class PassedOver:
         return f"{files} passed over: {', '.join(shown)}" + (f", {left:,} others" if left else "")
 
     def log(self) -> None:
-        """Say it in one line of the log, where there is something to say."""
+        """Log the counts in one line, if there are any."""
         if text := str(self):
             _LOG.warning("%s", text)
 

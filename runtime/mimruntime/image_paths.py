@@ -1,4 +1,4 @@
-"""Files, folders and patterns become one ordered list of image paths."""
+"""Expand files, folders and patterns to one ordered list of image paths."""
 
 from __future__ import annotations
 
@@ -14,16 +14,15 @@ from mimruntime.image_names import EXTENSIONS, PassedOver, is_image_name
 
 
 def find_images(paths: Iterable[str | Path]) -> list[Path]:
-    """Return the images that `paths` stand for, in the order given, each folder's in order of name.
+    """Return the image paths that `paths` stand for, in the given order; those of one folder are sorted by name.
 
-    A file is taken whatever it is called. A folder is walked to the bottom for names with one of `EXTENSIONS`; hidden
-    files and folders are skipped, links are followed, and no folder is entered twice. Other files are counted in one
-    line of the log. A name that does not exist and
-    holds `*`, `?` or `[` is a pattern (`**` goes through folders), and what it matches is taken as if it were named, an
-    image of a folder that it matches too only once.
+    A file is accepted with any name. A folder is searched recursively for names with one of `EXTENSIONS`. Hidden files and
+    folders are skipped, links are followed, and no folder is visited twice. The other files are counted in one log line.
+    A name that does not exist and contains `*`, `?` or `[` is a pattern; `**` matches folders recursively. Its matches are
+    handled like given paths, but an image in a matched folder is returned only once.
 
     Raises:
-        ImageError: a path that does not exist, a pattern without match, an unreadable folder, or no image at all.
+        ImageError: a path does not exist, a pattern matches nothing, a folder is unreadable, or there are no images.
 
     """
     named = [str(path) for path in paths]
@@ -36,33 +35,33 @@ def find_images(paths: Iterable[str | Path]) -> list[Path]:
 
 
 def iter_images(names: Iterable[str], passed: PassedOver) -> Iterator[Path]:
-    """Yield what `find_images` returns, holding the names of one folder at a time; nothing found is no error."""
+    """Yield the paths of `find_images`, listing one folder at a time; finding none is not an error."""
     for name in names:
         yield from _expand(name, passed)
 
 
 def nothing_found(where: str, passed: PassedOver) -> str:
-    """Return a sentence: no images there, what was looked for, and what was there instead."""
+    """Return the error text for `where` without images: the known extensions and the skipped files."""
     return f"no images in {where}; looked for {', '.join(sorted(EXTENSIONS))}" + (f"; {passed}" if str(passed) else "")
 
 
 def as_text(path: str | Path) -> str:
-    r"""Return a path, or a sentence that names one, as valid text; a byte that is not UTF-8 is written as `\xff`."""
+    r"""Return a path, or a text that contains one, as valid UTF-8; invalid bytes are escaped as `\xff`."""
     return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
 def open_regular(path: str | Path) -> BinaryIO:
-    """Open a file to read, and nothing else: to open or read a pipe may wait for ever, and a device may have no end.
+    """Open a regular file for reading. Pipes and devices are rejected because reading them may never end.
 
     Raises:
-        ImageError: it is a pipe, a socket or a device.
-        OSError: it cannot be opened.
+        ImageError: the path is a pipe, a socket or a device.
+        OSError: the file cannot be opened.
 
     """
     check_regular(path)
     stream = open(path, "rb", opener=_open_at_once)  # noqa: SIM115 - the caller closes it
     try:
-        _check_kind(os.fstat(stream.fileno()).st_mode)  # it may be another one than a moment ago
+        _check_kind(os.fstat(stream.fileno()).st_mode)  # check again: it may have been replaced since
     except ImageError:
         stream.close()
         raise
@@ -70,7 +69,7 @@ def open_regular(path: str | Path) -> BinaryIO:
 
 
 def check_regular(path: str | Path) -> None:
-    """Refuse what `open_regular` refuses, without opening it; raises the same, without the name."""
+    """Raise ImageError (without the path) or OSError if `open_regular` would reject the path; do not open it."""
     _check_kind(os.stat(path).st_mode)  # noqa: PTH116 - a path of bytes or text
 
 
@@ -79,7 +78,7 @@ def _open_at_once(path: str, flags: int) -> int:
 
 
 def _check_kind(mode: int) -> None:
-    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):  # a folder does not block, and is refused where it is read
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):  # a folder does not block; reading it fails later
         kinds = {stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
         raise ImageError(f"is {kinds.get(stat.S_IFMT(mode), 'a device')}; expected a regular file")
 
@@ -93,7 +92,7 @@ def _expand(name: str, passed: PassedOver) -> Iterator[Path]:
         raise ImageError(f"{name}: no such file or folder")
     walked: set[str] = set()
     for match in map(Path, matches):
-        # A pattern like `photos/**` names a folder and then what is in it.
+        # A pattern like `photos/**` matches a folder and also the files in it.
         if match.is_dir() or not (is_image_name(match.name) and os.path.realpath(match.parent) in walked):
             yield from _expand_existing(match, walked, passed)
 
@@ -129,5 +128,5 @@ def _names(folder: Path) -> list[str]:
 
 
 def _is_special(path: Path) -> bool:
-    """Tell whether opening `path` could block: a pipe, a socket or a device. A broken link is kept, to be reported."""
+    """Return whether `path` is a pipe, socket or device, whose opening could block. Broken links are kept and reported."""
     return path.exists() and not path.is_file()

@@ -1,4 +1,4 @@
-"""What `manifest.json` says: the one description of an artifact, shared by the sides that build and serve."""
+"""The records of `manifest.json`, which describe an artifact."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from mimruntime import sealed
 
 FORMAT = "mimexport-artifact"
 SCHEMA = 3
-"""2 added `conversion` and the precisions bf16 and int8; 3 the source "memory".
+"""Schema 2 added `conversion` and the precisions bf16 and int8. Schema 3 added the source "memory".
 
-From 3 on readers pass over fields they do not know: those of 1 and 2 refused them. All open; see
+Readers of schema 3 and later ignore unknown fields. Artifacts of all schemas can be opened; see
 docs/reference/artifact-format.md.
 """
 
@@ -24,33 +24,33 @@ Interpolation = Literal["bilinear", "bicubic", "lanczos"]
 
 
 class _Record(msgspec.Struct, frozen=True):
-    """Base of the manifest's parts."""
+    """Base class of the manifest's records."""
 
 
 class Backbone(_Record, frozen=True, kw_only=True):
     """The frozen vision transformer."""
 
     model: str
-    """Name as it was asked for, alias or timm name."""
+    """Name given by the user: alias or timm name."""
     timm_name: str
     source: Source
-    """Where the weights came from; 'random' weights carry no meaning and are for testing."""
+    """Kind of source of the weights; 'random' weights are for tests only."""
     origin: str
-    """Hub id, file name or seed the weights came from."""
+    """Hub id, file name or seed of the weights."""
     weights_sha256: str
-    """Digest of the tensors (names, shapes, float32 values), whatever file they were stored in."""
+    """Digest of the tensors (names, shapes, float32 values), independent of the file format."""
     license: str
     patch: int
     """Edge of one patch token at the output, px."""
     grid: tuple[int, int]
     """Patch tokens at the output, rows and columns."""
     prefix_tokens: int
-    """[cls] and registers in front of the patch tokens."""
+    """Number of [cls] and register tokens before the patch tokens."""
     dim: int
     has_cls: bool | None = None
-    """Whether [cls] is among them; None, as in older files: where there are any."""
+    """Whether the prefix tokens include [cls]. Older files have None: then [cls] exists if there is any prefix token."""
     notes: tuple[str, ...] = ()
-    """What a user should know of how the weights were loaded, a sentence each: resampled positions, guessed pixels."""
+    """Notes about the loading of the weights, such as resampled positions, one sentence each."""
 
     @property
     def reads_cls(self) -> bool:
@@ -59,64 +59,64 @@ class Backbone(_Record, frozen=True, kw_only=True):
 
 
 class Aggregator(_Record, frozen=True, kw_only=True):
-    """How patch tokens became one vector."""
+    """How patch tokens are aggregated to one vector."""
 
     name: str
     params: dict[str, str | int | float | bool]
     token_norm: TokenNorm
-    """'raw': output of the last block; 'final': after the model's final norm."""
+    """Tokens that are read: 'raw' are the last block's output, 'final' are those after the model's final norm."""
     head_sha256: str | None = None
 
 
 class KeepStage(_Record, frozen=True, kw_only=True):
-    """Before one block of the encoder: how many patches stay."""
+    """Number of patches that stay before one block of the encoder."""
 
     block: int
-    """Counted from 0."""
+    """Index of the block, from 0."""
     patches: int
 
 
 class Keep(_Record, frozen=True, kw_only=True):
-    """Which patches stay in the encoder; the others are not computed from there on."""
+    """Which patches stay in the encoder; dropped patches are not computed any further."""
 
     stages: tuple[KeepStage, ...]
     """At least one; later blocks keep fewer."""
     by: str
-    """The rule: center, checkerboard and center-checkerboard are the same for every image; others look at it."""
+    """Rule: center, checkerboard and center-checkerboard choose the same patches in every image; others depend on it."""
 
     def __str__(self) -> str:
-        """Return one line for people."""
+        """Return one line for display."""
         stages = ", ".join(f"{stage.patches} before block {stage.block}" for stage in self.stages)
         return f"{stages}, by {self.by}"
 
 
 class Embedding(_Record, frozen=True, kw_only=True):
-    """The vector that comes out."""
+    """The output vector."""
 
     dim: int
     dtype: Literal["float32"] = "float32"
     normalized: bool = True
-    """L2 norm is 1."""
+    """Whether the L2 norm is 1."""
     whitening: str | None = None
 
 
 class Preprocess(_Record, frozen=True, kw_only=True):
-    """From a decoded RGB image to the graph's uint8 input; pixel statistics are in the graph."""
+    """Preprocessing from a decoded RGB image to the graph's uint8 input; the graph normalises the pixels."""
 
     size: int
     """Edge of the square input, px."""
     resize: int
-    """Length the resize aims at before the centre crop, px."""
+    """Edge length after the resize and before the centre crop, px."""
     mode: Literal["shortest", "squash"]
-    """'shortest': the shorter edge becomes `resize`; 'squash': both edges do, the aspect ratio is lost."""
+    """'shortest': the shorter edge becomes `resize`; 'squash': both edges do, without keeping the aspect ratio."""
     interpolation: Interpolation
     mean: tuple[float, float, float]
-    """Recorded for readers; already inside the graph, in units of [0, 1]."""
+    """Mean of the training pixels in [0, 1]; for information, because the graph applies it."""
     std: tuple[float, float, float]
 
 
 class Port(_Record, frozen=True, kw_only=True):
-    """A named tensor of the graph; a dimension that varies is a name."""
+    """An input or output of the graph; a dynamic dimension is given by name."""
 
     name: str
     dtype: str
@@ -130,13 +130,13 @@ class Graph(_Record, frozen=True, kw_only=True):
     opset: int
     precision: Precision
     last_block: Literal["reduced", "full"]
-    """'reduced': the last block computes only the tokens that are read."""
+    """'reduced': the last block computes only the tokens that the aggregator reads."""
     inputs: tuple[Port, ...]
     outputs: tuple[Port, ...]
 
 
 class Parity(_Record, frozen=True, kw_only=True):
-    """The graph in an engine against torch in fp32, on the images and embeddings kept in `reference.npz`."""
+    """Comparison of the graph in an engine with torch in fp32, on the images of `reference.npz`."""
 
     engine: str
     images: int
@@ -145,36 +145,36 @@ class Parity(_Record, frozen=True, kw_only=True):
     median_cosine: float
     worst_abs_diff: float
     batch_invariance: float
-    """Worst absolute difference between an image embedded alone and inside any batch."""
+    """Largest absolute difference between an image embedded alone and in a batch."""
     deterministic: bool
-    """Two runs on the same batch gave the same bytes."""
+    """Whether two runs on the same batch gave the same bytes."""
 
 
 class Conversion(_Record, frozen=True, kw_only=True):
-    """What a narrower precision changed, against torch in fp32, on real images that calibration did not see."""
+    """Loss of a precision below fp32, compared with torch in fp32 on real images not used for calibration."""
 
     images: int
     worst_cosine: float
     median_cosine: float
     neighbour_overlap: float
-    """Share of the `neighbours` nearest images in fp32 that are still among the nearest, mean over the images."""
+    """Share of the `neighbours` nearest images in fp32 that are still among the nearest, averaged over images."""
     neighbours: int
     calibration_images: int
-    """0 where the precision needs none."""
+    """0 if the precision needs no calibration."""
 
 
 class Statistics(_Record, frozen=True, kw_only=True):
-    """How unit vectors of real images are spread, which decides the steps of int8 and the threshold of bits."""
+    """Mean and standard deviation of unit vectors of real images; they set the int8 scale and the binary threshold."""
 
     images: int
     mean: bytes
-    """Little-endian float32, one number a dimension; in JSON as base64."""
+    """Mean per dimension, little-endian float32; base64 in JSON."""
     std: bytes
-    """Likewise, the standard deviation."""
+    """Standard deviation per dimension, in the same form."""
 
 
 class Manifest(_Record, frozen=True, kw_only=True):
-    """`manifest.json`, whole; `sha256`, the last field, covers every byte before it."""
+    """The complete `manifest.json`; the last field `sha256` covers every byte before it."""
 
     format: str = FORMAT
     schema: int = SCHEMA
@@ -182,7 +182,7 @@ class Manifest(_Record, frozen=True, kw_only=True):
     created: str
     """UTC, ISO 8601."""
     embedding_space: str
-    """Vectors may be compared only when this is equal: derived from architecture, weights, aggregation, preprocessing."""
+    """Id of the vector space; only vectors with equal ids may be compared. See `embedding_space`."""
     backbone: Backbone
     aggregator: Aggregator
     embedding: Embedding
@@ -190,19 +190,19 @@ class Manifest(_Record, frozen=True, kw_only=True):
     graph: Graph
     parity: Parity
     keep: Keep | None = None
-    """Patches that are dropped early; None where every patch goes through the encoder, as in older files."""
+    """Which patches stay in the encoder; None if all do, as in older files."""
     conversion: Conversion | None = None
-    """None in fp32, and where no real images were given."""
+    """None in fp32, and if no real images were given."""
     statistics: Statistics | None = None
-    """None where no real images were given; the vectors are then stored in fp32 or fp16 alone."""
+    """None if no real images were given; then vectors can be stored only in fp32 or fp16."""
     versions: dict[str, str]
     files: dict[str, str]
-    """sha256 of every other file, by path relative to the artifact."""
+    """sha256 of all other files, by path relative to the artifact."""
     sha256: str = ""
 
 
 def encode(manifest: Manifest) -> bytes:
-    """Return the canonical bytes of `manifest`, sealed: its `sha256` is computed here."""
+    """Return the canonical bytes of `manifest`, with its `sha256` computed."""
     return sealed.encode(manifest)
 
 
@@ -214,24 +214,24 @@ def decode(raw: bytes) -> Manifest:
 
     """
     manifest = sealed.decode(raw, Manifest, format_name=FORMAT, schema=SCHEMA)
-    # It becomes a file's and a folder's name.
+    # The name is used as a file and folder name.
     if manifest.name in {"", ".", ".."} or any(sign in manifest.name for sign in "/\\\0"):
         raise ValueError(f"has the name {manifest.name!r}, which no folder can have; do not trust it")
     found = manifest.statistics
     if found is not None and {len(found.mean), len(found.std)} != {4 * manifest.embedding.dim}:
-        raise ValueError("has statistics of vectors of another length; do not trust it")
+        raise ValueError("has statistics for vectors of another length; do not trust it")
     return manifest
 
 
 def embedding_space(
     backbone: Backbone, aggregator: Aggregator, embedding: Embedding, preprocess: Preprocess, keep: Keep | None = None
 ) -> str:
-    """Return the id of the vector space: 16 hex digits from everything that changes a vector but not its precision.
+    """Return the id of the vector space: 16 hex digits of everything that changes vectors, except the precision.
 
-    The architecture counts beside the weights: an activation or the number of heads is in no tensor.
+    The architecture is included because activations and the number of heads are not in the weights.
     """
     architecture = backbone.timm_name.partition(".")[0]
     parts: tuple[object, ...] = (backbone.weights_sha256, architecture, aggregator, embedding, preprocess)
-    if keep is not None:  # with every patch the space is what it was before there was a choice
+    if keep is not None:  # without `keep` the id must stay as in older artifacts
         parts = (*parts, keep)
     return hashlib.sha256(msgspec.json.encode(parts, order="deterministic")).hexdigest()[:16]

@@ -1,4 +1,4 @@
-"""Where results go, tried before the work that makes them."""
+"""Check before any computing that a result can be written."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from mimruntime.errors import OutputError
 
 
 def check_writable(path: Path) -> None:
-    """Make the folder of a file that will be written, and refuse a place that takes none.
+    """Create the parent folder of an output file, and raise OutputError if the file could not be written.
 
     Raises:
-        OutputError: `path` is a folder, or its folder cannot be made or written to.
+        OutputError: `path` is a folder, or its parent cannot be created or written to.
 
     """
     if path.is_dir():

@@ -1,4 +1,4 @@
-"""Whether an engine gives the reference embeddings, at every batch size and each time, measured with numpy alone."""
+"""Measure whether an engine reproduces the reference embeddings at every batch size and in every run."""
 
 from __future__ import annotations
 
@@ -11,27 +11,27 @@ from mimruntime.manifest import Parity, Precision
 
 BATCHES = (1, 3, 8)
 WORST_COSINE: dict[Precision, float] = {"fp32": 0.99999, "fp16": 0.999, "bf16": 0.98, "int8": 0.9}
-"""Below fp16 the order of patches may change, so that others are selected: the figures of a conversion say how much."""
+"""Smallest accepted cosine. bf16 and int8 may select other patches, so their limits are lower; see `Conversion` for the loss."""
 BATCH_INVARIANCE: dict[Precision, float] = {"fp32": 1e-4, "fp16": 5e-3, "bf16": 5e-2, "int8": 1e-4}
 
 Run = Callable[[np.ndarray], np.ndarray]
-"""Pixels, uint8 (B, H, W, 3), to embeddings, float32 (B, D)."""
+"""Function from pixels, uint8 (B, H, W, 3), to embeddings, float32 (B, D)."""
 
 
 def measure(run: Run, images: np.ndarray, reference: np.ndarray, *, engine: str, largest: int | None = None) -> Parity:
     """Embed `images` at every size of `BATCHES` and compare with `reference`.
 
-    Where there are fewer images than a batch holds, they repeat, so that each size is run in full.
+    Images are repeated if there are fewer than a batch holds, so that every batch is full.
 
     Args:
         run: one call of the engine.
         images: uint8 (n, H, W, 3), n ≥ 1.
         reference: float32 (n, D).
-        engine: name that is recorded.
-        largest: the most images of one run, where the engine has a limit; larger batches are that large.
+        engine: name of the engine, for the record.
+        largest: largest batch of the engine, or None; larger batches are reduced to it.
 
     Raises:
-        ParityError: an output of another shape or type, or one that holds NaN or infinity.
+        ParityError: the output has another shape or dtype, or contains NaN or infinity.
 
     """
     batches = tuple(dict.fromkeys(min(batch, largest or batch) for batch in BATCHES))
@@ -55,16 +55,16 @@ def measure(run: Run, images: np.ndarray, reference: np.ndarray, *, engine: str,
 
 
 def check_near(embeddings: np.ndarray, reference: np.ndarray, precision: Precision, *, engine: str) -> None:
-    """Judge the embeddings of one run.
+    """Check the embeddings of one run against the reference.
 
     Args:
-        embeddings: what an engine gave, float32 (n, D) where it is right.
+        embeddings: output of an engine, expected to be float32 (n, D).
         reference: float32 (n, D).
-        precision: whose tolerance holds.
-        engine: for the text of the error.
+        precision: precision that sets the tolerance.
+        engine: name for the error message.
 
     Raises:
-        ParityError: out of tolerance, of another shape or type, or not finite.
+        ParityError: the embeddings exceed the tolerance, have another shape or dtype, or are not finite.
 
     """
     worst = float(_cosines(_checked(embeddings, *reference.shape), reference).min())
@@ -76,20 +76,20 @@ def check_near(embeddings: np.ndarray, reference: np.ndarray, precision: Precisi
 
 
 def widest(*precisions: str | None) -> Precision:
-    """Return which of these, None aside, is held to the widest tolerance."""
+    """Return the precision with the widest tolerance, ignoring None."""
     known: list[Precision] = [name for name in WORST_COSINE if name in precisions]
     return min(known, key=WORST_COSINE.__getitem__)
 
 
 def check(parity: Parity, precision: Precision) -> None:
-    """Judge what was measured.
+    """Check measured parity against the tolerances of a precision.
 
     Raises:
-        ParityError: out of tolerance; one line with the figure and its limit.
+        ParityError: a figure exceeds its tolerance; the message has both.
 
     """
     least, most = WORST_COSINE[precision], BATCH_INVARIANCE[precision]
-    # Written so that NaN, which compares false with everything, fails.
+    # `not a >= b` is also true for NaN.
     if not parity.worst_cosine >= least:
         raise ParityError(
             f"{parity.engine}: embeddings differ from the reference: worst cosine {parity.worst_cosine:.7f},"
@@ -105,7 +105,7 @@ def check(parity: Parity, precision: Precision) -> None:
 
 
 def _embed(run: Run, images: np.ndarray, batch: int, dim: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return embeddings (m, D) and the image each belongs to (m,), from full batches only."""
+    """Return embeddings (m, D) and the image index of each (m,), computed in full batches."""
     rounds = -(-len(images) // batch)
     order = np.resize(np.arange(len(images)), rounds * batch)
     rows = [_checked(run(images[part]), batch, dim) for part in np.split(order, rounds)]

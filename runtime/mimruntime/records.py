@@ -1,6 +1,6 @@
-"""JSON records that say what they are: a foreign or newer one is named as such, fields of later versions are passed over.
+"""Decode versioned JSON records: foreign and newer ones are reported as such, unknown fields are ignored.
 
-docs/reference/artifact-format.md says what may change without a new schema number.
+docs/reference/artifact-format.md defines what may change without a new schema number.
 """
 
 from __future__ import annotations
@@ -13,22 +13,22 @@ Record = TypeVar("Record")
 
 
 class _Header(msgspec.Struct):
-    """The two fields read first, so that a foreign or newer file is recognised before its details are."""
+    """The two fields that are read first, to recognise foreign and newer files."""
 
     format: str = ""
     schema: int = 0
 
 
 def check_kind(raw: bytes | str, *, format_name: str, schema: int) -> None:
-    """Refuse a record of another program, or of a newer schema.
+    """Raise ValueError for a record of another program or of a newer schema.
 
     Args:
         raw: the record.
-        format_name: the value its field `format` must have; "" where something else already told the kind.
-        schema: the newest that this program reads; it reads every older one.
+        format_name: required value of the field `format`; "" skips this check.
+        schema: the newest schema that this program reads; it reads all older ones.
 
     Raises:
-        ValueError: with a text that completes "FILE …".
+        ValueError: the message continues "FILE …".
 
     """
     header = parse(raw, _Header, "is not a readable record")
@@ -39,10 +39,10 @@ def check_kind(raw: bytes | str, *, format_name: str, schema: int) -> None:
 
 
 def decode(raw: bytes | str, kind: type[Record], *, format_name: str, schema: int) -> Record:
-    """Return a record, checked as `check_kind` does; fields that `kind` does not know are passed over.
+    """Check a record with `check_kind` and return it; fields unknown to `kind` are ignored.
 
     Raises:
-        ValueError: with a text that completes "FILE …".
+        ValueError: the message continues "FILE …".
 
     """
     check_kind(raw, format_name=format_name, schema=schema)
@@ -50,10 +50,10 @@ def decode(raw: bytes | str, kind: type[Record], *, format_name: str, schema: in
 
 
 def parse(raw: bytes | str, kind: type[Record], otherwise: str = "is damaged") -> Record:
-    """Return what JSON holds, of whatever program and version.
+    """Parse JSON as `kind`, without checking program and version.
 
     Raises:
-        ValueError: `otherwise`, with the reason.
+        ValueError: the JSON is invalid; the message is `otherwise` with the reason.
 
     """
     try:

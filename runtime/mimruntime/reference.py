@@ -1,4 +1,4 @@
-"""The images and torch embeddings of an artifact that parity is measured against."""
+"""The reference of an artifact (images and torch embeddings), and parity checks against it."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from mimruntime.errors import ArtifactError
 from mimruntime.manifest import Parity
 
 FEW = 2
-"""Images that are compared when an engine is opened."""
+"""Number of images to compare when an engine is opened."""
 
 
 def load_reference(artifact: Artifact) -> tuple[np.ndarray, np.ndarray]:
     """Return the images, uint8 (n, H, W, 3), and torch's embeddings of them, float32 (n, D).
 
     Raises:
-        ArtifactError: `reference.npz` is missing, broken or does not fit the manifest.
+        ArtifactError: `reference.npz` is missing, damaged or does not fit the manifest.
 
     """
     size, dim = artifact.manifest.preprocess.size, artifact.manifest.embedding.dim
@@ -37,16 +37,16 @@ def load_reference(artifact: Artifact) -> tuple[np.ndarray, np.ndarray]:
 
 
 def compare_few(artifact: Artifact, engine: Engine) -> None:
-    """Compare the vectors of a few reference images, in one run: is this an engine of this artifact at all?
+    """Compare the vectors of `FEW` reference images in one run, to detect an engine of another artifact.
 
     Raises:
-        ArtifactError: no usable reference.
-        ParityError: out of the tolerance of the narrowest precision.
+        ArtifactError: the reference is unusable.
+        ParityError: the vectors exceed the tolerance of the narrower of graph and engine precision.
         EngineError: the run failed.
 
     """
     if artifact.reference.name not in artifact.manifest.files:
-        raise ArtifactError(f"{artifact.path} holds no reference to compare with; open it with --no-check-reference")
+        raise ArtifactError(f"{artifact.path} contains no reference to compare with; open it with --no-check-reference")
     images, embeddings = load_reference(artifact)
     count = min(FEW, len(images), engine.largest_batch or FEW)
     precision = parity.widest(artifact.manifest.graph.precision, engine.precision)
@@ -55,11 +55,11 @@ def compare_few(artifact: Artifact, engine: Engine) -> None:
 
 
 def check_engine(artifact: Artifact, engine: Engine) -> Parity:
-    """Return how near the vectors of `engine` are to torch's, within the tolerance of the narrowest precision.
+    """Measure and check the parity of `engine` with torch on all reference images.
 
     Raises:
-        ArtifactError: no usable reference.
-        ParityError: out of tolerance.
+        ArtifactError: the reference is unusable.
+        ParityError: a figure exceeds the tolerance of the narrower of graph and engine precision.
         EngineError: a run failed.
 
     """

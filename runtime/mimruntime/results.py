@@ -1,4 +1,4 @@
-"""What an `Embedder` says: of each source what became of it, and of itself what really runs."""
+"""The records that an `Embedder` returns."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from mimruntime.decode import Source
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Result:
-    """What became of one source.
+    """Result for one source.
 
     Attributes:
-        source: as it was given.
-        vector: float32 (D,), unit length; None where the source is no image.
-        error: one line; None where there is a vector.
+        source: the source, as given.
+        vector: float32 (D,), unit length; None if there is an error.
+        error: one line; None if there is a vector.
 
     """
 
@@ -27,17 +27,17 @@ class Result:
 
 @dataclass(frozen=True, slots=True)
 class Description:
-    """What really runs.
+    """Description of an opened embedder.
 
     Attributes:
-        name: of the artifact.
-        space: vectors are comparable only where this is equal.
+        name: name of the artifact.
+        space: embedding space; compare only vectors with equal spaces.
         dim: length of a vector.
-        engine: name and version.
-        provider: the hardware behind it.
-        precision: of the matrix products: "fp32", "fp16", "bf16" or "int8".
-        batch_sizes: the sizes that are run, largest first.
-        compiled: the folder in `engines/` it was opened from; None: nothing was compiled for this machine.
+        engine: name and version of the engine.
+        provider: the hardware it runs on.
+        precision: precision of the matrix products: "fp32", "fp16", "bf16" or "int8".
+        batch_sizes: the batch sizes in use, largest first.
+        compiled: name of the compiled engine's folder in `engines/`; None if none is used.
 
     """
 

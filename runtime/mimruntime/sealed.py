@@ -1,4 +1,4 @@
-"""JSON records that end in their own digest, so that one changed byte is seen."""
+"""JSON records that end in their own digest, so that any changed byte is detected."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _BLANK = b'"sha256": ""\n}\n'
 
 
 def encode(record: msgspec.Struct) -> bytes:
-    """Return the bytes of `record`, sealed: its last field, `sha256`, becomes the digest of the bytes without it."""
+    """Return the bytes of `record`; its last field `sha256` becomes the digest of the bytes with that field empty."""
     blank = msgspec.json.format(msgspec.json.encode(msgspec.structs.replace(record, sha256="")), indent=2) + b"\n"
     if not blank.endswith(_BLANK):
         raise TypeError(f"the last field of {type(record).__name__} must be sha256")
@@ -26,16 +26,16 @@ def encode(record: msgspec.Struct) -> bytes:
 
 
 def decode(raw: bytes, kind: type[Record], *, format_name: str, schema: int) -> Record:
-    """Parse and check a sealed record; the digest is of the file's bytes, so fields of later versions are covered too.
+    """Check the digest of a record and parse it. The digest covers the file's bytes, including unknown fields.
 
     Args:
         raw: the file's bytes.
-        kind: what it should hold.
-        format_name: the value its field `format` must have.
-        schema: the newest schema this program reads.
+        kind: type of the record.
+        format_name: required value of the field `format`.
+        schema: the newest schema that this program reads.
 
     Raises:
-        ValueError: with a text that completes "FILE …".
+        ValueError: the message continues "FILE …".
 
     """
     records.check_kind(raw, format_name=format_name, schema=schema)

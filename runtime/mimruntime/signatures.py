@@ -1,7 +1,7 @@
-"""Who made an artifact: Ed25519 signatures in minisign's format, so that `minisign` itself signs and checks the same files.
+"""Sign and verify artifacts: Ed25519 signatures in minisign's format, compatible with the program `minisign`.
 
-A signature of FILE lies beside it, as FILE.minisig. The manifest holds the digest of every file of the artifact, and an
-engine record those of its own, so one signature each covers all of them.
+The signature of FILE is FILE.minisig, next to it. The manifest contains the digests of the artifact's files, and an engine
+record those of the engine's files, so one signature of each covers all files.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ _PURPOSE = "signatures"
 
 @dataclass(frozen=True, slots=True)
 class PublicKey:
-    """What a signature is checked with.
+    """A key that verifies signatures.
 
     Attributes:
-        id: eight bytes that tell keys apart.
+        id: eight bytes that identify the key.
         raw: the Ed25519 key, 32 bytes.
 
     """
@@ -44,27 +44,27 @@ class PublicKey:
 
     @classmethod
     def read(cls, given: str | Path) -> PublicKey:
-        """Return the key that `given` is, or that the file of this name holds.
+        """Return the key from its text or from a file.
 
         Raises:
-            OptionError: neither a key of minisign nor a file with one.
+            OptionError: `given` is neither a minisign public key nor a file with one.
 
         """
         content = _from_base64(str(given))
         if len(content) != 42:
             content = _from_base64(_line_of(Path(given), "public key"))
         if len(content) != 42 or content[:2] != _KEY:
-            raise OptionError(f"{given} is no public key of minisign: expected RW… or a file with it")
+            raise OptionError(f"{given} is not a minisign public key: expected RW… or a file with it")
         return cls(content[2:10], content[10:])
 
     def __str__(self) -> str:
         return base64.b64encode(_KEY + self.id + self.raw).decode()
 
     def check(self, path: Path, content: bytes) -> None:
-        """Refuse `content`, what the file at `path` holds, unless the signature beside it is by this key.
+        """Verify that this key signed `content`, the bytes of the file at `path`, by the signature next to the file.
 
         Raises:
-            SignatureError: there is none, it is by another key, or of another content.
+            SignatureError: the signature is missing, by another key, or of other content.
             MissingExtraError: `cryptography` is not installed.
 
         """
@@ -87,10 +87,10 @@ class PublicKey:
 
 @dataclass(frozen=True, slots=True)
 class SecretKey:
-    """What signs; keep it where artifacts are built and nowhere else.
+    """A key that signs; keep it only on the machine that builds artifacts.
 
     Attributes:
-        id: eight bytes that tell keys apart.
+        id: eight bytes that identify the key.
         seed: the Ed25519 key, 32 bytes.
 
     """
@@ -105,39 +105,39 @@ class SecretKey:
 
     @classmethod
     def read(cls, path: Path) -> SecretKey:
-        """Return the key in a file that `write` or `minisign -G -W` made.
+        """Return the key from a file written by `write` or `minisign -G -W`.
 
         Raises:
-            OptionError: no such file, another file, or a key with a password.
+            OptionError: the file is missing, contains no secret key, or its key has a password.
 
         """
         content = _from_base64(_line_of(path, "secret key"))
         if len(content) != _SECRET_SIZE or content[:2] != _KEY:
-            raise OptionError(f"{path} holds no secret key of minisign; make one: mimexport keygen NAME")
+            raise OptionError(f"{path} contains no minisign secret key; create one: mimexport keygen NAME")
         if content[2:4] != _PLAIN:
             raise OptionError(f"{path} has a password; sign with minisign itself: minisign -S -s {path} -m FILE")
         return cls(content[54:62], content[62:94])
 
     @property
     def public(self) -> PublicKey:
-        """What checks its signatures."""
+        """The public key that verifies its signatures."""
         from cryptography.hazmat.primitives import serialization  # noqa: PLC0415
 
         raw = serialization.Encoding.Raw, serialization.PublicFormat.Raw
         return PublicKey(self.id, self._private().public_key().public_bytes(*raw))
 
     def write(self, stem: Path) -> tuple[Path, Path]:
-        """Write `STEM.key`, readable by its owner alone, and `STEM.pub`; return both.
+        """Write `STEM.key`, readable only by its owner, and `STEM.pub`; return both paths.
 
         Raises:
-            OutputError: one of them is there already, or cannot be written.
+            OutputError: one of the files exists or cannot be written.
             MissingExtraError: `cryptography` is not installed.
 
         """
         secret, public = (stem.with_name(stem.name + suffix) for suffix in (".key", ".pub"))
         for path in (secret, public):
             if os.path.lexists(path):
-                raise OutputError(f"{path} exists; a key is never replaced, choose another name")
+                raise OutputError(f"{path} exists, and keys are never overwritten; choose another name")
         pair = self.seed + self.public.raw
         checksum = hashlib.blake2b(_KEY + self.id + pair, digest_size=32).digest()
         content = _KEY + _PLAIN + _CHECKSUM + bytes(48) + self.id + pair + checksum
@@ -146,14 +146,14 @@ class SecretKey:
         return secret, public
 
     def sign(self, path: Path, comment: str) -> Path:
-        """Sign the file at `path` and return the signature beside it.
+        """Sign the file at `path`; return the path of the signature next to it.
 
         Args:
-            path: of the file.
-            comment: one line that the signature covers too.
+            path: the file to sign.
+            comment: one line that the signature also covers.
 
         Raises:
-            OutputError: it cannot be written.
+            OutputError: the signature cannot be written.
             MissingExtraError: `cryptography` is not installed.
 
         """
@@ -177,14 +177,14 @@ def _read_signature(path: Path, signed: Path) -> tuple[bytes, bytes, bytes]:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except FileNotFoundError as error:
-        raise SignatureError(f"{signed} is not signed, and a key is asked for; sign it: mimexport sign") from error
+        raise SignatureError(f"{signed} is not signed, but a key is required; sign it: mimexport sign") from error
     except (OSError, UnicodeDecodeError) as error:
         raise SignatureError(f"{path} cannot be read ({error}); sign it again: mimexport sign") from error
     signature, over_both = (_from_base64(lines[at]) if len(lines) > 3 else b"" for at in (1, 3))
     known = len(lines) > 3 and lines[2].startswith("trusted comment: ")
     if not known or (len(signature), len(over_both), signature[:2]) != (74, 64, _HASHED):
         raise SignatureError(
-            f"{path} is no signature of minisign (prehashed, its default); sign it again: mimexport sign"
+            f"{path} is not a minisign signature (prehashed, its default); sign it again: mimexport sign"
         )
     return signature, lines[2].removeprefix("trusted comment: ").encode(), over_both
 
@@ -194,7 +194,7 @@ def _line_of(path: Path, kind: str) -> str:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, ValueError) as error:
-        raise OptionError(f"{path} is no {kind} and no readable file with one ({error})") from error
+        raise OptionError(f"{path} is neither a {kind} nor a readable file with one ({error})") from error
     return lines[1] if len(lines) > 1 else ""
 
 

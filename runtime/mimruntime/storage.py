@@ -1,7 +1,7 @@
-"""How vectors are stored: as float32, float16, int8 or bits, whole or cut to their first dimensions, and read back.
+"""Encode vectors for storage as float32, float16, int8 or bits, optionally cut to their first dimensions, and decode them.
 
-Bits are the signs of the centred vector after a fixed rotation, which spreads what it holds evenly over its dimensions: whitened
-vectors hold most in their first ones, and signs count all alike.
+Bits are the signs of the centred vector after a fixed rotation. The rotation spreads the information evenly over the
+dimensions: whitened vectors have most of it in the first ones, but each sign counts the same.
 """
 
 from __future__ import annotations
@@ -23,25 +23,25 @@ Store = Literal["fp32", "fp16", "int8", "bits"]
 STORES: tuple[Store, ...] = get_args(Store)
 _TYPES: dict[Store, str] = {"fp32": "<f4", "fp16": "<f2", "int8": "i1", "bits": "u1"}
 _REACH = 6
-"""Standard deviations that int8 reaches to; what lies beyond takes its last step."""
+"""Range of int8 in standard deviations; values beyond are clipped."""
 _LEAST = 1e-6
-"""Standard deviation of a dimension that is always the same."""
+"""Smallest standard deviation, for dimensions that are constant."""
 _STORE, _DIM, _MEAN, _SCALE = "stored_as", "stored_dim", "stored_mean", "stored_scale"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Codec:
-    """Between unit vectors and what is stored.
+    """Converts between unit vectors and stored codes.
 
-    The vector is `mean + scale * code` for int8, `mean + rotation(dim).T @ (scale * code)` for bits (1 is +1, 0 is -1), made
-    unit length again.
+    Decoding computes `mean + scale * code` for int8 and `mean + rotation(dim).T @ (scale * code)` for bits (1 is +1, 0 is
+    -1), then scales to unit length.
 
     Attributes:
         store: one of `STORES`.
-        dim: dimensions that are kept of a vector, the first ones.
-        space: the embedding space of what is read back; "SPACE/DIM" where dimensions were cut.
-        mean: float32 (dim,), what is subtracted; None for fp32 and fp16, which need neither.
-        scale: float32 (dim,), one step of int8; of a bit, the distance from the mean.
+        dim: number of first dimensions that are kept.
+        space: embedding space of the decoded vectors; "SPACE/DIM" if dimensions were cut.
+        mean: float32 (dim,), subtracted before encoding; None for fp32 and fp16.
+        scale: float32 (dim,), one step of int8, or the distance of a bit from the mean; None for fp32 and fp16.
 
     """
 
@@ -53,16 +53,16 @@ class Codec:
 
     @property
     def dtype(self) -> np.dtype[np.generic]:
-        """Of a code."""
+        """Dtype of a code."""
         return np.dtype(_TYPES[self.store])
 
     @property
     def width(self) -> int:
-        """Codes of one vector: `dim`, or for bits a byte for every eight."""
+        """Number of codes per vector: `dim`, or for bits one byte per eight dimensions."""
         return -(-self.dim // 8) if self.store == "bits" else self.dim
 
     def encode(self, vectors: np.ndarray) -> np.ndarray:
-        """Return the codes (n, width) of unit vectors, float32 (n, D) with D at least `dim`."""
+        """Return the codes (n, width) of unit vectors, float32 (n, D) with D ≥ `dim`."""
         cut = vectors
         if vectors.shape[1] > self.dim:
             cut = _unit(vectors[:, : self.dim])
@@ -74,7 +74,7 @@ class Codec:
         return steps.astype(self.dtype)
 
     def decode(self, codes: np.ndarray) -> np.ndarray:
-        """Return the unit vectors, float32 (n, dim), that codes (n, width) stand for."""
+        """Return the unit vectors, float32 (n, dim), of codes (n, width)."""
         if self.store == "fp32":
             return np.asarray(codes, np.float32)
         if self.mean is None or self.scale is None:
@@ -85,7 +85,7 @@ class Codec:
         return _unit(self.mean + codes.astype(np.float32) * self.scale)
 
     def labels(self) -> dict[str, str]:
-        """Return what a file says of its codes, for `read_codec`; mean and scale are base64 of little-endian float32."""
+        """Return the metadata that `read_codec` reads from a file; mean and scale are base64 of little-endian float32."""
         said = {_STORE: self.store, _DIM: str(self.dim)}
         if self.mean is not None and self.scale is not None:
             said |= {_MEAN: as_base64(self.mean), _SCALE: as_base64(self.scale)}
@@ -93,17 +93,17 @@ class Codec:
 
 
 def codec_for(manifest: Manifest, store: Store = "fp32", dim: int | None = None) -> Codec:
-    """Return how vectors of an artifact are stored.
+    """Return the codec for vectors of an artifact.
 
-    Mean and scale are those of the artifact, not of a file, so that codes of two files compare.
+    Mean and scale come from the artifact, not from a file, so that codes of different files can be compared.
 
     Args:
-        manifest: of the artifact.
+        manifest: manifest of the artifact.
         store: one of `STORES`.
-        dim: keep so many dimensions, of whitened vectors; None keeps all.
+        dim: number of dimensions to keep, only for whitened vectors; None keeps all.
 
     Raises:
-        OptionError: dimensions that cannot be cut, or an artifact that does not say how its vectors are spread.
+        OptionError: the dimensions cannot be cut, or the artifact has no statistics of its vectors.
 
     """
     whole, space, name = manifest.embedding.dim, manifest.embedding_space, manifest.name
@@ -113,8 +113,8 @@ def codec_for(manifest: Manifest, store: Store = "fp32", dim: int | None = None)
     if kept < whole:
         if manifest.embedding.whitening is None:
             raise OptionError(
-                f"{kept} dimensions: vectors of '{name}' are not whitened, so that their {whole} axes are in no order and"
-                " are not cut; build it with --whiten"
+                f"{kept} dimensions: vectors of '{name}' are not whitened, so their {whole} dimensions are not ordered and"
+                " cannot be cut; build it with --whiten"
             )
         space = f"{space}/{kept}"
     if store in {"fp32", "fp16"}:
@@ -122,29 +122,29 @@ def codec_for(manifest: Manifest, store: Store = "fp32", dim: int | None = None)
     found = manifest.statistics
     if found is None:
         raise OptionError(
-            f"{store}: '{name}' does not say how its vectors are spread; build it again with --calibrate FOLDER of real"
+            f"{store}: '{name}' has no statistics of its vectors; build it again with --calibrate FOLDER of real"
             " images (the embedding space stays the same), or store fp16"
         )
     return codec_of(found, store, kept, space)
 
 
 def codec_of(found: Statistics, store: Store, dim: int, space: str) -> Codec:
-    """Return how the first `dim` dimensions of vectors that are spread so are stored."""
+    """Return the codec for the first `dim` dimensions of vectors with these statistics."""
     if store in {"fp32", "fp16"}:
         return Codec(store, dim, space)
     return Codec(store, dim, space, *_terms(found, store, dim))
 
 
 def read_codec(labels: Mapping[str, str], space: str, dim: int) -> Codec:
-    """Return the codec whose `labels` a file holds; a file without any holds float32.
+    """Return the codec described by a file's metadata; without any, the file contains float32.
 
     Args:
-        labels: of the file, others among them.
-        space: the file's embedding space.
-        dim: of its vectors, where the labels do not say.
+        labels: metadata of the file; other keys are ignored.
+        space: embedding space of the file.
+        dim: number of dimensions if the metadata has none.
 
     Raises:
-        ValueError: labels that are incomplete or of a later version.
+        ValueError: the metadata is incomplete or of a later version.
 
     """
     store = labels.get(_STORE, "fp32")
@@ -162,7 +162,7 @@ def read_codec(labels: Mapping[str, str], space: str, dim: int) -> Codec:
 
 
 def measure_statistics(vectors: np.ndarray) -> Statistics:
-    """Return how unit vectors (n, D) of real images are spread."""
+    """Return the statistics of unit vectors (n, D) of real images."""
     exact = np.asarray(vectors, np.float64)
     mean, std = (part.astype("<f4").tobytes() for part in (exact.mean(axis=0), exact.std(axis=0)))
     return Statistics(images=len(vectors), mean=mean, std=std)
@@ -170,9 +170,9 @@ def measure_statistics(vectors: np.ndarray) -> Statistics:
 
 @lru_cache(maxsize=8)
 def rotation(dim: int) -> np.ndarray:
-    """Return the rotation before bits, float32 (dim, dim): the orthonormal DCT-II of the vector with some signs changed.
+    """Return the rotation for bits, float32 (dim, dim): the orthonormal DCT-II after flipping the signs of some dimensions.
 
-    The sign of axis n is changed where the first byte of sha256 of the decimal text n is odd.
+    The sign of dimension n is flipped if the first byte of the sha256 of the decimal text n is odd.
     """
     signs = np.array([1 - 2 * (hashlib.sha256(b"%d" % axis).digest()[0] & 1) for axis in range(dim)])
     row, column = np.arange(dim)[:, None], np.arange(dim)
@@ -187,16 +187,16 @@ def as_base64(numbers: np.ndarray) -> str:
 
 
 def from_base64(text: str) -> np.ndarray:
-    """Return what `as_base64` wrote, float32."""
+    """Return the float32 numbers encoded by `as_base64`."""
     return np.frombuffer(base64.b64decode(text, validate=True), "<f4")
 
 
 def _terms(found: Statistics, store: Store, dim: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return mean and scale (dim,) of the first dimensions; cut vectors are longer by one over what was left of them."""
+    """Return mean and scale (dim,) of the first dimensions, rescaled because cut vectors are normalised to unit length."""
     mean, std = (np.frombuffer(raw, "<f4")[:dim] for raw in (found.mean, found.std))
     length = np.sqrt((mean.astype(np.float64) ** 2 + std.astype(np.float64) ** 2).sum())
     spread = np.maximum(std / length, _LEAST)
-    # Rotated, all dimensions spread alike; the mean distance from the centre of a normal distribution is √(2/π) of that.
+    # After the rotation all dimensions have the same standard deviation; a normal distribution's mean deviation is √(2/π) of it.
     bit = np.full(dim, math.sqrt(2 / math.pi * float((spread**2).mean())))
     scale = bit if store == "bits" else spread * (_REACH / 127)
     return (mean / length).astype(np.float32), scale.astype(np.float32)

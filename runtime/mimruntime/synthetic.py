@@ -1,7 +1,7 @@
-"""Images drawn from a seed that look like photographs to a network: occluding, shaded, textured discs.
+"""Synthetic images with the statistics of photographs: occluding, shaded, textured discs drawn from a seed.
 
-The 'dead leaves' model: discs of power-law size that occlude each other have the edges, contrasts and 1/f spectrum of
-natural images (Lee, Mumford & Huang, IJCV 2001). Uniform noise has none of them and hides faults of preprocessing.
+This is the 'dead leaves' model: occluding discs of power-law size have the edges, contrasts and 1/f spectrum of natural
+images (Lee, Mumford & Huang, IJCV 2001). Uniform noise has none of these and would hide preprocessing errors.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def draw_scenes(count: int, size: int, seed: int = 0) -> np.ndarray:
 def _scene(rng: np.random.Generator, size: int) -> np.ndarray:
     y, x = np.mgrid[0:size, 0:size].astype(np.float32) / size
     image = np.broadcast_to(rng.uniform(40, 215, 3), (size, size, 3)).astype(np.float32)
-    # Radii with density r^-3, largest first so that small leaves stay visible.
+    # Radii with density r^-3, largest first so that small discs stay visible.
     u = rng.random(_LEAVES)
     radii = np.sort((_SMALLEST**-2 + u * (_LARGEST**-2 - _SMALLEST**-2)) ** -0.5)[::-1]
     for radius in radii:

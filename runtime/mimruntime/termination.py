@@ -1,4 +1,4 @@
-"""SIGTERM ends a command within seconds, whatever its threads and libraries wait for."""
+"""End a command within seconds after SIGTERM, even if a library blocks."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ import time
 from collections.abc import Iterator
 
 GRACE_S = 5.0
-"""What a command has after SIGTERM to remove its temporary files."""
+"""Seconds that a command has after SIGTERM to remove its temporary files."""
 
 
 @contextlib.contextmanager
 def ends_on_sigterm(code: int) -> Iterator[None]:
-    """End the process with status `code` once SIGTERM was sent and `GRACE_S` have passed, if it has not ended before.
+    """End the process with status `code` `GRACE_S` seconds after SIGTERM, unless it ends earlier.
 
-    Python calls its handler of a signal between two steps of the main thread, which may wait in a library for ever. The
-    number of the signal is written to this pipe at once.
+    Python runs signal handlers only between two steps of the main thread, which may block in a library. But it writes the
+    signal's number to the wakeup pipe at once, and a thread reads this pipe.
     """
-    if threading.current_thread() is not threading.main_thread():  # only that one may ask for it
+    if threading.current_thread() is not threading.main_thread():  # only the main thread may set the wakeup pipe
         yield
         return
     reader, writer = os.pipe()

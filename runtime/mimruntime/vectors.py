@@ -1,4 +1,4 @@
-"""Files of vectors, `.parquet` or `.npz`: complete or not there at all."""
+"""Write and read files of vectors, `.parquet` or `.npz`; files are written atomically."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ SPACE, MODEL, PRECISION = "embedding_space", "model", "precision"
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Vectors:
-    """What a file of vectors holds, one entry per image.
+    """Content of a file of vectors, one entry per image.
 
     Attributes:
         paths: n names, in the order they were embedded.
-        vectors: float32 (n, D), of unit length, read back from `codes`; the row of an image that could not be read is NaN.
-        errors: n texts; None where there is a vector.
-        space: vectors of two files are comparable only where this is equal.
+        vectors: float32 (n, D), unit length, decoded from `codes`; NaN in rows of images that could not be read.
+        errors: n texts; None in rows with a vector.
+        space: embedding space; compare only vectors with equal spaces.
         model: name of the artifact.
-        precision: in which the vectors were computed; None: written before this was stored.
-        codes: (n, width), what the file holds: float32, float16, int8, or bits in bytes; see `mimruntime.storage.Codec`.
-        codec: between the two.
+        precision: precision in which the vectors were computed; None in older files.
+        codes: (n, width), the stored codes: float32, float16, int8, or packed bits; see `mimruntime.storage.Codec`.
+        codec: the codec of `codes`.
 
     """
 
@@ -48,28 +48,28 @@ class Vectors:
 
 
 class Writer(Protocol):
-    """Takes one row at a time."""
+    """Writes one row at a time."""
 
     def add(self, path: str, vector: np.ndarray | None, error: str | None) -> None:
-        """Append a row: a vector, float32 (D,), or the reason there is none."""
+        """Append a row with a vector, float32 (D,), or with an error."""
 
 
 @contextlib.contextmanager
 def open_writer(path: str | Path, *, codec: Codec, model: str, precision: str) -> Iterator[Writer]:
-    """Yield a writer of `path`; the file appears when the block ends well, and only then.
+    """Yield a writer for `path`; the file appears only if the block succeeds.
 
-    `.parquet` is written in groups of rows as they come. `.npz` is kept in memory until the end.
+    `.parquet` is written in groups of rows. `.npz` is kept in memory until the end.
 
     Args:
-        path: ends in one of `SUFFIXES`; a file that is there already is replaced at the end.
-        codec: how vectors are stored, and in which embedding space; the file says both.
+        path: name with a suffix in `SUFFIXES`; an existing file is replaced at the end.
+        codec: the codec for the vectors; storage type and embedding space are stored in the file.
         model: name of the artifact, stored in the file.
-        precision: in which the vectors are computed, stored in the file.
+        precision: precision of the vectors, stored in the file.
 
     Raises:
-        OptionError: another suffix.
-        MissingExtraError: `.parquet` without pyarrow.
-        OutputError: the file cannot be written; found out before the block is entered, unless the disk fills up later.
+        OptionError: the suffix is unknown.
+        MissingExtraError: `.parquet` needs pyarrow.
+        OutputError: the file cannot be written; raised before the block, unless the disk fills up later.
 
     """
     target = Path(path)
@@ -92,10 +92,10 @@ def open_writer(path: str | Path, *, codec: Codec, model: str, precision: str) -
 
 
 def is_file_name(out: str) -> bool:
-    """Tell whether `--out` names one file of vectors, and not a folder or URL of shards.
+    """Return whether `--out` names one file of vectors, and not a folder or URL of shards.
 
     Raises:
-        OptionError: neither: a name with a suffix that is unknown, or a URL of one file.
+        OptionError: the suffix is unknown, or a URL names a single file.
 
     """
     suffix = os.path.splitext(out)[1].lower()  # noqa: PTH122 - it may be a URL
@@ -110,10 +110,10 @@ def is_file_name(out: str) -> bool:
 
 
 def check_suffix(path: Path) -> None:
-    """Refuse a name that says no known format.
+    """Raise OptionError if the suffix of a file name is unknown.
 
     Raises:
-        OptionError: with the suffixes that are known.
+        OptionError: the message lists the known suffixes.
 
     """
     if path.suffix.lower() not in SUFFIXES:
@@ -124,9 +124,9 @@ def read_vectors(path: str | Path) -> Vectors:
     """Read a file that `open_writer` wrote.
 
     Raises:
-        OptionError: another suffix.
-        MissingExtraError: `.parquet` without pyarrow.
-        VectorsError: missing, broken, or not written by this program.
+        OptionError: the suffix is unknown.
+        MissingExtraError: `.parquet` needs pyarrow.
+        VectorsError: the file is missing, damaged, or not written by this program.
 
     """
     source = Path(path)
@@ -141,7 +141,7 @@ def read_vectors(path: str | Path) -> Vectors:
     except Exception as error:  # zip, npy, zlib and arrow each have their own types
         reason = str(error).split("\n")[0] or type(error).__name__
         raise VectorsError(
-            f"{source} is no readable file of vectors ({reason}); write it again: mimexport embed"
+            f"{source} is not a readable file of vectors ({reason}); write it again: mimexport embed"
         ) from error
 
 
@@ -189,13 +189,13 @@ class _ParquetWriter:
         self._file.close()
 
     def release(self) -> None:
-        # Left open, it would write its footer when it is collected, into a file that is closed and removed by then.
+        # Mark it as closed: otherwise it writes a footer into the closed file when it is garbage-collected.
         self._file.is_open = False
 
     def _write_group(self) -> None:
         paths, vectors, errors = zip(*self._rows, strict=True)
         flat = encode_rows(self._codec, vectors).ravel()
-        # From buffers, because `from_arrays` with a mask imports pyarrow.compute, a seventh of the first second.
+        # From buffers, because `from_arrays` with a mask imports pyarrow.compute, which takes about 0.15 s.
         valid = np.packbits([vector is not None for vector in vectors], bitorder="little")
         column = self._arrow.Array.from_buffers(
             self._schema.field("vector").type,
@@ -209,7 +209,7 @@ class _ParquetWriter:
 
 
 def encode_rows(codec: Codec, vectors: Sequence[np.ndarray | None]) -> np.ndarray:
-    """Return the codes (n, width) of unit vectors; zeros where there is none."""
+    """Return the codes (n, width) of unit vectors, with zeros for None."""
     codes = np.zeros((len(vectors), codec.width), codec.dtype)
     there = [vector is not None for vector in vectors]
     if any(there):
@@ -218,7 +218,7 @@ def encode_rows(codec: Codec, vectors: Sequence[np.ndarray | None]) -> np.ndarra
 
 
 def _blank(dtype: np.dtype[Any]) -> float:
-    """Return what stands where there is no vector: NaN, which whole numbers do not have."""
+    """Return the placeholder for missing vectors: NaN for floats, 0 for integers."""
     return np.nan if dtype.kind == "f" else 0
 
 

@@ -1,4 +1,4 @@
-"""An artifact is checked again where it is deployed: its digests, and its embeddings against those of torch."""
+"""Verify a deployed artifact: its digests, its signature, and its embeddings against torch's."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Verification:
-    """What was run, and what came out.
+    """Result of `verify`.
 
     Attributes:
-        artifact: opened, every digest checked.
-        provider: the provider that ran.
-        precision: of the matrix products, as they ran.
-        parity: within the tolerance of the narrower of that and the graph's precision.
+        artifact: the opened artifact with checked digests.
+        provider: the hardware that ran it.
+        precision: precision of the matrix products in this run.
+        parity: measured parity; it is within the tolerance of the narrower of graph and engine precision.
 
     """
 
@@ -41,7 +41,7 @@ def verify(
     threads: int | None = None,
     public_key: str | Path | None = None,
 ) -> Verification:
-    """Check the digests of the artifact at `path`, and who signed it, then its embeddings in the engine asked for.
+    """Verify the digests and the signature of the artifact at `path`, and its embeddings in an engine.
 
     >>> from mimruntime import verify
     >>> verify("artifacts/tiny", engine="onnxruntime").parity.worst_cosine > 0.99999
@@ -49,18 +49,18 @@ def verify(
 
     Args:
         path: the artifact, or its folder.
-        engine: what runs it, or "auto".
+        engine: a name in `mimruntime.engines.ENGINES`, or "auto".
         provider: the hardware, by the engine's own name.
         threads: CPU threads of one run.
-        public_key: of minisign, as text or in a file: refuse what this key did not sign.
+        public_key: a minisign public key, as text or file; require a signature by this key.
 
     Raises:
-        ArtifactError: a file was changed, or there is no usable reference.
+        ArtifactError: a file was changed, or the reference is unusable.
         SignatureError: `public_key` did not sign it; see `mimruntime.Artifact.open`.
-        UnknownNameError, MissingExtraError: no such engine or provider, or its library is not installed.
-        OptionError: threads that the engine does not take.
-        EngineError: it does not run here.
-        ParityError: the embeddings are out of tolerance.
+        UnknownNameError, MissingExtraError: there is no such engine or provider, or its library is not installed.
+        OptionError: the engine does not accept `threads`.
+        EngineError: the engine does not run on this machine.
+        ParityError: the embeddings exceed the tolerance.
 
     """
     artifact = Artifact.open(path, public_key=public_key)

@@ -1,7 +1,7 @@
-"""Files and folders that appear whole or not at all: written beside their place, synced to the disk, then renamed.
+"""Write files and folders atomically: under a hidden name next to the target, synced to the disk, then renamed.
 
-What is being written is hidden, called `.NAME.<8 letters>.partial`, and locked by its writer. So a later writer can tell
-what a killed one left, and removes that alone.
+The hidden name is `.NAME.<8 hex digits>.partial`, and the writer holds a lock on it. So a later writer can recognise and
+remove the remains of a killed one.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ Made = TypeVar("Made")
 
 @contextlib.contextmanager
 def staged_file(path: Path, mode: int = 0o666) -> Iterator[BinaryIO]:
-    """Yield a stream whose content is the file at `path` when the block ends well; otherwise `path` stays as it was.
+    """Yield a stream that becomes the file at `path` if the block succeeds; otherwise `path` does not change.
 
     Args:
-        path: of the file.
-        mode: who may read and write it, less what the umask takes.
+        path: the file to write.
+        mode: permission bits, before the umask.
 
     Raises:
-        OutputError: it cannot be written.
+        OutputError: the file cannot be written.
 
     """
     stage = _hidden(path.parent, path.name)
@@ -55,10 +55,10 @@ def staged_file(path: Path, mode: int = 0o666) -> Iterator[BinaryIO]:
 
 
 def write_file(path: Path, content: bytes | memoryview, mode: int = 0o666) -> None:
-    """Make `content` the file at `path`, whole or not at all; see `staged_file`.
+    """Write `content` to the file at `path` atomically; see `staged_file`.
 
     Raises:
-        OutputError: it cannot be written.
+        OutputError: the file cannot be written.
 
     """
     with staged_file(path, mode) as stream:
@@ -67,14 +67,14 @@ def write_file(path: Path, content: bytes | memoryview, mode: int = 0o666) -> No
 
 @contextlib.contextmanager
 def staged_folder(parent: Path, name: str) -> Iterator[Path]:
-    """Yield a new hidden folder in `parent`, to be filled and given to `place` or `replace`; what is left of it is removed.
+    """Yield a new hidden folder in `parent` for the block to fill and pass to `place` or `replace`; then remove the rest.
 
     Args:
-        parent: exists, on the disk of the folder's place.
-        name: of the folder's place, for the eye and for `sweep`.
+        parent: existing folder on the file system of the target.
+        name: name of the target; part of the hidden name, and used by `sweep`.
 
     Raises:
-        OSError: it cannot be made.
+        OSError: the folder cannot be created.
 
     """
     stage = _hidden(parent, name)
@@ -87,11 +87,11 @@ def staged_folder(parent: Path, name: str) -> Iterator[Path]:
 
 @dataclass(frozen=True, slots=True)
 class FolderState:
-    """What stood at a place when it was looked at, so that it can be told later whether it still does.
+    """Identity of a folder at one moment, to detect later that it was replaced.
 
     Attributes:
         folder: device and inode.
-        mark: content of the file that shows whose folder it is.
+        mark: content of its mark file; see `look`.
 
     """
 
@@ -100,14 +100,14 @@ class FolderState:
 
 
 def look(target: Path, mark: str) -> FolderState | None:
-    """Return what stands at `target`; None where there is nothing, or an empty folder.
+    """Return the state of the folder at `target`; None if nothing or an empty folder is there.
 
     Args:
-        target: where a folder is to be.
-        mark: name of the file by which a folder is known for one of this program's, which may be replaced.
+        target: path of the folder.
+        mark: name of a file that identifies folders of this program; only these may be replaced.
 
     Raises:
-        OutputError: a file or another folder is there.
+        OutputError: `target` is a file, or a folder without the mark file.
 
     """
     try:
@@ -116,16 +116,18 @@ def look(target: Path, mark: str) -> FolderState | None:
     except OSError as error:
         if not os.path.lexists(target) or _is_empty_folder(target):
             return None
-        raise OutputError(f"{target} exists and holds no {mark}; it is left alone, choose another place") from error
+        raise OutputError(
+            f"{target} exists and contains no {mark}, so it is not overwritten; choose another path"
+        ) from error
     return FolderState((stat.st_dev, stat.st_ino), content)
 
 
 def place(stage: Path, target: Path) -> None:
-    """Sync `stage` and rename it to `target`, where nothing or an empty folder is: the rename itself is what finds out.
+    """Sync `stage` and rename it to `target`; the rename fails unless nothing or an empty folder is there.
 
     Raises:
-        OutputError: something is there.
-        OSError: it cannot be renamed.
+        OutputError: `target` exists.
+        OSError: `stage` cannot be renamed.
 
     """
     sync_tree(stage)
@@ -134,32 +136,32 @@ def place(stage: Path, target: Path) -> None:
 
 
 def replace(stage: Path, target: Path, mark: str, seen: FolderState | None = None) -> None:
-    """Sync `stage` and put it in the place of the folder at `target`, in one step where the system can.
+    """Sync `stage` and replace the folder at `target` by it, atomically if the system supports it.
 
     Args:
-        stage: whole.
-        target: a folder of this program, or nothing.
+        stage: the complete new folder.
+        target: a folder of this program, or a path that does not exist.
         mark: see `look`.
-        seen: what may be replaced and nothing else; None: whatever has the mark.
+        seen: replace only a folder in this state; None replaces any folder with the mark file.
 
     Raises:
-        OutputError: something else is there.
-        OSError: it cannot be renamed.
+        OutputError: another folder or a file is at `target`.
+        OSError: a folder cannot be renamed.
 
     """
     sync_tree(stage)
-    with locked(target.parent):  # of two that replace one folder, each must see what the other left
+    with locked(target.parent):  # two processes that replace the same folder must see each other's result
         now = look(target, mark)
         if now is not None and seen is not None and now != seen:
             raise OutputError(
-                f"{target} was replaced by another while it was being written; it is left alone, try again"
+                f"{target} was replaced by another process in the meantime and is not overwritten; try again"
             )
         if now is None:
             _rename_new(stage, target)
         elif exchange(stage, target):
-            if _look_again(stage, mark) != now:  # somebody who takes no lock came between
+            if _look_again(stage, mark) != now:  # a process without the lock interfered
                 exchange(stage, target)
-                raise OutputError(f"{target} changed at the last moment; it is left alone, try again")
+                raise OutputError(f"{target} changed at the last moment and is not overwritten; try again")
         else:
             _exchange_in_steps(stage, target, mark, now)
         sync(target.parent)
@@ -167,17 +169,17 @@ def replace(stage: Path, target: Path, mark: str, seen: FolderState | None = Non
 
 
 def discard(folder: Path) -> None:
-    """Remove a folder of this program: out of sight first, for half of it under its name would be a damaged one.
+    """Remove a folder of this program. Rename it to a hidden name first, so that a crash leaves no partial folder.
 
     Raises:
-        OSError: it cannot be renamed.
+        OSError: the folder cannot be renamed.
 
     """
     shutil.rmtree(folder.rename(_hidden(folder.parent, folder.name)), ignore_errors=True)
 
 
 def sync_and_rename(stage: Path, target: Path) -> None:
-    """Make a file or folder that was completed under another name last, and give it its own.
+    """Sync a complete file or folder to the disk and rename it to `target`.
 
     Raises:
         OSError: it cannot be synced or renamed.
@@ -189,12 +191,12 @@ def sync_and_rename(stage: Path, target: Path) -> None:
 
 
 def sweep(parent: Path, name: str | None = None, mark: str = "") -> None:
-    """Remove what killed writers left in `parent`, and bring back a folder that one of them had just set aside.
+    """Remove the remains of killed writers in `parent`, and restore a folder that one had renamed before replacing it.
 
     Args:
         parent: a folder.
-        name: only what was to become this; None: whatever it was to become.
-        mark: see `look`; a folder that was set aside is removed only if it holds this.
+        name: handle only remains of this target; None handles all.
+        mark: see `look`; a renamed old folder is removed only if it contains this file.
 
     """
     called = r"(?:(.*)\.)?" if name is None else rf"({re.escape(name)})\."
@@ -220,18 +222,18 @@ def _rename_new(stage: Path, target: Path) -> None:
     except OSError as error:
         if error.errno in _OCCUPIED:
             raise OutputError(
-                f"{target} appeared while it was being written; it is left alone, choose another place or try again"
+                f"{target} was created by another process in the meantime and is not overwritten; choose another path"
             ) from error
         raise
 
 
 def _exchange_in_steps(stage: Path, target: Path, mark: str, now: FolderState) -> None:
-    """Do what `exchange` does by three renames; killed between them, `sweep` brings the old folder back."""
+    """Exchange two folders with three renames; if killed in between, `sweep` restores the old folder."""
     aside = _hidden(target.parent, target.name).with_suffix(_ASIDE)
     try:
         target.rename(aside)
         if _look_again(aside, mark) != now:
-            raise OutputError(f"{target} changed at the last moment; it is left alone, try again")
+            raise OutputError(f"{target} changed at the last moment and is not overwritten; try again")
         stage.rename(target)
     except BaseException:
         with contextlib.suppress(FileNotFoundError):
@@ -249,11 +251,11 @@ def _look_again(folder: Path, mark: str) -> FolderState | None:
 
 @contextlib.contextmanager
 def _held(stage: Path, make: Callable[[], Made]) -> Iterator[Made]:
-    """Make what is to be written, and lock it until the block ends, or its writer does."""
+    """Create the hidden file or folder and lock it until the block or the process ends."""
     with contextlib.ExitStack() as stack:
-        with locked(stage.parent, shared=True):  # or a sweep could come between the two
+        with locked(stage.parent, shared=True):  # prevents a sweep between creating and locking
             made = make()
-            # Shared, so that one may write into a folder that is being written.
+            # Shared, so that other writers can stage files inside a staged folder.
             stack.enter_context(locked(stage, shared=True))
         yield made
 

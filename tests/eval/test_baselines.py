@@ -101,7 +101,7 @@ def test_the_stronger_is_built_in_every_precision_that_is_counted_from_it(models
     assert built == [("fp16", "raw"), ("fp32", "raw")]
     assert next((m.title, [a.manifest.name for a in m.artifacts]) for m in running) == ("cls raw", ["built"])
     assert "cls" not in {model.title for model in running}, "the weaker runs on no engine"
-    assert reasons == [("undecided", "cls raw, the stronger baseline, is not there in fp16: no images")]
+    assert reasons == [("undecided", "cls raw, the stronger baseline, is missing in fp16: no images")]
 
 
 def test_each_training_image_is_judged_by_the_others() -> None:

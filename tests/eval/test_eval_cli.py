@@ -127,8 +127,8 @@ def test_images_that_train_and_test_share_are_said(run, artifacts, folder, tmp_p
     [
         (["--engine", "onxruntime"], "unknown engine 'onxruntime'; did you mean"),
         (["--engine", "onnxruntime:int4"], "no artifact given has this precision, but fp32"),
-        (["--engine", "all", "--engine", "onnxruntime"], "stands alone"),
-        (["--engine", "onnxruntime", "--engine", "onnxruntime:fp32"], "onnxruntime runs it already; leave one out"),
+        (["--engine", "all", "--engine", "onnxruntime"], "cannot be combined with other engines"),
+        (["--engine", "onnxruntime", "--engine", "onnxruntime:fp32"], "onnxruntime already includes it; leave one out"),
         (["--metric", "knm"], "unknown metric 'knm'; did you mean knn"),
     ],
 )

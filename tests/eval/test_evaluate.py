@@ -185,7 +185,7 @@ class TestImages:
 
     def test_classes_with_nothing_to_learn_from_are_noted(self) -> None:
         images = choose_images(dataset_of(np.array([0, 1, 2]), np.array([0, 1, 1])), None, seed=0)
-        assert "1 classes have test images and none to learn from (2)" in images.notes[0]
+        assert "1 classes have test images but no training images (2)" in images.notes[0]
 
     def test_what_queries_find_is_renumbered_around_unreadable_images(self) -> None:
         relevance = Relevance(

@@ -218,7 +218,7 @@ class TestRefusals:
 
     def test_another_width(self, predict) -> None:
         train, labels, queries, _ = blobs(11)
-        with pytest.raises(FeaturesError, match="do not belong together"):
+        with pytest.raises(FeaturesError, match="differ in width"):
             predict(train, labels, queries[:, :-1])
 
     def test_labels_of_another_table(self, predict) -> None:

@@ -195,7 +195,7 @@ class TestHealthy:
         bench.run(crops)  # torch has read them all
         plant(embedding=lambda rows: rows)
         with pytest.raises(
-            DataError, match=r"1 images that torch has seen could not be read, .*the disk is away; run it"
+            DataError, match=r"1 images that torch has read could not be read, .*the disk is away; run it"
         ):
             bench.run(replace(crops, test=replace(crops.test, load=load)))
 
@@ -299,7 +299,7 @@ class TestPlanted:
         labels = np.random.default_rng(0).permutation(drawn.test.labels)
         report = bench.run(replace(drawn, test=replace(drawn.test, labels=labels)))
         assert report.verdict == "fail"
-        assert "the labels do not belong to the images" in report.reasons[0]
+        assert "the labels do not match the images" in report.reasons[0]
 
     def test_labels_shuffled(self, bench, crops, plant) -> None:
         plant()
@@ -312,4 +312,4 @@ class TestPlanted:
         )
         report = bench.run(replace(crops, relevance={"": shuffled}))
         assert report.verdict == "fail"
-        assert "the labels do not belong to the images" in report.reasons[0]
+        assert "the labels do not match the images" in report.reasons[0]

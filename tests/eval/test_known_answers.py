@@ -84,7 +84,7 @@ def test_each_norm_is_checked_in_its_own_right(build, open_references, tmp_path)
 
 def test_other_data_than_the_answers_are_of_are_refused(build, open_references, tmp_path) -> None:
     with pytest.raises(
-        DataError, match=r"40 images to search and 40 to test on, colours has 2, 20 and 20; give colours"
+        DataError, match=r"40 training images and 40 test images, but colours has 2, 20 and 20; give colours"
     ):
         next(check(KNOWN, colours(20), build, open_references, FeatureStore(tmp_path)))
 

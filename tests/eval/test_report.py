@@ -324,7 +324,7 @@ class TestBaseline:
         gone = msgspec.structs.replace(report, verdict="pass", reasons=[], scores=left, skipped=[])
         found = compare(gone, read_baseline(path))
         assert found.verdict == "fail"
-        assert "topk on ort fp32 is in the baseline and did not run; where that is meant" in found.reasons[0]
+        assert "topk on ort fp32 is in the baseline but did not run; if intended" in found.reasons[0]
         not_built = [SkippedDeployment("topk.fp32", "fp32", "not built: no extra", "missing")]
         for noted in (
             compare(gone, read_baseline(path), part=True),
@@ -358,7 +358,7 @@ class TestBaseline:
         found = compare(unsure, read_baseline(path))
         assert found.verdict == "undecided"
         assert "topk on ort bf16" in found.reasons[0]
-        assert found.reasons[1].startswith("of other rows, what these images leave undecided is as it was")
+        assert found.reasons[1].startswith("of other rows, the undecided gains are those of the baseline")
 
     @pytest.mark.parametrize(
         ("multiplies", "before", "now", "verdict"),
@@ -382,7 +382,7 @@ class TestBaseline:
         found = compare(new, read_baseline(path))
         assert found.verdict == verdict
         if verdict == "fail":
-            assert f"cls on {before} is in the baseline and did not run, but {now} did" in found.reasons[0]
+            assert f"cls on {before} is in the baseline but did not run, although {now} did" in found.reasons[0]
             return
         assert found.notes[-1].startswith(f"3 rows of the baseline did not run here: cls on {before}")
         lower = [
@@ -446,7 +446,7 @@ class TestBaseline:
         write_baseline(undecided, path)
         found = compare(undecided, read_baseline(path))
         assert (found.verdict, len(found.reasons)) == ("pass", 1)
-        assert "what these images leave undecided is as it was in the baseline (1 rows)" in found.reasons[0]
+        assert "the undecided gains are those of the baseline (1 rows)" in found.reasons[0]
         more = msgspec.structs.replace(undecided, reasons=[*reasons, "chance"])
         assert compare(more, read_baseline(path)).verdict == "undecided"
         without = msgspec.structs.replace(report, scores=[row for row in report.scores if row.model != "topk"])

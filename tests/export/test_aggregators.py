@@ -307,8 +307,8 @@ def test_a_learned_score_picks_its_best_patches(parts):
     [
         ("abmilp", {"depth": 0}, "expected depth ≥ 1"),
         ("abmilp", {"activation": "gelu"}, "activation 'gelu'"),
-        ("ep", {"queries": 7}, "7 queries and d_out 1 do not divide"),
-        ("aim", {"heads": 5}, "5 heads do not divide"),
+        ("ep", {"queries": 7}, "queries = 7, d_out = 1, token width 48"),
+        ("aim", {"heads": 5}, "heads = 5 must divide"),
     ],
 )
 def test_options_that_do_not_fit_the_width_are_refused(name, options, message, parts):

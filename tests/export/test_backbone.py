@@ -117,13 +117,13 @@ def test_a_block_of_another_kind_is_computed_whole_and_gives_the_same_rows():
     backbone, tokens = opened(model, images)
     assert isinstance(backbone.last_block, ClosedBlock)
     torch.testing.assert_close(ComputedFeatures(backbone, tokens, None).patches, expected, **EXACT)
-    with pytest.raises(OptionError, match="does not give its attention"):
+    with pytest.raises(OptionError, match="does not expose its attention"):
         _ = ComputedFeatures(backbone, tokens, None).cls_attention
 
 
 def test_a_block_of_another_kind_is_refused_where_it_would_have_to_be_told_the_positions():
     block = timm.models.vision_transformer.ParallelThingsBlock(64, 2)
-    with pytest.raises(OptionError, match="ParallelThingsBlock are not supported where positions are relative"):
+    with pytest.raises(OptionError, match="ParallelThingsBlock are not supported with relative positions"):
         open_block(block, rope=torch.zeros(4, 1, 64))
 
 

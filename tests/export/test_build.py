@@ -187,7 +187,7 @@ def test_a_graph_that_depends_on_its_batch_is_not_kept(tmp_path, monkeypatch):
 def test_a_folder_that_is_no_artifact_is_left_alone(tmp_path):
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "a.jpg").write_bytes(b"mine")
-    with pytest.raises(OutputError, match="exists and is not an artifact; it is left alone"):
+    with pytest.raises(OutputError, match="exists and is not an artifact, so it is not overwritten"):
         build(options(tmp_path / "photos"))
     assert (tmp_path / "photos" / "a.jpg").read_bytes() == b"mine"
 

@@ -328,14 +328,14 @@ def test_two_view_recall_is_one_for_equal_views_and_chance_for_strangers():
     ("changes", "error", "message"),
     [
         ({"labels": np.zeros(160, int)}, FitError, "at least 2 classes, the data has 1"),
-        ({"images": []}, FitError, "there are 0 images to learn from"),
-        ({"agg": "ep", "labels": None}, OptionError, "ep is learned with labels; --unlabelled fits abmilp, topk"),
+        ({"images": []}, FitError, "found 0 images, at least 2"),
+        ({"agg": "ep", "labels": None}, OptionError, "ep is learned with labels; --unlabelled fits only abmilp, topk"),
         (
             {"agg": "topk", "labels": None, "token_norm": "final"},
             OptionError,
-            "learning without labels scores raw tokens",
+            "learning without labels needs raw tokens",
         ),
-        ({"agg": "topk", "agg_options": {"score": "learned"}}, OptionError, "learned without labels; add --unlabelled"),
+        ({"agg": "topk", "agg_options": {"score": "learned"}}, OptionError, "fitted without labels; add --unlabelled"),
     ],
 )
 def test_what_cannot_be_fitted_is_one_line(tmp_path, pictures, changes, error, message):

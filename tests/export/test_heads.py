@@ -84,7 +84,7 @@ def test_files_that_are_no_heads_are_refused(tmp_path, loaded):
     with pytest.raises(HeadError, match="no head file at"):
         load_head(path)
     safetensors.torch.save_file({"x": torch.zeros(1)}, path)
-    with pytest.raises(HeadError, match="no head of this program"):
+    with pytest.raises(HeadError, match="not a head of this program"):
         load_head(path)
     save_head(head_for(loaded), path)
     whole = path.read_bytes()
@@ -98,23 +98,23 @@ def test_files_that_are_no_heads_are_refused(tmp_path, loaded):
 
 def test_a_head_of_other_weights_width_or_norm_is_refused_with_the_reason(loaded):
     check_fit(head_for(loaded), loaded, SHAPE, None)
-    with pytest.raises(HeadError, match="tokens 64 wide, those of small are 48"):
+    with pytest.raises(HeadError, match="tokens of width 64, small has 48"):
         check_fit(head_for(loaded, dim=64), loaded, SHAPE, None)
     with pytest.raises(
         HeadError, match=r"fitted on small \(.*not on these weights.*mimexport fit --model small --agg abmilp"
     ):
         check_fit(head_for(loaded, backbone_sha256="0" * 64), loaded, SHAPE, None)
-    with pytest.raises(HeadError, match=r"fitted on 4×4 patches, this input has 6×6; .* leave out --image-size"):
+    with pytest.raises(HeadError, match=r"fitted on 4×4 patches, but this input has 6×6; .* leave --image-size out"):
         check_fit(head_for(loaded), loaded, replace(SHAPE, grid=(6, 6)), None)
     with pytest.raises(HeadError, match=r"fitted on other \(0000.*not on these weights of small"):
         check_fit(head_for(loaded, model="other", backbone_sha256="0" * 64, grid=(9, 9)), loaded, SHAPE, None)
-    with pytest.raises(HeadError, match="fitted on raw tokens; --token-norm final was given"):
+    with pytest.raises(HeadError, match="fitted on raw tokens; leave --token-norm final out"):
         check_fit(head_for(loaded), loaded, SHAPE, "final")
 
 
 def test_a_learned_aggregator_without_a_head_says_how_to_fit_one(tmp_path, loaded):
     with pytest.raises(
-        HeadError, match="no head for small is shipped; fit one: mimexport fit --model small --agg abmilp"
+        HeadError, match="this package has none for small; fit one: mimexport fit --model small --agg abmilp"
     ):
         compose(loaded, options(tmp_path))
     with pytest.raises(HeadError, match="--agg abmilp --keep 50% --keep-by norm --data FOLDER"):
@@ -125,14 +125,14 @@ def test_a_whitening_that_is_not_there_or_too_wide_is_refused(tmp_path, loaded):
     with pytest.raises(HeadError, match="--whiten needs a head with a whitening for small and mean; fit one"):
         compose(loaded, options(tmp_path, agg="mean", whiten=0))
     save_head(head_for(loaded), tmp_path / "h.safetensors")
-    with pytest.raises(OptionError, match="--whiten 49: the whitening has 48 dimensions"):
+    with pytest.raises(OptionError, match="--whiten 49: the whitening has only 48 dimensions"):
         compose(load_model("small", random_seed=0), options(tmp_path, head=str(tmp_path / "h.safetensors"), whiten=49))
 
 
 def test_a_head_of_another_aggregator_or_of_other_options_is_refused(tmp_path, loaded):
     path = tmp_path / "h.safetensors"
     save_head(head_for(loaded), path)
-    with pytest.raises(HeadError, match="is for aggregator abmilp; --agg ep was given"):
+    with pytest.raises(HeadError, match="is for aggregator abmilp, but --agg is ep"):
         compose(loaded, options(tmp_path, agg="ep", head=str(path)))
     save_head(head_for(loaded, tensors={"scorer.0.weight": torch.zeros(1, 48)}), path)
     with pytest.raises(HeadError, match=r"does not fit aggregator abmilp: .*scorer\.0\.bias"):
@@ -221,15 +221,13 @@ def test_heads_of_efficient_probing_are_read_and_give_its_formula(tmp_path, load
 
 def test_what_an_ep_file_does_not_say_must_be_said(tmp_path):
     path, _ = ep(tmp_path)
-    with pytest.raises(
-        HeadError, match="does not record whether its tokens were raw or final; say it with --token-norm"
-    ):
+    with pytest.raises(HeadError, match="does not record whether its tokens were raw or final; give --token-norm"):
         load_published_head(path, SHAPE, None)
 
 
 def test_an_ep_head_that_reads_cls_is_refused(tmp_path):
     path, _ = ep(tmp_path, cls_features="ep_all")
-    with pytest.raises(HeadError, match=re.escape("pools [cls] beside the patches (cls_features = ep_all)")):
+    with pytest.raises(HeadError, match=re.escape("also pools [cls] (cls_features = ep_all)")):
         load_published_head(path, SHAPE, "raw")
 
 
@@ -252,7 +250,7 @@ def test_a_published_head_out_of_reach_is_one_line(monkeypatch):
         raise ConnectionError("no route")
 
     monkeypatch.setattr("huggingface_hub.hf_hub_download", unreachable)
-    with pytest.raises(HeadError, match=r"the head 'mae_base' of .* could not be fetched"):
+    with pytest.raises(HeadError, match=r"the head 'mae_base' of .* could not be downloaded"):
         fetch_ep_head("mae_base")
 
 

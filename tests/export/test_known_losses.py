@@ -42,7 +42,7 @@ def with_aggregator(manifest, name, **params):
 
 def test_a_loss_is_told_with_its_interval(manifest):
     line = describe_losses(with_aggregator(manifest, "mean"), TABLE)
-    assert line == "measured, this choice loses to [cls]: linear probe -1.0 [-1.8, -0.2] on mae-tiny"
+    assert line == "this choice lost to [cls] when measured: linear probe -1.0 [-1.8, -0.2] on mae-tiny"
 
 
 def test_what_was_measured_on_the_backbone_itself_is_what_counts(manifest):

@@ -49,10 +49,10 @@ def test_the_weaker_norm_is_named_with_both_figures_and_their_source(toy_artifac
         )
 
     assert weaker_norm(manifest("cls", "final"), MEASURED) == (
-        "--token-norm final is the weaker for cls of ours: k-NN 7.2, raw 7.2 (measured on ours, 100 training images of Tiny"
-        " ImageNet)"
+        "--token-norm final is weaker for cls on ours: k-NN 7.2 %, with raw 7.2 % (measured on ours, 100 training images of"
+        " Tiny ImageNet)"
     )
-    assert "k-NN 11.0, final 12.0" in weaker_norm(manifest("gem", "raw"), MEASURED)
+    assert "k-NN 11.0 %, with final 12.0 %" in weaker_norm(manifest("gem", "raw"), MEASURED)
     assert weaker_norm(manifest("cls", "raw"), MEASURED) is None
     assert weaker_norm(manifest("cls", "final", whitening="8 dimensions"), MEASURED) is None
     assert weaker_norm(manifest("topk", "final"), MEASURED) is None

@@ -70,7 +70,9 @@ def test_on_a_gpu_torch_in_half_precision_is_a_peer_too_eager_and_compiled(artif
 def test_other_weights_are_refused(artifact, monkeypatch) -> None:
     real = peers.load_model
     monkeypatch.setattr(peers, "load_model", lambda *given, **options: real(*given, **options | {"random_seed": 4}))
-    with pytest.raises(OptionError, match=r"the weights of small are not those of .*; name the file with --weights"):
+    with pytest.raises(
+        OptionError, match=r"the weights of small differ from those in .*; give the right file with --weights"
+    ):
         peers.open_peers(artifact)
 
 

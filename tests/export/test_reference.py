@@ -105,7 +105,7 @@ def test_narrowed_it_computes_in_the_precision_of_the_graph(learned_artifact, tm
 
 def test_weights_of_another_digest_are_refused(random_artifact, tmp_path) -> None:
     backbone = msgspec.structs.replace(random_artifact.manifest.backbone, origin="seed 4")
-    with pytest.raises(WeightsError, match="no reference can be made"):
+    with pytest.raises(WeightsError, match="give the right file with --weights"):
         References().open([copy_with(random_artifact, tmp_path / "copy", backbone=backbone)])
 
 
@@ -120,7 +120,7 @@ def test_weights_from_a_file_must_be_given(tmp_path) -> None:
 
 def test_a_head_that_is_not_at_hand_is_asked_for(learned_artifact, tmp_path) -> None:
     aggregator = msgspec.structs.replace(learned_artifact.manifest.aggregator, head_sha256="0" * 64)
-    with pytest.raises(HeadError, match="give --head FILE"):
+    with pytest.raises(HeadError, match="give it with --head FILE"):
         References().open([copy_with(learned_artifact, tmp_path / "copy", aggregator=aggregator)])
 
 
@@ -152,7 +152,7 @@ def test_a_baseline_whitened_by_another_head_lies_elsewhere(learned_artifact, tm
 
 def test_a_baseline_in_int8_is_asked_for_since_nothing_here_calibrates_it(random_artifact, tmp_path) -> None:
     graph = msgspec.structs.replace(random_artifact.manifest.graph, precision="int8")
-    with pytest.raises(OptionError, match=r"name it with --baseline: mimexport build --model .* --agg cls --precision"):
+    with pytest.raises(OptionError, match=r"pass it with --baseline: mimexport build --model .* --agg cls --precision"):
         References().build_baseline(copy_with(random_artifact, tmp_path / "copy", graph=graph), tmp_path)
 
 
@@ -167,7 +167,7 @@ def test_a_baseline_in_int8_is_calibrated_on_the_images_that_were_given(random_a
 
 def test_it_refuses_other_pixels_and_to_run_closed(random_artifact) -> None:
     reference = References().open([random_artifact])[0]
-    with pytest.raises(EngineError, match="takes uint8"):
+    with pytest.raises(EngineError, match="expected uint8"):
         reference.run(np.zeros((1, 32, 32, 3), np.float32))
     reference.close()
     with pytest.raises(EngineError, match="closed"):

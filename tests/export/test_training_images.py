@@ -82,8 +82,8 @@ def test_held_out_images_are_judged_by_the_classes_that_were_learned(tmp_path):
 @pytest.mark.parametrize(
     ("held_out", "message"),
     [
-        (["val/ant/0.png", "val/dog/0.png"], "no training image of class 'dog'"),
-        (["val/0.png"], "the held-out images have no class folders to measure accuracy by; --no-judge"),
+        (["val/ant/0.png", "val/dog/0.png"], "class 'dog' has held-out images but no training images"),
+        (["val/0.png"], "the held-out images have no class folders to measure accuracy; add them, or --no-judge"),
     ],
 )
 def test_what_cannot_be_judged_is_one_line(tmp_path, held_out, message):

@@ -217,7 +217,7 @@ def test_a_hub_out_of_reach_is_one_line_with_two_ways_out(monkeypatch, caplog):
     with pytest.raises(WeightsError) as caught:
         load_model("mae-b16")
     assert str(caught.value) == (
-        "the weights of 'mae-b16' (timm/vit_base_patch16_224.mae) could not be fetched (ConnectionError);"
+        "the weights of 'mae-b16' (timm/vit_base_patch16_224.mae) could not be downloaded (ConnectionError);"
         " give --weights FILE, or --random-weights for a test"
     )
     assert "retrying" not in caplog.text
@@ -232,7 +232,7 @@ def test_a_hub_out_of_reach_is_known_before_its_client_begins_to_retry(monkeypat
 
     monkeypatch.setattr("huggingface_hub.get_hf_file_metadata", unreachable)
     monkeypatch.setattr(timm, "create_model", lambda *_, **__: pytest.fail("the download began"))
-    with pytest.raises(WeightsError, match=r"'mae-b16' \(timm/vit_base_patch16_224.mae\).*the hub is out of reach"):
+    with pytest.raises(WeightsError, match=r"'mae-b16' \(timm/vit_base_patch16_224.mae\).*the hub cannot be reached"):
         load_model("mae-b16")
     assert [timeout for _, timeout in asked] == [5.0]
 
@@ -241,10 +241,13 @@ def test_a_hub_out_of_reach_is_known_before_its_client_begins_to_retry(monkeypat
     ("wrap", "note"),
     [
         (lambda state: {"model": state, "args": argparse.Namespace(lr=1e-3, mask_ratio=0.75)}, None),
-        (lambda state: {"state_dict": {f"model.{key}": value for key, value in state.items()}}, "begin with 'model.'"),
+        (
+            lambda state: {"state_dict": {f"model.{key}": value for key, value in state.items()}},
+            "prefix 'model.' was removed",
+        ),
         (
             lambda state: {"state_dict": {f"module.backbone.{key}": value for key, value in state.items()}},
-            "begin with 'module.backbone.'",
+            "the prefix 'module.backbone.' was removed",
         ),
     ],
     ids=["options beside the tensors", "Lightning", "Lightning around a wrapper"],
@@ -263,7 +266,7 @@ def test_a_norm_after_the_pool_is_loaded_as_that(tmp_path, state):
         "small", weights=save(tmp_path / "w.pth", {"model": pooled | {"head.weight": torch.ones(9, 48)}})
     )
     assert torch.equal(loaded.model.fc_norm.weight, state["norm.weight"])
-    assert "keeps its norm after an average pool" in loaded.notes[0]
+    assert "has its norm after the average pool" in loaded.notes[0]
 
 
 def test_a_student_beside_a_teacher_is_not_guessed(tmp_path, state):
@@ -281,7 +284,7 @@ def test_pixels_of_a_file_are_timms_guess_unless_they_are_given(tmp_path, monkey
     path = save(tmp_path / "w.pth", state)
     guessed = load_any("small", weights=path)
     assert guessed.config["mean"] == (0.5, 0.5, 0.5)
-    assert "mean 0.5 0.5 0.5, std 0.5 0.5 0.5 are timm's guess" in guessed.notes[0]
+    assert "mean 0.5 0.5 0.5, std 0.5 0.5 0.5 are timm's defaults" in guessed.notes[0]
     given = load_any("small", weights=path, pixels=IMAGENET_PIXELS, license="mine")
     assert (given.config["mean"], given.license, given.notes) == (IMAGENET_DEFAULT_MEAN, "mine", ())
     (note,) = load_any("mae-tiny").notes
@@ -297,7 +300,7 @@ def test_what_is_no_checkpoint_is_said_to_be_none(tmp_path):
 
 
 def test_a_model_without_a_hub_says_how_to_bring_its_weights():
-    with pytest.raises(WeightsError, match="no hub holds weights for 'simmim-b16'; give --weights FILE"):
+    with pytest.raises(WeightsError, match="no hub has weights for 'simmim-b16'; give --weights FILE"):
         load_model("simmim-b16")
 
 
@@ -322,7 +325,7 @@ def test_another_input_size_resamples_the_position_table():
 
 @pytest.mark.parametrize(("name", "size", "unit"), [("mae-tiny", 70, 8), ("mae-b16", 17, 16), ("hiera-mae-t", 100, 32)])
 def test_a_size_that_the_patches_do_not_divide_is_refused(name, size, unit):
-    with pytest.raises(OptionError, match=f"--image-size {size}: .* takes multiples of {unit} px"):
+    with pytest.raises(OptionError, match=f"--image-size {size}: .* needs a multiple of {unit} px"):
         load_model(name, random_seed=0, size=size)
 
 
@@ -330,7 +333,7 @@ def test_embedded_weights_that_a_wheel_left_out_are_asked_for(tmp_path, monkeypa
     monkeypatch.setattr("mimexport.weights._assets", lambda: tmp_path)
     with pytest.raises(
         WeightsError,
-        match=r"'mae-tiny' are in the source repository .*/assets/mae_tiny_\S+ from there .*--weights FILE",
+        match=r"'mae-tiny' are not in the wheel; download .*/assets/mae_tiny_\S+ from the source repository .*--weights FILE",
     ):
         load_model("mae-tiny")
 
@@ -348,5 +351,5 @@ def test_embedded_weights_that_are_others_are_refused(tmp_path, monkeypatch):
     state = load_model("mae-tiny", random_seed=0).model.state_dict()
     safetensors.torch.save_file(state, tmp_path / ALIASES["mae-tiny"].embedded)
     monkeypatch.setattr("mimexport.weights._assets", lambda: tmp_path)
-    with pytest.raises(WeightsError, match="holds other weights than those of 'mae-tiny'"):
+    with pytest.raises(WeightsError, match="has the wrong digest for 'mae-tiny'"):
         load_model("mae-tiny")

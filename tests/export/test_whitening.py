@@ -58,5 +58,5 @@ def test_too_few_or_broken_features_are_refused():
         fit_pca(skewed(1), 0)
     broken = skewed(10)
     broken[3, 3] = float("nan")
-    with pytest.raises(FitError, match="NaN or infinite values among the features"):
+    with pytest.raises(FitError, match="features hold NaN or infinite values"):
         fit_two_view(skewed(10), broken, skewed(10), 0.003)

@@ -56,7 +56,7 @@ def test_a_flipped_byte_in_any_file_is_refused(toy_copy: Path, name: str) -> Non
         damaged = raw.copy()
         damaged[position] ^= 0x20
         (toy_copy / name).write_bytes(damaged)
-        with pytest.raises(ArtifactError, match=f"{name} was changed or cut short"):
+        with pytest.raises(ArtifactError, match=f"{name} was changed or truncated"):
             Artifact.open(toy_copy)
 
 
@@ -83,7 +83,7 @@ def test_a_cut_manifest_is_refused(toy_artifact: Path, data: st.DataObject) -> N
 def test_a_cut_or_missing_file_is_refused(toy_copy: Path, name: str) -> None:
     path = toy_copy / name
     path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(ArtifactError, match="cut short"):
+    with pytest.raises(ArtifactError, match="truncated"):
         Artifact.open(toy_copy)
     path.unlink()
     with pytest.raises(ArtifactError, match=rf"{name} cannot be read \(No such file"):
@@ -134,7 +134,7 @@ def test_a_manifest_that_is_no_text_is_refused(toy_copy: Path, raw: bytes) -> No
 def test_no_folder_and_no_manifest_are_told_apart(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match=r"no artifact at .*; build one: mimexport build"):
         Artifact.open(tmp_path / "gone")
-    with pytest.raises(ArtifactError, match=r"is not an artifact: it holds no manifest\.json"):
+    with pytest.raises(ArtifactError, match=r"is not an artifact: it contains no manifest\.json"):
         Artifact.open(tmp_path)
 
 
@@ -189,7 +189,7 @@ def test_a_folder_that_is_no_artifact_is_never_replaced(tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").touch()
     with (
-        pytest.raises(OutputError, match="is not an artifact; it is left alone"),
+        pytest.raises(OutputError, match="is not an artifact, so it is not overwritten"),
         artifact.staged_folder(tmp_path / "mine"),
     ):
         pytest.fail("the block was entered")

@@ -271,7 +271,7 @@ class TestVerify:
         raw[100] ^= 1
         (toy_copy / "reference.npz").write_bytes(raw)
         assert mimexport("verify", toy_copy) == 1
-        assert "reference.npz was changed or cut short" in capsys.readouterr().err
+        assert "reference.npz was changed or truncated" in capsys.readouterr().err
 
 
 class TestServe:

@@ -276,7 +276,7 @@ class TestOpen:
         raw = bytearray((toy_copy / "model.onnx").read_bytes())
         raw[len(raw) // 2] ^= 1
         (toy_copy / "model.onnx").write_bytes(raw)
-        with pytest.raises(ArtifactError, match=r"model\.onnx was changed or cut short"):
+        with pytest.raises(ArtifactError, match=r"model\.onnx was changed or truncated"):
             Embedder.open(toy_copy)
 
     @pytest.mark.parametrize("options", [{"batch_size": 0}, {"workers": 0}, {"threads": 0}])

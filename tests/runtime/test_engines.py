@@ -72,7 +72,7 @@ def test_a_session_that_fell_back_is_refused_though_it_would_run(
     monkeypatch.setattr(onnxruntime, "InferenceSession", lambda *_, **__: cpu_session)
     missing = r"Failed to load libcublas\.so"
     with pytest.raises(
-        EngineError, match=rf"asked for provider '{provider}', .* fell back to 'cpu': {missing}; .*{hint}"
+        EngineError, match=rf"provider '{provider}' was requested, .* fell back to 'cpu': {missing}; .*{hint}"
     ):
         open_engine("onnxruntime", graph, provider=provider)
 
@@ -144,7 +144,10 @@ def test_a_graph_without_an_embedding_is_refused(tmp_path: Path) -> None:
     [np.zeros((1, 64, 64, 3), np.float32), np.zeros((1, 63, 64, 3), np.uint8), np.zeros((64, 64, 3), np.uint8)],
 )
 def test_pixels_of_another_shape_or_type_are_refused_at_the_door(graph: Path, pixels: np.ndarray) -> None:
-    with open_engine("onnxruntime", graph) as engine, pytest.raises(EngineError, match=r"takes uint8 \(B, 64, 64, 3\)"):
+    with (
+        open_engine("onnxruntime", graph) as engine,
+        pytest.raises(EngineError, match=r"expected uint8 \(B, 64, 64, 3\)"),
+    ):
         engine.run(pixels)
 
 

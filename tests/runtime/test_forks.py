@@ -54,7 +54,7 @@ def test_what_was_opened_before_a_fork_is_refused_in_the_child(toy_artifact: Pat
     assert refused == ["embed", "stream", "run", *(["BatchEmbedder", "another"] if engine == "openvino" else [])]
     for name in refused:
         assert said[name] == (
-            f"says the engine '{engine}' was opened before this process was forked off, and its threads stayed with the"
-            " parent; open the Embedder after the fork, in each process, or start processes by spawn (docs/how-to/processes.md)"
+            f"says the engine '{engine}' was opened before this process was forked, and its threads exist only in the"
+            " parent; open the Embedder after the fork, in each process, or start processes with spawn (docs/how-to/processes.md)"
         )
     assert {text for name, text in said.items() if name not in refused} <= {"gives True"}

@@ -92,7 +92,7 @@ def test_tensorrt_that_is_not_installed_is_an_error_not_cuda(toy_artifact: Path)
     try:
         __import__("tensorrt")
     except ImportError:
-        with pytest.raises(EngineError, match=r"asked for provider 'tensorrt'.*fell back to 'cuda'.*TensorRT 10"):
+        with pytest.raises(EngineError, match=r"provider 'tensorrt' was requested.*fell back to 'cuda'.*TensorRT 10"):
             open_for(Artifact.open(toy_artifact), "onnxruntime", provider="tensorrt")
     else:
         pytest.skip("TensorRT is installed")

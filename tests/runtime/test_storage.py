@@ -115,7 +115,7 @@ def test_what_the_artifact_does_not_allow_is_refused_in_a_line(toy_artifact: Pat
             codec_for(plain, "fp32", size)
     for store in ("int8", "bits"):
         with pytest.raises(
-            OptionError, match=rf"{store}: 'toy' does not say .* build it again with --calibrate FOLDER"
+            OptionError, match=rf"{store}: 'toy' has no statistics .* build it again with --calibrate FOLDER"
         ):
             codec_for(plain, store)  # type: ignore[arg-type]
 
@@ -126,7 +126,7 @@ def test_statistics_are_kept_in_the_manifest_and_change_no_space(toy_artifact: P
     assert again.statistics == manifest.statistics
     assert again.embedding_space == Artifact.open(toy_artifact).manifest.embedding_space
     short = measure_statistics(parallel[:, :5])
-    with pytest.raises(ValueError, match="has statistics of vectors of another length"):
+    with pytest.raises(ValueError, match="has statistics for vectors of another length"):
         decode(encode(msgspec.structs.replace(manifest, statistics=short)))
 
 

@@ -81,13 +81,13 @@ class TestSignatures:
         with pytest.raises(SignatureError, match="is not what the key"):
             key.check(tmp_path / "test", b"test")
         (tmp_path / "test.minisig").write_text("\n\n\n\n")
-        with pytest.raises(SignatureError, match="is no signature of minisign"):
+        with pytest.raises(SignatureError, match="is not a minisign signature"):
             key.check(tmp_path / "test", b"test")
 
     def test_a_signed_artifact_opens_with_its_key_alone(self, tuned: Path, keys: tuple[Path, Path]) -> None:
         secret, public = keys
         other = SecretKey.generate().public
-        with pytest.raises(SignatureError, match=r"manifest\.json is not signed, and a key is asked for"):
+        with pytest.raises(SignatureError, match=r"manifest\.json is not signed, but a key is required"):
             Embedder.open(tuned, public_key=public)
         assert mimexport("sign", tuned, "--secret-key", secret) == 0
         with Embedder.open(tuned, public_key=public) as embedder:
@@ -128,11 +128,11 @@ class TestSignatures:
         assert mimexport("keygen", tmp_path / "other") == 0
         assert SecretKey.read(tmp_path / "other.key").public == PublicKey.read(tmp_path / "other.pub")
         assert mimexport("keygen", tmp_path / "other") == 1
-        with pytest.raises(OutputError, match="a key is never replaced"):
+        with pytest.raises(OutputError, match="keys are never overwritten"):
             SecretKey.generate().write(tmp_path / "mine")
-        with pytest.raises(OptionError, match="holds no secret key"):
+        with pytest.raises(OptionError, match="contains no minisign secret key"):
             SecretKey.read(public)
-        with pytest.raises(OptionError, match="is no public key"):
+        with pytest.raises(OptionError, match="is neither a public key"):
             PublicKey.read(tmp_path / "none")
 
 
@@ -143,18 +143,18 @@ class TestLinks:
         link = {"engines": folder.parent, "folder": folder, "record": folder / record.FILE}[what]
         link.rename(tmp_path / "elsewhere")
         link.symlink_to(tmp_path / "elsewhere")
-        with pytest.raises(EngineError, match="is a link, and compiled engines are not followed elsewhere"):
+        with pytest.raises(EngineError, match="is a link, but compiled engines must lie in the artifact"):
             Embedder.open(tuned)
 
     def test_a_pipe_in_the_place_of_a_file_is_refused(self, tuned: Path) -> None:
         path = list_compiled(Artifact.open(tuned))[0].folder / record.FILE
         path.unlink()
         os.mkfifo(path)
-        with pytest.raises(EngineError, match="is no regular file"):
+        with pytest.raises(EngineError, match="is not a regular file"):
             Embedder.open(tuned)
         (tuned / "README.md").unlink()
         os.mkfifo(tuned / "README.md")
-        with pytest.raises(ArtifactError, match="is no regular file"):
+        with pytest.raises(ArtifactError, match="is not a regular file"):
             Artifact.open(tuned)
 
 

@@ -152,7 +152,7 @@ def test_a_cut_file_is_refused(out: Path, kept: float) -> None:
     write(out)
     raw = out.read_bytes()
     out.write_bytes(raw[: int(len(raw) * kept) if 0 < kept < 1 else int(kept)])
-    with pytest.raises(VectorsError, match="is no readable file of vectors"):
+    with pytest.raises(VectorsError, match="is not a readable file of vectors"):
         read_vectors(out)
 
 
@@ -163,7 +163,7 @@ def test_a_file_of_another_program_is_refused(tmp_path: Path) -> None:
     np.savez(tmp_path / "v.npz", something=np.zeros(3))
     pq.write_table(pa.table({"x": [1]}), tmp_path / "v.parquet")
     for path in tmp_path.iterdir():
-        with pytest.raises(VectorsError, match="is no readable file of vectors"):
+        with pytest.raises(VectorsError, match="is not a readable file of vectors"):
             read_vectors(path)
 
 

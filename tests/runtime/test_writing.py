@@ -48,7 +48,7 @@ def build(target: Path, meanwhile: Callable[[], object], *, replace: bool = Fals
 
 def test_what_appears_at_the_target_meanwhile_is_left_alone(tmp_path: Path) -> None:
     target = tmp_path / "built"
-    with pytest.raises(OutputError, match="appeared while it was being written; it is left alone"):
+    with pytest.raises(OutputError, match="was created by another process in the meantime and is not overwritten"):
         build(target, lambda: fill(target, "mine"))
     assert (target / MANIFEST).read_text() == "mine"
     assert names(tmp_path) == ["built"]
@@ -56,7 +56,7 @@ def test_what_appears_at_the_target_meanwhile_is_left_alone(tmp_path: Path) -> N
 
 def test_a_file_that_appears_at_the_target_is_left_alone(tmp_path: Path) -> None:
     target = tmp_path / "built"
-    with pytest.raises(OutputError, match="appeared"):
+    with pytest.raises(OutputError, match="was created by another process"):
         build(target, lambda: target.write_text("mine"))
     assert target.read_text() == "mine"
 
@@ -66,7 +66,7 @@ def test_of_two_builds_to_one_target_the_second_says_so(tmp_path: Path, replace:
     target = tmp_path / "built"
     if replace:
         fill(target, "old")
-    with pytest.raises(OutputError, match=r"appeared|was replaced by another"):
+    with pytest.raises(OutputError, match=r"created by another process|was replaced by another"):
         build(target, lambda: build(target, lambda: None, replace=replace, content="early"), replace=replace)
     assert (target / MANIFEST).read_text() == "early"
     assert names(tmp_path) == ["built"]
@@ -74,7 +74,7 @@ def test_of_two_builds_to_one_target_the_second_says_so(tmp_path: Path, replace:
 
 def test_an_artifact_that_became_something_else_meanwhile_is_left_alone(tmp_path: Path) -> None:
     target = fill(tmp_path / "built", "old")
-    with pytest.raises(OutputError, match="left alone"):
+    with pytest.raises(OutputError, match="is not overwritten"):
         build(target, lambda: (target / MANIFEST).rename(target / "manifest of my party"), replace=True)
     assert names(target) == ["manifest of my party"]
 

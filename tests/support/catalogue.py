@@ -1,4 +1,4 @@
-"""Artifacts and graphs that many tests read: made once, for all processes and for later runs of the same code."""
+"""Artifacts and graphs that many tests read, built once for all processes and for later runs of the same code."""
 
 from __future__ import annotations
 
@@ -28,35 +28,38 @@ from mimruntime.artifact import Artifact
 
 _ROOT = Path(__file__).parents[2] / "build" / "test-artifacts"
 _KEPT_SECONDS = 24 * 3600
-"""So long artifacts of other code stay: a change that is taken back finds them again."""
+"""How long artifacts of other code are kept, so that a reverted change can reuse them."""
 
 
 def built(*, name: str | None = None, **options: Any) -> Artifact:
-    """Return what `build` makes of `BuildOptions`, for reading alone: a test that changes an artifact takes `copied`.
+    """Return the artifact built with `BuildOptions`, read-only; a test that changes an artifact must use `copied`.
 
     Args:
-        name: of the folder and so of the artifact; None takes that of the aggregator.
-        options: all but where it lies.
+        name: name of the folder and the artifact; None takes the aggregator's name.
+        options: all build options except `out`.
     """
     make = partial(_build, options)
     return Artifact.open(kept(f"{_key(options)}/{name or options['agg']}", make))
 
 
 def graph_of(backbone: str) -> Path:
-    """Return the graph of `shallow(backbone)` under the mean of its raw tokens."""
+    """Return the graph of `shallow(backbone)` with the mean of raw tokens."""
     return kept(f"graphs/{backbone.replace(' ', '-')}", partial(_export, backbone)) / FILE
 
 
 def shallow(backbone: str) -> torch.nn.Module:
-    """Return a backbone of `SMALL_MODELS` without its third block, whose graph would be that of the second once more."""
+    """Return a backbone of `SMALL_MODELS` without its third block, whose graph equals that of the second."""
     model = small_models.make_small(backbone)
-    if backbone not in {"hiera", "eva with mixed rope"}:  # stages differ, positions count the blocks
+    if backbone not in {
+        "hiera",
+        "eva with mixed rope",
+    }:  # blocks differ between stages, or positions depend on their number
         model.blocks = model.blocks[:2]
     return model
 
 
 def kept(name: str, make: Callable[[Path], None]) -> Path:
-    """Return the folder `name`, which `make` writes where this code has not written it yet."""
+    """Return the folder `name`; `make` writes it if this code has not written it yet."""
     folder = _code_folder() / name
     folder.parent.mkdir(parents=True, exist_ok=True)
     with _locked(folder.with_name(f"{folder.name}.lock")):
@@ -86,7 +89,7 @@ def _export(backbone: str, folder: Path) -> None:
 
 @cache
 def _code_folder() -> Path:
-    """Return the folder of what this very code builds, and sweep those of other code."""
+    """Return the folder of artifacts built by this code, and delete old folders of other code."""
     digest = hashlib.sha256(code_digest().encode())
     package = Path(mimruntime.__file__).parent
     for path in (*sorted(package.rglob("*.py")), Path(__file__), Path(small_models.__file__)):
@@ -102,7 +105,7 @@ def _code_folder() -> Path:
 
 
 def _key(options: dict[str, Any]) -> str:
-    """Return a digest of the options: of an alias what it stands for, of a folder what its files hold."""
+    """Return a digest of the options, with aliases resolved and folders replaced by the content of their files."""
     parts = [repr(ALIASES.get(options["model"]))]
     for name, value in sorted(options.items()):
         files = sorted(value.rglob("*")) if isinstance(value, Path) else []

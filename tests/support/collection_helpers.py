@@ -1,4 +1,4 @@
-"""The command `embed`, and folders of shards read back."""
+"""Run the command `embed`, and read folders of shards."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ import pytest
 from mimruntime import cli
 
 START = "from mimruntime import cli; cli.run(cli.COMMANDS)"
-"""The program, for a process of its own."""
+"""Script that runs the program in a new process."""
 
 
 class Shards(NamedTuple):
-    """All rows of a folder, in the order of its shards."""
+    """All rows of a folder of shards, in order."""
 
     paths: list[str]
     vectors: list

@@ -1,8 +1,8 @@
 """The program `mimexport` with an engine that is slow or fails on request, for tests of the service.
 
-FAULT_SLEEP: seconds a run takes longer per image.
-FAULT_DECODE: an image of this many bytes is decoded for an hour.
-FAULT_FILE: while this file exists, runs fail; its content is how many more, or "all".
+FAULT_SLEEP: additional seconds of a run per image.
+FAULT_DECODE: size in bytes of an image whose decoding takes an hour.
+FAULT_FILE: while this file exists, runs fail; it contains the number of runs to fail, or "all".
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A device made of host memory, and ONNX Runtime behind the names of a TensorRT engine: what tests the executor."""
+"""Test doubles for the executor: a device in host memory, and a TensorRT engine computed by ONNX Runtime."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ POISON = 0xCD
 
 
 class HostDevice:
-    """Device memory in blocks that cannot be overrun, read before written or leaked; work waits for `synchronize`."""
+    """A device in host memory that detects overruns, uninitialised reads and leaks; it runs work in `synchronize`."""
 
     stream = 77
 
@@ -85,11 +85,11 @@ class HostDevice:
         self.closed = True
 
     def submit(self, step):
-        """Put work of an engine on the stream."""
+        """Enqueue work of an engine on the stream."""
         self._submit(step)
 
     def at(self, address, size):
-        """The `size` bytes from `address`: the start of a block that is large enough."""
+        """Return `size` bytes at `address`, which must be the start of a large enough block."""
         block = self.blocks[address]
         assert size <= len(block), f"{size} bytes wanted of a block of {len(block)}"
         return block[:size]
@@ -104,7 +104,7 @@ class HostDevice:
 
 
 class OrtEngine:
-    """What `ICudaEngine` is to the executor, computed by ONNX Runtime on a `HostDevice`."""
+    """The part of `ICudaEngine` that the executor uses, computed by ONNX Runtime on a `HostDevice`."""
 
     device_memory_size_v2 = 1000
 
@@ -152,7 +152,7 @@ class OrtEngine:
 
 
 class OrtContext:
-    """What `IExecutionContext` is to the executor."""
+    """The part of `IExecutionContext` that the executor uses."""
 
     capturable = True
 

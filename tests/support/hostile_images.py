@@ -1,4 +1,4 @@
-"""Small files that ask for much: each is made here, byte by byte, as the format's own specification writes it."""
+"""Small image files that need much work or memory to decode, written byte by byte as the formats specify."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def segment(marker: int, body: bytes) -> bytes:
 
 
 def scan(components: int, first: int, last: int, approximation: int = 0) -> bytes:
-    """The header of a scan without data: libjpeg goes over all its blocks nevertheless."""
+    """Return a scan header without data; libjpeg still processes all blocks."""
     named = b"".join(bytes([index + 1, 0]) for index in range(components))
     return segment(0xDA, bytes([components]) + named + bytes([first, last, approximation]))
 
@@ -37,7 +37,7 @@ def scan(components: int, first: int, last: int, approximation: int = 0) -> byte
 def jpeg(
     width: int, height: int, *scans: bytes, components: int = 3, kind: int = PROGRESSIVE, before: bytes = b""
 ) -> bytes:
-    """A grey picture that claims to be so large; `before` stands ahead of its tables."""
+    """Return a grey JPEG that declares this size, with the bytes `before` ahead of its tables."""
     tables = segment(0xDB, b"\0" + bytes([1] * 64))
     tables += b"".join(segment(0xC4, bytes([kind << 4, 1, 1, *[0] * 14, 0, 1])) for kind in (0, 1))
     parts = b"".join(bytes([index + 1, 0x11, 0]) for index in range(components))
@@ -46,12 +46,12 @@ def jpeg(
 
 
 def jpeg_of_scans(width: int, height: int, count: int) -> bytes:
-    """A progressive JPEG of `count` scans, all but the first of them empty."""
+    """Return a progressive JPEG of `count` scans, all empty except the first."""
     return jpeg(width, height, scan(3, 0, 0, 1), *[scan(1, 1, 63)] * (count - 1))
 
 
 def repeated_scans(photo: Image.Image, count: int) -> bytes:
-    """A photograph as a progressive JPEG, its last scan's header repeated `count` times."""
+    """Return a photograph as a progressive JPEG with the last scan's header repeated `count` times."""
     whole = encoded(photo, "JPEG", progressive=True)
     last = whole.rindex(b"\xff\xda")
     header = whole[last : last + 2 + struct.unpack(">H", whole[last + 2 : last + 4])[0]]
@@ -63,7 +63,7 @@ def chunk(kind: bytes, data: bytes) -> bytes:
 
 
 def png(*before: bytes, after: bytes = b"") -> bytes:
-    """A PNG of 8 x 8 px with chunks before and after its pixels."""
+    """Return a PNG of 8 x 8 px with chunks before and after its pixels."""
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", 8, 8, 8, 2, 0, 0, 0))
     pixels = chunk(b"IDAT", zlib.compress(bytes(8 * 25)))
     return b"\x89PNG\r\n\x1a\n" + header + b"".join(before) + pixels + after + chunk(b"IEND", b"")
@@ -83,7 +83,7 @@ def webp_of_frames(count: int) -> bytes:
 
 
 def run_length_bmp(edge: int) -> bytes:
-    """A BMP whose rows are one run-length byte each; Pillow fills the rest of a row in Python, px by px."""
+    """Return a BMP with one run-length byte per row; Pillow fills the rest of each row in Python, pixel by pixel."""
     body = b"\1\1\0\0" * edge
     header = struct.pack("<IiiHHIIiiII", 40, edge, edge, 1, 8, 1, len(body), 0, 0, 256, 0)
     start = 14 + len(header) + 1024
@@ -96,9 +96,9 @@ def box(kind: bytes, *content: bytes) -> bytes:
 
 
 def heif(brand: bytes, kind: bytes, size: tuple[int, int], data: bytes, *, parts: int = 0, repeats: int = 1) -> bytes:
-    """An AVIF or HEIC of one coded item; with `parts`, of a grid that takes it so often.
+    """Return an AVIF or HEIC with one coded item; with `parts`, a grid that uses it so many times.
 
-    `repeats`: how often the item's only piece is listed.
+    `repeats`: how many times the item's only extent is listed.
     """
     numbers = (1, 2) if parts else (1,)
     entries = [box(b"infe", b"\2\0\0\0", struct.pack(">HH", 1, 0), kind + b"\0")]
@@ -124,19 +124,19 @@ def heif(brand: bytes, kind: bytes, size: tuple[int, int], data: bytes, *, parts
 
 
 def av1(width: int, height: int, frames: int) -> bytes:
-    """A sequence header of a still picture, and so many frames without content."""
+    """Return a sequence header of a still picture and `frames` empty frames."""
     bits = f"00011{0:05b}{15:04b}{15:04b}{width - 1:016b}{height - 1:016b}"
     header = int(bits.ljust(56, "0"), 2).to_bytes(7, "big")
     return b"\x0a" + bytes([len(header)]) + header + b"\x32\0" * frames
 
 
 def avif_that_is_larger(edge: int) -> bytes:
-    """An AVIF that says 64 x 64 px, whose only frame is coded in `edge` x `edge`."""
+    """Return an AVIF that declares 64 x 64 px, but whose only frame has `edge` x `edge`."""
     return heif(b"avif", b"av01", (64, 64), av1(edge, edge, 1))
 
 
 def heic_of_pictures(count: int) -> bytes:
-    """A HEIC of 2,000 x 2,000 px whose stream codes so many pictures."""
+    """Return a HEIC of 2,000 x 2,000 px whose stream contains `count` pictures."""
     unit = struct.pack(">I", 3) + b"\x26\1\x80"
     return heif(b"heic", b"hvc1", (2000, 2000), unit * count)
 
@@ -144,7 +144,7 @@ def heic_of_pictures(count: int) -> bytes:
 def jpeg2000(
     width: int, height: int, *, tile: int, layers: int = 1, block: int = 4, precinct: int | None = None
 ) -> bytes:
-    """A bare codestream without data; `block` and `precinct` are exponents of their edges."""
+    """Return a codestream without data; `block` and `precinct` are exponents of their edges."""
     grid = struct.pack(">H8IH", 0, width, height, 0, 0, tile, tile, 0, 0, 3) + bytes([7, 1, 1]) * 3
     sizes = b"" if precinct is None else bytes([precinct << 4 | precinct]) * 6
     style = struct.pack(">BBHBBBBBB", bool(sizes), 0, layers, 0, 5, block - 2, block - 2, 0, 1) + sizes
@@ -154,7 +154,7 @@ def jpeg2000(
 
 
 def tiff_of_tiles(count: int) -> bytes:
-    """A TIFF of 8 x 8 px whose only strip is said to lie in `count` places."""
+    """Return a TIFF of 8 x 8 px whose only strip is listed at `count` offsets."""
     tags = [(256, 3, 1, 8), (257, 3, 1, 8), (258, 3, 1, 8), (259, 3, 1, 1), (262, 3, 1, 1), (273, 4, count, 8)]
     tags += [(278, 3, 1, 8), (279, 4, count, 8)]
     table = struct.pack("<H", len(tags)) + b"".join(struct.pack("<HHII", *tag) for tag in tags) + bytes(4)
@@ -163,12 +163,12 @@ def tiff_of_tiles(count: int) -> bytes:
 
 
 def exif_bomb() -> bytes:
-    """A JPEG of 65 kB whose EXIF block has 5,200 entries, each of which claims all of the block."""
+    """Return a JPEG of 65 kB whose EXIF block has 5,200 entries that each refer to the whole block."""
     entries = b"".join(struct.pack("<HHII", 1000 + index, 7, 64_900, 8) for index in range(5200))
     block = b"Exif\0\0II*\0" + struct.pack("<IH", 8, 5200) + entries + bytes(4)
     return jpeg(8, 8, scan(3, 0, 63), kind=BASELINE, before=segment(0xE1, block.ljust(65_000, b"\0")))
 
 
 def inflating(kind: bytes) -> bytes:
-    """A chunk of a kilobyte that inflates to a megabyte: a colour profile or a text."""
+    """Return a chunk of one kilobyte that inflates to one megabyte: a colour profile or a text."""
     return chunk(kind, b"a\0\0" + zlib.compress(bytes(1_000_000), 9))

@@ -1,4 +1,4 @@
-"""An action that is killed before every step it takes on the disk: run as a program, since it forks."""
+"""Kill an action before each of its file operations. Run it as a program, because it forks."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SCENES: dict[str, Callable[[Path], None]] = {}
 def kill_at_every_step(
     folder: Path, prepare: Callable[[], None], action: Callable[[], None], check: Callable[[], None]
 ):
-    """Prepare, act and check, again and again, killed one step later each time, until the action comes to its end."""
+    """Repeat prepare, action and check, killing the action one step later each time, until it completes."""
     for step in itertools.count(1):
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
@@ -28,7 +28,7 @@ def kill_at_every_step(
             _act(action, step)
         status = os.waitpid(child, 0)[1]
         check()
-        action()  # whatever a killed one left does not hinder the next, and is gone
+        action()  # remains of killed actions must not disturb the next one, and must be removed by it
         check()
         left = [path for path in folder.rglob(".*") if path.suffix in {".partial", ".old"}]
         assert not left, f"step {step} left {left}"
@@ -58,20 +58,20 @@ def _act(action: Callable[[], None], step: int) -> None:
 
 
 def scene(run: Callable[[Path], None]) -> Callable[[Path], None]:
-    """Name a scene for the command line."""
+    """Register a scene by name for the command line."""
     SCENES[run.__name__] = run
     return run
 
 
 def fill(folder: Path, content: str) -> None:
-    """Write an artifact of two files, for what matters here."""
+    """Write a minimal artifact of two files."""
     folder.mkdir(exist_ok=True)
     for name in ("manifest.json", "model.onnx"):
         (folder / name).write_text(content)
 
 
 def content_of(folder: Path) -> str:
-    """Return what `fill` wrote, all of it."""
+    """Return the content written by `fill`; fail if the files differ."""
     contents = {(folder / name).read_text() for name in ("manifest.json", "model.onnx")}
     assert len(contents) == 1, f"{folder} is mixed: {contents}"
     return contents.pop()
@@ -126,7 +126,7 @@ def build_again_where_nothing_can_be_swapped(folder: Path) -> None:
 
 @scene
 def compile(folder: Path) -> None:  # noqa: A001
-    """An engine of another version takes the place of the one that was compiled before."""
+    """Replace a compiled engine by one of another version."""
     import msgspec
 
     from mimruntime.artifact import Artifact

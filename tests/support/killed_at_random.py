@@ -1,6 +1,6 @@
-"""Builds and compilations at one place, at once, killed at random times: `python killed_at_random.py FOLDER KILLS SEED`.
+"""Run builds and compilations of one folder concurrently and kill them at random: `python killed_at_random.py FOLDER KILLS SEED`.
 
-The builds write a toy artifact, each with a graph of its own, as `mimexport build --force` does; the compilations are real.
+The builds write a toy artifact with a new graph each time, as `mimexport build --force` does. The compilations are real.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ GOLDEN = Path(__file__).parent.parent / "golden" / "schema-2" / "artifact"
 
 
 def build(target: Path) -> None:
-    """Put a new artifact at `target`: the golden one, with another text in its graph."""
+    """Write a new artifact at `target`: the golden one with another text in its graph."""
     import msgspec
 
     from mimruntime.artifact import Artifact, seal, staged_folder
@@ -31,14 +31,14 @@ def build(target: Path) -> None:
                 shutil.copyfile(path, stage / path.name)
         text = secrets.token_bytes(16).hex().encode()
         with (stage / "model.onnx").open("ab") as graph:
-            graph.write(b"\x32" + bytes([len(text)]) + text)  # ONNX's doc_string, the last one of which counts
-        (stage / "ballast.bin").write_bytes(os.urandom(1 << 20))  # long enough to be killed in
+            graph.write(b"\x32" + bytes([len(text)]) + text)  # ONNX's doc_string; the last one counts
+        (stage / "ballast.bin").write_bytes(os.urandom(1 << 20))  # makes the build long enough to be killed during it
         manifest = Artifact.open(GOLDEN).manifest
         seal(stage, msgspec.structs.replace(manifest, created=text.decode(), files={}))
 
 
 def compile_toy(target: Path) -> None:
-    """Compile what is at `target`, or say why not in one line, as the command does."""
+    """Compile the artifact at `target`; on an error, print one line as the command does."""
     from mimruntime.engines.compilation import compile_artifact
     from mimruntime.engines.options import CompileOptions
 
@@ -46,7 +46,7 @@ def compile_toy(target: Path) -> None:
 
 
 def check(target: Path) -> str:
-    """Check that an artifact is there, whole, and that each of its engines is; return the engine that would run."""
+    """Check that the artifact and all its engines are complete; return the engine that would be used."""
     from mimruntime.artifact import Artifact
     from mimruntime.engines import onnxruntime
     from mimruntime.engines.compiled import check_files, choose_compiled, list_compiled
@@ -60,14 +60,14 @@ def check(target: Path) -> str:
 
 
 def attack(folder: Path, kills: int, seed: int) -> dict[str, int]:
-    """Kill so many builds and compilations, some at once, and check after each; return what happened, counted."""
+    """Kill `kills` builds and compilations, some concurrent, and check after each; return counts of the results."""
     draw = random.Random(seed)
     target, counts = folder / "toy", {"killed": 0, "ended well": 0, "said why not": 0, "rounds": 0}
     (folder / "mine").mkdir(parents=True)
     (folder / "mine" / "thesis.tex").write_text("mine")
     started = time.monotonic()
     assert _start("build", target).wait() == 0
-    usual = time.monotonic() - started  # so that kills fall into the work, on a busy machine too
+    usual = time.monotonic() - started  # so that kills hit the work even on a busy machine
     while counts["killed"] < kills:
         counts["rounds"] += 1
         running = [_start(draw.choice(["build", "compile"]), target) for _ in range(draw.randint(1, 4))]
@@ -81,7 +81,7 @@ def attack(folder: Path, kills: int, seed: int) -> dict[str, int]:
             assert "Traceback" not in said, said
             counts[kind] += 1
         check(target)
-    build(target)  # whatever is left hinders nobody, and is gone
+    build(target)  # remains of killed builds must not disturb the next one, and must be removed by it
     compile_toy(target)
     assert check(target) != "none"
     assert sorted(path.name for path in folder.iterdir()) == ["mine", "toy"], sorted(folder.iterdir())

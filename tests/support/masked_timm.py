@@ -1,4 +1,4 @@
-"""timm's own blocks over all tokens, attention to dropped patches masked: what an encoder without them must give."""
+"""Reference for dropped patches: timm's own blocks on all tokens, with attention to dropped patches masked."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from timm.models.eva import Eva
 
 @torch.no_grad()
 def masked_tokens(model, images, choose):
-    """Return the tokens (B, S, D) after the last block, and the places (B, k) of the patches that are left.
+    """Return the tokens (B, S, D) after the last block, and the grid positions (B, k) of the kept patches.
 
     Args:
-        model: of timm, not opened.
+        model: an unmodified timm model.
         images: (B, 3, H, W).
-        choose: called with the number of a block, the patch tokens that enter it and the patches that are left (B, N) bool;
-            returns those that stay, (B, N) bool.
+        choose: called with the index of a block, the patch tokens that enter it and the kept patches, (B, N) bool; returns
+            the patches to keep, (B, N) bool.
     """
     prefix = model.num_prefix_tokens
     rope, shared = None, None

@@ -1,4 +1,4 @@
-"""Print, for every file of a folder, its name, the bytes its decoding was estimated to take, and those it took."""
+"""Print for each file of a folder its name, the estimated memory of decoding it and the measured memory, in bytes."""
 
 import ctypes
 import sys

@@ -1,4 +1,4 @@
-"""ONNX Runtime with a fault planted in it, as an engine of the table of its own."""
+"""ONNX Runtime with a planted fault, as a separate engine."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from mimruntime.engines.base import Engine
 NAME = "planted"
 
 FAULTS: dict[str, object] = {}
-"""What is wrong now: 'graph' path -> path, 'pixels' and 'embedding' array -> array."""
+"""The planted faults: 'graph' maps path -> path, 'pixels' and 'embedding' map array -> array."""
 
 
 def open_engine(graph, **options):

@@ -1,4 +1,4 @@
-"""Two jobs of `embed` begun at once in one folder, again and again, and killed at random."""
+"""Repeatedly start two `embed` jobs in one folder at the same time, and kill them at random."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ import pyarrow.parquet as pq
 from collection_helpers import START, mimexport, read_shards
 
 DIFFERENCES = ("list", "artifact", "nothing")
-"""In what the two jobs differ."""
+"""Differences between the two jobs."""
 _START_S = 2
-"""In which a process starts, lists, and claims the folder."""
+"""Seconds in which a process starts, lists the images and claims the folder."""
 
 
 @dataclass
 class Rivals:
-    """Two commands that want the same folder, and what each of them writes alone."""
+    """Two commands with the same output folder, and the result of each alone."""
 
     commands: list[list[str]]
     names: list[set[str]]
     ends: dict[int, int] = field(default_factory=dict)
 
     def begin(self) -> list[subprocess.Popen[str]]:
-        """Start both at once."""
+        """Start both at the same time."""
         return [
             subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
             for command in self.commands
@@ -40,7 +40,7 @@ class Rivals:
 
 
 def check(out: Path, rivals: Rivals) -> None:
-    """What is in the folder now is whole, and of one job."""
+    """Check that the content of the folder is complete and from one job."""
     shards = {path.name for path in out.glob("part-*")}
     assert any(shards <= names for names in rivals.names)
     for name in shards:
@@ -58,7 +58,7 @@ def wait_a_while(processes: list[subprocess.Popen[str]], out: Path, chance: np.r
 
 
 def kill_at_random(rivals: Rivals, out: Path, kills: int, chance: np.random.Generator) -> None:
-    """Start both jobs again and again and kill them where they are; a job that is refused says why."""
+    """Repeatedly start both jobs and kill them; check that a rejected job prints the reason."""
     while rivals.ends.get(-signal.SIGKILL, 0) < kills:
         processes = rivals.begin()
         wait_a_while(processes, out, chance)
@@ -70,25 +70,25 @@ def kill_at_random(rivals: Rivals, out: Path, kills: int, chance: np.random.Gene
             if process.returncode == 1:
                 assert "was begun with another" in said or "another run is writing" in said
         check(out, rivals)
-        if chance.random() < 1 / 4 or len(list(out.glob("part-*"))) == 60:  # to begin is where they meet
+        if chance.random() < 1 / 4 or len(list(out.glob("part-*"))) == 60:  # restart: jobs conflict at the start
             shutil.rmtree(out, ignore_errors=True)
 
 
 def attack(
     folder: Path, artifacts: tuple[Path, Path], gallery: Path, differs: str, kills: int, chance: np.random.Generator
 ) -> dict[int, int]:
-    """Kill so many jobs of one folder, check after each, and at the end that nothing is lost.
+    """Kill `kills` jobs of one folder, check after each, and check at the end that nothing is lost.
 
     Args:
-        folder: for all of it.
-        artifacts: the second one is for jobs that differ in it.
-        gallery: 60 images, embedded twenty times over.
+        folder: folder for all files.
+        artifacts: two artifacts; the second is used if the jobs differ in it.
+        gallery: 60 images, each embedded twenty times.
         differs: one of `DIFFERENCES`.
-        kills: processes.
-        chance: decides the moments.
+        kills: number of processes to kill.
+        chance: random generator for the moments.
 
     Returns:
-        how many processes ended with each exit code.
+        The number of processes by exit code.
 
     """
     lists = [[gallery] * 20, [gallery] * (19 if differs == "list" else 20)]

@@ -1,4 +1,4 @@
-"""What the named formats of the OpenAPI schema mean, for schemathesis: images that decode, the toy model's name."""
+"""Strategies for the named formats of the OpenAPI schema in schemathesis: decodable images, the toy model's name."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ schemathesis.openapi.media_type("application/octet-stream", JPEGS)
 
 @schemathesis.hook
 def map_case(context, case):
-    """Make valid calls agree with the model: the shapes of `infer`, and `dimensions`, are beyond JSON Schema."""
+    """Adjust valid calls to the model, because JSON Schema cannot express the shapes of `infer` and `dimensions`."""
     if case.meta is None or not case.meta.generation.mode.is_positive:
         return case
     if case.path.endswith("/infer"):

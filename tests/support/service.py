@@ -1,4 +1,4 @@
-"""A real server process on loopback, started as a user starts it, and ended by its process id."""
+"""A real server process on loopback, started by the command and stopped by its process id."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Service:
     def call(
         self, path: str, body: object = None, *, method: str | None = None, timeout: float = 60, **headers: str
     ) -> Answer:
-        """GET without a body, else POST, unless a method is named; a dict is sent as JSON."""
+        """Send a request: GET without a body, else POST, unless `method` is given; a dict is sent as JSON."""
         named = {name.replace("_", "-"): value for name, value in headers.items()}
         if isinstance(body, dict):
             body, named = json.dumps(body).encode(), {"Content-Type": "application/json"} | named
@@ -67,7 +67,7 @@ class Service:
             time.sleep(0.02)
 
     def resident_bytes(self, *, peak: bool = False) -> int:
-        """Of the process, now or at most since `reset_peak`."""
+        """Return the resident memory of the process, current or peak since `reset_peak`, in bytes."""
         status = Path(f"/proc/{self.process.pid}/status").read_text()
         return int(status.split("VmHWM:" if peak else "VmRSS:")[1].split()[0]) * 1024
 
@@ -82,7 +82,7 @@ class Service:
         Path(f"/proc/{self.process.pid}/clear_refs").write_text("5")
 
     def metric(self, name: str) -> float:
-        """The sum of a metric's samples."""
+        """Return the sum of a metric's samples."""
         from prometheus_client.parser import text_string_to_metric_families
 
         families = text_string_to_metric_families(self.call("/metrics").body.decode())
@@ -93,7 +93,7 @@ class Service:
 def running(
     *arguments: object, log: Path, program: str | Path = START, env: dict[str, str] | None = None, wait: bool = True
 ) -> Iterator[Service]:
-    """Run `mimexport serve` with `arguments` on a port the system gives it; without `wait` it may end before it listens."""
+    """Run `mimexport serve` with `arguments` on a free port; without `wait`, it may end before it listens."""
     start = ["-c", program] if isinstance(program, str) else [str(program)]
     command = [sys.executable, *start, "serve", *map(str, arguments), "--port", "0"]
     with log.open("wb") as out:
@@ -109,7 +109,7 @@ def running(
 
 
 def _port(process: subprocess.Popen[bytes], log: Path) -> int:
-    """The port the log names, 0 where the process ends before."""
+    """Return the port in the log, or 0 if the process ends before."""
     while not (said := re.search(r"listen(?:ing)? on https?://[^:]+:(\d+)", log.read_text())):
         if process.poll() is not None:
             return 0

@@ -1,4 +1,4 @@
-"""Small backbones of every class, odd ones included, with random weights whose every parameter matters."""
+"""Small backbones of every class, including unusual ones, with random weights in all parameters."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ SMALL_MODELS = {
 
 
 def _gated(model):
-    """No model of timm's asks its attention for the gate yet."""
+    """Add gated attention, which no timm model enables yet."""
     for block in model.blocks:
         block.attn.gate = nn.Linear(48, 48)
     return model
@@ -62,7 +62,7 @@ BACKBONES = {
     "vit_small_patch16_dinov3.lvd1689m": {"depth": 2},
     "vit_base_patch16_siglip_224.v2_webli": {"depth": 2},
 }
-"""The backbones people name, one of every class, and what makes them shallow."""
+"""Real timm models, one of each class, with arguments that make them shallow."""
 
 
 def make_small(name):
@@ -73,14 +73,14 @@ def make_small(name):
 
 
 def images_for(model, count=3):
-    """Random images of the size `model` takes, float32 (count, 3, H, W)."""
+    """Return random images of the model's size, float32 (count, 3, H, W)."""
     height, width = (64, 64) if type(model).__name__ == "Hiera" else model.patch_embed.img_size
     return torch.randn(count, 3, height, width, generator=torch.Generator().manual_seed(1))
 
 
 @torch.no_grad()
 def timm_tokens(model, images):
-    """What timm itself gives after the last block, without norm: prefix (B, P, D) or None, patches (B, N, D)."""
+    """Return timm's own tokens after the last block, without norm: prefix (B, P, D) or None, and patches (B, N, D)."""
     if type(model).__name__ == "Hiera":
         return None, model.forward_intermediates(images, indices=1, output_fmt="NHWC", intermediates_only=True)[
             0
@@ -93,7 +93,7 @@ def timm_tokens(model, images):
 
 
 def opened(model, images):
-    """The backbone of `model` and the tokens that enter its last block."""
+    """Return the backbone of `model` and the tokens that enter its last block."""
     backbone = Backbone(model)
     with torch.no_grad():
         return backbone, backbone(images)

@@ -1,4 +1,4 @@
-"""Functions of other libraries that coverage need not follow: it would make an export nearly twice as long."""
+"""Run functions of other libraries without coverage, which would almost double the time of an export."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 
 def untraced(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Return `function` such that nothing is traced while it runs."""
+    """Return `function` wrapped so that nothing is traced while it runs."""
 
     @functools.wraps(function)
     def run(*args: Any, **kwargs: Any) -> Any:

@@ -1,1 +1,1 @@
-"""An adversary: correct and hostile requests against a real service, and what must hold meanwhile."""
+"""Send correct and hostile requests to a real service and check that it keeps its promises."""

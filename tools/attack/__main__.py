@@ -1,8 +1,8 @@
-"""Attack a service of one's own, and say what held.
+"""Attack a local service and report broken promises.
 
     python -m attack [ARTIFACT] [--requests 100000] [--hostile 0.1] [--kills 200]
 
-Request N of a seed is always the same one. Exit status 1 where a promise was broken; the table says which.
+Seed and number determine a request. The exit status is 1 if a promise was broken; the table shows which.
 """
 
 from __future__ import annotations
@@ -24,20 +24,18 @@ _TOY = Path(__file__).parents[2] / "tests" / "golden" / "schema-3" / "artifact"
 
 @click.command(context_settings={"show_default": True})
 @click.argument("artifact", type=click.Path(exists=True, path_type=Path), default=_TOY)
-@click.option("--requests", default=10_000, type=click.IntRange(0), help="Correct and hostile ones together.")
+@click.option("--requests", default=10_000, type=click.IntRange(0), help="Number of requests, correct and hostile.")
 @click.option("--first", default=0, type=click.IntRange(0), help="Number of the first request.")
 @click.option("--hostile", default=0.1, type=click.FloatRange(0, 1), help="Share of hostile requests.")
-@click.option("--clients", default=6, type=click.IntRange(1), help="Processes that send them.")
-@click.option("--seed", default=0, help="Decides everything about every request.")
+@click.option("--clients", default=6, type=click.IntRange(1), help="Number of client processes.")
+@click.option("--seed", default=0, help="Seed of all requests.")
 @click.option("--kills", default=0, type=click.IntRange(0), help="Processes of build, compile, embed to kill.")
 @click.option("--memory-mb", default=4_000, help="Address space of the service.")
 @click.option("--files", default=256, help="Descriptors of the service.")
 @click.option("--cpus", default=1, help="CPUs of the service.")
-@click.option(
-    "--out", default=Path("reports/attack"), type=click.Path(path_type=Path), help="Folder of what was found."
-)
+@click.option("--out", default=Path("reports/attack"), type=click.Path(path_type=Path), help="Folder for findings.")
 def main(artifact: Path, requests: int, kills: int, seed: int, out: Path, **given: object) -> None:
-    """Send hostile requests among correct ones to ARTIFACT's service, and kill what writes."""
+    """Send hostile and correct requests to a service of ARTIFACT, and kill processes that write."""
     out.mkdir(parents=True, exist_ok=True)
     report: dict[str, object] = {"seed": seed, "artifact": str(artifact)}
     broken: list[str] = []

@@ -1,4 +1,4 @@
-"""Requests whose bodies are wrong: JSON of both protocols, binary tensors, forms, images."""
+"""Generate requests with wrong bodies: JSON of both protocols, binary tensors, forms, images."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ _TYPES = (
 
 @dataclass(frozen=True)
 class Message:
-    """A request of HTTP before it is written: what is wrong with it, where it goes, and what it says."""
+    """An HTTP request before serialisation: kind of fault, path, headers and body."""
 
     kind: str
     path: str
@@ -55,14 +55,14 @@ class Message:
 
 @dataclass(frozen=True)
 class Target:
-    """What requests are made for: a model's name, its images as files and as the graph takes them, and their vectors.
+    """The model that requests are sent to, with test images as files and pixels, and their vectors.
 
     Attributes:
         model: name of the artifact.
         photos: encoded images.
-        pixels: the same images, each the bytes of a row-by-row uint8 (edge, edge, 3).
-        edge: px of a side.
-        vectors: what each image gives, a list of D numbers.
+        pixels: the same images, each as bytes of a row-major uint8 array (edge, edge, 3).
+        edge: edge of the square input, px.
+        vectors: the expected vector of each image, a list of D numbers.
 
     """
 
@@ -74,27 +74,27 @@ class Target:
 
     @property
     def infer_path(self) -> str:
-        """Where KServe's clients ask."""
+        """Path of inference in the KServe protocol."""
         return f"/v2/models/{self.model}/infer"
 
 
 def data_uri(photo: bytes) -> str:
-    """Return the image as OpenAI's protocol takes it; the service reads its type from the bytes."""
+    """Return the image as a data URI for the OpenAI protocol; the service detects its type from the bytes."""
     return "data:image/png;base64," + base64.b64encode(photo).decode()
 
 
 def form(parts: Sequence[bytes], boundary: str = "b") -> bytes:
-    """Return a body of `multipart/form-data`, each part with headers of its own."""
+    """Return a `multipart/form-data` body; parts include their headers."""
     return b"".join(b"--%s\r\n%s\r\n" % (boundary.encode(), part) for part in parts) + b"--%s--\r\n" % boundary.encode()
 
 
 def file_part(photo: bytes) -> bytes:
-    """Return a file's part of a form."""
+    """Return the form part of a file."""
     return b'Content-Disposition: form-data; name="file"; filename="a"\r\n\r\n' + photo
 
 
 def tensor_head(size: int, shape: Sequence[int], name: str = "image") -> dict[str, Any]:
-    """Return the JSON before `size` bytes of the binary-tensor extension."""
+    """Return the JSON header for `size` bytes of a binary tensor."""
     kind = "BYTES" if name == "image" else "UINT8"
     return {
         "inputs": [{"name": name, "datatype": kind, "shape": list(shape), "parameters": {"binary_data_size": size}}],
@@ -102,7 +102,7 @@ def tensor_head(size: int, shape: Sequence[int], name: str = "image") -> dict[st
 
 
 def hostile_message(draw: random.Random, target: Target) -> Message:
-    """Return a request that is wrong in its body, or may be."""
+    """Return a request whose body is wrong, or may be."""
     return draw.choice(_MESSAGES)(draw, target)
 
 
@@ -131,7 +131,7 @@ def _tensor(draw: random.Random, target: Target) -> Message:
 
 
 def _odd_json(draw: random.Random, target: Target) -> Message:
-    """Return a good request with one to three of its values replaced, then perhaps bytes put into its text."""
+    """Return a correct request with one to three values replaced, and sometimes random bytes inserted."""
     uri = data_uri(draw.choice(target.photos))
     openai = {"model": target.model, "input": [uri, {"type": "image_url", "image_url": {"url": uri}}], "user": "me"}
     openai |= {
@@ -154,7 +154,7 @@ def _odd_json(draw: random.Random, target: Target) -> Message:
 
 
 def _replace(draw: random.Random, node: Any) -> None:
-    """Put an odd value at a random place below `node`, or under a key of its own."""
+    """Replace a random value below `node` by an odd one, or add it under a new key."""
     while True:
         places = list(node) if isinstance(node, dict) else range(len(node))
         at = draw.choice(places) if places and draw.random() < 0.9 else None

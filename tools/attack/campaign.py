@@ -1,4 +1,4 @@
-"""A service under limits, clients that attack it, and a watch over both."""
+"""Run an attack: a service with resource limits, clients, and a monitor."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def attack(
     artifact: Path, requests: int, *, first: int, hostile: float, clients: int, seed: int, memory_mb: int, files: int,
     cpus: int, out: Path,
 ) -> tuple[Figures, list[str]]:  # fmt: skip
-    """Run one attack; return its figures and the promises that were broken."""
+    """Run one attack; return its figures and the broken promises."""
     target = read_target(artifact, photographs())
     limits = _LIMITED.format(memory=memory_mb * MB, files=files, cpus=cpus)
     log = out / "service.log"
@@ -58,7 +58,7 @@ def attack(
 
 
 def _send(figures: Figures, blocks: list[range], make: Callable[[], Client], clients: int, watch: Watch) -> None:
-    """Have the clients do all blocks, and count."""
+    """Let the clients send all blocks of requests, and count the results."""
     started = time.monotonic()
     with ProcessPoolExecutor(clients, multiprocessing.get_context("spawn")) as pool:
         watch.start()
@@ -69,7 +69,7 @@ def _send(figures: Figures, blocks: list[range], make: Callable[[], Client], cli
 
 
 def _look_back(figures: Figures, served: service.Service) -> None:
-    """Note what is left once every client is gone."""
+    """Record memory, descriptors and metrics after all clients have ended."""
     figures.memory_peak = served.resident_bytes(peak=True)
     figures.descriptors_end = settle(lambda: descriptors(served), figures.descriptors_start + 1)
     figures.memory_end = settle(served.resident_bytes, figures.memory_start + 50 * MB, 15)

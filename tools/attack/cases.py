@@ -1,4 +1,4 @@
-"""Hostile cases: bytes for a socket, and how they are sent and read. A seed and a number give the same one again."""
+"""Generate hostile cases: bytes for a socket and how to send them. Seed and number determine a case."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from attack.images import noise
 
 
 class Manner(Enum):
-    """What the client does with its socket."""
+    """How the client uses its socket."""
 
     ASK = "send all, read the answer"
     HALF_CLOSE = "send all, end sending, read the answer"
@@ -33,12 +33,12 @@ class Case:
 
 
 def chance(seed: int, number: int) -> random.Random:
-    """Return the generator that decides everything about request `number`."""
+    """Return the random generator for request `number`."""
     return random.Random(f"{seed}/{number}")
 
 
 def hostile_case(draw: random.Random, target: Target) -> Case:
-    """Return a hostile case: two in three are wrong in the body, the rest in the connection."""
+    """Return a hostile case: in two of three the body is wrong, in the others the connection."""
     if draw.random() < 0.66:
         message = hostile_message(draw, target)
         manner = draw.choice([Manner.ASK] * 16 + [Manner.HALF_CLOSE, Manner.HALF_CLOSE, Manner.RESET, Manner.HOLD])
@@ -47,7 +47,7 @@ def hostile_case(draw: random.Random, target: Target) -> Case:
 
 
 def written(message: Message, *lines: str, version: str = "HTTP/1.1") -> bytes:
-    """Return a request as it goes over the wire; the connection is closed after it unless `lines` say so."""
+    """Return the bytes of a request; it closes the connection unless `lines` say otherwise."""
     head = [f"POST {message.path} {version}", "Host: localhost", f"Content-Length: {len(message.body)}"]
     head += [f"{name}: {value}" for name, value in message.headers.items()]
     return "\r\n".join([*head, *(lines or ("Connection: close",)), "", ""]).encode("latin-1") + message.body
@@ -58,7 +58,7 @@ def _good(draw: random.Random, target: Target) -> Message:
 
 
 def _length(draw: random.Random, target: Target) -> Case:
-    """A Content-Length that is not the body's; too long a one waits for what never comes."""
+    """Return a case with a wrong Content-Length; with too large a value the body stays incomplete."""
     good = _good(draw, target)
     size = len(good.body)
     given = draw.choice(
@@ -69,7 +69,7 @@ def _length(draw: random.Random, target: Target) -> Case:
 
 
 def _chunked(draw: random.Random, target: Target) -> Case:
-    """Transfer-Encoding, with and without a length beside it, its chunks well or badly written."""
+    """Return a case with Transfer-Encoding, with or without Content-Length, and valid or invalid chunks."""
     good = _good(draw, target)
     codings = ["chunked", "chunked", "gzip, chunked", "identity", "chunked, chunked", "\x0bchunked", "x" * 900]
     head = written(good, f"Transfer-Encoding: {draw.choice(codings)}").partition(b"\r\n\r\n")[0]
@@ -87,7 +87,7 @@ def _chunked(draw: random.Random, target: Target) -> Case:
 
 
 def _line(draw: random.Random, target: Target) -> Case:
-    """Methods, versions and paths that are unknown, old, or no such thing."""
+    """Return a case with an unknown, old or invalid method, version or path."""
     methods = ["GET", "HEAD", "OPTIONS", "TRACE", "CONNECT", "DELETE", "PRI", "get", "X" * 3_000, "", "G\0T", "POST"]
     method = draw.choice([*methods, "M" + str(draw.randrange(10_000))])
     paths = [
@@ -139,26 +139,26 @@ def _headers(draw: random.Random) -> bytes:
 
 
 def _unfinished(draw: random.Random, target: Target) -> Case:
-    """The beginning of a good request: cut anywhere, then left, dripped on, or reset."""
+    """Return a case with an incomplete request that is then abandoned, continued byte by byte, or reset."""
     data = written(_good(draw, target))
     kept = data[: draw.randrange(draw.choice([120, len(data)]))]
     return Case("socket: unfinished", kept, draw.choice([Manner.HOLD, Manner.DRIP, Manner.RESET, Manner.HALF_CLOSE]))
 
 
 def _unread(draw: random.Random, _: Target) -> Case:
-    """Many requests at once whose answers nobody reads."""
+    """Return a case of many requests whose answers are not read."""
     data = b"GET /openapi.json HTTP/1.1\r\nHost: localhost\r\n\r\n" * draw.choice([20, 200])
     return Case("socket: answers not read", data, draw.choice([Manner.HOLD, Manner.RESET]), "GET")
 
 
 def _pipelined(draw: random.Random, target: Target) -> Case:
-    """Good requests with something behind them on the same connection."""
+    """Return a case of correct requests followed by other data on the same connection."""
     good = written(_good(draw, target), "Connection: keep-alive") * draw.randint(1, 8)
     return Case("socket: pipelined", good + noise(draw, 300), draw.choice([Manner.HALF_CLOSE, Manner.RESET]))
 
 
 def _foreign(draw: random.Random, _: Target) -> Case:
-    """What is no HTTP at all."""
+    """Return a case with data that is not HTTP."""
     hello = b"\x16\x03\x01\x02\0\x01\0\x01\xfc\x03\x03" + bytes(500)
     data = draw.choice(
         [hello, b"\r\n" * 500, b"\0" * 5_000, b"\xff" * 200_000, noise(draw, 2_000), b"SSH-2.0-x\r\n", b""]

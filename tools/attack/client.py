@@ -1,4 +1,4 @@
-"""One client: correct requests on a connection that it keeps, hostile ones in between, and what came back, counted."""
+"""One client: it sends correct requests on a persistent connection and hostile ones between them, and counts results."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from attack.correct import correct_message, wrong_vectors
 _MOST_HELD = 12
 _MOST_OF_A_REFUSAL = 65_536
 _LIMITS = frozenset({408, 429, 503, 504})
-"""What a service says that is full, or that waited long enough."""
+"""Statuses of a service that is full or timed out."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What must not have happened, and the number of the request it happened to."""
+    """A broken promise and the number of the request."""
 
     number: int
     kind: str
@@ -31,26 +31,26 @@ class Finding:
 
 @dataclass
 class Tally:
-    """What became of requests: counts by "correct 200", "hostile 413" …, and findings."""
+    """Counts of results by "correct 200", "hostile 413" …, and findings."""
 
     counts: collections.Counter[str] = field(default_factory=collections.Counter)
     findings: list[Finding] = field(default_factory=list)
 
     def add(self, other: Tally) -> None:
-        """Take in what another client counted."""
+        """Add the counts of another client."""
         self.counts.update(other.counts)
         self.findings += other.findings
 
 
 class Client:
-    """Does the requests it is given the numbers of, one after the other.
+    """Sends requests by number, one after the other.
 
     Args:
-        port: of the service, on loopback.
-        target: what requests are made for.
-        seed: decides, with its number, everything about a request.
+        port: port of the service on loopback.
+        target: the model and its images.
+        seed: seed; with its number it determines a request.
         hostile: share of hostile requests, 0 to 1.
-        patience_s: for an answer; a service that takes longer has hung, on a busy machine too.
+        patience_s: seconds to wait for an answer; after that the service counts as hung.
 
     """
 
@@ -62,7 +62,7 @@ class Client:
         self._held: collections.deque[tuple[socket.socket, bytes]] = collections.deque()
 
     def run(self, numbers: Iterable[int]) -> Tally:
-        """Do these requests and close every connection."""
+        """Send these requests and close all connections."""
         tally = Tally()
         try:
             for number in numbers:
@@ -74,13 +74,13 @@ class Client:
         return tally
 
     def close(self) -> None:
-        """Close what is open."""
+        """Close all connections."""
         self._kept.close()
         while self._held:
             self._held.popleft()[0].close()
 
     def ask(self, case: Case) -> tuple[str, str | None]:
-        """Do one hostile case; return what came of it, and what is wrong about that."""
+        """Send one hostile case; return its result and the broken promise, if any."""
         if case.manner is Manner.FLOOD:
             self._flood(len(case.data))
             return "sent", None
@@ -92,7 +92,7 @@ class Client:
             self._hold(connection, case)
             return "sent", None
         with connection:
-            with contextlib.suppress(OSError):  # refused before it was whole, which may be answered or not
+            with contextlib.suppress(OSError):  # the service may close it early
                 connection.sendall(case.data)
                 if case.manner is Manner.HALF_CLOSE:
                     connection.shutdown(socket.SHUT_WR)
@@ -113,7 +113,7 @@ class Client:
         return f"{who} {outcome}", Finding(number, f"{who}, {kind}", wrong) if wrong else None
 
     def _embed(self, message: Message, chosen: list[int]) -> tuple[str, str | None]:
-        """Ask for the vectors of images and compare them; a kept connection that was closed is opened again once."""
+        """Request vectors of images and compare them; reopen a closed persistent connection once."""
         answer = None
         for fresh in (self._kept.sock is None, True):
             try:
@@ -139,7 +139,7 @@ class Client:
                 opened.enter_context(socket.create_connection(self._address, timeout=self._patience_s))
 
     def _hold(self, connection: socket.socket, case: Case) -> None:
-        """Leave a connection open until others take its place."""
+        """Keep a connection open until newer ones replace it."""
         connection.setblocking(False)
         rest = case.data
         if case.manner is Manner.HOLD:
@@ -151,7 +151,7 @@ class Client:
             self._held.popleft()[0].close()
 
     def _drip(self) -> None:
-        """Send one byte more on every connection that has some left."""
+        """Send one more byte on each connection that has data left."""
         for index, (connection, rest) in enumerate(self._held):
             if rest:
                 with contextlib.suppress(OSError):
@@ -160,7 +160,7 @@ class Client:
 
 
 def _read_refusal(connection: socket.socket, method: str) -> tuple[str, str | None]:
-    """Read the first answer: anything but an error of the service's own making, an endless text, or nothing for ever."""
+    """Read the first answer; a 5xx without reason, an endless body or a hung connection is a broken promise."""
     answer = http.client.HTTPResponse(connection, method=method)
     try:
         answer.begin()
@@ -177,5 +177,5 @@ def _read_refusal(connection: socket.socket, method: str) -> tuple[str, str | No
 
 
 def _without_retry(status: int, headers: http.client.HTTPMessage) -> str | None:
-    """A refusal for want of room says when to come again; one for want of time does not."""
+    """Check that a refusal because of load has Retry-After, and one because of a timeout has not."""
     return f"{status} without Retry-After" if status in {429, 503} and "Retry-After" not in headers else None

@@ -1,4 +1,4 @@
-"""Correct requests of every protocol, and whether what comes back is the vectors of the images that were sent."""
+"""Generate correct requests of all protocols, and check that the answers have the right vectors."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from typing import Any
 from attack.bodies import HEADER_LENGTH, Message, Target, data_uri, file_part, form, tensor_head
 
 TOLERANCE = 1e-4
-"""Of a vector's entries; a batch of another size may round otherwise, `read_target` sees that another image is further away."""
+"""Tolerance per vector entry for rounding between batch sizes; `read_target` checks that images differ by more."""
 
 
 def correct_message(draw: random.Random, target: Target) -> tuple[Message, list[int]]:
-    """Return a correct request, and which photographs it sends, in order."""
+    """Return a correct request and the indices of its photographs, in order."""
     chosen = [draw.randrange(len(target.photos)) for _ in range(draw.choice([1, 1, 1, 2, 5]))]
     kind = draw.choice(_KINDS)
     return kind(draw, target, chosen)
 
 
 def wrong_vectors(answer: bytes, header_length: str | None, expected: Sequence[Sequence[float]]) -> str | None:
-    """Return what is wrong with the vectors of a 200, None where nothing is."""
+    """Return what is wrong with the vectors of an answer with status 200, or None."""
     try:
         found = _vectors(answer, header_length, len(expected[0]))
     except (ValueError, KeyError, IndexError, TypeError, struct.error) as error:

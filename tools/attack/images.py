@@ -1,4 +1,4 @@
-"""Images that are damaged, lie about their size, or ask for much work."""
+"""Generate images that are damaged, declare a wrong size, or need much work to decode."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ _SIDES = (0, 1, 3, 255, 4_000, 16_000, 65_535)
 
 
 def noise(draw: random.Random, most: int) -> bytes:
-    """Return up to `most` random bytes, all of which one drawn number decides."""
+    """Return up to `most` random bytes, generated from one random number."""
     return random.Random(draw.getrandbits(32)).randbytes(draw.randint(0, most))
 
 
 def damaged_image(draw: random.Random, photos: Sequence[bytes]) -> tuple[str, bytes]:
-    """Return what is wrong with it, and an encoded image; some are still images."""
+    """Return the kind of damage and the encoded image; some are still decodable."""
     kind, make = draw.choice(_DAMAGE)
     return f"image: {kind}", make(draw, photos)
 
@@ -32,7 +32,7 @@ def _cut(draw: random.Random, photos: Sequence[bytes]) -> bytes:
 
 def _flipped(draw: random.Random, photos: Sequence[bytes]) -> bytes:
     photo = bytearray(draw.choice(photos))
-    head = min(len(photo), draw.choice([64, 1024, 1 << 20]))  # headers hold what matters
+    head = min(len(photo), draw.choice([64, 1024, 1 << 20]))  # prefer the headers
     for _ in range(draw.randint(1, 30)):
         photo[draw.randrange(head)] ^= 1 << draw.randrange(8)
     return bytes(photo)
@@ -44,7 +44,7 @@ def _spliced(draw: random.Random, photos: Sequence[bytes]) -> bytes:
 
 
 def _resized(draw: random.Random, photos: Sequence[bytes]) -> bytes:
-    """Return a photograph whose header names another size."""
+    """Return a photograph whose header declares another size."""
     photo, width, height = draw.choice(photos), draw.choice(_SIDES), draw.choice(_SIDES)
     if photo.startswith(b"\x89PNG"):
         header = struct.pack(">II", width, height) + photo[24:29]

@@ -1,4 +1,4 @@
-"""Builds, compilations and jobs of `embed`, some at once, killed at random moments; what the tests do, as often as asked."""
+"""Kill builds, compilations and `embed` jobs at random moments, as the tests do but more often."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from PIL import Image
 
 
 def kill(folder: Path, kills: int, seed: int, artifact: Path, image: Path) -> dict[str, str]:
-    """Kill so many processes, half of them builds and compilations, and check after each what is left.
+    """Kill `kills` processes, half of them builds and compilations, and check the remaining files after each.
 
     Returns:
-        what happened, by what was killed.
+        A description of the results by kind of process.
 
     Raises:
-        AssertionError: something was lost or mixed.
+        AssertionError: files were lost or mixed.
 
     """
     done = killed_at_random.attack(folder / "builds", kills=kills // 2, seed=seed)
@@ -34,7 +34,7 @@ def kill(folder: Path, kills: int, seed: int, artifact: Path, image: Path) -> di
 
 
 def _gallery(folder: Path, image: Path) -> Path:
-    """Write sixty pictures, each a part of `image`."""
+    """Write sixty images, each a part of `image`."""
     folder.mkdir()
     with Image.open(image) as whole:
         for number in range(60):

@@ -1,4 +1,4 @@
-"""What to do with a finding: is it the one request, or those before it; and how little of it is enough."""
+"""Reproduce findings: by the request alone or with those before it; then shrink the input."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from attack.shrinking import shrink
 _MOST_EXPLAINED = 5
 _MOST_BEFORE = 4_096
 _ALIKE = 20
-"""Characters by which two findings are the same."""
+"""Number of leading characters in which equal findings agree."""
 _PATIENCE_S = 2.0
-"""What is cut short may wait for the rest of it; nobody waits with it."""
+"""Short timeout, because a shrunk request may be incomplete and never be answered."""
 
 
 def explain(findings: list[Finding], port: int, target: Target, seed: int, hostile: float, folder: Path) -> list[str]:
-    """Shrink the first finding of each kind; write what fails into `folder` and return a line about each."""
+    """Shrink the first finding of each kind, write its data into `folder`, and return one line per kind."""
     firsts: dict[tuple[str, str], Finding] = {}
     counts: collections.Counter[tuple[str, str]] = collections.Counter()
     for finding in sorted(findings, key=lambda one: one.number):
@@ -43,23 +43,23 @@ def _explained(finding: Finding, port: int, target: Target, seed: int, hostile: 
         while not fails(list(range(max(0, finding.number - before), finding.number + 1))):
             before *= 8
             if before > min(_MOST_BEFORE, 8 * max(finding.number, 1)):
-                return "not again by itself, nor after those before it"
+                return "not reproduced, neither alone nor after the requests before it"
         stream = list(range(max(0, finding.number - before), finding.number + 1))
-        return f"again by requests {shrink(stream, fails, 60)}"
+        return f"reproduced by requests {shrink(stream, fails, 60)}"
     draw = chance(seed, finding.number)
     if draw.random() >= hostile:
-        return "again by itself; the request is correct"
+        return "reproduced alone; the request is correct"
     case = hostile_case(draw, target)
     small = _shrunk(case, port, target, finding.what[:_ALIKE])
     path = folder / f"request-{finding.number}.bin"
     path.write_bytes(small.data)
     return (
-        f"again by itself; {len(small.data):,} of its {len(case.data):,} bytes are enough: {path}, {case.manner.value}"
+        f"reproduced alone; {len(small.data):,} of its {len(case.data):,} bytes are enough: {path}, {case.manner.value}"
     )
 
 
 def _shrunk(case: Case, port: int, target: Target, what: str) -> Case:
-    """Return the case with less to send that is still the same finding."""
+    """Return the case with as few bytes as still produce the same finding."""
 
     def fails(data: bytes) -> bool:
         client = Client(port, target, 0, 1.0, _PATIENCE_S)

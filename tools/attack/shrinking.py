@@ -1,4 +1,4 @@
-"""A smaller input that still fails: pieces are left out, ever smaller ones, as long as it does (delta debugging)."""
+"""Shrink a failing input by removing ever smaller pieces while it still fails (delta debugging)."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ S = TypeVar("S", bound=Sequence[object])
 
 
 def shrink(given: S, fails: Callable[[S], bool], most_tries: int = 300) -> S:
-    """Return a part of `given` that fails as well: of bytes or a list, `given` itself where nothing can be left out.
+    """Return a part of `given` that still fails, or `given` itself if nothing can be removed.
 
     Args:
-        given: what fails.
-        fails: tells whether a part of it does.
-        most_tries: calls of `fails`.
+        given: the failing input, bytes or a list.
+        fails: returns whether a part of it fails.
+        most_tries: largest number of calls of `fails`.
 
     """
     tries, piece = 0, len(given) // 2

@@ -1,4 +1,4 @@
-"""Photographs in many formats and the vectors that the service must give for them."""
+"""Photographs in many formats and the vectors that the service must return for them."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from mimruntime import Embedder
 
 
 def read_target(artifact: Path, images: Sequence[Path]) -> Target:
-    """Embed photographs, made small, in this process.
+    """Shrink photographs and embed them in this process.
 
     Raises:
-        ValueError: two of them have vectors that could not be told apart.
+        ValueError: vectors of two photographs are too similar to tell apart.
 
     """
     forms = [("JPEG", 96), ("PNG", 64), ("WEBP", 120), ("GIF", 80), ("BMP", 40), ("JPEG", 480)]
@@ -36,13 +36,13 @@ def read_target(artifact: Path, images: Sequence[Path]) -> Target:
     apart = np.abs(vectors[:, None] - vectors[None]).max(axis=2) + np.eye(len(vectors))
     if apart.min() < 10 * TOLERANCE:
         raise ValueError(
-            f"vectors of two images differ by {apart.min():.1g} at most; take an artifact that tells them apart"
+            f"vectors of two images differ by at most {apart.min():.1g}; use an artifact that separates them"
         )
     return Target(name, photos, [one.tobytes() for one in pixels], edge, vectors.tolist())
 
 
 def photographs() -> list[Path]:
-    """Return those photographs that scikit-image and scikit-learn ship."""
+    """Return the photographs included in scikit-image and scikit-learn."""
     folders = Path(skimage.__file__).parent / "data", Path(sklearn.__file__).parent / "datasets" / "images"
     names = ("astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg", "retina.jpg", "china.jpg", "flower.jpg")
     return [folder / name for name in names for folder in folders if (folder / name).exists()]

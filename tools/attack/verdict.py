@@ -1,4 +1,4 @@
-"""The figures of an attack, and which promises they break."""
+"""Figures of an attack, and the promises they break."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from attack.watch import MB, Seen
 _MOST_METRICS = 256_000
 _LOG_LINES = 100
 _LOG_LINES_PER_S = 2
-"""A dozen texts at most, each twice in ten seconds: once, and once with its count."""
+"""Largest rate of log lines: a dozen texts, each at most twice in ten seconds (once, and once with its count)."""
 _MOST_GROWTH_MB = 500
-"""Peak: 256 MB of decoding and three times 64 MB of bodies, as the service is told, and what the allocator keeps."""
+"""Largest growth at the peak: 256 MB for decoding, three times 64 MB for bodies, and memory kept by the allocator."""
 _MOST_LEFT_MB = 250
 _MOST_LEFT_OPEN = 4
 
 
 @dataclass
 class Figures:
-    """What was measured; bytes, seconds and counts."""
+    """Measurements in bytes, seconds and counts."""
 
     requests: int
     hostile: float
@@ -36,7 +36,7 @@ class Figures:
     seen: Seen = field(default_factory=Seen)
 
     def answered(self, who: str, low: int, high: int) -> int:
-        """Return how many requests of `who` were answered with a status from `low` to `high`."""
+        """Return the number of requests of `who` with a status from `low` to `high`."""
         counted = {
             key.removeprefix(f"{who} "): count for key, count in self.tally.counts.items() if key.startswith(who)
         }
@@ -76,7 +76,7 @@ def _three(*sizes: int) -> str:
 
 
 def broken_promises(figures: Figures) -> list[str]:
-    """Return a line for each promise that is broken, besides what single requests found."""
+    """Return one line per broken promise, not counting findings of single requests."""
     grown, left = (size - figures.memory_start for size in (figures.memory_peak, figures.memory_end))
     lines = figures.log.count("\n")
     done = sum(figures.tally.counts.values())

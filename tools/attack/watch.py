@@ -1,4 +1,4 @@
-"""What must hold at every moment, looked at while requests come: /live, memory, descriptors; and at the end, log and metrics."""
+"""Monitor a service during an attack: /live, memory and descriptors."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ MB = 1_000_000
 
 @dataclass
 class Seen:
-    """Figures of the process, and how long each `/live` took, in s."""
+    """Figures of the process, and the duration of each `/live` request in seconds."""
 
     live_s: list[float] = field(default_factory=list)
     live_wrong: list[str] = field(default_factory=list)
     most_descriptors: int = 0
 
     def live_ms(self, share: float) -> float:
-        """Return the quantile, ms."""
+        """Return the quantile `share` of the duration of `/live`, ms."""
         ranked = sorted(self.live_s)
         return 1000 * ranked[min(int(share * len(ranked)), len(ranked) - 1)] if ranked else float("nan")
 
 
 class Watch(threading.Thread):
-    """Asks for `/live` on a new connection again and again, and counts descriptors, until it is stopped."""
+    """Requests `/live` repeatedly on new connections, and counts descriptors, until it is stopped."""
 
     def __init__(self, watched: service.Service) -> None:
         super().__init__(daemon=True)
@@ -54,7 +54,7 @@ class Watch(threading.Thread):
                 self.seen.live_wrong.append(str(status))
 
     def stop(self) -> Seen:
-        """Return what was seen."""
+        """Stop, and return the figures."""
         self._stop_event.set()
         self.join()
         return self.seen
@@ -70,7 +70,7 @@ def _live(port: int) -> int:
 
 
 def descriptors(watched: service.Service) -> int:
-    """Return how many files and sockets the process has open; 0 where it is gone."""
+    """Return the number of open files and sockets of the process; 0 if it has ended."""
     try:
         return len(list(Path(f"/proc/{watched.process.pid}/fd").iterdir()))
     except OSError:
@@ -78,7 +78,7 @@ def descriptors(watched: service.Service) -> int:
 
 
 def settle(figure: Callable[[], int], most: int, seconds: float = 60) -> int:
-    """Return the figure once it is `most` or less, or what it is when the time is over."""
+    """Wait until the figure is at most `most` or the time is over; return it."""
     deadline = time.monotonic() + seconds
     while (found := figure()) > most and time.monotonic() < deadline:
         time.sleep(0.2)

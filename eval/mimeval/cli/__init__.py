@@ -8,4 +8,4 @@ from mimeval.cli.known_answers import known_answers_command
 from mimruntime.cli.command import Command
 
 COMMANDS: list[Command] = [eval_command, compare_command, known_answers_command]
-"""What the program `mimexport` gathers from this package."""
+"""The commands of this package, for the program `mimexport`."""

@@ -27,16 +27,16 @@ from mimruntime.errors import needs
 @sample_options
 @group(
     "Engine and output",
-    option("--engine", default="auto", show_default=True, help="What runs both."),
+    option("--engine", default="auto", show_default=True, help="Engine for both."),
     option("--out", type=PATH, metavar="FILE.html", help="Also write a page.  [default: none]"),
     option("--json", "as_json", is_flag=True, help="Print the figures as JSON."),
 )
 def compare_command(
     first: Path, second: Path, sample: SampleOptions, engine: str, out: Path | None, as_json: bool
 ) -> None:
-    """Which of two artifacts is better on these images, each with classifiers of its own?
+    """Compare two artifacts on the same labelled images, each with its own classifiers.
 
-    SPEC is as for `mimexport eval`, whose help lists the names.
+    SPEC is as in `mimexport eval`; its help lists the names.
     """
     with needs("eval", "an evaluation"):
         import msgspec

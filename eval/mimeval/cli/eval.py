@@ -16,7 +16,7 @@ from mimruntime.errors import needs
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvalSettings:
-    """What `mimexport eval` is asked for beside the images; the help says what each is."""
+    """Options of `mimexport eval` except those of the images; see the help of the command."""
 
     artifacts: tuple[Path, ...]
     engines: tuple[str, ...] = ("all",)
@@ -30,11 +30,11 @@ class EvalSettings:
     out: Path = Path("reports/eval")
 
     def __post_init__(self) -> None:
-        """Refuse what click lets through."""
+        """Raise UsageError for values that click does not reject."""
         if not self.margin > 0:  # NaN passes click's range
             raise click.UsageError(f"--margin {self.margin}: expected points above 0")
         if not self.out.name:
-            raise click.UsageError(f"--out {self.out}: expected the stem of the files, for example reports/eval")
+            raise click.UsageError(f"--out {self.out}: expected a file name without suffix, for example reports/eval")
 
 
 @click.command(
@@ -48,7 +48,7 @@ class EvalSettings:
 )
 @click.argument("artifacts", nargs=-1, required=True, type=PATH, metavar="ARTIFACT...")
 @group(
-    "What is compared",
+    "Comparison",
     option(
         "--engine",
         "engines",
@@ -56,19 +56,17 @@ class EvalSettings:
         default=("all",),
         show_default=True,
         metavar="NAME[:PRECISION]",
-        help="Engines, or torch:bf16, torch:fp16; may be repeated.",
+        help="Engine, or torch:bf16, torch:fp16; may be repeated.",
     ),
-    option(
-        "--baseline", multiple=True, type=PATH, help="What gains are counted from.  [default: [cls], built if needed]"
-    ),
-    option("--deployed", type=COUNT, help="Test images that engines see; torch sees all.  [default: all]"),
+    option("--baseline", multiple=True, type=PATH, help="Artifact to compare with.  [default: [cls], built if needed]"),
+    option("--deployed", type=COUNT, help="Number of test images for engines; torch uses all.  [default: all]"),
     option(
         "--store",
         "stored",
         multiple=True,
         type=click.Choice(["fp16", "int8", "bits", "rescored", "tf32"]),
         metavar="NAME",
-        help="Also k-NN among vectors stored so; may be repeated.",
+        help="Also measure k-NN with this storage type; may be repeated.",
     ),
     option("--own/--no-own", default=True, help="Also fit on each engine's own training features.  [default: yes]"),
     option(
@@ -77,14 +75,21 @@ class EvalSettings:
         default=0.5,
         show_default=True,
         metavar="POINTS",
-        help="Loss of gain that is tolerated.",
+        help="Tolerated loss of gain, percentage points.",
     ),
 )
 @sample_options
 @group(
     "Torch models",
-    option("--weights", type=PATH, metavar="FILE", help="Checkpoint, for weights that came from a file."),
-    option("--head", "heads", multiple=True, type=PATH, metavar="FILE", help="Head, for one not in this package."),
+    option("--weights", type=PATH, metavar="FILE", help="Checkpoint, if the weights came from a file."),
+    option(
+        "--head",
+        "heads",
+        multiple=True,
+        type=PATH,
+        metavar="FILE",
+        help="Head file, if the head is not in this package.",
+    ),
 )
 @group(
     "Output",
@@ -94,18 +99,18 @@ class EvalSettings:
         default=Path("reports/eval"),
         show_default=True,
         metavar="STEM",
-        help="Writes STEM.json, STEM.md and STEM.html.",
+        help="Write STEM.json, STEM.md and STEM.html.",
     ),
 )
 @gather(lambda: EvalSettings, "settings")
 @click.pass_obj
 def eval_command(open_torch_side: OpenTorchSide, settings: EvalSettings, sample: SampleOptions) -> int:
-    """Did the gain over [cls] carry over from torch to the engines?
+    """Measure whether the gain over [cls] in torch is kept on the engines.
 
     SPEC is a folder or zip of CLASS/image, or a name: tiny-imagenet, imagenet, imagenette, cifar10, stl10, roxford5k,
-    rparis6k, drawn, crops. NAME:PATH says where its files are; shifted:SPEC moves subjects out of the centre.
+    rparis6k, drawn, crops. NAME:PATH gives the path of its files. shifted:SPEC moves subjects out of the centre.
 
-    Exit status: 0 it did, 1 it did not (or an error), 3 undecided, 2 wrong usage.
+    Exit status: 0 the gain is kept, 1 it is not (or an error), 2 wrong usage, 3 undecided.
     """
     with needs("eval", "an evaluation"):
         from mimeval import api
@@ -113,7 +118,7 @@ def eval_command(open_torch_side: OpenTorchSide, settings: EvalSettings, sample:
         from mimeval.verdict import EXIT
     from mimruntime.outputs import check_writable
 
-    check_writable(settings.out.with_name(f"{settings.out.name}.json"))  # before the work
+    check_writable(settings.out.with_name(f"{settings.out.name}.json"))  # before any computing
     report = api.evaluate(
         settings.artifacts,
         baseline=settings.baseline,

@@ -30,11 +30,11 @@ from mimruntime.errors import needs
 def known_answers_command(
     open_torch_side: OpenTorchSide, model: str, data: str, weights: Path | None, cache: Path
 ) -> int:
-    """Are the figures known for MODEL met again?
+    """Check that the known accuracies of MODEL are reproduced.
 
-    They are k-NN of [cls] and mean, raw and after the final norm, in torch. SPEC is as for `mimexport eval`.
+    These are k-NN accuracies of [cls] and mean, raw and after the final norm, in torch. SPEC is as in `mimexport eval`.
 
-    Exit status: 0 all are met within their tolerance, 1 one is not (or an error).
+    Exit status: 0 all are reproduced within their tolerance, 1 one is not (or an error).
     """
     with needs("eval", "an evaluation"):
         from mimeval.datasets import open_dataset

@@ -14,12 +14,14 @@ if TYPE_CHECKING:
     from mimeval.api import TorchSide
 
 CACHE = Path("~/.cache/mimexport")
-DATA = option("--data", required=True, metavar="SPEC", help="A folder or zip of CLASS/image, or NAME[:PATH].")
-CACHE_FOLDER = option("--cache", type=PATH, default=CACHE, show_default=True, help="Folder for features and data.")
+DATA = option("--data", required=True, metavar="SPEC", help="Folder or zip of CLASS/image, or NAME[:PATH].")
+CACHE_FOLDER = option(
+    "--cache", type=PATH, default=CACHE, show_default=True, help="Folder of stored features and data."
+)
 
 
 class OpenTorchSide(Protocol):
-    """(checkpoint or None, head files) -> the torch side; what click hands to a command as its object."""
+    """Function from a checkpoint (or None) and head files to the torch side; click passes it as the context object."""
 
     def __call__(self, weights: Path | None, heads: tuple[Path, ...]) -> TorchSide:
         """Return the torch side."""
@@ -27,7 +29,7 @@ class OpenTorchSide(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SampleOptions:
-    """Which images are used and what is measured on them; `mimeval.evaluate` takes each by its name."""
+    """Options of the images and metrics; the fields are arguments of `mimeval.evaluate`."""
 
     data: str
     metrics: tuple[str, ...] = ()
@@ -37,19 +39,19 @@ class SampleOptions:
     seed: int = 0
 
     def chosen(self) -> dict[str, Any]:
-        """Return the fields by their names."""
+        """Return the fields as keyword arguments."""
         return {name: getattr(self, name) for name in self.__slots__}
 
 
 def sample_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the options of `SampleOptions`, handed over as `sample`."""
+    """Add the options of `SampleOptions`, passed as argument `sample`."""
     options = group(
         "Images and metrics",
         DATA,
         option("--metric", "metrics", multiple=True, help="knn, linear, few-shot, retrieval.  [default: all possible]"),
-        option("--limit", type=COUNT, help="Test images at most, classes in balance.  [default: all]"),
-        option("--train-limit", type=COUNT, help="Training images at most.  [default: all]"),
+        option("--limit", type=COUNT, help="Most test images, with balanced classes.  [default: all]"),
+        option("--train-limit", type=COUNT, help="Most training images.  [default: all]"),
         CACHE_FOLDER,
-        option("--seed", type=Number(min=0), default=0, show_default=True, help="Of the image draw and the bootstrap."),
+        option("--seed", type=Number(min=0), default=0, show_default=True, help="Seed of image sample and bootstrap."),
     )
     return options(gather(lambda: SampleOptions, "sample")(function))

@@ -1,4 +1,4 @@
-"""Progress of an evaluation on a terminal or in a log."""
+"""Show the progress of an evaluation on a terminal or in a log."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _EVERY_SECONDS = 10.0
 
 
 class ConsoleProgress:
-    """What a person sees on stderr while it runs: a line that is rewritten, or one every ten seconds in a log."""
+    """Shows progress on stderr: one updated line on a terminal, or one line every ten seconds in a log."""
 
     def __init__(self) -> None:
         self._last = 0.0
@@ -19,12 +19,12 @@ class ConsoleProgress:
         self._begun: tuple[str, float, int] = ("", 0.0, 0)
 
     def say(self, line: str) -> None:
-        """Show a line."""
+        """Print a line."""
         self._finish()
         click.echo(line, err=True)
 
     def progress(self, name: str, done: int, total: int) -> None:
-        """Show how far `name` is."""
+        """Show the progress of the step `name`."""
         terminal, left = sys.stderr.isatty(), self._left(name, done, total)
         if not terminal and done < total and time.monotonic() - self._last < _EVERY_SECONDS:
             return

@@ -1,4 +1,4 @@
-"""Data sets: what a person names -> test images, training images, and what is right."""
+"""Data sets: test images, training images and ground truth, opened by name or path."""
 
 from mimeval.datasets.dataset import Dataset, Relevance, Split
 from mimeval.datasets.spec import FAMILIES, open_dataset

@@ -14,7 +14,7 @@ from mimeval.errors import DataError
 ARCHIVE = Archive(
     "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz", "c32a1d4ab5d03f1284b67883e8d87530", 170_052_171
 )
-"""The checksum stands on the page of the data set."""
+"""The checksum is published on the page of the data set."""
 FOLDER = "cifar-10-batches-bin"
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 _TRAIN, _TEST = tuple(f"data_batch_{part}.bin" for part in range(1, 6)), ("test_batch.bin",)
@@ -24,11 +24,11 @@ _RECORD = 1 + 3 * _EDGE * _EDGE
 
 
 def open_cifar10(path: Path | None, cache: Path, progress: Progress) -> Dataset:
-    """Read the folder `cifar-10-batches-bin` at `path`, or fetch it.
+    """Read the folder `cifar-10-batches-bin` at `path`, or download it.
 
     Raises:
-        DataError: out of reach, or files that are missing or of another size.
-        OutputError: the cache cannot be written.
+        DataError: the download failed, or files are missing or have the wrong size.
+        OutputError: the cache is not writable.
 
     """
     folder = path or unpacked(ARCHIVE, cache, progress) / FOLDER

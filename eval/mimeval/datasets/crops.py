@@ -1,8 +1,8 @@
-"""Crops of the photographs that scikit-image and scikit-learn ship: every crop looks for the others of its place.
+"""Retrieval among crops of the photographs in scikit-image and scikit-learn: each crop must find the others of its place.
 
-A photograph is divided into places that do not overlap; the views of a place are windows inside it, of other size,
-position, brightness and contrast. The other places of the same photograph are what makes it hard. Views of one place
-share what is hard about it: an interval over crops is narrower than one over places would be.
+A photograph is divided into places that do not overlap. Views of a place are windows inside it with varying size, position,
+brightness and contrast. The other places of the same photograph make the task hard. Views of one place are not independent,
+so an interval over crops is narrower than one over places would be.
 """
 
 from __future__ import annotations
@@ -28,22 +28,22 @@ PHOTOS = {
     "sklearn": ("datasets/images", ("china.jpg", "flower.jpg")),
 }  # fmt: skip
 VIEWS = 6
-"""Crops of a place."""
+"""Number of crops per place."""
 _PLACE = 128
 """Edge of a place in pixels."""
 _SMALLEST = 0.55
 """Edge of the smallest view as a share of the place's."""
 _PLAIN = 14
-"""Places whose brightness varies less (standard deviation of 255) are sky or shadow, which no one could find again."""
+"""Smallest standard deviation of the brightness (0 to 255) of a place; below it is sky or shadow, which cannot be found."""
 _VERSION = "1"
 
 
 def open_crops(*, seed: int = 0) -> Dataset:
-    """Return six crops each of about 130 places.
+    """Return a data set of six crops for each of about 130 places.
 
     Raises:
         MissingExtraError: scikit-image or scikit-learn is not installed.
-        DataError: an installed package no longer ships one of the photographs.
+        DataError: an installed package lacks one of the photographs.
 
     """
     places = [(photo, corner) for photo in _find() for corner in _places(photo)]
@@ -85,7 +85,7 @@ def _pixels(photo: Path) -> np.ndarray:
 
 
 def _places(photo: Path) -> list[tuple[int, int]]:
-    """Return the upper left corners (y, x) of the places of a photograph that show something."""
+    """Return the upper left corners (y, x) of the places of a photograph with enough contrast."""
     grey = _pixels(photo).mean(axis=2)
     corners = [
         (y, x)

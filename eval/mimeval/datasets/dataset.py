@@ -1,4 +1,4 @@
-"""What every data set is to the evaluation: images to search in, test images, and what is right."""
+"""The records of a data set: splits of labelled images, and which gallery images are correct for a query."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ class Split:
     """Labelled images that are read one by one.
 
     Attributes:
-        names: n names, for people: of files below the root, or made up.
-        labels: int64 (n,), rows of `Dataset.classes`; -1 where an image has no label (galleries of landmarks).
-        load: index -> the encoded image; safe to call from several threads; raises ImageError with the name.
-        digest: changes whenever the images, their order or labels do: features may be cached under it.
+        names: n names for display: file paths relative to the root, or generated names.
+        labels: int64 (n,), indices into `Dataset.classes`; -1 if an image has no label (landmark galleries).
+        load: returns the encoded image of an index; thread-safe; raises ImageError with the name.
+        digest: changes whenever the images, their order or labels change; used as a cache key.
 
     """
 
@@ -30,7 +30,7 @@ class Split:
         return len(self.names)
 
     def take(self, rows: np.ndarray) -> Split:
-        """Return the images at `rows` (int, any order), without reading one."""
+        """Return the images at `rows` (integers, any order) without reading them."""
         rows = np.asarray(rows, np.int64)
         load = self.load
         return Split(
@@ -43,13 +43,13 @@ class Split:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Relevance:
-    """What queries ought to find, in the form `retrieval.retrieve` takes.
+    """Ground truth of a retrieval, in the form of `retrieval.retrieve`.
 
     Attributes:
-        queries: int64 (m,), rows of `Dataset.test`; those with nothing to find are not among them.
-        matches: for each query the rows of the gallery that are right.
-        ignored: for each query the rows that do not count: junk, or the query itself.
-        trapezoid: average precision as the revisited Oxford and Paris protocol takes it.
+        queries: int64 (m,), rows of `Dataset.test`; queries without matches are excluded.
+        matches: for each query, the correct rows of the gallery.
+        ignored: for each query, the rows that do not count: junk, or the query itself.
+        trapezoid: use the average precision of the revisited Oxford and Paris protocol.
 
     """
 
@@ -60,7 +60,7 @@ class Relevance:
 
 
 def others_of_class(labels: np.ndarray) -> Relevance:
-    """Return that every image ought to find the others of its class, and not itself; one that is alone asks nothing."""
+    """Return the relevance in which each image must find the others of its class; single images are not queries."""
     rows = np.arange(len(labels))
     members = {label: np.flatnonzero(labels == label) for label in np.unique(labels)}
     asking = np.array([row for row in rows if len(members[labels[row]]) > 1], np.int64)
@@ -73,13 +73,13 @@ class Dataset:
     """Images, labels and relevance under one name.
 
     Attributes:
-        name: as reports give it.
+        name: name in reports.
         classes: names of the labels.
-        test: images that are classified, or the queries of a retrieval.
-        train: images to learn from or to search in. None where the test images search each other (`relevance` then
-            leaves the query itself out).
-        relevance: by protocol ("easy", "medium", "hard" …); empty where labels alone decide.
-        notes: sentences a report must repeat, such as images that train and test share.
+        test: images to classify, or the queries of a retrieval.
+        train: training images or the gallery. None if the test images search each other; `relevance` then ignores the
+            query itself.
+        relevance: ground truth by protocol ("easy", "medium", "hard" …); empty if labels define it.
+        notes: sentences that reports must repeat, such as images shared by train and test.
 
     """
 
@@ -92,16 +92,16 @@ class Dataset:
 
     @property
     def digest(self) -> str:
-        """Of both splits."""
+        """Digest of both splits."""
         return digest_of(self.test.digest, self.train.digest if self.train else "")
 
     def with_notes(self, *notes: str) -> Dataset:
-        """Return the same with `notes` added."""
+        """Return a copy with `notes` added."""
         return replace(self, notes=self.notes + notes)
 
 
 def digest_of(*parts: str | bytes) -> str:
-    """Return the sha256 of `parts`, in which borders between them count."""
+    """Return the sha256 of `parts` with their lengths, so that boundaries between parts matter."""
     digest = hashlib.sha256()
     for part in parts:
         raw = part.encode("utf-8", "surrogateescape") if isinstance(part, str) else part

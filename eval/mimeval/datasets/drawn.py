@@ -1,7 +1,7 @@
-"""Images drawn from a seed: an object somewhere in a cluttered scene, so that it pays to select patches.
+"""Synthetic images drawn from a seed: an object in a cluttered scene, so that selecting patches helps.
 
-The class is the object's outline and pattern; its place, size, colours and the scene say nothing about it. A mean over
-all patches is mostly scene.
+The class is the object's outline and pattern. Position, size, colours and scene are random. A mean over all patches
+describes mostly the scene.
 """
 
 from __future__ import annotations
@@ -15,21 +15,21 @@ from mimeval.datasets.pixels import split_of_pixels
 from mimruntime.synthetic import draw_scenes
 
 EDGE = 96
-"""Pixels; every image is square."""
+"""Edge of the square images, px."""
 TRAIN, TEST = 200, 500
-"""Images of a class."""
+"""Number of images per class."""
 OUTLINES = ("disc", "square", "triangle", "cross", "ring")
 PATTERNS = ("stripes", "checks", "dots", "plain")
 CLASSES = tuple(f"{outline}, {pattern}" for outline in OUTLINES for pattern in PATTERNS)
 _VERSION = "1"
-"""Of what a seed draws; raise it when that changes."""
+"""Version of the drawing code; increase it when the images of a seed change."""
 _SCENES, _SCENE_EDGE = 24, 192
 _SMALLEST, _LARGEST = 0.36, 0.56
 """Width of the object as a share of the image's."""
 
 
 def open_drawn(*, seed: int = 0) -> Dataset:
-    """Return 20 classes, 4,000 training images and 10,000 test images; each is drawn when it is loaded."""
+    """Return 20 classes, 4,000 training images and 10,000 test images; an image is drawn when loaded."""
     return Dataset("drawn", CLASSES, _split("test", TEST, seed), _split("train", TRAIN, seed))
 
 
@@ -58,7 +58,7 @@ def _scenes(seed: int) -> np.ndarray:
 
 
 def _scene(rng: np.random.Generator, seed: int) -> np.ndarray:
-    """Return a part of a scene of discs, turned, mirrored, and with its colours exchanged."""
+    """Return a part of a scene of discs, randomly rotated, mirrored and with permuted colour channels."""
     scene = _scenes(seed)[rng.integers(_SCENES)]
     y, x = rng.integers(0, _SCENE_EDGE - EDGE, 2)
     part = np.rot90(scene[y : y + EDGE, x : x + EDGE], int(rng.integers(4)))[:, :: int(rng.choice((-1, 1)))]
@@ -80,7 +80,7 @@ def _paint(image: np.ndarray, outline: str, pattern: str, rng: np.random.Generat
 
 
 def _inside(outline: str, u: np.ndarray, v: np.ndarray) -> np.ndarray:
-    """Return where the object is; u and v run from -1 to 1 over its box."""
+    """Return the mask of the object; u and v range from -1 to 1 over its bounding box."""
     square = np.maximum(np.abs(u), np.abs(v))
     distance = np.hypot(u, v)
     shapes = {
@@ -94,7 +94,7 @@ def _inside(outline: str, u: np.ndarray, v: np.ndarray) -> np.ndarray:
 
 
 def _pattern(pattern: str, u: np.ndarray, v: np.ndarray) -> np.ndarray:
-    """Return how bright the object is, 0 to 1."""
+    """Return the brightness of the object, 0 to 1."""
     patterns = {
         "stripes": np.sin(9 * v) > 0,
         "checks": (np.sin(7 * u) > 0) ^ (np.sin(7 * v) > 0),

@@ -1,4 +1,4 @@
-"""Published archives are downloaded once: resumed where they broke off, checked, and renamed into place when whole."""
+"""Download published archives once: resume, check the digest, and rename the complete file."""
 
 from __future__ import annotations
 
@@ -21,25 +21,25 @@ from mimruntime.errors import OutputError
 from mimruntime.writing import sync_and_rename
 
 ATTEMPTS = 5
-"""Connections in a row that bring nothing new before it is given up."""
+"""Number of consecutive connections without new bytes before giving up."""
 PAUSE = 0.5
 """Seconds before the second attempt, twice that before the third, and so on."""
 TIMEOUT = 60
-"""Seconds without a byte after which a connection counts as cut."""
+"""Seconds without data after which a connection is closed."""
 _CHUNK = 1 << 20
 
 Progress = Callable[[int, int | None], None]
-"""Called with bytes that are here and in all (None where the server does not say)."""
+"""Called with the bytes downloaded and the total (None if unknown)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Archive:
-    """A file somebody publishes.
+    """A published file.
 
     Attributes:
-        url: http or https.
-        md5: that its publisher, or the library everybody fetches it with, states; it finds damage, not malice.
-        size: in bytes, for messages.
+        url: http or https URL.
+        md5: digest stated by the publisher or by a common library; it detects damage, not manipulation.
+        size: bytes, for messages.
 
     """
 
@@ -54,11 +54,11 @@ class Archive:
 
 
 def fetch(archive: Archive, cache: Path, progress: Progress = lambda here, total: None) -> Path:
-    """Return the archive on disk, downloading what is missing of it.
+    """Return the path of the archive; download it or the missing rest first.
 
     Raises:
-        DataError: out of reach, or not what was published.
-        OutputError: the cache cannot be written, or the disk is full; what is there is kept to go on from.
+        DataError: the download failed, or the digest is wrong.
+        OutputError: the cache is not writable or the disk is full; a partial download is kept to resume.
 
     """
     file = cache / archive.name
@@ -85,17 +85,17 @@ def unpacked(
     *,
     wanted: Callable[[str], bool] = lambda name: True,
 ) -> Path:
-    """Return the folder with the content of an archive (.tar.gz, .tgz), unpacking it at the first call.
+    """Return the folder with the content of an archive (.tar.gz, .tgz); unpack it on the first call.
 
     Args:
-        archive: to unpack.
-        cache: where it and the folder lie.
-        progress: of the download.
-        wanted: tells by a member's name whether it is unpacked.
+        archive: the archive to unpack.
+        cache: folder of the archive and its unpacked content.
+        progress: receives the progress of the download.
+        wanted: returns whether to unpack a member, by name.
 
     Raises:
-        DataError: out of reach, not what was published, or no archive.
-        OutputError: the cache cannot be written, or the disk is full.
+        DataError: the download failed, the digest is wrong, or the file is not an archive.
+        OutputError: the cache is not writable or the disk is full.
 
     """
     folder = cache / archive.name.split(".")[0]
@@ -112,7 +112,7 @@ def unpacked(
                     opened.extractall(partial, members, filter="data")
                 sync_and_rename(partial, folder)
     except (tarfile.TarError, EOFError) as error:
-        raise DataError(f"{file} is no readable archive ({error}); remove it to download it again") from error
+        raise DataError(f"{file} is not a readable archive ({error}); delete it to download it again") from error
     except OSError as error:
         shutil.rmtree(partial, ignore_errors=True)
         raise OutputError(f"{partial} cannot be written: {error.strerror or error}") from error
@@ -120,7 +120,7 @@ def unpacked(
 
 
 def _complete(archive: Archive, partial: Path, progress: Progress) -> None:
-    """Download until the file is whole, and check it; a resumed file that is wrong is fetched once more from nothing."""
+    """Download the complete file and check it; if a resumed file is wrong, download it once more from the start."""
     resumed = partial.exists() and partial.stat().st_size > 0
     _download(archive, partial, progress)
     if _md5(partial) != archive.md5 and resumed:
@@ -128,7 +128,7 @@ def _complete(archive: Archive, partial: Path, progress: Progress) -> None:
         _download(archive, partial, progress)
     if (found := _md5(partial)) != archive.md5:
         partial.unlink()
-        raise DataError(f"{archive.url} has md5 {found}, expected {archive.md5}: not the published file, thrown away")
+        raise DataError(f"{archive.url} has md5 {found}, expected {archive.md5}; the wrong file was deleted")
 
 
 def _download(archive: Archive, partial: Path, progress: Progress) -> None:
@@ -154,17 +154,17 @@ def _download(archive: Archive, partial: Path, progress: Progress) -> None:
 
 
 def _append(archive: Archive, partial: Path, start: int, progress: Progress) -> bool:
-    """Add what one connection brings from byte `start` on, and tell whether the file is whole."""
+    """Download from byte `start` in one connection and append it; return whether the file is complete."""
     request = urllib.request.Request(archive.url, headers={"Range": f"bytes={start}-"} if start else {})  # noqa: S310 - of the table
     try:
         answer = urllib.request.urlopen(request, timeout=TIMEOUT)  # noqa: S310 - likewise
     except urllib.error.HTTPError as error:
         error.close()
         if error.code == http.client.REQUESTED_RANGE_NOT_SATISFIABLE and start:
-            return True  # nothing lies beyond what is here; the checksum says whether that is all
+            return True  # no bytes after `start`; the digest decides whether the file is complete
         raise
     with answer:
-        # A server that does not know ranges sends the whole file again.
+        # A server without support for ranges sends the whole file.
         start = start if answer.status == http.client.PARTIAL_CONTENT else 0
         length = answer.headers.get("Content-Length")
         total = None if length is None else start + int(length)
@@ -190,14 +190,14 @@ def _md5(file: Path) -> str:
 def _unreachable(archive: Archive, cache: Path, error: urllib.error.URLError) -> DataError:
     reason = f"HTTP {error.code} {error.reason}" if isinstance(error, urllib.error.HTTPError) else str(error.reason)
     return DataError(
-        f"{archive.url} cannot be fetched ({reason}); try again later, it goes on where it stopped, or put the file"
+        f"{archive.url} cannot be fetched ({reason}); try again later, the download resumes, or put the file"
         f" ({archive.size / 1e6:.0f} MB, md5 {archive.md5}) into {cache}"
     )
 
 
 @contextmanager
 def _alone(file: Path) -> Iterator[IO[bytes]]:
-    """Hold `file` open, and wait while another process does."""
+    """Open and lock `file` during the block; wait while another process holds the lock."""
     with file.open("ab") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
         yield held

@@ -1,4 +1,4 @@
-"""Class folders of images, on disk or in a zip, divided into train and test by their owner or by a seed."""
+"""Data sets of class folders, on disk or in a zip, with a given or a random split into train and test."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ from mimruntime.image_files import (
 from mimruntime.image_paths import as_text
 
 HELD_OUT = 5
-"""Where nobody divided the images, one of five of every class is a test image."""
+"""Without a given split, one image of five per class is a test image."""
 
 
 def open_folder(path: Path, *, seed: int = 0) -> Dataset:
-    """Read `train/CLASS/image` with `val/CLASS/image` (or `test/`), or `CLASS/image` that `seed` divides.
+    """Read `train/CLASS/image` and `val/CLASS/image` (or `test/`), or split `CLASS/image` randomly.
 
-    A single folder around all of it, as archives have, is passed through.
+    A single folder around everything, as in many archives, is skipped.
 
     Args:
         path: a folder or a zip.
-        seed: of the division.
+        seed: seed of the random split.
 
     Raises:
-        ImageError: nothing there, no images, or a damaged zip.
-        DataError: no class folders, one class only, an empty one, or classes that do not occur in training.
+        ImageError: the path does not exist or contains no images, or the zip is damaged.
+        DataError: there are no class folders, only one class, an empty class, or test classes without training images.
 
     """
     files, folders = read_tree(path)
@@ -44,10 +44,10 @@ def open_folder(path: Path, *, seed: int = 0) -> Dataset:
 
 
 def read_tree(path: Path) -> tuple[list[ImageFile], set[PurePosixPath]]:
-    """Return the images of a folder or zip, and the folders of two levels; a single folder around it all is left out.
+    """Return the images of a folder or zip, and its folders of two levels; a single folder around everything is skipped.
 
     Raises:
-        ImageError: nothing there, no images, or a damaged zip.
+        ImageError: the path does not exist or contains no images, or the zip is damaged.
 
     """
     files = list_images(path)
@@ -56,16 +56,16 @@ def read_tree(path: Path) -> tuple[list[ImageFile], set[PurePosixPath]]:
 
 
 def divided(path: Path, files: Sequence[ImageFile], folders: set[PurePosixPath], *, seed: int = 0) -> Dataset:
-    """Return what `open_folder` says of the files and folders found at `path`."""
+    """Return the data set of the files and folders found at `path`; see `open_folder`."""
     if parts := divided_by_owner(files):
         train, test = parts
         classes = class_names(path, train, folders, depth=1)
         _refuse_unknown(path, classes, class_names(path, test, folders, depth=1))
         return _named(path, classes, split_of(test, classes, 1), split_of(train, classes, 1))
     top = {file.name.parts[0] for file in files if len(file.name.parts) > 1}
-    if top and {name.lower() for name in top} <= {*TRAIN_PARTS, *TEST_PARTS}:  # a part without the other, no classes
+    if top and {name.lower() for name in top} <= {*TRAIN_PARTS, *TEST_PARTS}:  # train/ or val/ alone
         raise DataError(
-            f"{path} has {'/, '.join(sorted(top))}/ alone: training images go to train/, test images to val/"
+            f"{path} has only {'/, '.join(sorted(top))}/; put training images into train/ and test images into val/"
         )
     classes = class_names(path, files, folders, depth=0)
     whole = split_of(files, classes, 0)
@@ -78,15 +78,15 @@ def _named(path: Path, classes: Sequence[str], test: Split, train: Split) -> Dat
 
 
 def class_names(path: Path, files: Sequence[ImageFile], folders: set[PurePosixPath], depth: int) -> tuple[str, ...]:
-    """Return the names of the class folders at `depth` of the files' names.
+    """Return the names of the class folders at `depth` of the file names.
 
     Raises:
-        DataError: a file outside of them, one class only, or a class without an image.
+        DataError: a file is outside of class folders, there is only one class, or a class has no images.
 
     """
     loose = next((file for file in files if len(file.name.parts) <= depth + 1), None)
     if loose:
-        raise DataError(f"{path}: {loose.name} lies in no class folder; expected CLASS/image, or train/ and val/ of it")
+        raise DataError(f"{path}: {loose.name} is in no class folder; expected CLASS/image, or train/ and val/ of it")
     names = {file.name.parts[depth] for file in files}
     above = {file.name.parts[:depth] for file in files}
     empty = sorted(
@@ -95,14 +95,14 @@ def class_names(path: Path, files: Sequence[ImageFile], folders: set[PurePosixPa
         if len(folder.parts) == depth + 1 and folder.parts[:depth] in above and folder.name not in names
     )
     if empty:
-        raise DataError(f"{path}: no image in class {_some(empty)}; remove the folder or fill it")
+        raise DataError(f"{path}: no images in class {_some(empty)}; delete the folder or add images")
     if len(names) < 2:
-        raise DataError(f"{path} holds the single class {next(iter(names))}: there is nothing to tell apart")
+        raise DataError(f"{path} has only the class {next(iter(names))}; give at least two classes")
     return tuple(sorted(names))
 
 
 def split_of(files: Sequence[ImageFile], classes: Sequence[str], depth: int) -> Split:
-    """Return the split of `files`, whose class is the folder at `depth` of their name."""
+    """Return the split of `files`; the folder at `depth` of each name is its class."""
     index = {name: label for label, name in enumerate(classes)}
     files = tuple(files)
     return Split(
@@ -114,7 +114,7 @@ def split_of(files: Sequence[ImageFile], classes: Sequence[str], depth: int) -> 
 
 
 def _folders(path: Path, root: PurePosixPath) -> set[PurePosixPath]:
-    """Return the folders below `root` that could be classes, the empty ones among them."""
+    """Return the folders below `root` that could be classes, including empty ones."""
     if path.is_dir():
         found = {PurePosixPath(p.relative_to(path / root).as_posix()) for p in _two_levels(path / root) if p.is_dir()}
     else:
@@ -130,17 +130,19 @@ def _two_levels(path: Path) -> list[Path]:
 
 def _refuse_unknown(path: Path, train: Sequence[str], test: Sequence[str]) -> None:
     if unknown := sorted(set(test) - set(train)):
-        raise DataError(f"{path}: no training image of class {_some(unknown)}, although test images are of it")
+        raise DataError(f"{path}: class {_some(unknown)} has test images but no training images; add some")
 
 
 def _divide(path: Path, whole: Split, classes: Sequence[str], seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return training rows and test rows: of every class a fifth, one at least."""
+    """Return training and test rows; a fifth of each class, but at least one image, is for testing."""
     order = np.random.default_rng(seed).permutation(len(whole))
     held = np.zeros(len(whole), bool)
     for label, name in enumerate(classes):
         rows = order[whole.labels[order] == label]
         if len(rows) < 2:
-            raise DataError(f"{path}: class {name} has one image; it needs one to learn from and one to test on")
+            raise DataError(
+                f"{path}: class {name} has one image; give at least two, one for training and one for testing"
+            )
         held[rows[: max(1, len(rows) // HELD_OUT)]] = True
     return np.flatnonzero(~held), np.flatnonzero(held)
 

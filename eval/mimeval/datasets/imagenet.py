@@ -1,4 +1,4 @@
-"""ImageNet and its published parts: folders named by WordNet ids, fetched where their licence allows it."""
+"""ImageNet and its published subsets, in folders named by WordNet ids; downloaded if the licence allows it."""
 
 from __future__ import annotations
 
@@ -17,29 +17,29 @@ from mimruntime.image_files import ImageFile, open_zip
 IMAGENETTE = Archive(
     "https://s3.amazonaws.com/fast-ai-imageclas/imagenette2-160.tgz", "e793b78cc4c9e9a4ccc0c1155377a412", 99_003_388
 )
-"""Its page states no checksum; this one is torchvision's."""
+"""The publisher states no checksum; this one is torchvision's."""
 TINY = Archive("http://cs231n.stanford.edu/tiny-imagenet-200.zip", "90528d7ca1a48142e341f4ef8d21d0de", 248_100_043)
-"""Its page states no checksum; this one is what a dozen public data loaders check it by."""
+"""The publisher states no checksum; this one is used by a dozen public data loaders."""
 _WNID = re.compile(r"n\d{8}")
 _ANNOTATIONS = PurePosixPath("val/val_annotations.txt")
 
 
 def open_imagenet(path: Path) -> Dataset:
-    """Read `train/WNID/image` and `val/WNID/image`; ImageNet may not be passed on, so that it is never fetched.
+    """Read `train/WNID/image` and `val/WNID/image`. ImageNet may not be redistributed, so it is never downloaded.
 
     Raises:
-        ImageError: nothing there, or no images.
-        DataError: class folders that are no WordNet ids, such as validation images that lie in one flat folder.
+        ImageError: the path does not exist or contains no images.
+        DataError: class folders are not WordNet ids, for example if all validation images are in one folder.
 
     """
     return _named("imagenet", path, open_folder(path))
 
 
 def open_imagenette(path: Path | None, cache: Path, progress: Progress) -> Dataset:
-    """Read Imagenette (10 classes of ImageNet, shorter side 160 px) at `path`, or fetch it.
+    """Read Imagenette (10 classes of ImageNet, shorter side 160 px) at `path`, or download it.
 
     Raises:
-        ImageError, DataError, OutputError: as `fetch.unpacked` and `folder.open_folder` do.
+        ImageError, DataError, OutputError: as `fetch.unpacked` and `folder.open_folder`.
 
     """
     folder = path or unpacked(IMAGENETTE, cache, progress)
@@ -47,13 +47,13 @@ def open_imagenette(path: Path | None, cache: Path, progress: Progress) -> Datas
 
 
 def open_tiny_imagenet(path: Path | None, cache: Path, progress: Progress) -> Dataset:
-    """Read Tiny ImageNet (200 classes, 64×64 px) at `path`, folder or zip, or fetch it.
+    """Read Tiny ImageNet (200 classes, 64×64 px) at `path`, folder or zip, or download it.
 
-    The published form has its validation images in one folder and their classes in `val/val_annotations.txt`; class
-    folders are read as well.
+    The published form has all validation images in one folder and their classes in `val/val_annotations.txt`. Class folders
+    are also supported.
 
     Raises:
-        ImageError, DataError, OutputError: as `fetch.fetch` and `folder.open_folder` do.
+        ImageError, DataError, OutputError: as `fetch.fetch` and `folder.open_folder`.
 
     """
     path = path or fetch(TINY, cache, progress)
@@ -94,5 +94,5 @@ def _annotations(path: Path) -> str:
             return archive.read(next(n for n in archive.namelist() if n.endswith(str(_ANNOTATIONS)))).decode()
     except (StopIteration, OSError, UnicodeDecodeError) as error:
         raise ImageError(
-            f"{path}: {_ANNOTATIONS}, which says what the validation images show, cannot be read"
+            f"{path}: {_ANNOTATIONS} with the classes of the validation images cannot be read; unpack the archive again"
         ) from error

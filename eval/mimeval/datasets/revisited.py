@@ -1,7 +1,7 @@
-"""Revisited Oxford and Paris: 70 queries of landmarks, and which of 5,000 or 6,300 photographs show them.
+"""Revisited Oxford and Paris: 70 landmark queries in galleries of 5,000 or 6,300 photographs.
 
-Radenović et al., 'Revisiting Oxford and Paris: large-scale image retrieval benchmarking' (CVPR 2018). Expected is the
-folder as its authors lay it out: `gnd_roxford5k.pkl` beside `jpg/`. A query is its photograph cut to the landmark's box.
+Radenović et al., 'Revisiting Oxford and Paris: large-scale image retrieval benchmarking' (CVPR 2018). The folder must have
+the authors' layout: `gnd_roxford5k.pkl` and `jpg/`. A query is the photograph cropped to the landmark's box.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ PROTOCOLS = {
     "medium": (("easy", "hard"), ("junk",)),
     "hard": (("hard",), ("junk", "easy")),
 }
-"""What is right, and what is taken out of the ranking."""
-# All that a pickle of lists, strings, numbers and numpy's arrays may name.
+"""Kinds of gallery images by protocol: correct ones, and those removed from the ranking."""
+# The only classes that a pickle of lists, strings, numbers and numpy arrays needs.
 _ALLOWED = {
     ("numpy", "dtype"),
     ("numpy", "ndarray"),
@@ -43,7 +43,7 @@ def open_revisited(name: str, path: Path) -> Dataset:
         path: the folder.
 
     Raises:
-        DataError: files that are missing, or a ground truth of another form.
+        DataError: files are missing, or the ground truth has another form.
 
     """
     truth = _read_truth(path / f"gnd_{name}.pkl")
@@ -64,7 +64,7 @@ def open_revisited(name: str, path: Path) -> Dataset:
 
 
 def _relevance(truth: Sequence[Mapping[str, Any]], right: Sequence[str], junk: Sequence[str]) -> Relevance:
-    """Return what the protocol asks; queries without a right image in it are left out, as its authors do."""
+    """Return the relevance of a protocol; queries without correct images are excluded, as in the authors' code."""
 
     def rows(entry: Mapping[str, Any], kinds: Sequence[str]) -> np.ndarray:
         return np.concatenate([np.asarray(entry[kind], np.int64).ravel() for kind in kinds])
@@ -79,12 +79,12 @@ def _relevance(truth: Sequence[Mapping[str, Any]], right: Sequence[str], junk: S
 
 
 class _Unpickler(pickle.Unpickler):
-    """Makes nothing but numbers, strings, lists, dicts and arrays: a pickle can otherwise run what its author likes."""
+    """Loads only numbers, strings, lists, dicts and arrays, because a pickle could otherwise run any code."""
 
     def find_class(self, module: str, name: str) -> Any:
-        module = module.replace("numpy.core.", "numpy._core.")  # as numpy before 2 wrote it
+        module = module.replace("numpy.core.", "numpy._core.")  # name before numpy 2
         if (module, name) not in _ALLOWED:
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}, which no ground truth needs")
+            raise pickle.UnpicklingError(f"it needs {module}.{name}, which is not allowed in a ground truth")
         return super().find_class(module, name)
 
 
@@ -93,8 +93,8 @@ def _read_truth(file: Path) -> dict[str, Any]:
         truth = _Unpickler(io.BytesIO(file.read_bytes()), encoding="latin1").load()
     except OSError as error:
         raise DataError(f"{file} cannot be read: {error.strerror or error}") from error
-    except Exception as error:  # a damaged pickle fails in a dozen ways
-        raise DataError(f"{file} is not read as a ground truth: {error}") from error
+    except Exception as error:  # a damaged pickle raises many kinds of errors
+        raise DataError(f"{file} is not a readable ground truth: {error}") from error
     try:
         _check(truth)
     except (KeyError, TypeError, ValueError, AssertionError) as error:

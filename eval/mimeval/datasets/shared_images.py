@@ -1,4 +1,4 @@
-"""Images that train and test share, found by content: a figure measured on them is a memory, not a skill."""
+"""Find images that are in both train and test, by content; they inflate the accuracy."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ _CHUNK = 1024
 
 
 def note_shared(dataset: Dataset, cache: Path, progress: Progress = lambda here, total: None) -> Dataset:
-    """Return `dataset` with a note on the test images of which train holds the very bytes.
+    """Return `dataset` with a note about test images whose bytes also occur in train.
 
-    Every image is read once; what was found is kept in `cache` under the digest of the data set. One that cannot be read
-    is passed over: who uses it will say so.
+    All images are read once; the result is stored in `cache` by the digest of the data set. Unreadable images are skipped;
+    the evaluation reports them.
 
     Raises:
-        OutputError: the cache cannot be written.
+        OutputError: the cache is not writable.
 
     """
     if dataset.train is None:
@@ -32,7 +32,7 @@ def note_shared(dataset: Dataset, cache: Path, progress: Progress = lambda here,
     file = cache / "shared" / f"{dataset.digest}.txt"
     try:
         note = file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError):  # not there, or damaged
+    except (OSError, UnicodeDecodeError):  # missing or damaged
         note = _compare(dataset.test, dataset.train, progress)
         _keep(note, file)
     return dataset.with_notes(note) if note else dataset
@@ -53,7 +53,7 @@ def _compare(test: Split, train: Split, progress: Progress) -> str:
     digest, name = next(iter(found.items()))
     return (
         f"{sum(len(tested[shared]) for shared in found)} of {len(test)} test images are training images too, such as"
-        f" {tested[digest][0]} = {name} (sha256 {digest.hex()[:12]}): they flatter the accuracy"
+        f" {tested[digest][0]} = {name} (sha256 {digest.hex()[:12]}): they inflate the accuracy"
     )
 
 

@@ -1,11 +1,11 @@
-"""The same images with their subject out of the centre: what a selection gains must not be the photographer's framing.
+"""Move the subject of each image out of the centre, to test aggregators that prefer the centre.
 
-Photographs show what they are of in their middle, so that an aggregator which trusts the middle looks better than it is.
-Here every image is changed in one of three ways that keep its subject and move it towards a corner drawn from a seed:
+Photographs usually show their subject in the centre, so such an aggregator looks better than it is. Each image is changed
+in one of three ways that keep the subject and move it towards a random corner:
 
-- mirror: moved by a quarter to a third of its edge; what that uncovers is filled with its own mirror image.
+- mirror: moved by a quarter to a third of its edge; the uncovered area is filled with its mirror image.
 - crop: a window of two thirds of its edge, in a corner of the image.
-- canvas: put in a corner of a canvas half as large again, filled with the mean colour of its border.
+- canvas: put in a corner of a canvas with edges 1.5 times as long, filled with the mean colour of its border.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ _WINDOW = 2 / 3
 _CANVAS = 3 / 2
 
 Corner = tuple[bool, bool]
-"""Whether the subject goes down, and whether it goes to the right."""
+"""Whether the subject moves down, and whether it moves right."""
 
 
 def shift(dataset: Dataset, kinds: Sequence[str], *, seed: int = 0) -> Dataset:
-    """Return `dataset` with every image, those to learn from too, changed in one of `kinds`, drawn from `seed` and its name.
+    """Return `dataset` with all images, including training images, changed in a random one of `kinds`.
 
     Args:
-        dataset: any.
+        dataset: any data set.
         kinds: names in `KINDS`.
-        seed: of kind, corner and distance.
+        seed: seed, combined with the image's name, of kind, corner and distance.
 
     """
     train = None if dataset.train is None else _shifted(dataset.train, kinds, seed)
@@ -48,7 +48,7 @@ def shift(dataset: Dataset, kinds: Sequence[str], *, seed: int = 0) -> Dataset:
 
 
 def parse_shift(spec: str) -> tuple[tuple[str, ...], str]:
-    """Return the kinds that `shifted:SPEC` (all of them) or `shifted-KIND:SPEC` asks for, none for another, and SPEC."""
+    """Parse `shifted:SPEC` (all kinds) or `shifted-KIND:SPEC`; return the kinds, empty for other text, and SPEC."""
     head, colon, rest = spec.partition(":")
     if colon and head == PREFIX:
         return tuple(KINDS), rest
@@ -57,7 +57,7 @@ def parse_shift(spec: str) -> tuple[tuple[str, ...], str]:
 
 
 def kind_of(name: str, kinds: Sequence[str], seed: int) -> str:
-    """Return the kind of change that the image `name` gets."""
+    """Return the kind of change for the image `name`."""
     return kinds[int(_random(name, seed).integers(len(kinds)))]
 
 
@@ -88,7 +88,7 @@ def _mirror(pixels: np.ndarray, corner: Corner, rng: np.random.Generator) -> np.
 
 def _crop(pixels: np.ndarray, corner: Corner, _: np.random.Generator) -> np.ndarray:
     height, width = (max(1, round(edge * _WINDOW)) for edge in pixels.shape[:2])
-    # The middle of the image lies low in a window that begins at its top.
+    # In a window at the top of the image, the image's centre is low.
     rows = slice(0, height) if corner[0] else slice(pixels.shape[0] - height, None)
     columns = slice(0, width) if corner[1] else slice(pixels.shape[1] - width, None)
     return pixels[rows, columns]

@@ -1,4 +1,4 @@
-"""What a person types after `--data` becomes a data set."""
+"""Open the data set named by the option `--data`."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ class Family:
     """A kind of data set.
 
     Attributes:
-        open: what was asked for -> the whole of it.
+        open: opens the complete data set.
         path: "needed", "optional" or "none".
-        foreign: somebody else divided it, so that train and test may share images.
+        foreign: whether the split comes from others, so that train and test may share images.
 
     """
 
@@ -40,7 +40,7 @@ class Family:
 
 @dataclass(frozen=True, slots=True)
 class _DatasetRequest:
-    """What the families open by: a path or none, where to download to, the seed, and whom to tell of progress."""
+    """Arguments for opening a data set: path or None, folder for downloads, seed and progress callback."""
 
     path: Path | None
     cache: Path
@@ -49,8 +49,8 @@ class _DatasetRequest:
 
     @property
     def given(self) -> Path:
-        """The path, of families that need one."""
-        assert self.path is not None  # noqa: S101 - `parse` has refused it
+        """The path of a family that needs one."""
+        assert self.path is not None  # noqa: S101 - `parse` checks it
         return self.path
 
 
@@ -83,19 +83,19 @@ def open_dataset(
     """Open the data set that `spec` names.
 
     Args:
-        spec: `NAME`, `NAME:PATH` (`FAMILIES`), or the path of a folder or zip; `shifted:` before it moves subjects out of
+        spec: `NAME`, `NAME:PATH` (`FAMILIES`), or the path of a folder or zip. The prefix `shifted:` moves subjects out of
             the centre (`shifted.KINDS`).
-        cache: folder for what is downloaded and unpacked.
-        limit: test images at most, drawn from `seed` in balance of classes.
-        train_limit: likewise for the images to learn from.
-        seed: of every draw.
-        progress: of downloads, called with bytes here and in all, and of reading, with images.
+        cache: folder for downloaded and unpacked files.
+        limit: largest number of test images, sampled with balanced classes.
+        train_limit: largest number of training images, sampled with balanced classes.
+        seed: seed of all samples.
+        progress: called with bytes done and total during downloads, and with images during reading.
 
     Raises:
-        UnknownNameError: no data set and no path of that name.
-        DataError: missing, out of reach, broken, or not divisible into what an evaluation needs.
-        ImageError: an archive that is cut short or damaged, an image that cannot be read.
-        OutputError: the cache cannot be written.
+        UnknownNameError: there is no data set and no path of that name.
+        DataError: the data are missing or damaged, cannot be downloaded, or cannot be split for an evaluation.
+        ImageError: an archive is truncated or damaged, or an image cannot be read.
+        OutputError: the cache is not writable.
 
     """
     kinds, spec = parse_shift(spec)
@@ -108,20 +108,20 @@ def open_dataset(
 
 
 def parse(spec: str) -> tuple[str, Path | None]:
-    """Return the name of a family, and the path if there is one.
+    """Return the name of a family, and the path if one is given.
 
     Raises:
-        UnknownNameError: neither a family nor a path.
-        DataError: a path too many, or none where one is needed.
+        UnknownNameError: the text is neither a family nor a path.
+        DataError: the family needs a path, or does not accept one.
 
     """
     name, colon, rest = spec.partition(":")
     if name in FAMILIES:
         family = FAMILIES[name]
         if family.path == "needed" and not rest:
-            raise DataError(f"data set '{spec}': where is it? give {name}:PATH")
+            raise DataError(f"data set '{spec}' needs a path; give {name}:PATH")
         if family.path == "none" and colon:
-            raise DataError(f"data set '{spec}': {name} takes no path")
+            raise DataError(f"data set '{spec}': {name} takes no path; give only {name}")
         return name, _path(rest) if rest else None
     path = _path(spec)
     if not path.exists():
@@ -134,8 +134,8 @@ def parse(spec: str) -> tuple[str, Path | None]:
 def _path(text: str) -> Path:
     try:
         path = Path(text).expanduser()
-        path.exists()  # raises for a name no file can have
+        path.exists()  # raises for an invalid file name
     except (RuntimeError, OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
-        raise DataError(f"data set '{text[:80]}': no path ({reason})") from error
+        raise DataError(f"data set '{text[:80]}' is not a valid path ({reason})") from error
     return path

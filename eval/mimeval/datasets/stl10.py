@@ -14,18 +14,18 @@ from mimeval.errors import DataError
 ARCHIVE = Archive(
     "http://ai.stanford.edu/~acoates/stl10/stl10_binary.tar.gz", "91f7769df0f17e558f3565bffb0c7dfb", 2_640_397_119
 )
-"""Its page states no checksum; this one is torchvision's and TensorFlow's."""
+"""The publisher states no checksum; this one is torchvision's and TensorFlow's."""
 FOLDER = "stl10_binary"
 CLASSES = ("airplane", "bird", "car", "cat", "deer", "dog", "horse", "monkey", "ship", "truck")
 _EDGE = 96
 
 
 def open_stl10(path: Path | None, cache: Path, progress: Progress) -> Dataset:
-    """Read the folder `stl10_binary` at `path`, or fetch it; the 100,000 images without labels are not unpacked.
+    """Read the folder `stl10_binary` at `path`, or download it; the 100,000 unlabelled images are not unpacked.
 
     Raises:
-        DataError: out of reach, or files that are missing or of another size.
-        OutputError: the cache cannot be written.
+        DataError: the download failed, or files are missing or have the wrong size.
+        OutputError: the cache is not writable.
 
     """
     folder = path or unpacked(ARCHIVE, cache, progress, wanted=lambda name: "unlabeled" not in name) / FOLDER

@@ -1,4 +1,4 @@
-"""Fewer images of a data set, drawn from a seed, with the classes kept in balance."""
+"""Sample images of a data set with balanced classes."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ import numpy as np
 from mimeval.datasets.dataset import Dataset, Relevance, Split
 from mimeval.errors import DataError
 
-_GALLERY_WHOLE = "images are queries here: the gallery stays whole, whatever --train-limit says"
+_GALLERY_WHOLE = "--train-limit is ignored: this is a retrieval, and the gallery is always complete"
 
 
 def limited(dataset: Dataset, limit: int | None, train_limit: int | None, seed: int) -> Dataset:
-    """Return at most `limit` test images and `train_limit` training images; None is all.
+    """Return at most `limit` test images and `train_limit` training images; None means all.
 
-    Where the test images are queries, `limit` draws queries and the gallery stays whole: average precision in a
-    smaller gallery is another measure; a note says that `train_limit` has no part. Where they search each other, whole
-    classes are drawn until `limit` is reached.
+    In a retrieval, `limit` samples queries and the gallery stays complete, because average precision depends on the size of
+    the gallery; a note says that `train_limit` is ignored. If test images search each other, complete classes are sampled
+    up to `limit` images.
 
     Raises:
-        DataError: fewer images than classes that must be told apart.
+        DataError: `limit` is smaller than two classes.
 
     """
     if limit is None and train_limit is None:
@@ -33,18 +33,18 @@ def limited(dataset: Dataset, limit: int | None, train_limit: int | None, seed: 
 
 
 def balanced(split: Split, count: int, seed: int) -> np.ndarray:
-    """Return `count` rows in ascending order whose classes differ by at most one image, as far as their sizes allow.
+    """Return `count` rows in ascending order with class sizes that differ by at most one, as far as possible.
 
-    A larger `count` with the same seed holds the rows of a smaller one.
+    With the same seed, the rows of a larger `count` include those of a smaller one.
     """
     return np.asarray(np.sort(balanced_order(split, seed)[:count]))
 
 
 def balanced_order(split: Split, seed: int) -> np.ndarray:
-    """Return all rows in an order of which every beginning has its classes in balance."""
+    """Return all rows in an order in which every prefix has balanced classes."""
     rng = np.random.default_rng(seed)
     order = rng.permutation(len(split))
-    # The position of every image within its class; all firsts come before all seconds.
+    # `turn` is the position of each image within its class; sort by it, so the first images of all classes come first.
     labels = split.labels[order]
     by_class = np.argsort(labels, kind="stable")
     starts = np.r_[0, np.flatnonzero(np.diff(labels[by_class])) + 1]
@@ -77,7 +77,7 @@ def _whole_classes(dataset: Dataset, limit: int, seed: int) -> Dataset:
     sizes = np.bincount(labels, minlength=len(dataset.classes))[drawn]
     kept = drawn[np.cumsum(sizes) <= limit]
     if len(kept) < 2:
-        raise DataError(f"{limit} images of {dataset.name} are less than two of its classes; take more")
+        raise DataError(f"--limit {limit} is less than two classes of {dataset.name}; use a larger limit")
     rows = np.flatnonzero(np.isin(labels, kept))
     return replace(
         dataset,

@@ -1,4 +1,4 @@
-"""The table of aggregators, and how one is made for a backbone."""
+"""The table of aggregators, and the function that creates one for a backbone."""
 
 from __future__ import annotations
 
@@ -43,11 +43,11 @@ def make_aggregator(name: str, shape: Shape, options: dict[str, Any]) -> Aggrega
     Args:
         name: a name in `AGGREGATORS`.
         shape: of the backbone.
-        options: by name; one that is None was not given.
+        options: by name; None means not given.
 
     Raises:
         UnknownNameError: no such aggregator.
-        OptionError: it needs [cls] and there is none, or takes no such option, or not this value.
+        OptionError: the aggregator needs [cls] and the backbone has none, an option is unknown, or a value is invalid.
 
     """
     if name not in AGGREGATORS:

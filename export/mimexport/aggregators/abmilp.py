@@ -1,4 +1,4 @@
-"""AbMILP: patches weighted by a small network that scores each of them alone."""
+"""AbMILP: weighted sum of patches; a small network scores each patch independently."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {"tanh": nn.Tanh, "relu": nn.ReLU}
 class AbMILP(Aggregator):
     """Attention-based multiple-instance pooling (Ilse et al., arXiv 1802.04712), as used by 'Beyond [cls]' (arXiv 2412.03215).
 
-    As published: depth 1, raw patch tokens, no position. The batch norm between pooling and classifier commutes with the
-    pooling (weights sum to one), so it belongs to the classifier and not to the vector.
+    The defaults are the published ones: depth 1, raw patch tokens, no position. The batch norm between pooling and
+    classifier commutes with the pooling (the weights sum to one). So it is part of the classifier, not of the vector.
 
     Args:
         shape: of the backbone.
-        depth: layers of the scoring network; beyond one, `depth - 1` × [Linear(D, D), activation] come first.
-        activation: a name in `ACTIVATIONS`, unused at depth 1.
-        prior: "none", or "center" to multiply the weights by the closeness of the patch to the centre.
+        depth: number of layers of the scoring network: `depth - 1` times [Linear(D, D), activation], then Linear(D, 1).
+        activation: a name in `ACTIVATIONS`; unused at depth 1.
+        prior: "none", or "center" to multiply each weight by the patch's closeness to the centre.
     """
 
     formula = "Σ a_i x_i, a = softmax(s(x_i) [+ log c_i]), s linear or a small MLP"
@@ -68,7 +68,7 @@ class AbMILP(Aggregator):
         return [layer for layer in self.scorer if isinstance(layer, nn.Linear)]
 
     def weigh(self, patches: Tensor, prior: Tensor | None) -> Tensor:
-        """Return the weight (B, N) of every patch of (B, N, D) with its log prior, (N,) or (B, N); rows sum to one."""
+        """Return weights (B, N) for patches (B, N, D) and a log prior, (N,) or (B, N); each row sums to one."""
         scores = self.scorer(patches).squeeze(-1)
         return torch.softmax(scores if prior is None else scores + prior, -1)
 

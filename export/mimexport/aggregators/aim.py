@@ -1,4 +1,4 @@
-"""AIM-style attention pooling: one learned query in every head, over standardised patches."""
+"""AIM-style attention pooling: one learned query per head, over standardised patches."""
 
 from __future__ import annotations
 
@@ -15,12 +15,13 @@ _HEAD_DIM = 64
 class AimPooling(Aggregator):
     """The attentive probe of AIM (El-Nouby et al., arXiv 2401.08541).
 
-    Its batch norm without affine is, on a frozen backbone, a fixed standardisation. The mean is left out: it shifts every
-    score alike and every value by a constant, which the softmax and the classifier's own batch norm take out again.
+    On a frozen backbone, AIM's batch norm without affine is a fixed standardisation. Only the standard deviation is
+    applied here. The mean would add one constant to all scores, which the softmax cancels, and one constant to all values,
+    which the classifier's batch norm cancels.
 
     Args:
         shape: of the backbone.
-        heads: divides D; None takes heads of about 64 dimensions, as vision transformers have.
+        heads: number of heads; must divide D. None selects heads of about 64 dimensions, as in vision transformers.
     """
 
     formula = "concat_h Σ_i a_hi (W_v x̂_i)_h, a_h = softmax_i(q_h·(W_k x̂_i)_h / √d), x̂ = x / σ"
@@ -31,7 +32,7 @@ class AimPooling(Aggregator):
         super().__init__(shape)
         heads = _heads_of(shape.dim) if heads is None else heads
         if heads < 1 or shape.dim % heads:
-            raise OptionError(f"aim: {heads} heads do not divide tokens {shape.dim} wide")
+            raise OptionError(f"aim: heads = {heads} must divide the token width {shape.dim}")
         self.heads = heads
         self.register_buffer("std", ones(shape.dim))
         self.query = nn.Parameter(0.02 * randn(heads, shape.dim // heads))
@@ -48,8 +49,8 @@ class AimPooling(Aggregator):
         self.std.copy_(spread)
 
     def pool(self, patches: Tensor) -> tuple[Tensor, Tensor]:
-        """Return vectors (B, D) and attention (B, heads, N) of patches (B, N, D)."""
-        # q·(W_k x̂) = (W_kᵀ q / σ)·x: one vector a head, instead of a product for every patch.
+        """Return vectors (B, D) and attention (B, heads, N) for patches (B, N, D)."""
+        # q·(W_k x̂) = (W_kᵀ q / σ)·x: one vector per head instead of one product per patch.
         keys = self.key.weight.unflatten(0, (self.heads, -1))
         queries = (self.query.unsqueeze(1) @ keys).squeeze(1) / self.std / self.query.shape[1] ** 0.5
         attention = (patches @ queries.T).softmax(1).transpose(1, 2)
@@ -62,5 +63,5 @@ class AimPooling(Aggregator):
 
 
 def _heads_of(dim: int) -> int:
-    """Return the most heads of at least 64 dimensions that divide `dim`."""
+    """Return the largest number of heads that divides `dim` with at least 64 dimensions per head (1 for `dim` < 64)."""
     return next(heads for heads in range(max(1, dim // _HEAD_DIM), 0, -1) if dim % heads == 0)

@@ -19,7 +19,7 @@ class AttentionMean(Aggregator):
 
 
 class AttentionMinEntropy(Aggregator):
-    """Patches weighted by the one head whose [cls] attention is most concentrated, chosen for every image."""
+    """Patches weighted by the [cls] attention of one head: the head with the least entropy, chosen per image."""
 
     formula = "Σ w_i x_i, w = A^h[cls, ·] of the head with least entropy"
     needs_cls = True

@@ -1,4 +1,4 @@
-"""What every aggregator is: tokens in, one vector out, and the share every patch has in it."""
+"""Base class and protocols of aggregators: tokens in; one vector and the weight of each patch out."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ class Pooled(NamedTuple):
 
     Attributes:
         vector: (B, D').
-        weights: (B, N), the share of every patch, summing to one; None where patches have no share (max, gem, cls).
+        weights: (B, N), the weight of each patch in the vector; each row sums to one. None if the aggregator does not weight
+            patches (cls, cls+mean, max, gem).
 
     """
 
@@ -27,17 +28,18 @@ class Pooled(NamedTuple):
 
 
 class Aggregator(nn.Module, ABC):
-    """Base of all aggregators. To add one: a subclass, and a line in `mimexport.aggregators.AGGREGATORS`.
+    """Base class of all aggregators. To add one, write a subclass and a line in `mimexport.aggregators.AGGREGATORS`.
 
-    Those of the table are made with the backbone's shape. An instance of one's own, made without it, is given to `build`.
-    Options are keyword-only arguments of `__init__`; `params` gives their resolved values for the manifest.
+    Aggregators in the table are created with the backbone's shape. You can also create an instance of your own subclass
+    without a shape and pass it to `build`. Options are keyword-only arguments of `__init__`; `params` returns their
+    resolved values for the manifest.
 
     Attributes:
         formula: one line, in the notation of docs/explanation/why-patches.md (x_i: patch tokens, N of them).
-        token_norm: the default; measured, see docs/results/aggregators.md.
-        needs_cls: whether [cls] is read.
-        needs_head: whether its parameters are learned, so that a head is needed.
-        has_weights: whether `Pooled.weights` is given, so that `--with-selection` works.
+        token_norm: the default token norm, chosen from measurements (docs/results/aggregators.md).
+        needs_cls: whether it reads [cls].
+        needs_head: whether it has learned parameters, which come from a head.
+        has_weights: whether it returns `Pooled.weights`; `--with-selection` requires it.
         out_dims: width of the vector in units of D.
 
     """
@@ -55,10 +57,10 @@ class Aggregator(nn.Module, ABC):
 
     @property
     def shape(self) -> Shape:
-        """What it must know of its backbone.
+        """Shape of the backbone's tokens.
 
         Raises:
-            OptionError: none is known yet.
+            OptionError: the shape is not set yet.
 
         """
         if self._shape is None:
@@ -66,10 +68,10 @@ class Aggregator(nn.Module, ABC):
         return self._shape
 
     def fit_to(self, shape: Shape) -> None:
-        """Take the backbone's shape, where it was made without; `build` calls it for an aggregator of one's own.
+        """Set the backbone's shape; `build` calls it for instances of your own subclass.
 
         Raises:
-            OptionError: it was made for another shape.
+            OptionError: the aggregator already has a different shape.
 
         """
         if self._shape is not None and self._shape != shape:
@@ -78,7 +80,7 @@ class Aggregator(nn.Module, ABC):
 
     @property
     def params(self) -> dict[str, str | int | float | bool]:
-        """Options as resolved for this backbone."""
+        """Option values, resolved for this backbone."""
         return {}
 
     @property
@@ -88,7 +90,7 @@ class Aggregator(nn.Module, ABC):
 
     @property
     def reads_all(self) -> bool:
-        """Whether every patch token that leaves the last block is read, so that the block must run whole."""
+        """Whether it reads every patch token of the last block's output; if so, the block runs on all tokens."""
         return True
 
     @abstractmethod
@@ -98,41 +100,41 @@ class Aggregator(nn.Module, ABC):
 
 @runtime_checkable
 class Rescalable(Protocol):
-    """An aggregator whose parameters, learned on tokens x / σ, can be turned into those for x."""
+    """An aggregator whose parameters, learned on tokens x / σ, can be converted to parameters for x."""
 
     def rescale(self, spread: Tensor) -> None:
-        """Turn parameters learned on tokens x / σ into those for x; σ is (D,)."""
+        """Convert parameters learned on tokens x / σ to parameters for x; σ has shape (D,)."""
 
 
 @runtime_checkable
 class Preparable(Protocol):
-    """An aggregator that takes something from the tokens before it is trained, fixed from then on."""
+    """An aggregator that sets fixed values from token statistics before training."""
 
     def prepare(self, spread: Tensor) -> None:
-        """Take what is fixed before training from the tokens' spread σ (D,)."""
+        """Set the fixed values from the tokens' standard deviation σ (D,)."""
 
 
 @runtime_checkable
 class Scorable(Protocol):
-    """An aggregator that can take a linear scorer of patches, learned without labels."""
+    """An aggregator that can load a linear patch scorer learned without labels."""
 
     def load_scorer(self, w: Tensor) -> None:
-        """Take a linear scorer w (D,) of raw patch tokens."""
+        """Load the weights w (D,) of a linear scorer of raw patch tokens."""
 
 
 def weighted_sum(tokens: Tensor, weights: Tensor) -> Pooled:
-    """Return Σ w_i x_i of tokens (B, N, D) and weights (B, N)."""
+    """Return Σ w_i x_i for tokens (B, N, D) and weights (B, N)."""
     return Pooled((tokens * weights.unsqueeze(-1)).sum(1), weights)
 
 
 def project_slices(pooled: Tensor, weight: Tensor) -> Tensor:
-    """Return (W_1 p_1, …, W_Q p_Q) side by side, (B, Q·E): every vector times the slice of the projection that is its own.
+    """Return W_1 p_1, …, W_Q p_Q concatenated, (B, Q·E): each pooled vector times its own slice of the projection.
 
-    Σ a_i (W x_i) = W Σ a_i x_i: what is pooled is projected once an image, tokens would be N times.
+    Σ a_i (W x_i) = W Σ a_i x_i, so projecting pooled vectors takes one product per image instead of N.
 
     Args:
         pooled: p, (B, Q, D).
-        weight: W_1 … W_Q one below the other, (Q·E, D).
+        weight: W_1 … W_Q stacked by rows, (Q·E, D).
     """
     slices = weight.unflatten(0, (pooled.shape[1], -1)).transpose(1, 2)
     return (pooled.transpose(0, 1) @ slices).transpose(0, 1).flatten(1)

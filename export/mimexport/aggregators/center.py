@@ -1,4 +1,4 @@
-"""Aggregators that trust the photographer: what is in the middle counts."""
+"""Aggregators that favour patches near the image centre."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Center(Aggregator):
         return self.shape.kept is not None
 
     def forward(self, features: Features) -> Pooled:
-        """See base class; where patches were dropped, the mean of the central ones that are left, of all if none is."""
+        """See base class; after patches were dropped, central patches dominate the mean, or all count if none is left."""
         if features.kept is not None:
             return weighted_sum(features.patches, _shares_of_kept(features, self.weights))
         mean = features.mean_of(self.inside)
@@ -41,7 +41,7 @@ class Center(Aggregator):
 
 
 class CenterWeighted(Aggregator):
-    """Every patch, weighted by its closeness to the centre."""
+    """All patches, weighted by their closeness to the centre."""
 
     formula = "Σ w_i x_i, w_i ∝ 1 − distance of patch i to the centre / the largest such distance"
     weights: Tensor
@@ -59,6 +59,6 @@ class CenterWeighted(Aggregator):
 
 
 def _shares_of_kept(features: Features, weights: Tensor) -> Tensor:
-    """Return the weights (B, N) of the patches that are left, summing to one; weights (N,) are of the full grid."""
+    """Return the weights (B, N) of the kept patches, each row summing to one, from weights of the full grid."""
     left = features.of_patches(weights.clamp_min(1e-6)).expand(features.patches.shape[0], -1)
     return left / left.sum(-1, keepdim=True)

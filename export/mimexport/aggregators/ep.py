@@ -15,8 +15,8 @@ class EfficientProbing(Aggregator):
 
     Args:
         shape: of the backbone.
-        queries: number Q of learned queries; divides the width of the vector.
-        d_out: the vector is D / d_out wide.
+        queries: number Q of learned queries; must divide the vector's width.
+        d_out: divisor of the width: the vector has D / d_out dimensions.
     """
 
     formula = "concat_j Σ_i a_ji (W x_i)_j, a_j = softmax_i(x_i·u_j / √D), Q queries u_j"
@@ -26,8 +26,8 @@ class EfficientProbing(Aggregator):
         super().__init__(shape)
         if d_out < 1 or queries < 1 or shape.dim % d_out or (shape.dim // d_out) % queries:
             raise OptionError(
-                f"ep: {queries} queries and d_out {d_out} do not divide tokens {shape.dim} wide;"
-                " d_out must divide the width, queries what is left"
+                f"ep: queries = {queries}, d_out = {d_out}, token width {shape.dim};"
+                " d_out must divide the width, and queries must divide width / d_out"
             )
         self.num_queries, self.d_out = queries, d_out
         self.queries = nn.Parameter(0.02 * randn(queries, shape.dim))
@@ -50,8 +50,8 @@ class EfficientProbing(Aggregator):
             self.value.weight.div_(spread)
 
     def pool(self, patches: Tensor) -> tuple[Tensor, Tensor]:
-        """Return vectors (B, D / d_out) and attention (B, Q, N) of patches (B, N, D)."""
-        # In this order of product, softmax and transpose a plan of TensorRT-RTX is the same in every build.
+        """Return vectors (B, D / d_out) and attention (B, Q, N) for patches (B, N, D)."""
+        # With this order of product, softmax and transpose, TensorRT-RTX builds the same plan every time.
         scores = patches @ self.queries.T / self.shape.dim**0.5
         attention = scores.softmax(1).transpose(1, 2)
         return project_slices(attention @ patches, self.value.weight), attention

@@ -9,7 +9,7 @@ from mimexport.features import Features
 
 
 class Cls(Aggregator):
-    """The [cls] token: what masked image modelling leaves poor, and the baseline of every comparison."""
+    """The [cls] token: the baseline of every comparison. Masked image modelling does not train it as a summary."""
 
     formula = "x_cls"
     token_norm = "final"
@@ -39,7 +39,7 @@ class Mean(Aggregator):
 
 
 class ClsMean(Aggregator):
-    """[cls] and the mean of the patches, side by side; each of unit length, so that neither drowns the other."""
+    """[cls] and the mean of the patches, concatenated; each is scaled to unit length so that both count equally."""
 
     formula = "[x_cls/‖x_cls‖, m/‖m‖] with m = 1/N Σ x_i"
     token_norm = "final"
@@ -55,7 +55,7 @@ class ClsMean(Aggregator):
 
 
 class Max(Aggregator):
-    """Largest value of every channel over the patches."""
+    """Maximum over the patches, per channel."""
 
     formula = "max_i x_i"
     token_norm = "final"

@@ -1,4 +1,4 @@
-"""SimPool: one query, made from the mean of the patches."""
+"""SimPool: attention pooling with one query, computed from the mean of the patches."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from mimexport.features import Features
 class SimPool(Aggregator):
     """SimPool (Psomas et al., arXiv 2309.06891), with γ = 1.
 
-    The exponent γ of the paper needs the smallest value of the whole batch, so that a vector would depend on its batch
-    mates; without it the pooling is a weighted mean of the normalised patches.
+    The paper's exponent γ needs the smallest value of the whole batch, so a vector would depend on the other images of
+    its batch. With γ = 1 the pooling is a weighted mean of the normalised patches.
     """
 
     formula = "Σ a_i LN(x_i), a = softmax_i((W_q m)·(W_k LN(x_i)) / √D), m = 1/N Σ x_i"
@@ -28,8 +28,8 @@ class SimPool(Aggregator):
     def weigh(self, patches: Tensor) -> tuple[Tensor, Tensor]:
         """Return the weights (B, N) and the normalised patches (B, N, D)."""
         normed = self.norm(patches)
-        # q·(W_k x) = (W_kᵀ q)·x: one product an image, instead of one for every patch. The order of its factors, and a sum
-        # in place of a product by x, make a plan of TensorRT-RTX that is the same in every build.
+        # q·(W_k x) = (W_kᵀ q)·x: one product per image instead of one per patch. With this order of factors, and a sum
+        # instead of a matrix product with x, TensorRT-RTX builds the same plan every time.
         query = (self.key.weight.T @ (self.query.weight @ patches.mean(1).T)).T / self.shape.dim**0.5
         return (normed * query.unsqueeze(1)).sum(-1).softmax(-1), normed
 

@@ -1,4 +1,4 @@
-"""topk: the mean of the k patches that score best, chosen before the last block where the score allows it."""
+"""topk: the mean of the k best-scoring patches; most scores select them before the last block."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def _input_norm(features: Features, _: Tensor) -> Tensor:
 
 
 def _center_norm(features: Features, closeness: Tensor) -> Tensor:
-    # On squared lengths, so that the order is that of length × closeness.
+    # The energy is a squared length, so the closeness is squared too: the order is that of length × closeness.
     return features.entering_energy * closeness.square()
 
 
@@ -40,22 +40,22 @@ SCORES = {
     "norm": _output_norm,
     "cls-attention": _cls_attention,
 }
-"""Score of every patch (B, N), larger is better, from the features and the patches' closeness to the centre, (N,) or (B, N).
+"""Patch scores (B, N), larger is better, from the features and the closeness to the centre, (N,) or (B, N).
 
-input-norm: length of the token that enters the last block; center-norm: the same times the patch's closeness to the centre;
-norm: length of the token that leaves the last block; cls-attention: mean over heads of its attention from [cls].
+input-norm: length of the token that enters the last block. center-norm: input-norm times the closeness to the centre.
+norm: length of the token that leaves the last block. cls-attention: attention from [cls], averaged over heads.
 """
 
 
 class TopK(Aggregator):
-    """Mean of the k best patches.
+    """Mean of the k best-scoring patches.
 
-    Unless the score is `norm` or `learned`, the choice is made before the last block, which then runs for the chosen
-    rows alone: exact, and cheaper.
+    All scores but `norm` and `learned` are known before the last block. The block then computes only the chosen rows,
+    which gives the same result at lower cost.
 
     Args:
         shape: of the backbone.
-        k: a count ("49") or a share of the patches ("50%"); a constant of the graph.
+        k: a count ("49") or a share of the patches ("50%"); fixed in the graph.
         score: a name in `SCORES`, or "learned": a linear function of the raw patch token, fitted without labels.
 
     """
@@ -71,8 +71,8 @@ class TopK(Aggregator):
             raise OptionError("score cls-attention needs a [cls] token, this backbone has none; use --score input-norm")
         self.score = score
         self.k = parse_count("--k", str(k), shape.patches)
-        # A buffer: computed while tracing it would become part of the graph. Above 0, or the corners would all score the
-        # same, and each engine would choose among them in its own way.
+        # A buffer, because a tensor computed while tracing would add operators to the graph. Clamped above 0, because with
+        # 0 all corners would score the same and each engine would break the tie differently.
         self.register_buffer("closeness", closeness_to_center(shape).clamp_min(1e-6), persistent=False)
         self.scorer = nn.Linear(shape.dim, 1, bias=False) if score == LEARNED else None
 
@@ -101,6 +101,6 @@ class TopK(Aggregator):
             else SCORES[self.score](features, features.of_patches(self.closeness))
         )
         index = scores.topk(self.k, dim=1).indices
-        # Where the score was read from them the rows exist already.
+        # If the score was computed from the block's output, the rows exist already.
         mean = take(features.patches, index).mean(1) if self.reads_all else features.mean_of(index)
         return Pooled(mean, torch.zeros_like(scores).scatter(1, index, 1 / self.k))

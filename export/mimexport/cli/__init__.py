@@ -1,4 +1,4 @@
-"""The program `mimexport`: the one place where the commands of the three packages meet."""
+"""The program `mimexport`: it combines the commands of the three packages."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def _compare_keeps(artifact: Artifact, settings: BenchSettings, engines: Sequenc
 
 
 def _references(weights: Path | None, heads: tuple[Path, ...]) -> References:
-    """Return what gives the evaluation its torch models."""
+    """Return the `References` from which the evaluation rebuilds torch models."""
     with needs("export", BUILDING):
         from mimexport.references import References
     return References(weights, heads)

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BuildSettings:
-    """What `mimexport build` is asked for beside backbone, pixels and compilation; the help says what each is."""
+    """Options of `mimexport build` except those of backbone, pixels and compilation; see the help of the command."""
 
     agg: str = "topk"
     k: str | None = None
@@ -67,7 +67,7 @@ class BuildSettings:
     ),
 )
 @backbone_options(
-    option("--license", metavar="TEXT", help="Licence of the weights.  [default: as known; 'not stated' for a file]"),
+    option("--license", metavar="TEXT", help="Licence of the weights.  [default: published; file: 'not stated']"),
     option("--image-size", type=Number(min=16), metavar="PX", help="Edge of the square input.  [default: the model's]"),
     KEEP,
     KEEP_BY,
@@ -76,22 +76,22 @@ class BuildSettings:
 @group(
     "Aggregation",
     option("--agg", default="topk", show_default=True, help="Aggregator (see `mimexport aggregators`)."),
-    option("--k", help="topk: patches, as a count (49) or share (50%).  [default: 75%]"),
+    option("--k", help="topk: number (49) or share (50%) of patches.  [default: 75%]"),
     option("--score", help="topk: center-norm (default), input-norm, norm, cls-attention, learned."),
     option(
         "--token-norm",
         type=click.Choice(["raw", "final"]),
-        help="Tokens before or after the final norm.  [default: by backbone]",
+        help="Read tokens before or after the final norm.  [default: by backbone]",
     ),
-    option("--with-selection", is_flag=True, help="Also output the share of every patch in the vector."),
-    option("--head", metavar="FILE|NAME", help="Learned head: a file, an embedded head's name, hub:SLUG."),
+    option("--with-selection", is_flag=True, help="Also output the weight of each patch in the vector."),
+    option("--head", metavar="FILE|NAME", help="Learned head: a file, the name of an embedded head, hub:SLUG."),
     option(
         "--whiten",
         type=Number(min=0),
         is_flag=False,
         flag_value=0,
         metavar="[DIM]",
-        help="Whiten; DIM dimensions, or all.  [default: where one is shipped]",
+        help="Whiten, and keep DIM dimensions.  [default: if one is included]",
     ),
     option("--no-whiten", is_flag=True, help="Plain vectors, though a whitening is shipped."),
 )
@@ -104,13 +104,13 @@ class BuildSettings:
         default="fp32",
         show_default=True,
         metavar="NAME",
-        help="Of the backbone: fp32, fp16, bf16 or int8.",
+        help="Precision of the backbone: fp32, fp16, bf16 or int8.",
     ),
     option(
         "--calibrate",
         type=PATH,
         metavar="FOLDER",
-        help="Real images: for int8, to check a precision, for `embed --store`.",
+        help="Folder of real images for int8, precision checks, `embed --store`.",
     ),
     option("--force", is_flag=True, help="Overwrite an existing artifact."),
 )
@@ -124,7 +124,7 @@ def build_command(
     engine: str | None,
     compiling: CompileSettings,
 ) -> None:
-    """Build an artifact: backbone and aggregator as one ONNX graph, compared with torch."""
+    """Build an artifact: one ONNX graph of backbone and aggregator, checked against torch."""
     compilation = _compilation(engine, compiling, settings.precision)
     with needs("export", BUILDING):
         from mimexport.api import build
@@ -157,10 +157,10 @@ def build_command(
 
 
 def _compilation(engine: str | None, compiling: CompileSettings, precision: Precision) -> CompileOptions | None:
-    """Return what is compiled after the build, checked before it: the build takes minutes."""
+    """Return the checked options of the compilation after the build, or None; call before the build, which takes minutes."""
     if engine is None:
         if compiling.given:
-            raise click.UsageError("options of a compilation need --engine")
+            raise click.UsageError("compilation options were given without --engine; add --engine NAME")
         return None
     from mimruntime.engines.compilation import check_options
 
@@ -178,14 +178,16 @@ def _print_built(artifact: Artifact, *, whitened_by_default: bool) -> None:
         if note:
             click.secho(f"NOTE: {note}", fg="yellow", err=True)
     click.echo(
-        f"{artifact.path}: {m.embedding.dim} numbers a vector, space {m.embedding_space}, {m.graph.precision},"
+        f"{artifact.path}: {m.embedding.dim} dimensions, embedding space {m.embedding_space}, {m.graph.precision},"
         f" worst cosine to torch {m.parity.worst_cosine:.7f}; licence of the weights: {m.backbone.license}"
     )
     if m.embedding.whitening is not None and whitened_by_default:
         click.echo("  vectors are whitened, by the matrix that this package ships; --no-whiten builds plain ones")
     p = m.preprocess
     mean, std = (" ".join(f"{value:g}" for value in values) for values in (p.mean, p.std))
-    click.echo(f"  pixels: {p.size} px of {p.resize} ({p.mode}, {p.interpolation}), mean {mean}, std {std}")
+    click.echo(
+        f"  pixels: crop {p.size} px, resize {p.resize} px ({p.mode}, {p.interpolation}), mean {mean}, std {std}"
+    )
     if m.conversion:
         click.echo(
             f"  {m.graph.precision} against fp32 on {m.conversion.images} images: worst cosine"

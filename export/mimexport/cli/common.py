@@ -1,4 +1,4 @@
-"""What the commands of the torch side share."""
+"""Options that the commands `build`, `fit` and others share."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ if TYPE_CHECKING:
     from mimexport.loading import PixelConfig
 
 BUILDING = "building an artifact"
-RANDOM = "WARNING: random weights, the vectors mean nothing; the artifact says so too"
+RANDOM = "WARNING: the weights are random, so the vectors carry no meaning; use this artifact for tests only"
 
 MODEL = option("--model", required=True, help="Alias (see `mimexport models`) or timm name.")
 WEIGHTS = option("--weights", type=PATH, metavar="FILE", help="Checkpoint (.safetensors, .pth) instead of the hub.")
 RANDOM_WEIGHTS = option(
-    "--random-weights", is_flag=True, help="Draw weights from a seed, for tests: vectors mean nothing."
+    "--random-weights", is_flag=True, help="Use random weights, for tests: the vectors carry no meaning."
 )
 KEEP = option("--keep", metavar="SCHEDULE", help="Patches kept in the encoder: 50%, or 75%@0,50%@6.  [default: all]")
 KEEP_BY = option(
@@ -34,12 +34,12 @@ KEEP_BY = option(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BackboneOptions:
-    """Which backbone, and whose weights.
+    """Options that choose the backbone and its weights.
 
     Attributes:
         model: an alias or timm name.
-        weights: a checkpoint instead of the hub.
-        random_weights: whether weights are drawn from a seed.
+        weights: a checkpoint file instead of the hub.
+        random_weights: whether to draw random weights.
 
     """
 
@@ -48,19 +48,19 @@ class BackboneOptions:
     random_weights: bool = False
 
     def __post_init__(self) -> None:
-        """Refuse a checkpoint beside random weights."""
+        """Raise UsageError if both a checkpoint and random weights are given."""
         if self.weights and self.random_weights:
-            raise click.UsageError("--weights and --random-weights exclude each other")
+            raise click.UsageError("--weights and --random-weights exclude each other; give only one")
 
     @property
     def random_seed(self) -> int | None:
-        """The seed that weights are drawn from, None where they are not."""
+        """Seed of the random weights; None without `random_weights`."""
         return 0 if self.random_weights else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PixelOptions:
-    """How images are made ready, where timm does not know it; see `mimexport.loading.PixelConfig`."""
+    """Preprocessing options that override timm's; see `mimexport.loading.PixelConfig`."""
 
     data_config: str = "timm"
     mean: tuple[float, float, float] | None = None
@@ -69,7 +69,7 @@ class PixelOptions:
     interpolation: str | None = None
 
     def config(self) -> PixelConfig:
-        """Return the configuration; a single value goes before a named configuration."""
+        """Return the configuration; single values override the named configuration."""
         with needs("export", BUILDING):
             from mimexport.loading import IMAGENET_PIXELS, PixelConfig
         named = IMAGENET_PIXELS.given() if self.data_config == "imagenet" else {}
@@ -80,13 +80,13 @@ class PixelOptions:
 def backbone_options(
     *more: Callable[[Callable[..., Any]], Callable[..., Any]],
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Return what adds the options of `BackboneOptions`, handed over as `backbone`, and `more` beside them."""
+    """Return a decorator that adds `more` and the options of `BackboneOptions`, passed as argument `backbone`."""
     options = group("Backbone", MODEL, WEIGHTS, *more, RANDOM_WEIGHTS)
     return lambda function: options(gather(lambda: BackboneOptions, "backbone")(function))
 
 
 def pixel_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the options of `PixelOptions`, handed over as `pixels`."""
+    """Add the options of `PixelOptions`, passed as argument `pixels`."""
     options = group(
         "Pixels",
         option(
@@ -95,31 +95,31 @@ def pixel_options(function: Callable[..., Any]) -> Callable[..., Any]:
             default="timm",
             show_default=True,
             metavar="NAME",
-            help="Statistics: timm (its own for this name) or imagenet.",
+            help="Mean and std: timm (timm's for this model) or imagenet.",
         ),
-        option("--mean", type=(float, float, float), metavar="R G B", help="Of training pixels, in [0, 1]."),
-        option("--std", type=(float, float, float), metavar="R G B", help="Of training pixels, in [0, 1]."),
+        option("--mean", type=(float, float, float), metavar="R G B", help="Mean of the training pixels, in [0, 1]."),
+        option("--std", type=(float, float, float), metavar="R G B", help="Std of the training pixels, in [0, 1]."),
         option(
             "--crop-pct",
             type=click.FloatRange(min=0, max=1, min_open=True),
             metavar="SHARE",
-            help="Share of the edge that the crop keeps, above 0, at most 1.",
+            help="Share of the edge that the centre crop keeps: above 0, at most 1.",
         ),
         option(
             "--interpolation",
             type=click.Choice(["bilinear", "bicubic", "lanczos"]),
             metavar="NAME",
-            help="Of the resize: bilinear, bicubic or lanczos.",
+            help="Interpolation of the resize: bilinear, bicubic or lanczos.",
         ),
     )
     return options(gather(lambda: PixelOptions, "pixels")(function))
 
 
 def show_step(line: str) -> None:
-    """Say on stderr what is being done."""
+    """Print a step's line on stderr."""
     click.echo(step_text(line), err=True)
 
 
 def step_text(line: str) -> str:
-    """Return a step, or a note on one, as it is shown."""
+    """Return the display text of a step or note."""
     return f"  {line}" if line.startswith("NOTE:") else f"  {line} …"

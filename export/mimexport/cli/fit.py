@@ -26,7 +26,7 @@ _CACHE = Path("~/.cache/mimexport")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FitSettings:
-    """What `mimexport fit` is asked for beside the backbone; the help says what each is."""
+    """Options of `mimexport fit` except those of the backbone; see the help of the command."""
 
     agg: str
     data: Path
@@ -45,12 +45,12 @@ class FitSettings:
     cache: Path = _CACHE
 
     def __post_init__(self) -> None:
-        """Refuse a name that no head has."""
+        """Raise UsageError if the output file does not end in .safetensors."""
         if self.out.suffix != ".safetensors":
-            raise click.UsageError(f"--out {self.out}: the name of a head ends in .safetensors")
+            raise click.UsageError(f"--out {self.out}: the name of a head file must end in .safetensors")
 
     def agg_options(self) -> dict[str, object]:
-        """Return the options of the aggregator; None where one was not given."""
+        """Return the aggregator's options by name; None means not given."""
         return {name: getattr(self, name) for name in ("prior", "depth", "queries", "score", "k")}
 
 
@@ -66,18 +66,18 @@ class FitSettings:
 @backbone_options(KEEP, KEEP_BY)
 @group(
     "Head",
-    option("--agg", required=True, help="Aggregator to learn; for others, a whitening."),
+    option("--agg", required=True, help="Aggregator to learn; others get only a whitening."),
     option(
         "--prior", type=click.Choice(["none", "center"]), help="abmilp: favour the image's centre.  [default: none]"
     ),
     option("--depth", type=COUNT, help="abmilp: layers of the scoring network.  [default: 1]"),
     option("--queries", type=COUNT, help="ep: learned queries.  [default: 16]"),
-    option("--score", help="topk: a fixed score, to fit only a whitening.  [default: learned]"),
-    option("--k", help="topk: how many patches.  [default: what the images say]"),
+    option("--score", help="topk: a fixed score; fits only a whitening.  [default: learned]"),
+    option("--k", help="topk: number or share of patches.  [default: best on the images]"),
     option(
         "--token-norm",
         type=click.Choice(["raw", "final"]),
-        help="Tokens before or after the final norm.  [default: as known, or measured]",
+        help="Read tokens before or after the final norm.  [default: the better]",
     ),
 )
 @group(
@@ -85,13 +85,13 @@ class FitSettings:
     option("--data", type=PATH, required=True, help="Folder or zip of CLASS/image, or train/ and val/ of them."),
     option("--unlabelled", is_flag=True, help="Learn without labels (abmilp, topk, whitenings); labels only evaluate."),
     option("--no-judge", is_flag=True, help="Do not measure accuracy on held-out labelled images."),
-    option("--cache", type=PATH, default=_CACHE, show_default=True, help="Folder for tokens."),
-    option("--seed", type=int, default=0, show_default=True, metavar="N", help="Of the split and the training."),
+    option("--cache", type=PATH, default=_CACHE, show_default=True, help="Folder of stored tokens."),
+    option("--seed", type=int, default=0, show_default=True, metavar="N", help="Seed of the split and the training."),
 )
-@group("Output", option("--out", type=PATH, required=True, metavar="FILE", help="FILE.safetensors"))
+@group("Output", option("--out", type=PATH, required=True, metavar="FILE", help="Head file to write (.safetensors)."))
 @gather(lambda: FitSettings, "settings")
 def fit_command(settings: FitSettings, backbone: BackboneOptions) -> None:
-    """Learn a head on frozen tokens, with labels or without, and its whitening."""
+    """Learn a head and its whitening on frozen tokens, with or without labels."""
     with needs("export", BUILDING):
         from mimexport.api import check_out, open_fitter
         from mimexport.fitting.training_images import held_out_labels, open_images
@@ -100,7 +100,7 @@ def fit_command(settings: FitSettings, backbone: BackboneOptions) -> None:
     train, held_out = open_images(settings.data, seed=settings.seed)
     judged = None if held_out is None or train.labels is None or settings.no_judge else (train, held_out)
     if judged:
-        held_out_labels(*judged)  # here too: what follows takes minutes
+        held_out_labels(*judged)  # check the labels before the training, which takes minutes
     shown = ConsoleProgress()
     fitter = open_fitter(
         backbone.model,
@@ -122,13 +122,11 @@ def fit_command(settings: FitSettings, backbone: BackboneOptions) -> None:
     save_head(head, settings.out)
     for agg, recalls in head.figures["norms_two_view_recall"].items():
         told = ", ".join(f"{norm} {100 * recall:.1f} %" for norm, recall in recalls.items())
-        click.echo(f"{agg}: two views of an image find each other by tokens of norm {told}")
+        click.echo(f"{agg}: recall@1 between two views of an image, by token norm: {told}")
     for score, k, recall in head.figures.get("two_view_recall", []):
-        click.echo(
-            f"topk --score {score} --k {k}: two views of an image find each other in {100 * recall:.1f} % of cases"
-        )
+        click.echo(f"topk --score {score} --k {k}: recall@1 between two views of an image: {100 * recall:.1f} %")
     if "choice" in head.figures:
-        click.echo(f"taken: {head.figures['choice']}")
+        click.echo(f"chosen: {head.figures['choice']}")
     if judged:
         head = replace(head, figures=head.figures | _held_out_figures(fitter, head, judged))
         save_head(head, settings.out)
@@ -136,9 +134,9 @@ def fit_command(settings: FitSettings, backbone: BackboneOptions) -> None:
 
 
 def _held_out_figures(fitter: Fitter, head: Head, sets: tuple[ImageSet, ImageSet]) -> dict[str, Any]:
-    """Print and return the accuracy of both [cls], mean and the head on held-out images, with the difference to the stronger.
+    """Print and return the accuracy of [cls] with either norm, mean and the head on held-out images.
 
-    Which [cls] is the stronger is chosen on training images.
+    Each is compared with the stronger [cls], which is chosen on the training images.
     """
     with needs("eval", "measuring accuracy (leave it out with --no-judge)"):
         from mimeval.baselines import leave_one_out
@@ -165,7 +163,7 @@ def _held_out_figures(fitter: Fitter, head: Head, sets: tuple[ImageSet, ImageSet
     labels = held_out_labels(*sets)
     candidates = [name for name in features if name.startswith("cls ")]
     strongest = max(candidates, key=lambda name: leave_one_out(features[name][0], labels[0]).mean(), default=None)
-    if strongest is not None:  # first: the others are compared with it
+    if strongest is not None:  # goes first, because the others are compared with it
         features = {strongest: features[strongest]} | features
     figures: dict[str, Any] = {"judged_on": len(sets[1].images)}
     for found in compare_features(features, *labels):

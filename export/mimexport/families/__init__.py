@@ -1,4 +1,4 @@
-"""The families of backbones by class: one file each."""
+"""The table of backbone families by timm class; one file each."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ FAMILIES: dict[type[nn.Module], Family] = {
     Beit: beit.FAMILY,
     Hiera: hiera.FAMILY,
 }
-"""A subclass is served by its base; the order does not matter, timm's four are siblings."""
+"""A subclass uses the family of its base class. The order does not matter: no class here is a subclass of another."""
 
 
 def family_of(model: nn.Module) -> Family:
     """Return the family of a model.
 
     Raises:
-        OptionError: its class belongs to none.
+        OptionError: the model's class is not supported.
 
     """
     for kind, family in FAMILIES.items():

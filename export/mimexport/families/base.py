@@ -1,4 +1,4 @@
-"""What a family of backbones says of its models: their shape, and how they come apart."""
+"""The record that describes a backbone family: the token shape of its models and how to split them into parts."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from mimexport.blocks import ClosedBlock, OpenBlock
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """What an aggregator must know of a backbone before it runs.
+    """Shape of a backbone's output tokens.
 
     Attributes:
         dim: width D of a token.
         grid: patch tokens at the output, rows and columns.
-        prefix: number of [cls] and register tokens in front of the patches.
+        prefix: number of [cls] and register tokens before the patches.
         has_cls: whether the first prefix token is [cls].
-        kept: how many patches of the grid are left at the output; None where all are.
+        kept: number of patches at the output if some are dropped; None if all are kept.
 
     """
 
@@ -38,14 +38,14 @@ class Shape:
 
 @dataclass(frozen=True, slots=True)
 class BackboneParts:
-    """A timm model taken apart.
+    """The parts of a timm model.
 
     Attributes:
-        embed: images to the tokens that enter the first block.
-        blocks: all of them.
-        regroup: what happens to the tokens before the last block.
-        place: adds positions and prefix to embedded patches (B, N, D); None where patches cannot be dropped.
-        norm_pre: of the tokens that enter the first block, where they are placed by `place`.
+        embed: maps images to the tokens that enter the first block.
+        blocks: all blocks.
+        regroup: reorders the tokens before the last block.
+        place: adds positions and prefix tokens to embedded patches (B, N, D); None if patches cannot be dropped.
+        norm_pre: norm of the tokens that enter the first block; applied after `place`.
     """
 
     embed: Callable[[Tensor], Tensor]
@@ -57,12 +57,12 @@ class BackboneParts:
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """How models of one class become a backbone. To add one: a file with these, and a line in `FAMILIES`.
+    """How models of one timm class become a backbone. To add one, write a file and a line in `FAMILIES`.
 
     Attributes:
-        open_model: takes a model apart; position tables are baked.
-        shape: of its tokens.
-        unit: what the edge of its input must be a multiple of, px.
+        open_model: splits a model into parts; position tables become constants.
+        shape: returns the shape of the model's tokens.
+        unit: returns the number that the input edge must be a multiple of, px.
 
     """
 
@@ -72,5 +72,5 @@ class Family:
 
 
 def real_module(module: nn.Module | None) -> nn.Module | None:
-    """Return `module`, None for an identity that stands for nothing."""
+    """Return `module`, or None if it is an identity."""
     return None if isinstance(module, nn.Identity) else module

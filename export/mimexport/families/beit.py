@@ -1,4 +1,4 @@
-"""timm's Beit: relative position biases, looked up once."""
+"""timm's Beit; its relative position biases become constants."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mimexport.families.base import BackboneParts, Family, Shape
 
 
 def open_model(model: Any) -> BackboneParts:
-    """Take a Beit apart."""
+    """Split a Beit into parts."""
     shared = None if model.rel_pos_bias is None else model.rel_pos_bias()
 
     def place(tokens: Tensor) -> Tensor:
@@ -33,10 +33,10 @@ FAMILY = Family(open_model, shape_of, vit.unit_of)
 
 
 def _position_bias(attn: Any, shared: Tensor | None) -> Tensor | None:
-    """Return BEiT's relative position bias of one block, looked up once and not in every run, (S, heads, S)."""
+    """Return the relative position bias of one block as a constant (S, heads, S), or None."""
     own = None if attn.window_size is None else attn._get_rel_pos_bias()
     parts = [part for part in (shared, own) if part is not None]
     if not parts:
         return None
-    # ([1,] heads, S, S): the rows that are asked for come first
+    # from ([1,] heads, S, S) to (S, heads, S), so that query rows can be indexed
     return torch.stack([part.squeeze(0) for part in parts]).sum(0).transpose(0, 1).clone()

@@ -1,4 +1,4 @@
-"""timm's Eva: rotary positions, which are constants of the grid."""
+"""timm's Eva; its rotary position tables become constants."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from mimexport.families.base import BackboneParts, Family
 
 
 def open_model(model: Any) -> BackboneParts:
-    """Take an Eva apart."""
+    """Split an Eva into parts."""
     depth = len(model.blocks)
     ropes: list[Tensor | None] = [None] * depth
     if model.rope is not None:
-        # The angles are constants of the grid; computed in the graph they become If, Tile and ScatterND.
+        # The angles depend only on the grid. If they were computed in the graph, it would contain If, Tile and ScatterND.
         known = hasattr(model.rope, "feat_shape")
         table = model.rope.get_embed() if known else model.rope.get_embed(shape=model.patch_embed.grid_size)
         tables = table if getattr(model, "rope_mixed", False) else [table] * depth
@@ -37,7 +37,7 @@ FAMILY = Family(open_model, vit.shape_of, vit.unit_of)
 
 
 def _rope_rows(table: Tensor, prefix: int) -> Tensor:
-    """Return a rotary table (N, 2d) or (heads, N, 2d) as (prefix + N, h, 2d); prefix rows rotate by nothing."""
+    """Return a rotary table (N, 2d) or (heads, N, 2d) as (prefix + N, h, 2d); prefix rows are the identity."""
     rows = table.unsqueeze(1) if table.ndim == 2 else table.transpose(0, 1)
     half = rows.shape[-1] // 2
     identity = torch.cat([rows.new_zeros(prefix, rows.shape[1], half), rows.new_ones(prefix, rows.shape[1], half)], -1)

@@ -1,4 +1,4 @@
-"""timm's Hiera: patches regrouped between its stages, no [cls]."""
+"""timm's Hiera: it pools patches between stages and has no [cls]."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from mimruntime.errors import OptionError
 
 
 def open_model(model: Any) -> BackboneParts:
-    """Take a Hiera apart.
+    """Split a Hiera into parts.
 
     Raises:
-        OptionError: it pools in its last block.
+        OptionError: the model pools in its last block.
 
     """
     blocks = [open_block(block) for block in model.blocks]
     if not isinstance(blocks[-1], OpenBlock):
-        raise OptionError("this Hiera pools in its last block; its patch tokens cannot be scored where they enter it")
+        raise OptionError("this Hiera pools in its last block, which is not supported; choose another --model")
     if model.pos_embed_win is not None:
-        # The window position table is resized with antialiasing, which no engine does: bake the sum.
+        # The window position table is resized with antialiasing, which no engine supports, so store the sum as a constant.
         zero = model.pos_embed_win.new_zeros(())
         model.pos_embed = nn.Parameter(model._pos_embed(zero), requires_grad=False)
         model.pos_embed_win = None
@@ -39,7 +39,7 @@ def open_model(model: Any) -> BackboneParts:
 
 
 def shape_of(model: Any) -> Shape:
-    """Return the shape of the tokens of its last stage."""
+    """Return the shape of the tokens of the last stage."""
     _, (rows, columns) = model.reroll.schedule[len(model.blocks) - 1]
     return Shape(dim=model.num_features, grid=(rows, columns), prefix=0, has_cls=False)
 

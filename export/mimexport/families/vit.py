@@ -11,7 +11,7 @@ from mimexport.families.base import BackboneParts, Family, Shape
 
 
 def open_model(model: Any) -> BackboneParts:
-    """Take a VisionTransformer apart."""
+    """Split a VisionTransformer into parts."""
 
     def embed(images: Tensor) -> Tensor:
         tokens: Tensor = model.norm_pre(model._pos_embed(model.patch_embed(images)))
@@ -22,7 +22,7 @@ def open_model(model: Any) -> BackboneParts:
 
 
 def shape_of(model: Any) -> Shape:
-    """Return the shape of its tokens."""
+    """Return the shape of the model's tokens."""
     return Shape(
         dim=model.num_features,
         grid=tuple(model.patch_embed.grid_size),

@@ -1,1 +1,1 @@
-"""Learning on top of a frozen backbone: tokens once, then a head, with labels or without."""
+"""Learn heads on a frozen backbone: compute tokens once, then fit with or without labels."""

@@ -1,4 +1,4 @@
-"""The flow of `mimexport fit`: tokens, a head, its whitening, a file."""
+"""The steps of `mimexport fit`: compute tokens, fit a head, fit its whitening."""
 
 from __future__ import annotations
 
@@ -35,31 +35,31 @@ from mimruntime.errors import OptionError, UnknownNameError
 from mimruntime.manifest import TokenNorm
 
 TWO_VIEW_IMAGES = 16_000
-"""Images of which two random views are taken, at most: more bring little and cost disk."""
+"""Most images from which two random views are drawn; more improve little and need disk space."""
 _COMPARED = 4000
-"""Images whose views tell which token norm is better."""
+"""Number of images used to compare the token norms."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FitOptions:
-    """What to fit, on what.
+    """Options of a fit.
 
     Attributes:
-        model: alias or timm name, or a model as `mimexport.loading.load_any` takes it.
+        model: alias, timm name, or a model that `mimexport.loading.load_any` accepts.
         agg: name in `AGGREGATORS`.
         images: training images, decodable sources.
-        labels: (n,) integers, or None to learn without.
-        digest: of the images, so that stored tokens are not taken for those of others.
-        cache: folder for tokens.
-        agg_options: of the aggregator, by name; None stands for 'not given'.
-        token_norm: None takes what is known to be better on the backbone, else what these images say; what is learned takes
-            raw tokens.
+        labels: (n,) integers, or None to learn without labels.
+        digest: digest of the images; it identifies their stored tokens.
+        cache: folder of stored tokens.
+        agg_options: options of the aggregator by name; None means not given.
+        token_norm: None selects the better norm: as known for the backbone, else as measured on these images. Learned
+            aggregators read raw tokens.
         weights: a checkpoint file.
         random_seed: draw the backbone's weights from this seed.
-        seed: of everything random here.
-        two_view: images of which two random views are taken; None draws up to `TWO_VIEW_IMAGES` of `images`.
-        keep: patches that stay in the encoder, as `build` takes it; None keeps all.
-        keep_by: likewise, the rule.
+        seed: seed of all random choices of the fit.
+        two_view: images from which two random views are drawn; None takes up to `TWO_VIEW_IMAGES` of `images`.
+        keep: patches that stay in the encoder, as in `build`; None keeps all.
+        keep_by: the rule that chooses them, as in `build`.
     """
 
     model: str | nn.Module | LoadedModel
@@ -79,12 +79,12 @@ class FitOptions:
 
 
 class Fitter:
-    """A backbone, its stored tokens, and what is learned from them.
+    """Fits heads on the stored tokens of one backbone.
 
     Args:
         options: what to fit.
         report: called with one line per step.
-        progress: called with a name, images done and in all.
+        progress: called with a name, the number of images done and the total.
     """
 
     def __init__(
@@ -96,7 +96,7 @@ class Fitter:
         if options.agg not in AGGREGATORS:
             raise UnknownNameError("aggregator", options.agg, AGGREGATORS)
         if len(options.images) < 2:
-            raise FitError(f"there are {len(options.images)} images to learn from; give a folder or zip with more")
+            raise FitError(f"found {len(options.images)} images, at least 2 are needed; give a folder or zip with more")
         self.options = options
         self.report = report
         self._progress = progress
@@ -109,12 +109,12 @@ class Fitter:
         self._two_view = drawn if options.two_view is None else options.two_view
 
     def tokens(self, images: Sequence[Source], digest: str, name: str) -> Tokens:
-        """Return the stored tokens of whole images, computing what is missing."""
+        """Return the tokens of whole images; compute those not stored yet."""
         self.report(f"tokens of {len(images)} {name} images")
         return self._store.tokens(images, digest, view=WHOLE, progress=lambda *done: self._progress(name, *done))
 
     def views(self) -> tuple[Tokens, Tokens]:
-        """Return the stored tokens of two random views of up to `TWO_VIEW_IMAGES` training images."""
+        """Return the tokens of two random views of up to `TWO_VIEW_IMAGES` training images."""
         self.report(f"tokens of two random views of {len(self._two_view)} images")
         digest = f"{self.options.digest}/views"
         first, second = (
@@ -130,16 +130,16 @@ class Fitter:
         return first, second
 
     def fit(self) -> Head:
-        """Return the fitted head, with its whitening.
+        """Return the fitted head with its whitening.
 
         Raises:
-            FitError, OptionError, ImageError, OutputError: each with one line for the user.
+            FitError, OptionError, ImageError, OutputError: with a one-line message for the user.
         """
         options, kind = self.options, AGGREGATORS[self.options.agg]
         given = {name: value for name, value in options.agg_options.items() if value is not None}
         if given.get("score") == LEARNED and options.labels is not None:
             raise OptionError(
-                f"{options.agg}'s score is learned without labels; add --unlabelled, or leave --score away"
+                f"{options.agg}: --score learned is fitted without labels; add --unlabelled, or leave --score out"
             )
         whole = self.tokens(options.images, options.digest, "training")
         views = self.views()
@@ -149,7 +149,7 @@ class Fitter:
         token_norm = options.token_norm or self._token_norm(norms.get(options.agg))
         final = token_norm == "final"
         if learns_without_labels and final:
-            raise OptionError("learning without labels scores raw tokens; leave --token-norm away")
+            raise OptionError("--token-norm final: learning without labels needs raw tokens; leave --token-norm out")
         figures: dict[str, Any] = {"norms_two_view_recall": norms}
         if learns_without_labels:
             self.report("fitting the scorer without labels")
@@ -166,7 +166,7 @@ class Fitter:
         elif kind.needs_head:
             if options.labels is None:
                 raise OptionError(
-                    f"{options.agg} is learned with labels; --unlabelled fits abmilp, topk and whitenings"
+                    f"{options.agg} is learned with labels; --unlabelled fits only abmilp, topk and whitenings"
                 )
             self.report("training the head")
             aggregator, recipe = train(
@@ -195,7 +195,7 @@ class Fitter:
         )
 
     def vectors(self, head: Head, tokens: Tokens, *, whitened: bool) -> np.ndarray:
-        """Return the vectors (n, d) float32 that the graph of `head` gives for stored tokens, without L2."""
+        """Return vectors (n, d) float32 of stored tokens, as the graph of `head` computes them before L2 normalisation."""
         aggregator = make_aggregator(head.agg, self.backbone.shape, dict(head.params))
         aggregator.load_state_dict(head.tensors)
         pooled = pool(aggregator.eval(), tokens, self.backbone, final=head.token_norm == "final")
@@ -207,11 +207,11 @@ class Fitter:
     def compare_norms(
         self, views: tuple[Tokens, Tokens], choices: Sequence[tuple[str, Mapping[str, Any]]] = ()
     ) -> dict[str, dict[TokenNorm, float]]:
-        """Return how well two views of an image find each other by tokens of either norm: for [cls], and for `choices`.
+        """Return the recall@1 between two views of an image with each token norm, for [cls] and for `choices`.
 
         Args:
-            views: tokens of two views; the first `_COMPARED` count.
-            choices: aggregators that learn nothing, with their options.
+            views: tokens of two views; the first `_COMPARED` images are used.
+            choices: names of aggregators that learn nothing, with their options.
         """
         parts = [view[slice(0, _COMPARED)] for view in views]
         named: dict[str, Mapping[str, Any]] = {"cls": {}} if self.backbone.shape.has_cls else {}
@@ -229,7 +229,7 @@ class Fitter:
         return found
 
     def _token_norm(self, recalls: Mapping[TokenNorm, float] | None) -> TokenNorm:
-        """Return the norm for an aggregator: as known for the backbone, else by the `recalls` of these images."""
+        """Return the aggregator's token norm: as known for the backbone, else the one with the higher recall."""
         agg, loaded = self.options.agg, self.loaded
         known = known_norm(agg, loaded.timm_name, loaded.sha256, read_measured())
         if known is not None and recalls is not None:
@@ -246,7 +246,7 @@ class Fitter:
 
 
 def plain_head(agg: str, fitter: Fitter, token_norm: TokenNorm) -> Head:
-    """Return the head of an aggregator that learns nothing, without whitening: a rival to compare with."""
+    """Return a head without whitening for an aggregator that learns nothing, to compare with."""
     aggregator = make_aggregator(agg, fitter.backbone.shape, {})
     return Head(
         agg=agg, params=aggregator.params, token_norm=token_norm, dim=fitter.backbone.shape.dim,

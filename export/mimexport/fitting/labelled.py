@@ -1,4 +1,4 @@
-"""A head learned with labels: the aggregator and a linear classifier on top of it, on frozen tokens."""
+"""Learn a head with labels: train the aggregator and a linear classifier on frozen tokens."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from mimexport.fitting.stored_features import StoredFeatures
 from mimexport.fitting.tokens import Tokens
 
 RATES = (1e-3, 3e-3, 1e-2)
-"""Learning rates tried on a split of the training images."""
+"""Learning rates to try on a split of the training images."""
 EPOCHS, TRIAL_EPOCHS = 12, 3
 _BATCH = 512
 _HELD_OUT = 0.1
 _STATISTICS = 4000
-"""Images from which the spread of token channels is estimated."""
+"""Number of images from which the standard deviation of token channels is estimated."""
 
 
 def train(
@@ -38,20 +38,20 @@ def train(
 ) -> tuple[Aggregator, dict[str, Any]]:
     """Return the aggregator trained on `tokens`, and the recipe.
 
-    Cross-entropy through batch norm without affine and a linear layer, both thrown away afterwards: the batch norm
-    commutes with a weighted mean. The learning rate is the best of `RATES` on a tenth of the images, held out.
+    The loss is cross-entropy after a batch norm without affine and a linear layer. Both are discarded afterwards, because
+    the batch norm commutes with a weighted mean. The learning rate is the best of `RATES` on a held-out tenth of the images.
 
     Args:
-        make: makes an untrained aggregator.
-        tokens: of n training images.
+        make: creates an untrained aggregator.
+        tokens: tokens of n training images.
         labels: (n,) integers.
-        backbone: for its norm.
+        backbone: provides the final norm.
         final: train on tokens after the final norm.
         seed: the same seed gives the same head.
         report: called with one line per step.
 
     Raises:
-        FitError: fewer than two classes, too few images, or a loss that is not finite.
+        FitError: there are fewer than two classes or too few images, or the loss is not finite.
     """
     classes, targets = np.unique(labels, return_inverse=True)
     if len(classes) < 2:
@@ -94,8 +94,8 @@ class _Trainer:
     ) -> None:
         torch.manual_seed(seed)
         self.aggregator = make()
-        # Raw tokens of a masked autoencoder differ in scale by orders of magnitude between channels. Where the parameters
-        # can be divided by that spread afterwards, they are learned on tokens of unit spread.
+        # Channels of a masked autoencoder's raw tokens differ in scale by orders of magnitude. If the parameters can be
+        # rescaled afterwards, train them on tokens divided by each channel's standard deviation.
         self.spread = spread if isinstance(self.aggregator, Rescalable) else torch.ones_like(spread)
         if isinstance(self.aggregator, Preparable):
             self.aggregator.prepare(spread)
@@ -120,7 +120,7 @@ class _Trainer:
                 rows = np.sort(shuffled[step * batch : (step + 1) * batch])
                 loss = F.cross_entropy(self._logits(tokens[rows]), y[rows], label_smoothing=0.1)
                 if not bool(loss.isfinite()):
-                    raise FitError("the loss is not finite: NaN in the features, or a backbone whose tokens overflow")
+                    raise FitError("the loss is not finite: the features hold NaN or overflow; check the weights")
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
@@ -149,5 +149,5 @@ class _Trainer:
 def _spread(tokens: Tokens, backbone: Backbone, norm: nn.Module | None) -> Tensor:
     patches = StoredFeatures(tokens, backbone.shape, norm).patches.flatten(0, 1)
     if not bool(patches.isfinite().all()):
-        raise FitError("there are NaN or infinite values among the features; the backbone or its weights are broken")
+        raise FitError("the features hold NaN or infinite values; check the backbone and its weights")
     return patches.std(0).clamp_min(1e-6)

@@ -1,4 +1,4 @@
-"""Images as sources that are read when they are asked for, so that none of them stays in memory."""
+"""A sequence of images that are read on access, so none stays in memory."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from mimruntime.decode import Source
 
 
 class LazySources(Sequence[Source]):
-    """One source for every row.
+    """A sequence of image sources, one per row.
 
     Args:
-        rows: whatever `read` takes one of.
-        read: a row to its source.
+        rows: the arguments for `read`.
+        read: returns the source of one row.
 
     """
 

@@ -1,4 +1,4 @@
-"""What an aggregator reads of stored tokens, and the vectors it makes of them."""
+"""`Features` of stored tokens, and the vectors that an aggregator computes from them."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from mimexport.blocks import take
 from mimexport.fitting.tokens import Tokens
 
 _CHUNK = 512
-"""Images that are pooled together."""
+"""Number of images pooled at once."""
 
 
 class StoredFeatures:
-    """The `Features` of stored tokens, so that an aggregator runs on them as it does in the graph.
+    """`Features` of stored tokens; an aggregator computes the same from them as in the graph.
 
     Args:
-        tokens: of B images.
-        shape: of their backbone.
+        tokens: stored tokens of B images.
+        shape: shape of the backbone's tokens.
         norm: see `ComputedFeatures`.
-        spread: (D,), what patch tokens are divided by after the norm; None leaves them.
+        spread: (D,), divisor of the patch tokens after the norm; None leaves them unchanged.
 
     """
 

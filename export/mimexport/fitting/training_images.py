@@ -1,4 +1,4 @@
-"""Images to learn from: a folder or a zip, with class folders or without, split into parts or not."""
+"""Training images from a folder or zip, with or without class folders and a train/val split."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ _HELD_OUT = 0.2
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ImageSet:
-    """Images and, where they lie in class folders, their labels.
+    """Images and, if they lie in class folders, their labels.
 
     Attributes:
-        images: n decodable sources, in order of their names.
+        images: n decodable sources, sorted by name.
         labels: (n,) integers, or None.
-        classes: names of the classes, by label.
-        digest: changes whenever the images or their order do.
+        classes: names of the classes, indexed by label.
+        digest: changes whenever the images or their order change.
     """
 
     images: Sequence[Source]
@@ -35,17 +35,17 @@ class ImageSet:
 
 
 def open_images(path: Path, *, seed: int = 0) -> tuple[ImageSet, ImageSet | None]:
-    """Return training images, and the labelled images held out to report on (None without labels).
+    """Return the training images, and the labelled images held out for evaluation (None without labels).
 
-    `train/` and `val/` (or `test/`) are taken as they are; otherwise a fifth of the labelled images is held out. A single
-    folder around all of it, as archives have, is passed through. A single class is no label.
+    `train/` and `val/` (or `test/`) define the split. Without them, a fifth of the labelled images is held out. A single
+    folder around everything, as in many archives, is skipped. Images of a single class have no labels.
 
     Args:
-        path: `CLASS/image`, `train/CLASS/image` with `val/CLASS/image`, or images without folders; or a zip of that.
-        seed: of the split.
+        path: folder or zip of `CLASS/image`, of `train/CLASS/image` and `val/CLASS/image`, or of images without folders.
+        seed: seed of the random split.
 
     Raises:
-        ImageError: nothing there, no images in it, or a zip that is cut short or damaged.
+        ImageError: the path does not exist or holds no images, or the zip is truncated or damaged.
     """
     files = list_images(path)
     files = inside(folder_around(files), files)
@@ -63,18 +63,18 @@ def open_images(path: Path, *, seed: int = 0) -> tuple[ImageSet, ImageSet | None
 
 
 def held_out_labels(train: ImageSet, test: ImageSet) -> tuple[np.ndarray, np.ndarray]:
-    """Return the labels of both, by the classes of `train`.
+    """Return the labels of both sets as indices into `train.classes`.
 
     Raises:
-        FitError: no class folders, or images held out of a class that has none to learn from.
+        FitError: there are no class folders, or a held-out class has no training images.
     """
     if train.labels is None or test.labels is None:
         missing = "training" if train.labels is None else "held-out"
-        raise FitError(f"the {missing} images have no class folders to measure accuracy by; --no-judge leaves that out")
+        raise FitError(f"the {missing} images have no class folders to measure accuracy; add them, or --no-judge")
     index = {name: label for label, name in enumerate(train.classes)}
     if unknown := [name for name in test.classes if name not in index]:
         raise FitError(
-            f"no training image of class '{unknown[0]}', although held-out images are of it; give some, or --no-judge"
+            f"class '{unknown[0]}' has held-out images but no training images; add training images, or --no-judge"
         )
     return train.labels, np.array([index[test.classes[label]] for label in test.labels])
 
@@ -84,7 +84,7 @@ def _source(file: ImageFile) -> Source:
 
 
 def _image_set(files: list[ImageFile], depth: int, classes: tuple[str, ...] | None = None) -> ImageSet:
-    """Return the set of `files`, whose class is the folder at `depth` of their name where each has one."""
+    """Return the set of `files`; the folder at `depth` of each name is its class, if every file has one."""
     digest = hashlib.sha256("".join(f"{file.name}\0{file.stamp}\n" for file in files).encode()).hexdigest()
     sources = LazySources(files, _source)
     if not all(len(file.name.parts) > depth + 1 for file in files):

@@ -1,4 +1,4 @@
-"""A scorer learned without labels: two random views of an image must find each other among the other images."""
+"""Learn a patch scorer without labels: each view of an image must retrieve the other view of it among other images."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from mimexport.whitening import fit_pca, fit_two_view
 
 STEPS, BATCH, RATE, TEMPERATURE = 400, 512, 0.01, 0.05
 SHRINKAGE = 0.003
-"""Of every whitening, chosen on training images of Tiny ImageNet."""
+"""Shrinkage of every fitted whitening; chosen on training images of Tiny ImageNet."""
 _REFRESH, _REFRESH_IMAGES = 40, 3000
-"""The whitening follows the scorer: it is fitted anew every so many steps, on so many images."""
+"""The whitening depends on the scorer: it is refitted every 40 steps on 3000 images."""
 _TOKEN_IMAGES, _TOKEN_SHRINKAGE = 4000, 0.01
 LEAST_IMAGES = 64
 
@@ -28,24 +28,24 @@ def fit_scorer(
 ) -> tuple[Tensor, dict[str, Any]]:
     """Return w (D,), the scorer of s_i = w·x_i on raw patch tokens, and the recipe.
 
-    Both views are pooled with softmax(s), whitened by what two views of one image share (`fit_two_view`, no gradient),
-    and compared by InfoNCE: every view must pick its partner among the batch. Without the whitening the few dominant
-    directions of masked autoencoders' tokens decide, and the scorer learns nothing useful. Only w learns.
+    Both views are pooled with softmax(s), whitened (`fit_two_view`, no gradient) and compared by InfoNCE: each view must
+    pick the other view of its image within the batch. Only w is trained. Without the whitening, a few dominant directions
+    of a masked autoencoder's tokens decide the loss and the scorer learns nothing useful.
 
     Args:
         first: tokens of one random view of n images.
-        second: of another view of the same images.
+        second: tokens of another random view of the same images.
         seed: the same seed gives the same scorer.
         progress: called with steps done and in all.
 
     Raises:
-        FitError: too few images, or features that are not finite.
+        FitError: there are too few images, or features are not finite.
     """
     count = len(first)
     if count < LEAST_IMAGES:
         raise FitError(f"learning without labels needs at least {LEAST_IMAGES} images, got {count}")
     rng = np.random.default_rng(seed)
-    # In this basis tokens have unit variance in every direction, so that one learning rate suits all of them.
+    # In this basis tokens have unit variance in every direction, so one learning rate suits all directions.
     basis = _token_basis(first)
     u = torch.zeros(basis.shape[0], requires_grad=True)
     optimizer = torch.optim.AdamW([u], lr=RATE, weight_decay=0.0)
@@ -77,7 +77,7 @@ def fit_scorer(
 
 
 def pool_softmax(tokens: Tokens, w: Tensor, rows: np.ndarray) -> Tensor:
-    """Return Σ softmax(w·x_i) x_i, (len(rows), D), of stored tokens, 500 images at a time."""
+    """Return Σ softmax(w·x_i) x_i of the stored tokens `rows`, (len(rows), D), computed for 500 images at a time."""
     parts = []
     for part in np.array_split(rows, max(1, len(rows) // 500)):
         x = torch.from_numpy(np.asarray(tokens.patches[part])).float()
@@ -86,11 +86,11 @@ def pool_softmax(tokens: Tokens, w: Tensor, rows: np.ndarray) -> Tensor:
 
 
 def two_view_recall(first: Tensor, second: Tensor) -> float:
-    """Return how often a view's nearest neighbour among all second views is its partner: a figure that needs no labels.
+    """Return the recall@1 between views: how often the nearest second view is of the same image. It needs no labels.
 
     Args:
         first: vectors (n, D) of one view of n images.
-        second: of another view.
+        second: vectors (n, D) of another view of the same images.
     """
     a, b = F.normalize(first, dim=1), F.normalize(second, dim=1)
     return float(((a @ b.T).argmax(1) == torch.arange(len(a))).float().mean())

@@ -1,4 +1,4 @@
-"""What of an image the backbone is shown: the whole of it as in deployment, or a random view for learning without labels."""
+"""The pixels of an image for the backbone: the whole image as in deployment, or a random view to learn without labels."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from mimruntime.manifest import Preprocess
 from mimruntime.preprocess import to_pixels
 
 WHOLE = -1
-"""The view that is deployed; views 0, 1 … are random."""
+"""The whole image, as in deployment; views 0, 1 … are random crops."""
 
 _AREA = (0.3, 1.0)
 _RATIO = (3 / 4, 4 / 3)
@@ -18,9 +18,9 @@ _ATTEMPTS = 10
 
 
 def show(source: Source, index: int, view: int, seed: int, preprocess: Preprocess) -> np.ndarray:
-    """Return a view of an image as the graph's pixels, uint8 (size, size, 3); the same arguments give the same pixels.
+    """Return a view of an image as pixels for the graph, uint8 (size, size, 3); the same arguments give the same pixels.
 
-    A random view is a crop of 30 % to 100 % of the area, aspect 3:4 to 4:3, flipped half of the time.
+    A random view is a crop of 30 % to 100 % of the area with aspect 3:4 to 4:3, flipped with probability 0.5.
 
     Raises:
         ImageError: the source cannot be decoded.
@@ -35,7 +35,7 @@ def show(source: Source, index: int, view: int, seed: int, preprocess: Preproces
 
 
 def _crop(size: tuple[int, int], rng: np.random.Generator) -> tuple[int, int, int, int]:
-    """Return (left, top, right, bottom) of a random crop, px; the whole image where no such crop fits."""
+    """Return (left, top, right, bottom) of a random crop, px; the whole image if none fits in `_ATTEMPTS` attempts."""
     width, height = size
     for _ in range(_ATTEMPTS):
         area = width * height * rng.uniform(*_AREA)

@@ -1,1 +1,1 @@
-"""How fast an artifact runs on this machine, engine against engine and against other ways to run the same weights."""
+"""Benchmark an artifact on this machine: its engines, and other ways to run the same weights."""

@@ -1,4 +1,4 @@
-"""The flow of a benchmark: every engine by itself, then ratios in turn."""
+"""The steps of a benchmark: measure each engine alone, then pairs of engines alternately."""
 
 from __future__ import annotations
 
@@ -27,19 +27,20 @@ from mimruntime.preprocess import to_pixels
 from mimruntime.reference import load_reference
 
 _DECODED = 64
-"""Images of the measurement that includes decoding."""
+"""Number of images in the measurement with decoding."""
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """A benchmark.
+    """Results of a benchmark.
 
     Attributes:
-        machine: the CPU.
-        matrix_gflops: what it reaches in matrix products, GFLOP/s, by precision.
-        runners: engines first, then peers.
-        left_out: engines and peers that do not run here, with the reason.
-        ratios: of the fastest engine to every other runner.
+        artifact: path of the artifact.
+        machine: description of the CPU.
+        matrix_gflops: measured rate of matrix products, GFLOP/s, by precision.
+        runners: figures of engines, then of peers.
+        left_out: engines and peers that do not run on this machine, with the reason.
+        ratios: speed of the fastest engine divided by that of each other runner.
 
     """
 
@@ -63,22 +64,22 @@ def bench(
     pairs: int = 7,
     report: Callable[[str], None] = lambda _: None,
 ) -> Report:
-    """Measure engines and peers on one artifact; engines of a list of several that do not run here are left out.
+    """Measure engines and peers on one artifact. If several engines are given, those that do not run are skipped.
 
     Args:
-        path: the artifact.
-        engines: names of `mimruntime.engines.ENGINES`.
-        provider: the hardware of the engines, by their own name; None is what was compiled for, or else the CPU.
-        peers: other ways to run the same weights; those on hardware that none of the engines runs on are not opened.
-        images: real photographs, of which the first 64 that can be read are used; without any, the artifact's drawn
-            reference images.
-        batches: sizes to measure.
-        seconds: for every runner and batch.
-        pairs: of each ratio.
-        report: told one line at the start of every step.
+        path: the artifact folder.
+        engines: names in `mimruntime.engines.ENGINES`.
+        provider: the hardware of the engines, by their own name; None takes the compiled engine's, else the CPU.
+        peers: other ways to run the same weights; used only on hardware that an engine also uses.
+        images: photographs, of which the first 64 readable ones are used; if empty, the artifact's synthetic reference
+            images are used.
+        batches: batch sizes to measure.
+        seconds: time per runner and batch size.
+        pairs: number of paired runs per ratio.
+        report: called with one line at the start of each step.
 
     Raises:
-        MimError: the artifact or the only engine asked for does not run.
+        MimError: the artifact, or the only engine given, does not run.
 
     """
     artifact = Artifact.open(path)
@@ -131,7 +132,7 @@ def _open_engines(
     stack: contextlib.ExitStack,
     report: Callable[[str], None],
 ) -> tuple[dict[str, Engine], dict[str, str]]:
-    """Return the engines that run here, to be closed by `stack`, and why the others do not; see `bench`."""
+    """Return the opened engines, which `stack` closes, and the reason for each that cannot be opened; see `bench`."""
     opened: dict[str, Engine] = {}
     left_out: dict[str, str] = {}
     for name in names:
@@ -140,7 +141,7 @@ def _open_engines(
         report(f"{name}: opening")
         try:
             opened[name] = stack.enter_context(open_for(artifact, name, provider=provider))
-        except (EngineError, MissingExtraError, UnknownNameError) as error:  # unknown is here its provider
+        except (EngineError, MissingExtraError, UnknownNameError) as error:  # UnknownNameError: the provider is unknown
             if len(names) == 1:
                 raise
             left_out[name] = str(error)
@@ -150,7 +151,7 @@ def _open_engines(
 
 
 def all_engines() -> list[str]:
-    """Return every engine of the table."""
+    """Return the names of all engines."""
     return list(ENGINES)
 
 
@@ -213,7 +214,7 @@ def _pixels(artifact: Artifact, sources: Sequence[bytes]) -> np.ndarray:
 
 
 def _encoded(images: np.ndarray) -> list[bytes]:
-    """Return uint8 (n, H, W, 3) as JPEG files."""
+    """Encode images, uint8 (n, H, W, 3), as JPEG files."""
     files = []
     for image in images:
         stream = io.BytesIO()
@@ -223,7 +224,7 @@ def _encoded(images: np.ndarray) -> list[bytes]:
 
 
 def _flop(artifact: Artifact) -> float:
-    """Return about the operations of one image; the file of the graph is weights but for one part in a hundred."""
+    """Return an estimate of the floating-point operations per image; the graph's files are about 99 % weights."""
     manifest = artifact.manifest
     rows, columns = manifest.backbone.grid
     stored = sum(file.stat().st_size for file in artifact.path.glob(f"{manifest.graph.file}*"))

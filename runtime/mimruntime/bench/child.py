@@ -1,4 +1,4 @@
-"""One engine in a process of its own: how long until its first vector, and how much memory at most."""
+"""Measure the cold start and the peak memory of one engine in a new process."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _SCRIPT = "from mimruntime.bench.child import main; main()"
 
 
 def cold_start(artifact: Path, engine: str, batch: int, provider: str | None = None) -> tuple[float, float]:
-    """Return the seconds from starting a process to its first vector, and its peak memory, MiB, after a run of `batch`.
+    """Return the seconds from process start to the first vector, and the peak memory in MiB after a run of `batch` images.
 
     Raises:
         EngineError: the process failed.
@@ -29,14 +29,14 @@ def cold_start(artifact: Path, engine: str, batch: int, provider: str | None = N
     )
     if done.returncode:
         lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
-        raise EngineError(f"{engine} failed in a process of its own: {lines[-1]}")
+        raise EngineError(f"{engine} failed in a new process: {lines[-1]}")
     said = json.loads(done.stdout)
     return said["first_vector"] - started, said["peak_mib"]
 
 
 def main() -> None:
     """Open the artifact named on the command line, run it, and print what `cold_start` reads."""
-    import numpy as np  # noqa: PLC0415 - its time belongs to the start that is measured
+    import numpy as np  # noqa: PLC0415 - its import time is part of the measured start
 
     from mimruntime.embedder import Embedder  # noqa: PLC0415
 
@@ -52,9 +52,9 @@ def main() -> None:
 
 
 def peak_mib() -> float:
-    """Return the most memory this process has held, MiB."""
+    """Return the peak memory of this process in MiB."""
     status = Path("/proc/self/status")
-    if status.exists():  # getrusage counts what the process that started this one held, up to the exec
+    if status.exists():  # getrusage also counts memory of the parent before exec
         held = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
         return int(held.split()[1]) / 1024
     import resource  # noqa: PLC0415 - absent on Windows

@@ -1,4 +1,4 @@
-"""A benchmark as text, as JSON and as a plot."""
+"""Write a benchmark report as text, JSON and plot."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mimruntime.errors import MissingExtraError, OutputError
 
 
 def as_text(report: Report) -> Iterator[str]:
-    """Yield the lines of a Markdown table of runners, then of the ratios."""
+    """Yield the lines of a Markdown table of runners, then one line per ratio."""
     rates = ", ".join(f"{rate:.0f} GFLOP/s in {precision}" for precision, rate in report.matrix_gflops.items())
     yield f"{report.artifact} on {report.machine}; products of 2048²: {rates}"
     yield ""
@@ -38,7 +38,7 @@ def as_text(report: Report) -> Iterator[str]:
 
 
 def write_json(report: Report, path: Path) -> None:
-    """Write every figure.
+    """Write all figures as JSON.
 
     Raises:
         OutputError: the file cannot be written.
@@ -52,7 +52,7 @@ def write_json(report: Report, path: Path) -> None:
 
 
 def write_plot(report: Report, path: Path) -> None:
-    """Draw images per second over the batch, one line a runner.
+    """Plot images per second over batch size, one line per runner.
 
     Raises:
         MissingExtraError: matplotlib is not installed.

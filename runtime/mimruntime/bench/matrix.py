@@ -1,4 +1,4 @@
-"""What this machine reaches in one large matrix product, in every precision that its CPU multiplies."""
+"""Measure this machine's rate of large matrix products, by precision."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from mimruntime.cpus import available_cpus, multiplies_bf16
 from mimruntime.engines.openvino_model import process_core
 
 _SIDE = 2048
-"""Edge of the square product that stands for what the machine can do."""
+"""Edge of the measured square matrices."""
 _PRODUCTS = 5
 
 
 def matrix_rates() -> dict[str, float]:
-    """Return FLOP/s by precision: "fp32" in numpy; "bf16" in OpenVINO where both are there. Others are not measured."""
+    """Return FLOP/s by precision: "fp32" with numpy; "bf16" with OpenVINO, if installed and supported by the CPU."""
     rates = {"fp32": _rate(_numpy_product())}
     if multiplies_bf16():
         with contextlib.suppress(ImportError):
@@ -26,7 +26,7 @@ def matrix_rates() -> dict[str, float]:
 
 
 def _rate(multiply: Callable[[], object]) -> float:
-    """Return the best of a few, after one to warm up."""
+    """Return the best rate of `_PRODUCTS` runs after a warm-up run, FLOP/s."""
     multiply()
     seconds = []
     for _ in range(_PRODUCTS):
@@ -47,7 +47,7 @@ def _numpy_product() -> Callable[[], object]:
 
 
 def _openvino_product(precision: str) -> Callable[[], object]:
-    """Return a product by a constant, as those by weights are."""
+    """Return a product with a constant matrix, like a layer's weights."""
     import openvino  # noqa: PLC0415 - an optional extra
     from openvino import opset13  # noqa: PLC0415
 

@@ -1,4 +1,4 @@
-"""The figures of a benchmark: latency and throughput of one runner, ratios of several measured in turn."""
+"""Measure latency and throughput of one runner, and ratios of runners measured alternately."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ class Peer:
     """Another way to run the same weights.
 
     Attributes:
-        name: as it stands in the table.
-        open: makes it ready to run; given pixels, uint8 (n, H, W, 3), to tune it on.
-        on_gpu: where it runs; it is measured against engines that run there, too.
+        name: name in the table.
+        open: opens it as an engine; its argument are pixels, uint8 (n, H, W, 3), for tuning.
+        on_gpu: whether it runs on a GPU; it is compared only with engines on the same hardware.
 
     """
 
@@ -30,19 +30,19 @@ class Peer:
 
 @dataclass(slots=True)
 class Figures:
-    """What was measured of one runner.
+    """Measurements of one runner.
 
     Attributes:
-        name: of the engine or peer.
+        name: name of the engine or peer.
         what: precision, version, provider, threads and streams.
-        latency_ms: of one image, p50, p95 and p99.
-        images_per_second: by batch, without decoding.
-        with_decoding: images/s at the best batch from encoded files; None where that was not measured.
-        spent: where the time of that went; "" likewise.
-        cold_start_s: from the start of a process to its first vector.
-        peak_mib: of that process after a run of the best batch.
-        share: of the machine's own rate of matrix products in its precision, at the best batch, about; None where that
-            rate is not measured.
+        latency_ms: latency of one image: p50, p95 and p99.
+        images_per_second: by batch size, without decoding.
+        with_decoding: images/s from encoded files at the best batch; None if not measured.
+        spent: how the time of that measurement is divided; "" if not measured.
+        cold_start_s: time from process start to the first vector.
+        peak_mib: peak memory of that process after a run of the best batch.
+        share: estimated share of the machine's rate of matrix products reached at the best batch; None if that rate is
+            not measured.
 
     """
 
@@ -58,13 +58,13 @@ class Figures:
 
     @property
     def best_batch(self) -> int:
-        """The batch of most images per second."""
+        """The batch size with the most images per second."""
         return max(self.images_per_second, key=self.images_per_second.__getitem__)
 
 
 @dataclass(frozen=True, slots=True)
 class Ratio:
-    """How many times faster `ours` is than `theirs`, each at its own best batch: the median of pairs run in turn."""
+    """Speed of `ours` divided by that of `theirs`, each at its best batch: median and quartiles of alternating pairs."""
 
     ours: str
     theirs: str
@@ -75,9 +75,9 @@ class Ratio:
 
 
 def measure(figures: Figures, engine: Engine, pixels: np.ndarray, batches: Sequence[int], seconds: float) -> None:
-    """Fill in latency, of one image, and throughput; `seconds` go to every batch, after one run to warm up.
+    """Measure the latency of one image and the throughput by batch into `figures`: `seconds` each, after a warm-up run.
 
-    The batch that was tuned is measured too; an engine that runs no more than so many images is not asked for more.
+    The tuned batch is measured too. Batches above the engine's limit are reduced to it.
     """
     most = engine.largest_batch or max(batches)
     sizes = {min(batch, most) for batch in (*batches, engine.best_batch or batches[0])}
@@ -97,13 +97,13 @@ def measure(figures: Figures, engine: Engine, pixels: np.ndarray, batches: Seque
 def in_turn(
     ours: tuple[str, Engine, int], theirs: Sequence[tuple[str, Engine, int]], pixels: np.ndarray, pairs: int
 ) -> list[Ratio]:
-    """Run A B A B … and return the ratios of images per second, ours to each of theirs.
+    """Run A B A B … and return the ratios of images per second, `ours` to each of `theirs`.
 
     Args:
         ours: name, engine and batch.
-        theirs: likewise.
+        theirs: name, engine and batch of each other runner.
         pixels: uint8 (n, H, W, 3).
-        pairs: so many of each.
+        pairs: number of pairs per ratio.
 
     """
     found = []
@@ -118,12 +118,12 @@ def in_turn(
 
 
 def flop_per_image(weights: float, tokens: int, dim: int) -> float:
-    """Return about how many operations one image takes: every weight meets every token, and tokens meet in attention.
+    """Return an estimate of the operations per image: each weight times each token, plus attention between tokens.
 
     Args:
-        weights: how many numbers the graph holds.
-        tokens: S, prefix and patches.
-        dim: their width.
+        weights: number of weights in the graph.
+        tokens: number S of tokens, prefix and patches.
+        dim: width of a token.
 
     """
     blocks = weights / (12 * dim**2)

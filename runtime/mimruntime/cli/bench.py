@@ -18,14 +18,14 @@ if TYPE_CHECKING:
     from mimruntime.bench.measure import Peer
 
 OpenPeers = Callable[["Artifact", Path | None], "Sequence[Peer]"]
-"""Given the artifact and a file of weights: other ways to run the same weights; they need torch."""
+"""Function from an artifact and a weights file to peers: other ways to run the same weights, which need torch."""
 CompareKeeps = Callable[["Artifact", "BenchSettings", "Sequence[str]"], "Iterable[str]"]
-"""Given the artifact, what was asked and the engines: lines on the artifact with fewer patches; they need torch."""
+"""Function from artifact, settings and engines to lines about the artifact with fewer patches; it needs torch."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BenchSettings:
-    """What `mimexport bench` is asked for; the help says what each is."""
+    """Options of `mimexport bench`; see the help of the command."""
 
     artifact: Path
     engines: tuple[str, ...] = ("all",)
@@ -57,7 +57,7 @@ class BenchSettings:
 
 
 def bench_command(open_peers: OpenPeers | None = None, compare_keeps: CompareKeeps | None = None) -> Command:
-    """Return the command; without `open_peers` it knows no peers, without `compare_keeps` no fewer patches."""
+    """Return the command; `--peers` needs `open_peers`, and `--keep` needs `compare_keeps`."""
 
     @click.command(
         "bench",
@@ -71,20 +71,27 @@ def bench_command(open_peers: OpenPeers | None = None, compare_keeps: CompareKee
     )
     @click.argument("artifact", type=PATH)
     @group(
-        "What is measured",
-        option("--engine", "engines", multiple=True, default=["all"], show_default=True, help="May be repeated."),
+        "Engines",
+        option(
+            "--engine",
+            "engines",
+            multiple=True,
+            default=["all"],
+            show_default=True,
+            help="Engine to measure; may be repeated.",
+        ),
         option("--provider", help="Hardware of the engines.  [default: as compiled, or cpu]"),
         option(
             "--peers",
             is_flag=True,
-            help="Also torch (eager, autocast; compiled on a GPU), and timm's plain [cls] export.",
+            help="Also measure torch (eager, autocast; on a GPU compiled) and timm's export.",
         ),
-        option("--keep", multiple=True, metavar="SCHEDULE,…", help="Fewer patches, as for the build, against all."),
-        option("--keep-by", metavar="RULE", help="Which of them, as for the build."),
-        option("--weights", type=PATH, metavar="FILE", help="Checkpoint of peers and --keep, as for the build."),
+        option("--keep", multiple=True, metavar="SCHEDULE,…", help="Compare fewer patches with all; as in the build."),
+        option("--keep-by", metavar="RULE", help="Which patches stay; as in the build."),
+        option("--weights", type=PATH, metavar="FILE", help="Checkpoint for --peers and --keep."),
     )
     @group(
-        "How",
+        "Measurement",
         option("--images", multiple=True, type=PATH, help="Photographs, or folders of them.  [default: synthetic]"),
         option("--batches", default="1,2,4,8,16", show_default=True, metavar="N,…", help="Batch sizes."),
         option("--seconds", type=Seconds(min=0), default=2.0, show_default=True, help="Time for each batch size."),
@@ -92,12 +99,12 @@ def bench_command(open_peers: OpenPeers | None = None, compare_keeps: CompareKee
     )
     @group(
         "Output",
-        option("--json", "json_file", type=PATH, metavar="FILE", help="Write every figure to FILE."),
-        option("--plot", "plot_file", type=PATH, metavar="FILE", help="Draw the rates into FILE."),
+        option("--json", "json_file", type=PATH, metavar="FILE", help="Write all figures to FILE."),
+        option("--plot", "plot_file", type=PATH, metavar="FILE", help="Plot the rates into FILE."),
     )
     @gather(lambda: BenchSettings, "settings")
     def bench(settings: BenchSettings) -> None:
-        """Measure an artifact's engines on this machine, alone and against torch."""
+        """Measure the speed of an artifact's engines on this machine, also compared with torch."""
         if settings.keep:
             _compare(settings, compare_keeps)
         else:
@@ -128,9 +135,9 @@ def _bench(settings: BenchSettings, open_peers: OpenPeers | None) -> None:
 
     sizes = settings.sizes()
     if settings.weights and not settings.peers:
-        raise click.UsageError("--weights is for --peers and --keep")
+        raise click.UsageError("--weights needs --peers or --keep; add one, or leave --weights out")
     if settings.keep_by:
-        raise click.UsageError("--keep-by says which patches stay, not how many; give --keep, for example 75%,50%")
+        raise click.UsageError("--keep-by needs --keep; give --keep, for example 75%,50%")
     for file in (settings.json_file, settings.plot_file):
         if file:
             check_writable(file)

@@ -1,4 +1,4 @@
-"""Commands whose help groups its options and ends with examples."""
+"""Click commands whose help groups options under titles and ends with examples."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ import click
 _Function = TypeVar("_Function", bound=Callable[..., object])
 _Rows = list[tuple[str, str]]
 WIDTH = 100
-"""Columns of the help at most."""
+"""Maximal width of the help in columns."""
 
 
 class Option(click.Option):
-    """An option under a title of the help; a range is not printed, an error line gives it."""
+    """An option under a title of the help, without its range; an error about the value shows the range."""
 
     title = "Options"
 
@@ -28,7 +28,7 @@ class Option(click.Option):
         return f"--[no-]{self.opts[0].removeprefix('--')}", record[1]
 
     def get_help_extra(self, ctx: click.Context) -> click.types.OptionHelpExtra:
-        """Leave the range out."""
+        """Remove the range."""
         extra = super().get_help_extra(ctx)
         extra.pop("range", None)
         return extra
@@ -39,7 +39,7 @@ option = functools.partial(click.option, cls=Option)
 
 
 class Command(click.Command):
-    """A command of `mimexport`: the section it is listed in, and command lines that show how it is used."""
+    """A command of `mimexport` with the section it is listed in and example command lines."""
 
     def __init__(self, *arguments: Any, section: str, examples: Iterable[str], **settings: Any) -> None:
         super().__init__(*arguments, **settings)
@@ -47,7 +47,7 @@ class Command(click.Command):
         self.examples = tuple(examples)
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write the options under their titles."""
+        """Write the options grouped by title."""
         titled: dict[str, _Rows] = {}
         for parameter in self.params:
             if isinstance(parameter, Option) and (row := parameter.get_help_record(ctx)):
@@ -60,12 +60,12 @@ class Command(click.Command):
 
 
 class Program(click.Group):
-    """All commands, listed by section in the order in which they were given."""
+    """The group of all commands, listed by section in the given order."""
 
     examples = ("mimexport build --model mae-tiny", "mimexport embed artifacts/mae-tiny-topk photos/ --out vectors.npz")
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
-        """Write a line for each command."""
+        """Write one line per command."""
         titled: dict[str, _Rows] = {}
         for name, command in self.commands.items():
             section = command.section if isinstance(command, Command) else "Commands"
@@ -89,13 +89,13 @@ def group(title: str, *options: Callable[[_Function], _Function]) -> Callable[[_
 
 
 def gather(load: Callable[[], type[Any]], name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Return a decorator that hands options to a command as one record.
+    """Return a decorator that passes options to a command as one record.
 
-    Options that are fields of the record make it; what was not given keeps the record's default.
+    Options with the name of a field are passed to the record; options that are not given keep the record's default.
 
     Args:
-        load: returns the dataclass when the command runs, for its import may be costly.
-        name: of the command's parameter.
+        load: returns the dataclass; called when the command runs, because importing it may be slow.
+        name: name of the command's parameter for the record.
 
     """
 
@@ -113,7 +113,7 @@ def gather(load: Callable[[], type[Any]], name: str) -> Callable[[Callable[..., 
 
 
 def _write_titled(formatter: click.HelpFormatter, titled: Mapping[str, _Rows]) -> None:
-    """Write rows under their titles, the second column at one place; no blank lines, so that a screen holds them."""
+    """Write rows under their titles with aligned columns, without blank lines to save space."""
     width = max((len(term) for rows in titled.values() for term, _ in rows), default=0)
     formatter.write_paragraph()
     for title, rows in titled.items():

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CompileSettings:
-    """What `compile_options` adds, as it stands on the command line; see `mimruntime.engines.options.CompileOptions`."""
+    """Options of a compilation, as on the command line; see `mimruntime.engines.options.CompileOptions`."""
 
     provider: str | None = None
     batch: str | None = None
@@ -33,11 +33,11 @@ class CompileSettings:
 
     @property
     def given(self) -> bool:
-        """Whether any of them was given."""
+        """Whether any option was given."""
         return self != CompileSettings()
 
     def options(self, engine: str, precision: str | None = None) -> CompileOptions:
-        """Return what is asked of `engine`.
+        """Return the parsed options for `engine`.
 
         Raises:
             OptionError: `batch` is not MIN,BEST,MAX.
@@ -52,20 +52,20 @@ class CompileSettings:
 
 
 def compile_options(title: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Return what adds the options of a compilation but engine and precision, as `compiling: CompileSettings`."""
+    """Return a decorator that adds the options of `CompileSettings`, passed as argument `compiling`."""
     options = group(
         title,
-        option("--provider", help="Hardware, as the engine calls it: cpu, cuda.  [default: its first]"),
+        option("--provider", help="Hardware, by the engine's name: cpu, cuda.  [default: its first]"),
         option(
             "--batch",
             metavar="MIN,BEST,MAX",
-            help="Images of one run; a CPU uses BEST.  [default: measured; GPU 1,8,32]",
+            help="Batch sizes; a CPU uses only BEST.  [default: measured; GPU 1,8,32]",
         ),
         option(
             "--hint",
             type=click.Choice(["throughput", "latency"]),
             metavar="AIM",
-            help="openvino: throughput or latency.",
+            help="openvino: tune for throughput or latency.",
         ),
         option("--threads", type=COUNT, help="CPU threads.  [default: measured]"),
         option("--arch", metavar="SM,…", help="tensorrt-rtx: GPUs, such as sm86,sm89.  [default: sm80 and later]"),
@@ -73,9 +73,9 @@ def compile_options(title: str) -> Callable[[Callable[..., Any]], Callable[..., 
             "--hardware-compat",
             type=click.Choice(["none", "ampere+", "same"]),
             metavar="SET",
-            help="tensorrt: other GPUs: none, ampere+ or same.",
+            help="tensorrt: other GPUs to support: none, ampere+ or same.",
         ),
-        option("--tf32", is_flag=True, help="tensorrt, tensorrt-rtx: fp32 products with 10 bits of mantissa."),
+        option("--tf32", is_flag=True, help="tensorrt, tensorrt-rtx: fp32 products with a 10-bit mantissa."),
         option("--workspace", type=float, metavar="GB", help="tensorrt, tensorrt-rtx: the builder's scratch memory."),
         option("--timing-cache", type=PATH, metavar="FILE", help="tensorrt: kernel timings, read and written."),
     )
@@ -95,7 +95,7 @@ def compile_options(title: str) -> Callable[[Callable[..., Any]], Callable[..., 
 @group(
     "Engine",
     option("--engine", required=True, help="onnxruntime, openvino, tensorrt or tensorrt-rtx."),
-    option("--precision", type=click.Choice(["fp32", "bf16"]), help="openvino: of an fp32 graph's products."),
+    option("--precision", type=click.Choice(["fp32", "bf16"]), help="openvino: precision of an fp32 graph's products."),
 )
 @compile_options("Compilation")
 def compile_command(artifact: Path, engine: str, precision: str | None, compiling: CompileSettings) -> None:
@@ -107,7 +107,7 @@ def compile_command(artifact: Path, engine: str, precision: str | None, compilin
 
 
 def run_compile(artifact: Path, options: CompileOptions) -> None:
-    """Compile, and print what came of it."""
+    """Compile an artifact and print the result."""
     from mimruntime.engines.compilation import compile_artifact
 
     compiled = compile_artifact(artifact, options, _show_progress())
@@ -124,7 +124,7 @@ def run_compile(artifact: Path, options: CompileOptions) -> None:
 
 
 def _show_progress() -> Callable[[str, int, int], None]:
-    """Return what draws a bar per phase on stderr, when that is a terminal."""
+    """Return a function that shows progress on stderr, if that is a terminal."""
     if not sys.stderr.isatty():
         return lambda *_: None
 

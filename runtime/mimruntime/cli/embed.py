@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EmbedOptions:
-    """What `mimexport embed` is asked for; the help says what each is."""
+    """Options of `mimexport embed`; see the help of the command."""
 
     artifact: Path
     inputs: tuple[str, ...]
@@ -48,20 +48,20 @@ class EmbedOptions:
 
     @property
     def columns(self) -> Columns:
-        """Where a Parquet file holds images and their names."""
+        """The columns of images and names in Parquet files."""
         from mimruntime.collection.inputs import Columns
 
         return Columns(self.image_column, self.path_column)
 
     @property
     def access(self) -> Access:
-        """What lists and tables may lead to."""
+        """The remote locations that lists and tables may refer to."""
         from mimruntime.collection.access import Access
 
         return Access.of(self.inputs, self.allow_remote, self.max_object_mb)
 
     def opening(self, engine: EngineOptions) -> dict[str, Any]:
-        """Return what `Embedder.open` takes beside the artifact."""
+        """Return the arguments of `Embedder.open` except the artifact."""
         return {
             **engine.chosen(),
             "batch_size": self.batch_size,
@@ -92,53 +92,51 @@ class EmbedOptions:
         default="fp32",
         show_default=True,
         metavar="NAME",
-        help="How numbers are kept: fp32, fp16, int8 or bits.",
+        help="Storage type of the vectors: fp32, fp16, int8 or bits.",
     ),
-    option(
-        "--dims", type=COUNT, metavar="N", help="Keep N dimensions of whitened vectors, scaled again.  [default: all]"
-    ),
+    option("--dims", type=COUNT, metavar="N", help="Keep the first N dimensions of whitened vectors.  [default: all]"),
     option("--strict", is_flag=True, help="Stop at the first image that cannot be read."),
-    option("--expect-space", metavar="ID", help="Refuse an artifact of another embedding space."),
-    option("--expect-precision", metavar="NAME", help="Refuse vectors that are computed in another precision."),
+    option("--expect-space", metavar="ID", help="Fail if the artifact has another embedding space."),
+    option("--expect-precision", metavar="NAME", help="Fail if the engine computes in another precision."),
 )
 @engine_options
 @group(
     "Engine",
-    option("--batch-size", type=COUNT, help="Images of one run at most.  [default: as tuned, or 8]"),
-    option("--scaled-decoding", is_flag=True, help="Decode large JPEGs at a fraction: faster, nearly the same."),
+    option("--batch-size", type=COUNT, help="Largest batch.  [default: as tuned, or 8]"),
+    option("--scaled-decoding", is_flag=True, help="Decode large JPEGs at reduced size: faster, nearly the same."),
 )
 @group(
     "Parquet files and remote images",
-    option("--image-column", metavar="NAME", help="Bytes or paths.  [default: image, bytes or path]"),
-    option("--path-column", metavar="NAME", help="What a row is called.  [default: path, else FILE#ROW]"),
+    option("--image-column", metavar="NAME", help="Column of bytes or paths.  [default: image, bytes or path]"),
+    option("--path-column", metavar="NAME", help="Column of names.  [default: path, else FILE#ROW]"),
     option(
         "--allow-remote",
         multiple=True,
         metavar="URL",
-        help="Read listed URLs that start so.  [default: buckets and hosts of INPUT]",
+        help="Allow listed URLs with this prefix.  [default: those of INPUT]",
     ),
     option(
         "--max-object-mb",
         type=COUNT,
         default=64,
         show_default=True,
-        help="Largest remote image, cell or member of an archive.",
+        help="Largest remote image, cell or archive member.",
     ),
 )
 @group(
     "Folders of shards",
-    option("--shard-size", type=COUNT, help="Images of one shard.  [default: 1000]"),
+    option("--shard-size", type=COUNT, help="Images per shard.  [default: 1000]"),
     option("--ray", metavar="ADDRESS|auto", help="Run on this Ray cluster; auto finds or starts one."),
-    option("--workers", type=COUNT, help="Embedders on Ray.  [default: what the CPUs or GPUs hold]"),
+    option("--workers", type=COUNT, help="Embedders on Ray.  [default: as CPUs or GPUs allow]"),
 )
 @gather(lambda: EmbedOptions, "options")
 def embed_command(options: EmbedOptions, engine: EngineOptions) -> None:
     """Turn images into a file of vectors, or into a folder of shards.
 
-    INPUT is an image, a folder (with all below it), a quoted pattern, a Parquet file, a zip or tar, a URL of one of
-    these (s3://, gs://, file:// …), or @LIST, a file with a path or URL a line; - is such a list on standard input.
+    INPUT is an image, a folder (searched recursively), a quoted pattern, a Parquet file, a zip or tar, a URL of one of
+    these (s3://, gs://, file:// …), or @LIST: a file with one path or URL per line. - reads this list from standard input.
 
-    The output has one row per image, in order: its path, and its vector or the error. A file appears when it is
+    The output has one row per image, in order: its path, and its vector or an error. A file appears when it is
     complete. A folder or URL is filled shard by shard; after an interruption, the same command continues.
     """
     from mimruntime.termination import ends_on_sigterm
@@ -148,7 +146,9 @@ def embed_command(options: EmbedOptions, engine: EngineOptions) -> None:
         for name in ("shard_size", "ray", "workers"):
             if getattr(options, name) is not None:
                 given = name.replace("_", "-")
-                raise OptionError(f"--{given} is for a folder of shards, --out {options.out} is one file")
+                raise OptionError(
+                    f"--{given} needs a folder of shards, but --out {options.out} is one file; leave it out"
+                )
     with ends_on_sigterm(TERMINATED):
         (_embed_to_file if is_file else _embed_to_folder)(options, engine)
 
@@ -203,7 +203,7 @@ def _embed_to_folder(options: EmbedOptions, engine: EngineOptions) -> None:
     )
     record = report.record
     if report.found:
-        click.echo(f"{report.found} of {record.shards} shards were there already")
+        click.echo(f"{report.found} of {record.shards} shards already existed")
     if report.images:
         _report(report.images, report.errors, report.seconds, report.spent)
     click.echo(
@@ -223,7 +223,7 @@ def _report(images: int, errors: int, seconds: float, spent: str) -> None:
 
 
 def _write(rows: Iterable[Row], writer: Writer, *, strict: bool) -> list[str]:
-    """Write every row and return the errors among them."""
+    """Write all rows and return their errors."""
     errors = []
     for row in rows:
         if row.error is not None:

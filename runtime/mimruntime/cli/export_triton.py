@@ -23,15 +23,15 @@ from mimruntime.cli.options import COUNT, PATH, Number
 @click.argument("repository", type=click.Path(path_type=Path, file_okay=False))
 @group(
     "Model",
-    option("--engine", default="onnxruntime", show_default=True, help="onnxruntime, or tensorrt: a compiled plan."),
-    option("--ensemble", is_flag=True, help="Also take encoded files, in a preprocessing step and an ensemble."),
-    option("--instances", default=1, show_default=True, type=COUNT, help="Copies of the graph, on each GPU."),
-    option("--max-batch", default=8, show_default=True, type=COUNT, help="Images of one run at most."),
+    option("--engine", default="onnxruntime", show_default=True, help="onnxruntime, or tensorrt for a compiled plan."),
+    option("--ensemble", is_flag=True, help="Add a preprocessing model and an ensemble for encoded files."),
+    option("--instances", default=1, show_default=True, type=COUNT, help="Copies of the graph, per GPU."),
+    option("--max-batch", default=8, show_default=True, type=COUNT, help="Largest batch."),
     option("--gpu", "gpus", multiple=True, type=Number(min=0), help="Id of a GPU; may be repeated.  [default: CPU]"),
 )
 @group(
     "Output",
-    option("--storage-uri", metavar="URI", help="Where KServe finds the repository.  [default: pvc://models/NAME]"),
+    option("--storage-uri", metavar="URI", help="URI of the repository for KServe.  [default: pvc://models/NAME]"),
     option("--force", is_flag=True, help="Replace models of the same name."),
 )
 def export_triton_command(
@@ -45,9 +45,10 @@ def export_triton_command(
     storage_uri: str | None,
     force: bool,
 ) -> None:
-    """Write an artifact into a model repository of Triton, with a manifest for KServe.
+    """Write an artifact into a Triton model repository, with a KServe manifest.
 
-    The model takes pixels; with --ensemble, NAME-images takes encoded files. Without --gpu it runs on the CPU.
+    The model takes pixels. With --ensemble, a model NAME-images takes encoded files. Both run on the CPU unless --gpu is
+    given.
     """
     from mimruntime.artifact import Artifact
     from mimruntime.triton.config import Options

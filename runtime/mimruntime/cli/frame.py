@@ -1,4 +1,4 @@
-"""The frame every command of `mimexport` runs in: signals, errors in one line, exit codes."""
+"""Run the commands of `mimexport`: handle signals, print errors in one line, set exit codes."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ INTERRUPTED, TERMINATED = 130, 143
 
 
 def run(commands: Iterable[click.Command], argv: Sequence[str] | None = None, *, obj: object = None) -> NoReturn:
-    """Run the program `mimexport` with these commands, and exit; `obj` is handed to those that ask for click's object.
+    """Run the program `mimexport` with these commands, and exit; `obj` becomes click's context object.
 
-    Exit codes: 0 done; 1 an error, in one line on stderr (`--debug`, anywhere before `--`, gives the trace); 2 wrong
+    Exit codes: 0 success; 1 error, printed in one line on stderr (`--debug` before `--` prints the traceback); 2 wrong
     usage; 130 Ctrl-C; 143 SIGTERM, after temporary files were removed.
     """
     arguments, debug = _without_debug(sys.argv[1:] if argv is None else list(argv))
-    if not sys.warnoptions:  # a damaged EXIF block in somebody's photograph is no news to the one who embeds it
+    if not sys.warnoptions:  # warnings about damaged EXIF data do not help the user
         warnings.filterwarnings("ignore", module=r"PIL\.")
-    with contextlib.suppress(ValueError):  # only the main thread may set it
+    with contextlib.suppress(ValueError):  # only the main thread may set a handler
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))
     code = _exit_code(make_program(commands), arguments, obj, debug=debug)
     if argv is None:
@@ -38,7 +38,7 @@ def run(commands: Iterable[click.Command], argv: Sequence[str] | None = None, *,
 
 
 def _exit_code(program: click.Group, arguments: list[str], obj: object, *, debug: bool) -> int:
-    """Run the program and say on stderr what ended it."""
+    """Run the program, print errors on stderr, and return the exit code."""
     try:
         code = program.main(arguments, prog_name="mimexport", standalone_mode=False, obj=obj)
     except click.ClickException as error:
@@ -61,7 +61,7 @@ def _exit_code(program: click.Group, arguments: list[str], obj: object, *, debug
 
 
 def make_program(commands: Iterable[click.Command]) -> click.Group:
-    """Return the program, for `run` and for what reads its help."""
+    """Return the click program."""
     program = Program(
         commands=list(commands),
         help="From a timm ViT to an image embedder that runs anywhere.",
@@ -72,7 +72,7 @@ def make_program(commands: Iterable[click.Command]) -> click.Group:
 
 
 def _without_debug(arguments: list[str]) -> tuple[list[str], bool]:
-    """Take `--debug` out, wherever it stands before `--`: people add it at the end of the line that failed."""
+    """Remove `--debug` anywhere before `--`, because users append it to a command that failed."""
     end = arguments.index("--") if "--" in arguments else len(arguments)
     kept = [argument for argument in arguments[:end] if argument != "--debug"]
     return kept + arguments[end:], len(kept) < end
@@ -89,6 +89,6 @@ def _one_line(error: Exception) -> str:
 
 
 def _close_stdout() -> None:
-    """Point stdout nowhere, or the interpreter would meet the broken pipe again when it flushes at exit."""
+    """Redirect stdout to the null device, so that the flush at exit does not raise BrokenPipeError again."""
     with contextlib.suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

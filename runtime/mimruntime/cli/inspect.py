@@ -24,9 +24,9 @@ if TYPE_CHECKING:
     examples=("mimexport inspect artifacts/mae-tiny-topk", "mimexport inspect artifacts/mae-tiny-topk --json"),
 )
 @click.argument("artifact", type=PATH)
-@option("--json", "as_json", is_flag=True, help="Print the manifest as JSON, with the size of every file.")
+@option("--json", "as_json", is_flag=True, help="Print the manifest as JSON, with file sizes.")
 def inspect_command(artifact: Path, as_json: bool) -> None:
-    """Say what an artifact is, its digests checked."""
+    """Check an artifact's digests and print its description."""
     import msgspec
 
     from mimruntime.artifact import Artifact
@@ -97,7 +97,7 @@ def _inspected(opened: Artifact, sizes: dict[str, int]) -> list[tuple[str, str]]
 
 
 def _compiled_engines(opened: Artifact) -> list[tuple[str, EngineRecord, str]]:
-    """Return key, record and standing on this machine of everything in `engines/`."""
+    """Return key, record and usability on this machine of each engine in `engines/`."""
     from mimruntime.engines import engine_module
     from mimruntime.engines.compiled import describe_use, list_compiled
 

@@ -15,9 +15,9 @@ from mimruntime.cli.options import PATH
 )
 @click.argument("name", type=PATH)
 def keygen_command(name: Path) -> None:
-    """Make a pair of keys: NAME.key signs and stays with you, NAME.pub checks.
+    """Create a key pair: NAME.key signs and stays secret, NAME.pub verifies.
 
-    They are minisign's, without a password. Keep NAME.key where artifacts are built, and nowhere else.
+    The keys are in minisign's format, without a password. Keep NAME.key only on the machine that builds artifacts.
     """
     from mimruntime.signatures import SecretKey
 

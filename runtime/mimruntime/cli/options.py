@@ -1,4 +1,4 @@
-"""Options that several commands share, and what their values are called in the help."""
+"""Options and option types that several commands share."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ PATH = click.Path(path_type=Path)
 
 
 class Number(click.IntRange):
-    """A whole number, N in the help."""
+    """An integer, shown as N in the help."""
 
     name = "n"
 
@@ -24,7 +24,7 @@ COUNT = Number(min=1)
 
 
 class Seconds(click.FloatRange):
-    """A time above 0, S in the help."""
+    """A time in seconds, shown as S in the help."""
 
     name = "s"
 
@@ -38,14 +38,14 @@ CACHE_FOLDER = option("--cache", type=PATH, default=CACHE, show_default=True, he
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineOptions:
-    """What runs the graph; see `mimruntime.Embedder.open`, which takes each by its name.
+    """Options of the engine; the fields are arguments of `mimruntime.Embedder.open`.
 
     Attributes:
-        engine: a name of `mimruntime.engines.ENGINES`, or "auto".
+        engine: a name in `mimruntime.engines.ENGINES`, or "auto".
         provider: the hardware, by the engine's own name.
         threads: CPU threads of one run.
-        public_key: minisign's, as text or a file.
-        check_reference: whether two images are compared with torch's vectors when the engine is opened.
+        public_key: a minisign public key, as text or file.
+        check_reference: whether to compare two images with torch's vectors when the engine is opened.
 
     """
 
@@ -56,32 +56,32 @@ class EngineOptions:
     check_reference: bool = True
 
     def chosen(self) -> dict[str, Any]:
-        """Return the fields by their names, as `Embedder.open` takes them."""
+        """Return the fields as arguments of `Embedder.open`."""
         return {name: getattr(self, name) for name in self.__slots__}
 
 
 ENGINE_OPTIONS = group(
     "Engine",
     option("--engine", default="auto", show_default=True, help="onnxruntime, openvino, tensorrt or tensorrt-rtx."),
-    option("--provider", help="Hardware, as the engine calls it.  [default: as compiled, or cpu]"),
+    option("--provider", help="Hardware, by the engine's name.  [default: as compiled, or cpu]"),
     option("--threads", type=COUNT, help="CPU threads of one run.  [default: as tuned, or all]"),
     option(
         "--public-key",
         metavar="KEY|FILE",
         envvar="MIMEXPORT_PUBLIC_KEY",
-        help="Refuse what this minisign key did not sign.",
+        help="Require a signature by this minisign key.",
     ),
     option(
         "--check-reference/--no-check-reference",
         default=True,
         show_default=False,
         envvar="MIMEXPORT_CHECK_REFERENCE",
-        help="Compare two images with torch's vectors on opening.  [default: yes]",
+        help="Compare two images with torch's vectors at start.  [default: yes]",
     ),
 )
 """Adds the options of `EngineOptions`."""
 
 
 def engine_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the options that choose what runs the graph, handed over as `engine: EngineOptions`."""
+    """Add the options of `EngineOptions`, passed as argument `engine`."""
     return ENGINE_OPTIONS(gather(lambda: EngineOptions, "engine")(function))

@@ -1,4 +1,4 @@
-"""How commands print tables, sizes and progress."""
+"""Print tables, sizes and progress in commands."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ _Item = TypeVar("_Item")
 
 
 def print_table(rows: Iterable[tuple[str, str]]) -> None:
-    """Print a name and a text a line."""
+    """Print a name and a text per line."""
     for name, text in rows:
         click.echo(f"{name:<11} {text}")
 
 
 def size_text(count: int) -> str:
-    """Return a number of bytes as people read it."""
+    """Return a number of bytes as text in kB or MB."""
     return f"{count / 1e6:.1f} MB" if count >= 1e5 else f"{count / 1e3:.1f} kB"
 
 
 def show_bar(results: Iterable[_Item], total: int, label: str = "embedding") -> Iterator[_Item]:
-    """Show a bar on stderr, when that is a terminal."""
+    """Yield `results`, with a progress bar on stderr if that is a terminal."""
     if not sys.stderr.isatty():
         yield from results
         return

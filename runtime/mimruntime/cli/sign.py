@@ -20,11 +20,11 @@ from mimruntime.cli.options import PATH
     ),
 )
 @click.argument("artifact", type=PATH)
-@option("--secret-key", required=True, type=PATH, metavar="FILE", help="What `mimexport keygen` made.")
+@option("--secret-key", required=True, type=PATH, metavar="FILE", help="Secret key from `mimexport keygen`.")
 def sign_command(artifact: Path, secret_key: Path) -> None:
-    """Sign an artifact and every engine that is compiled in it, in minisign's format.
+    """Sign an artifact and its compiled engines in minisign's format.
 
-    Every digest is checked first. Sign again after `mimexport compile`.
+    All digests are checked first. Sign again after `mimexport compile`.
     """
     from mimruntime.artifact import MANIFEST, Artifact
     from mimruntime.engines.compiled import check_files, list_compiled

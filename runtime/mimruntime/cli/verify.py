@@ -26,13 +26,13 @@ from mimruntime.errors import OptionError
 @engine_options
 @option("--json", "as_json", is_flag=True, help="Print the figures as JSON.")
 def verify_command(artifact: Path, engine: EngineOptions, as_json: bool) -> None:
-    """Check an artifact's digests, and its vectors against those of torch at the build."""
+    """Check an artifact's digests, and compare its vectors with torch's from the build."""
     import msgspec
 
     from mimruntime.verification import verify
 
     if not engine.check_reference:
-        raise OptionError("--no-check-reference: to compare with the reference is what verify does; leave it out")
+        raise OptionError("--no-check-reference: verify always compares with the reference; leave the option out")
     checked = verify(
         artifact,
         engine=engine.engine,

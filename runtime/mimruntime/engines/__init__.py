@@ -1,4 +1,4 @@
-"""The engines by name: one file each, imported only when it is asked for."""
+"""The table of engines by name; each has its own module, imported on first use."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ ENGINES = {
     "tensorrt": "mimruntime.engines.tensorrt",
     "tensorrt-rtx": "mimruntime.engines.tensorrt_rtx",
 }
-"""Name to the module that holds the names of `mimruntime.engines.base.EngineModule`."""
+"""Engine name to module; each module implements `mimruntime.engines.base.EngineModule`."""
 
 
 def engine_module(name: str) -> EngineModule:
-    """Return the module of the engine `name`; its library is not imported yet.
+    """Return the module of the engine `name`, without importing its library.
 
     Raises:
         UnknownNameError: no such engine.
@@ -35,7 +35,7 @@ def engine_module(name: str) -> EngineModule:
 
 
 def cpu_engine(precision: str) -> str:
-    """Return the first engine that runs graphs of this precision on a CPU, installed or not."""
+    """Return the name of the first engine in the table that runs graphs of this precision on a CPU, installed or not."""
     return next(name for name in ENGINES if precision in engine_module(name).CPU_PRECISIONS)
 
 
@@ -47,20 +47,20 @@ def open_engine(
     threads: int | None = None,
     compiled: CompiledEngine | None = None,
 ) -> Engine:
-    """Open the graph at `graph` in the engine `name`, on `provider` and on no other.
+    """Open the ONNX file `graph` in the engine `name`, only on `provider`.
 
     Args:
-        name: one of `ENGINES`.
-        graph: the ONNX file of an artifact, or one that is still being built.
-        provider: the engine's own name of the hardware to run on; None is its default.
-        threads: CPU threads of one run; None is what was tuned, or else every CPU this process may use.
-        compiled: what `choose_compiled` gave.
+        name: a name in `ENGINES`.
+        graph: the ONNX file of an artifact or of a build in progress.
+        provider: the engine's own name for the hardware; None takes its default.
+        threads: CPU threads of one run; None takes the tuned number, else all CPUs of this process.
+        compiled: the result of `choose_compiled`.
 
     Raises:
-        UnknownNameError: no such engine, or no such provider of it.
-        MissingExtraError: its library is not installed.
-        EngineError: it cannot load this graph, or not on this provider.
-        OptionError: fewer than one thread.
+        UnknownNameError: there is no such engine or provider.
+        MissingExtraError: the library is not installed.
+        EngineError: the engine cannot load this graph, or not on this provider.
+        OptionError: `threads` is below 1.
 
     """
     if threads is not None and threads < 1:

@@ -1,12 +1,12 @@
-"""What `auto` stands for.
+"""Choose the engine for `auto`.
 
-1. Of the engines compiled for this machine: one for a GPU, in the order of the table; else the one that was measured
-   to give the most images per second. One that was asked to compute in another precision than the graph's says so.
-2. Where nothing is compiled: the first engine of the table that runs the graph's precision on a CPU, which is openvino
-   for bf16 and else onnxruntime.
+1. If engines are compiled for this machine: the first GPU engine in the table, else the engine with the most measured
+   images per second. A log line tells if its `--precision` differs from the graph's precision.
+2. Otherwise: the first engine in the table that runs the graph's precision on a CPU. This is openvino for bf16 and
+   onnxruntime for the others.
 
-A provider or a number of threads that was asked for leaves out what does not have it. What was compiled for other
-hardware is passed over with a line in the log: a GPU that is gone must not become a slow CPU service unseen.
+Only engines with the requested provider and support for `threads` are considered. A log line names each compiled engine for
+other hardware, so that a missing GPU does not go unnoticed.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ _LOG = logging.getLogger("mimexport")
 
 
 def choose_engine(artifact: Artifact, provider: str | None = None, threads: int | None = None) -> str:
-    """Return the name of the engine that `auto` stands for with this artifact on this machine.
+    """Return the name of the engine that `auto` selects for this artifact on this machine.
 
     Args:
-        artifact: opened.
-        provider: the hardware that was asked for, or None.
-        threads: the CPU threads that were asked for, or None.
+        artifact: the opened artifact.
+        provider: the requested hardware, or None.
+        threads: the requested CPU threads, or None.
 
     Raises:
-        EngineError: something compiled for this machine is stale or damaged.
+        EngineError: an engine compiled for this machine is stale or damaged.
 
     """
     names = [name for name in ENGINES if threads is None or not engine_module(name).NEEDS_GPU]
@@ -50,20 +50,22 @@ def choose_engine(artifact: Artifact, provider: str | None = None, threads: int 
         for one in list_compiled(artifact):
             if one.record.engine not in compiled:
                 why = describe_use(artifact, engine_module(one.record.engine), one.record)
-                _warn_once(f"{chosen} runs instead of {one.folder}, which {why}")
+                _warn_once(f"{chosen} is used instead of {one.folder}, which {why}")
     return chosen
 
 
 @functools.cache
 def _warn_once(text: str) -> None:
-    """Log a warning once a process, however often an artifact is opened."""
+    """Log a warning once per process."""
     _LOG.warning("%s", text)
 
 
 def _say_other_precision(artifact: Artifact, compiled: CompiledEngine) -> None:
     built, asked = artifact.manifest.graph.precision, compiled.record.options.get("precision")
     if asked not in {None, built}:
-        _LOG.warning("%s computes in %s, as `compile` was asked to; the graph is %s", compiled.folder, asked, built)
+        _LOG.warning(
+            "%s computes in %s, as requested with `compile --precision`; the graph is %s", compiled.folder, asked, built
+        )
 
 
 def _default(artifact: Artifact, provider: str | None) -> str:
@@ -73,7 +75,7 @@ def _default(artifact: Artifact, provider: str | None) -> str:
 def _compiled(artifact: Artifact, name: str, provider: str | None) -> CompiledEngine | None:
     try:
         return choose_compiled(artifact, engine_module(name), provider)
-    except MissingExtraError:  # `auto` takes what is installed
+    except MissingExtraError:  # `auto` skips engines that are not installed
         return None
 
 

@@ -1,4 +1,4 @@
-"""What every engine gives: pixels in, named arrays out, opened and closed by `with`."""
+"""The interface of all engines: pixels in, named arrays out, used with `with`."""
 
 from __future__ import annotations
 
@@ -24,34 +24,34 @@ EMBEDDING = "embedding"
 SELECTION = "selection"
 
 Progress = Callable[[str, int, int], None]
-"""Told the phase of a compilation, the steps done and the steps there are; an exception it raises cancels."""
+"""Called with the phase of a compilation, the number of steps done and the total; raise an exception in it to cancel."""
 
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """How an engine is opened: CPU threads in all, and the parts of a batch they run side by side."""
+    """Parallelism of an engine: total CPU threads, and the number of batch parts that run concurrently (streams)."""
 
     threads: int
     streams: int = 1
 
 
 class Engine(ABC):
-    """A graph made ready to run by one library on one provider.
+    """A graph loaded by one library on one provider.
 
-    A caller makes one `run` at a time; an engine need not be safe against two.
+    Call `run` from one thread at a time; an engine need not be thread-safe.
 
     Attributes:
-        name: the engine, as in the table of `mimruntime.engines`.
-        provider: what really runs it ("cpu", "cuda" …), never merely what was asked for.
+        name: name in `mimruntime.engines.ENGINES`.
+        provider: the hardware that actually runs it ("cpu", "cuda" …).
         version: the library's version.
         pixel_shape: (H, W, 3) of an image.
-        outputs: the arrays `run` returns: "embedding", and "selection" where the graph has it.
-        precision: of the matrix products, asked of the library; None: what the graph says.
-        threads: CPU threads of one run; None: it does not run on the CPU.
-        streams: parts of a batch that run side by side.
-        best_batch: the batch that was measured to be best; None: nothing was measured.
-        largest_batch: the most images of one run; None: no limit.
-        compiled: name of the folder it was opened from; None: nothing was compiled for this machine.
+        outputs: names of the arrays that `run` returns: "embedding", and "selection" if the graph has it.
+        precision: precision of the matrix products, as reported by the library; None if only the graph determines it.
+        threads: CPU threads of one run; None if it does not run on the CPU.
+        streams: number of batch parts that run concurrently.
+        best_batch: the fastest batch size measured; None if not measured.
+        largest_batch: largest batch size; None means no limit.
+        compiled: name of the compiled engine's folder; None if it was opened from the graph.
 
     """
 
@@ -70,7 +70,7 @@ class Engine(ABC):
     _process: int
 
     def __new__(cls, *_: object, **__: object) -> Self:
-        """Note the process; see `check_process`."""
+        """Store the process id; see `check_process`."""
         engine = super().__new__(cls)
         engine._process = os.getpid()
         stays_with_process(engine)
@@ -78,14 +78,14 @@ class Engine(ABC):
 
     @property
     def is_inherited(self) -> bool:
-        """Whether this process was forked off after the engine was opened."""
+        """Whether this process was forked after the engine was opened."""
         return self._process != os.getpid()
 
     def check_process(self) -> None:
-        """Refuse an engine that is inherited: a run would wait for threads that stayed with the parent.
+        """Raise EngineError in a forked process, where a run would wait for threads that exist only in the parent.
 
         Raises:
-            EngineError: it is; the text says where to open one.
+            EngineError: the engine was opened before the fork.
 
         """
         if self.is_inherited:
@@ -98,24 +98,24 @@ class Engine(ABC):
             pixels: uint8 (B, H, W, 3), B ≥ 1.
 
         Returns:
-            "embedding": float32 (B, D); "selection", where the graph has it: float32 (B, gh, gw).
+            "embedding": float32 (B, D); "selection", if the graph has it: float32 (B, gh, gw).
 
         Raises:
-            EngineError: pixels of another shape or type, a run that failed, or a process that was forked off.
+            EngineError: pixels have another shape or dtype, the run failed, or the process was forked.
 
         """
         self.check_process()
         if pixels.dtype != np.uint8 or pixels.shape[1:] != self.pixel_shape or not len(pixels):
             expected = ", ".join(str(length) for length in ("B", *self.pixel_shape))
-            raise EngineError(f"pixels are {pixels.dtype} {pixels.shape}; the engine takes uint8 ({expected})")
+            raise EngineError(f"pixels are {pixels.dtype} {pixels.shape}, expected uint8 ({expected})")
         return self._run(pixels)
 
     @abstractmethod
     def _run(self, pixels: np.ndarray) -> dict[str, np.ndarray]:
-        """Run pixels that were checked; see `run`."""
+        """Run checked pixels; see `run`."""
 
     def close(self) -> None:
-        """Let go of the library's memory; a second call does nothing, nor does one in a process that was forked off."""
+        """Free the library's memory. Further calls, and calls in a forked process, do nothing."""
         if not self.is_inherited:
             self._close()
 
@@ -133,22 +133,22 @@ class Engine(ABC):
 
 
 class EngineModule(Protocol):
-    """The names that the module of every engine has."""
+    """The names that every engine's module defines."""
 
     NAME: str
-    """As in the table of `mimruntime.engines`."""
+    """Name in `mimruntime.engines.ENGINES`."""
     NEEDS_GPU: bool
-    """Whether it runs on a GPU and nowhere else: it has no CPU threads, and one process is enough for one GPU."""
+    """Whether it runs only on a GPU. If so, it uses no CPU threads, and one process per GPU is enough."""
     CPU_PRECISIONS: frozenset[str]
-    """Precisions of graphs that it runs on a CPU."""
+    """Graph precisions that it runs on a CPU."""
     OPTIONS: frozenset[str]
-    """What `compile_engine` takes of `mimexport compile`'s options, without the dashes."""
+    """The options of `mimexport compile` that `compile_engine` accepts, without dashes."""
 
     def library_version(self) -> str:
-        """Return the version of the library; MissingExtraError where it is not installed."""
+        """Return the version of the library; raise MissingExtraError if it is not installed."""
 
     def other_hardware(self, record: EngineRecord) -> str | None:
-        """Return why something compiled before cannot run on this machine's hardware, or None.
+        """Return why a compiled engine cannot run on this machine's hardware, or None.
 
         The reason is a clause without its subject: "was compiled for sm86, this GPU is …".
         """
@@ -159,7 +159,7 @@ class EngineModule(Protocol):
         """Open `graph`; see `mimruntime.engines.open_engine`."""
 
     def check_options(self, options: CompileOptions, precision: str) -> None:
-        """Refuse values that `compile_engine` could do nothing with here, for a graph of this precision."""
+        """Raise an error if `compile_engine` cannot use the options on this machine for a graph of this precision."""
 
     def compile_engine(
         self, artifact: Artifact, folder: Path, options: CompileOptions, progress: Progress
@@ -168,12 +168,12 @@ class EngineModule(Protocol):
 
 
 class CpuEngineModule(EngineModule, Protocol):
-    """What the module of an engine that is tuned on a CPU has beside them."""
+    """The further names of the module of an engine that is tuned on a CPU."""
 
     def open_setting(self, graph: Path, setting: Setting, options: CompileOptions) -> Engine:
-        """Open `graph` as `tune_graph` measures it."""
+        """Open `graph` with `setting`, as `tune_graph` measures it."""
 
     def tune_graph(
         self, graph: Path, images: np.ndarray, options: CompileOptions, progress: Progress
     ) -> tuple[Trial, tuple[Trial, ...]]:
-        """Return the best batch, threads and streams by measurement on images, uint8 (n, H, W, 3), and all measurements."""
+        """Return the fastest batch, threads and streams measured on images, uint8 (n, H, W, 3), and all measurements."""

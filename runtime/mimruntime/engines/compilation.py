@@ -1,4 +1,4 @@
-"""An artifact's graph compiled for one engine and kept beside it."""
+"""Compile an artifact's graph for one engine into the artifact."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ from mimruntime.reference import check_engine
 def compile_artifact(
     path: str | os.PathLike[str], options: CompileOptions, progress: Progress = lambda *_: None
 ) -> CompiledEngine:
-    """Compile the graph of the artifact at `path` into its `engines/`; whatever fails, no half of it is left.
+    """Compile the graph of the artifact at `path` into its folder `engines/`; nothing is left there on failure.
 
     Args:
-        path: the artifact's folder; every digest is checked first.
-        options: the engine, and what it shall be compiled for.
-        progress: told the phase, the steps done and the steps there are.
+        path: the artifact folder; all digests are checked first.
+        options: the engine and its compile options.
+        progress: called with the phase, the number of steps done and the total.
 
     Raises:
         ArtifactError: the artifact is missing or was changed.
-        OptionError: an option that this engine does not take.
-        UnknownNameError, MissingExtraError, EngineError: no such engine, or one that cannot do this here.
-        ParityError: what was compiled gives other vectors; nothing is kept.
-        OutputError: the folder cannot be written.
+        OptionError: the engine does not accept an option.
+        UnknownNameError, MissingExtraError, EngineError: there is no such engine, or it cannot compile on this machine.
+        ParityError: the compiled engine gives other vectors.
+        OutputError: the folder is not writable.
 
     """
     artifact = Artifact.open(path)
@@ -41,7 +41,7 @@ def compile_artifact(
     with staged_engine(artifact) as stage:
         record = module.compile_engine(artifact, stage, options, progress)
         record = msgspec.structs.replace(record, options=options.given())
-        if module.other_hardware(record) is None:  # else it was compiled ahead, for a machine that is not this one
+        if module.other_hardware(record) is None:  # otherwise it was compiled for another machine
             with open_engine(record.engine, artifact.graph, compiled=CompiledEngine(stage, record)) as engine:
                 check_engine(artifact, engine)
         return publish(artifact, stage, record)
@@ -63,7 +63,7 @@ def compile_engine(
     timing_cache: str | os.PathLike[str] | None = None,
     progress: Progress = lambda *_: None,
 ) -> CompiledEngine:
-    """Compile an artifact's graph for an engine into its folder `engines/`, and measure the best batch and threads.
+    """Compile an artifact's graph for an engine, and measure the best batch and threads; write it to the folder `engines/`.
 
     >>> from mimruntime import compile_engine
     >>> compiled = compile_engine("artifacts/tiny", "onnxruntime", threads=1)
@@ -71,26 +71,26 @@ def compile_engine(
     ('onnxruntime', 'fp32')
 
     Args:
-        artifact: the artifact, or its folder; every digest is checked first.
+        artifact: the artifact, or its folder; all digests are checked first.
         engine: "onnxruntime", "openvino", "tensorrt" or "tensorrt-rtx".
         provider: the hardware, by the engine's own name.
-        precision: openvino: "bf16" for the products of an fp32 graph.
+        precision: openvino: "bf16" computes the products of an fp32 graph in bf16.
         hint: openvino: tune for "throughput" or "latency".
-        batch: smallest, best and largest number of images of one run; on a CPU the best alone counts.
-        threads: CPU threads; None is what was measured to be best.
+        batch: smallest, best and largest number of images per run; on a CPU only the best is used.
+        threads: CPU threads; None measures the best.
         arch: tensorrt-rtx: GPU architectures, for example ["sm86", "sm89"]; no GPU is needed.
-        hardware_compat: tensorrt: "none", "ampere+" or "same".
-        tf32: tensorrt, tensorrt-rtx: fp32 products with 10 bits of mantissa.
-        workspace: tensorrt, tensorrt-rtx: scratch memory of the builder, GB.
-        timing_cache: tensorrt: file of kernel timings.
-        progress: told the phase, the steps done and the steps there are.
+        hardware_compat: tensorrt: other GPUs the plan runs on: "none", "ampere+" or "same".
+        tf32: tensorrt, tensorrt-rtx: compute fp32 products with 10 bits of mantissa.
+        workspace: tensorrt, tensorrt-rtx: scratch memory of the builder, GiB.
+        timing_cache: tensorrt: file of kernel timings, read and written.
+        progress: called with the phase, the number of steps done and the total.
 
     Returns:
-        The folder and its record; `Embedder.open` takes it where it fits the machine.
+        The folder and its record; `Embedder.open` uses it on machines it fits.
 
     Raises:
-        MimError: an option that this engine does not take, an engine that cannot do this here, or other vectors than
-            torch's. Nothing half-written stays.
+        MimError: the engine does not accept an option, cannot compile on this machine, or gives other vectors than torch.
+            No partial result is left.
 
     """
     options = CompileOptions(
@@ -110,23 +110,23 @@ def compile_engine(
 
 
 def check_options(options: CompileOptions, precision: str) -> EngineModule:
-    """Return the module of the engine that `options` name, if it can compile so here, as far as can be said beforehand.
+    """Check compile options without compiling, and return the module of their engine.
 
     Args:
-        options: what a person asked for.
-        precision: of the graph.
+        options: the compile options.
+        precision: precision of the graph.
 
     Raises:
-        OptionError: an option that this engine does not take, or a value of one.
-        UnknownNameError, MissingExtraError: no such engine, provider or architecture, or not installed.
-        EngineError: a provider, precision or GPU that is not here.
+        OptionError: the engine does not accept an option or its value.
+        UnknownNameError, MissingExtraError: there is no such engine, provider or architecture, or it is not installed.
+        EngineError: this machine lacks the provider, precision or GPU.
 
     """
     module = engine_module(options.engine)
     for name in options.given():
         if name not in module.OPTIONS:
             raise OptionError(
-                f"--{name} is not an option of the engine '{options.engine}'; it takes {_dashed(module.OPTIONS)}"
+                f"--{name} is not an option of the engine '{options.engine}'; its options are {_dashed(module.OPTIONS)}"
             )
     module.library_version()
     module.check_options(options, precision)

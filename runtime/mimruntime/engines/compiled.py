@@ -1,4 +1,4 @@
-"""Compiled engines in an artifact's `engines/`: written whole or not at all, listed, and chosen with every check."""
+"""Write, list, check and choose the compiled engines in an artifact's folder `engines/`."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from mimruntime.errors import EngineError, MissingExtraError, OutputError
 
 
 def list_compiled(artifact: Artifact, engine: str | None = None) -> list[CompiledEngine]:
-    """Return what is compiled for `engine`, or for any, in order of name; the files beside `engine.json` are not read.
+    """Return the compiled engines of `engine` (None: of all engines), sorted by name. Only `engine.json` is read.
 
     Raises:
-        EngineError: an `engine.json` that is missing, damaged, newer than this program, or was moved.
+        EngineError: an `engine.json` is missing, damaged, newer than this program, or in the wrong folder.
 
     """
     pattern = re.compile(rf"{re.escape(engine) if engine else '.+'}-[0-9a-f]{{12}}")
@@ -33,13 +33,13 @@ def list_compiled(artifact: Artifact, engine: str | None = None) -> list[Compile
 
 
 def choose_compiled(artifact: Artifact, module: EngineModule, provider: str | None = None) -> CompiledEngine | None:
-    """Return what was compiled last for this machine, for a GPU if any was; None where nothing was. Files are not read yet.
+    """Return the engine compiled last for this machine, GPU engines first; None if there is none. Only `engine.json` is read.
 
-    What was compiled for other hardware is passed over; what was compiled for this hardware from another graph or with
-    another version of the library is refused, for it would be used if it were not stale.
+    Engines compiled for other hardware are ignored. An engine for this hardware is stale if it was compiled from another
+    graph or with another version of the library.
 
     Raises:
-        EngineError: nothing fits and something is stale, with the line that mends it; or as `list_compiled`.
+        EngineError: all engines for this machine are stale (the message names the command to run), or as `list_compiled`.
 
     """
     candidates = [
@@ -57,42 +57,44 @@ def choose_compiled(artifact: Artifact, module: EngineModule, provider: str | No
 
 
 def stale_reason(artifact: Artifact, module: EngineModule, record: EngineRecord) -> str | None:
-    """Return what differs between a record and what is here, or None."""
+    """Return why the recorded engine is stale, as a clause without its subject, or None."""
     if record.graph_sha256 != artifact.graph_sha256:
-        return f"was compiled from another graph ({record.graph_sha256[:12]}…, here is {artifact.graph_sha256[:12]}…)"
+        return (
+            f"was compiled from another graph ({record.graph_sha256[:12]}…, this one is {artifact.graph_sha256[:12]}…)"
+        )
     if record.artifact_sha256 not in {"", seal := artifact.manifest.sha256}:
-        return f"was compiled for another artifact ({record.artifact} {record.artifact_sha256[:12]}…, here is {seal[:12]}…)"
+        return f"was compiled for another artifact ({record.artifact} {record.artifact_sha256[:12]}…, this is {seal[:12]}…)"
     if record.version != (version := module.library_version()):
-        return f"was compiled with {record.engine} {record.version}, installed is {version}"
+        return f"was compiled with {record.engine} {record.version}, but {version} is installed"
     built = artifact.manifest.graph.precision
     if record.precision == "bf16" and "bf16" not in {built, record.options.get("precision")}:
-        return f"was compiled in bf16, which --precision did not ask for; the graph is {built}"
+        return f"was compiled in bf16 without --precision bf16; the graph is {built}"
     return None
 
 
 def describe_use(artifact: Artifact, module: EngineModule, record: EngineRecord) -> str:
-    """Return in words whether `record` would be used on this machine."""
+    """Return one line about whether this machine uses the engine of `record`, and why not."""
     try:
         if reason := stale_reason(artifact, module, record) or module.other_hardware(record):
             return reason
         chosen = choose_compiled(artifact, module)
         taken = chosen is not None and chosen.record.key == record.key
-        return "fits this machine" if taken else "fits this machine, where another that was compiled later is taken"
+        return "fits this machine" if taken else "fits this machine, but another one compiled later is used"
     except (EngineError, MissingExtraError) as error:
-        return f"needs more: {error}"
+        return f"cannot be used yet: {error}"
 
 
 def compile_line(artifact: Artifact, record: EngineRecord) -> str:
-    """Return the command that compiles `record` again."""
+    """Return the command that compiles the engine of `record` again."""
     given = [part for name, value in record.options.items() for part in (f"--{name}", value) if part]
     return shlex.join(["mimexport", "compile", str(artifact.path), "--engine", record.engine, *given])
 
 
 def check_files(artifact: Artifact, compiled: CompiledEngine) -> None:
-    """Refuse a compiled engine one of whose files is missing, changed or cut short.
+    """Check the files of a compiled engine against their digests.
 
     Raises:
-        EngineError: with the line that mends it.
+        EngineError: a file is missing, changed, truncated or a link; the message names the command to run.
 
     """
     remedy = f"run: {compile_line(artifact, compiled.record)}"
@@ -106,15 +108,15 @@ def check_files(artifact: Artifact, compiled: CompiledEngine) -> None:
         except OSError as error:
             raise EngineError(f"{path} cannot be read ({error.strerror}); {remedy}") from error
         if not whole:
-            raise EngineError(f"{path} was changed or cut short (expected sha256 {seal.sha256[:12]}…); {remedy}")
+            raise EngineError(f"{path} was changed or truncated (expected sha256 {seal.sha256[:12]}…); {remedy}")
 
 
 @contextlib.contextmanager
 def staged_engine(artifact: Artifact) -> Iterator[Path]:
-    """Yield a hidden folder inside `engines/` for `publish` to rename; it is removed when the block ends.
+    """Yield a hidden folder in `engines/` for `publish` to rename; remove it when the block ends.
 
     Raises:
-        OutputError: the artifact cannot be written to.
+        OutputError: the artifact is not writable.
 
     """
     try:
@@ -125,12 +127,12 @@ def staged_engine(artifact: Artifact) -> Iterator[Path]:
     except OSError as error:
         raise OutputError(f"cannot write to {artifact.engines}: {error.strerror or error}") from error
     finally:
-        with contextlib.suppress(OSError):  # nothing compiled, nothing left
+        with contextlib.suppress(OSError):  # remove `engines/` if it is empty
             artifact.engines.rmdir()
 
 
 def publish(artifact: Artifact, stage: Path, record: EngineRecord) -> CompiledEngine:
-    """Seal what lies in `stage` and rename it to its key, in place of what was compiled with these options before."""
+    """Complete the record, write it to `stage`, and rename `stage` to its key; delete engines that it replaces."""
     files = {
         path.relative_to(stage).as_posix(): FileSeal(sha256=file_sha256(path), size=path.stat().st_size)
         for path in sorted(stage.rglob("*"))
@@ -149,20 +151,20 @@ def publish(artifact: Artifact, stage: Path, record: EngineRecord) -> CompiledEn
 
 
 def _refuse_links(path: Path, artifact: Artifact) -> None:
-    """Refuse a file of an engine that lies elsewhere, or is no file: what runs is what lies in the artifact."""
+    """Raise EngineError if an engine's file is a link, in a linked folder, or not a regular file."""
     for part in (path, *path.parents):
         if part == artifact.path:
             break
         if part.is_symlink():
             raise EngineError(
-                f"{part} is a link, and compiled engines are not followed elsewhere; delete it, or copy it here"
+                f"{part} is a link, but compiled engines must lie in the artifact; delete it, or copy its files here"
             )
     if path.exists() and not path.is_file():
-        raise EngineError(f"{path} is no regular file; delete {path.parent}")
+        raise EngineError(f"{path} is not a regular file; delete {path.parent}")
 
 
 def _superseded(artifact: Artifact, record: EngineRecord) -> Iterator[Path]:
-    """Yield the folders of another graph or version that `record` takes the place of; what cannot be read is left."""
+    """Yield the folders of engines that `record` replaces: same options, other graph or version. Skip unreadable ones."""
     for folder in artifact.engines.glob(f"{record.engine}-*"):
         with contextlib.suppress(EngineError):
             there = _read(artifact, folder).record
@@ -173,7 +175,7 @@ def _superseded(artifact: Artifact, record: EngineRecord) -> Iterator[Path]:
 
 def _read(artifact: Artifact, folder: Path) -> CompiledEngine:
     path = folder / records.FILE
-    # Compiled again with other options it would lie beside this one.
+    # Compiling with other options would not replace this folder, so the remedy deletes it first.
     remedy = f"delete {folder}, then run: mimexport compile {artifact.path} --engine {folder.name.rpartition('-')[0]}"
     _refuse_links(path, artifact)
     try:
@@ -186,5 +188,5 @@ def _read(artifact: Artifact, folder: Path) -> CompiledEngine:
     except ValueError as error:
         raise EngineError(f"{path} {error}; {remedy}") from error
     if record.key != folder.name:
-        raise EngineError(f"{folder} holds the engine {record.key}; {remedy}")
+        raise EngineError(f"{folder} contains the engine {record.key}; {remedy}")
     return CompiledEngine(folder, record)

@@ -1,4 +1,4 @@
-"""Processes that are forked off: a library's threads stay with the parent, and its objects are of no use to the child."""
+"""Handle forked processes: a library's threads exist only in the parent, so its objects are unusable in the child."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ _THINGS: weakref.WeakSet[Any] = weakref.WeakSet()
 
 
 def stays_with_process(thing: Any) -> None:
-    """Let a forked process never destroy `thing`: that would wait for threads which are not there, or crash."""
+    """Never destroy `thing` in a forked child: its destructor would wait for missing threads, or crash."""
     _THINGS.add(thing)
 
 
 def _abandon() -> None:
-    """In the child, give everything a reference that nobody takes back; it ends with the process."""
+    """In the child, add a reference to each object that is never released."""
     for thing in _THINGS:
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(thing))
 
@@ -26,8 +26,8 @@ if hasattr(os, "register_at_fork"):
 
 
 def refusal(name: str) -> str:
-    """Return the line for a child that uses what its parent opened with the library `name`."""
+    """Return the error text for a child that uses an engine opened by its parent."""
     return (
-        f"the engine '{name}' was opened before this process was forked off, and its threads stayed with the parent;"
-        " open the Embedder after the fork, in each process, or start processes by spawn (docs/how-to/processes.md)"
+        f"the engine '{name}' was opened before this process was forked, and its threads exist only in the parent;"
+        " open the Embedder after the fork, in each process, or start processes with spawn (docs/how-to/processes.md)"
     )

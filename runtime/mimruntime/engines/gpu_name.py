@@ -1,4 +1,4 @@
-"""The name of the GPU, asked of the driver alone: ONNX Runtime has no call for it."""
+"""Query the GPU's name from the driver; ONNX Runtime has no call for it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""ONNX Runtime, on the provider that was asked for or not at all."""
+"""The engine `onnxruntime`; it never falls back to another provider."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ OPTIONS = frozenset({"provider", "batch", "threads"})
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
 
 _CUDA_OPTIONS = {
-    "use_tf32": "0",  # fp32 was asked for
-    "arena_extend_strategy": "kSameAsRequested",  # by what is needed, not by doubling
-    "cudnn_conv_algo_search": "HEURISTIC",  # there is one convolution; a search stops every new batch size for 0.1 s
+    "use_tf32": "0",  # fp32 means fp32
+    "arena_extend_strategy": "kSameAsRequested",  # allocate what is needed, do not double
+    "cudnn_conv_algo_search": "HEURISTIC",  # a search would take 0.1 s for every new batch size
 }
 LEFT_OUT = {"cpu": ("BiasGeluFusion",)}
-"""Optimisations that lose on a provider (docs/results/graph.md): a bias and its GELU are faster as two operators."""
+"""Optimisations to disable by provider: bias and GELU are faster as two operators (docs/results/graph.md)."""
 _GPU_BATCHES = (*BATCHES, 32, 64, 128)
 _LOG_ERRORS, _LOG_FATAL = 3, 4
 _NO_BF16 = "has no bf16 kernels on a CPU: run a bf16 artifact with --engine openvino"
 _REMEDIES = {
     "cuda": "check the NVIDIA driver, and that CUDA and cuDNN are found: pip install 'onnxruntime-gpu[cuda,cudnn]'",
-    "tensorrt": "ONNX Runtime links TensorRT 10, version 11 does not load: pip install 'tensorrt-cu13<11' (cu12 where it"
+    "tensorrt": "ONNX Runtime needs TensorRT 10, version 11 does not load: pip install 'tensorrt-cu13<11' (cu12 if it"
     " was built for CUDA 12)",
 }
 
@@ -69,7 +69,7 @@ def open_engine(
     if actual != asked:
         missing = missing or ("the NVIDIA driver does not answer" if gpu_name() == NO_GPU else "")
         raise EngineError(
-            f"asked for provider '{asked}', onnxruntime {ort.__version__} fell back to '{actual}'"
+            f"provider '{asked}' was requested, but onnxruntime {ort.__version__} fell back to '{actual}'"
             f"{missing and ': ' + missing}; {_REMEDIES[asked]}"
         )
     engine = OnnxRuntimeEngine(session, provider=actual, version=ort.__version__)
@@ -80,16 +80,16 @@ def open_engine(
 
 
 def open_setting(graph: Path, setting: Setting, options: CompileOptions) -> Engine:
-    """Open `graph` as `tune_graph` measures it; sessions have one stream."""
+    """Open `graph` with `setting`, as `tune_graph` measures it; sessions have one stream."""
     return open_engine(graph, provider=options.provider, threads=setting.threads)
 
 
 def tune_graph(
     graph: Path, images: np.ndarray, options: CompileOptions, progress: Progress
 ) -> tuple[Trial, tuple[Trial, ...]]:
-    """Return the best batch and threads by measurement on images, uint8 (n, H, W, 3), and all that was measured."""
+    """Return the fastest batch and threads measured on images, uint8 (n, H, W, 3), and all measurements."""
     most, on_cpu = available_cpus(), options.provider in {None, "cpu"}
-    choices = {most, (most + 1) // 2} if on_cpu else {most}  # beside a GPU they do next to nothing
+    choices = {most, (most + 1) // 2} if on_cpu else {most}  # with a GPU the number of threads has almost no effect
     threads = [options.threads] if options.threads else sorted(choices, reverse=True)
     batches = [options.batch.best] if options.batch else BATCHES if on_cpu else _GPU_BATCHES
     return tune(
@@ -102,7 +102,7 @@ def tune_graph(
 
 
 def check_options(options: CompileOptions, precision: str) -> None:
-    """Refuse a provider or precision that is not here; see `mimruntime.engines.base.EngineModule`."""
+    """Raise an error if this machine lacks the provider or precision; see `mimruntime.engines.base.EngineModule`."""
     provider = options.provider or "cpu"
     _check_available(_library(), provider)
     if (provider, precision) == ("cpu", "bf16"):
@@ -110,7 +110,7 @@ def check_options(options: CompileOptions, precision: str) -> None:
 
 
 def compile_engine(artifact: Artifact, folder: Path, options: CompileOptions, progress: Progress) -> EngineRecord:  # noqa: ARG001 - every engine has it
-    """Choose batch and threads by measurement; nothing is written to `folder`, the graph itself is what runs."""
+    """Measure the best batch and threads. Write nothing to `folder`: the graph itself is run."""
     best, trials = tune_graph(artifact.graph, load_reference(artifact)[0], options, progress)
     provider = options.provider or "cpu"
     return EngineRecord(
@@ -166,7 +166,7 @@ def _library() -> Any:
 
 
 def _check_available(ort: Any, asked: str) -> None:
-    """Refuse a provider that is unknown or was not compiled in; being compiled in does not yet mean that it works."""
+    """Raise an error if the provider is unknown or not in this build of ONNX Runtime; it may still fail to load."""
     if asked not in PROVIDERS:
         raise UnknownNameError(f"provider of the engine '{NAME}'", asked, PROVIDERS)
     available = [name for name, full in PROVIDERS.items() if full in ort.get_available_providers()]
@@ -183,17 +183,17 @@ def _check_available(ort: Any, asked: str) -> None:
 
 
 def _load_cuda(ort: Any, asked: str) -> str:
-    """Load NVIDIA's libraries where pip put them, for ONNX Runtime looks only where the system does; return what is missing.
+    """Load NVIDIA's libraries from pip packages, which ONNX Runtime does not search. Return what is missing, or "".
 
-    Whether that was needed shows when the session opens.
+    Missing libraries are no error here: the session may find them elsewhere.
     """
     if asked == "cpu":
         return ""
     if asked == "tensorrt":
-        with contextlib.suppress(ImportError):  # the module loads its libraries
+        with contextlib.suppress(ImportError):  # importing it loads its libraries
             importlib.import_module("tensorrt")
     said = io.StringIO()
-    with contextlib.redirect_stdout(said):  # it prints what it does not find
+    with contextlib.redirect_stdout(said):  # it prints the names of missing libraries
         ort.preload_dlls()
     return said.getvalue().strip().split("\n")[0]
 
@@ -203,11 +203,11 @@ def _session(ort: Any, graph: Path, asked: str, threads: int) -> Any:
     options.log_severity_level = _LOG_ERRORS
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
-    # Images are decoded on the same CPUs: a waiting thread that spins would take their time.
+    # No spinning while waiting: images are decoded on the same CPUs.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     if not graph.is_file():
         raise EngineError(f"{graph}: no such graph")
-    # Where a provider fails it prints a banner and takes another; the caller is told by an error, in one line.
+    # If a provider fails, ONNX Runtime prints a banner and falls back; hide it, because the caller gets a one-line error.
     quiet = contextlib.nullcontext() if asked == "cpu" else contextlib.redirect_stdout(io.StringIO())
     ort.set_default_logger_severity(_LOG_ERRORS if asked == "cpu" else _LOG_FATAL)
     try:
@@ -225,7 +225,7 @@ def _session(ort: Any, graph: Path, asked: str, threads: int) -> Any:
 
 
 def _wanted(asked: str) -> list[tuple[str, dict[str, str]]]:
-    """Return the provider asked for, then those that take the nodes it leaves over (shape arithmetic, mostly)."""
+    """Return the requested provider, then those for nodes it does not support (mostly shape arithmetic)."""
     chain = {"cpu": ("cpu",), "cuda": ("cuda", "cpu"), "tensorrt": ("tensorrt", "cuda", "cpu")}[asked]
     return [(PROVIDERS[name], _CUDA_OPTIONS if name == "cuda" else {}) for name in chain]
 

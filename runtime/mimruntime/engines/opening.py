@@ -1,4 +1,4 @@
-"""An artifact opened in an engine: the one that was compiled for this machine, checked against torch's vectors."""
+"""Open an artifact in an engine, compiled if possible, and check its vectors against torch's."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ def open_for(
     threads: int | None = None,
     check_reference: bool = True,
 ) -> Engine:
-    """Open an artifact's graph in the engine `name`, or "auto", as it was compiled for this machine where it was.
+    """Open an artifact in the engine `name`; use the engine compiled for this machine if there is one.
 
     Args:
-        artifact: opened.
-        name: one of `ENGINES`, or "auto".
+        artifact: the opened artifact.
+        name: a name in `ENGINES`, or "auto".
         provider: see `open_engine`.
         threads: see `open_engine`.
-        check_reference: compare its vectors of two images with those of torch. An engine whose record does not say for
-            which artifact it was compiled, as records of schema 1, is always compared.
+        check_reference: compare the vectors of two images with torch's. Engines of schema 1 do not record their artifact
+            and are always compared.
 
     Raises:
         MimError: as `open_engine` and `choose_compiled`.
-        ParityError: its vectors are not those of the artifact.
-        ArtifactError: no usable reference, or the artifact was replaced meanwhile.
+        ParityError: the vectors differ from those of the artifact.
+        ArtifactError: the reference is unusable, or the artifact was replaced meanwhile.
 
     """
     if name != "auto" and name not in ENGINES:

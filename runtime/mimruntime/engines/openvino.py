@@ -1,4 +1,4 @@
-"""OpenVINO on the CPU, in the precision that was asked for or not at all."""
+"""The engine `openvino` on the CPU; it never falls back to another precision."""
 
 from __future__ import annotations
 
@@ -45,37 +45,37 @@ def other_hardware(record: EngineRecord) -> str | None:
 def open_engine(
     graph: Path, *, provider: str | None, threads: int | None, compiled: CompiledEngine | None = None
 ) -> Engine:
-    """Open `graph`, or what was compiled from it; see `mimruntime.engines.open_engine`.
+    """Open `graph` or the model compiled from it; see `mimruntime.engines.open_engine`.
 
-    Without a compilation one stream runs on all threads, in the graph's precision where the CPU multiplies it, else in
-    fp32.
+    Without a compiled model, one stream uses all threads. It computes in the graph's precision if the CPU supports it, else
+    in fp32.
     """
     _check_provider(provider)
     tuned = compiled.record.tuned if compiled else None
     if compiled is None or tuned is None or threads not in {None, tuned.threads}:
         return _open_graph(graph, Setting(threads or available_cpus()), _asked(compiled))
     setting = Setting(tuned.threads, tuned.streams)
-    # The precision is chosen again at the import. Integers come from the graph; what is beside them is in fp32 unasked.
+    # The precision must be given again at import. int8 layers come from the graph; the others run in fp32 by default.
     precision = _asked(compiled) or ("fp32" if compiled.record.precision == "int8" else compiled.record.precision)
     model, memory = import_blob(compiled.folder / _BLOB, setting, precision)
     engine = OpenVinoEngine(model, setting, memory)
     if engine.precision != compiled.record.precision:
         raise EngineError(
-            f"{compiled.folder} was compiled in {compiled.record.precision}, it runs in {engine.precision}"
+            f"{compiled.folder} was compiled in {compiled.record.precision}, but runs in {engine.precision}"
         )
     engine.compiled, engine.best_batch = compiled.folder.name, tuned.batch
     return engine
 
 
 def open_setting(graph: Path, setting: Setting, options: CompileOptions) -> OpenVinoEngine:
-    """Open `graph` as `tune_graph` measures it."""
+    """Open `graph` with `setting`, as `tune_graph` measures it."""
     return _open_graph(graph, setting, options.precision)
 
 
 def tune_graph(
     graph: Path, images: np.ndarray, options: CompileOptions, progress: Progress
 ) -> tuple[Trial, tuple[Trial, ...]]:
-    """Return the best batch, threads and streams by measurement on images, uint8 (n, H, W, 3), and all measurements."""
+    """Return the fastest batch, threads and streams measured on images, uint8 (n, H, W, 3), and all measurements."""
     batches = [options.batch.best] if options.batch else []
     settings = stream_settings(available_cpus())
     if options.hint == "latency":
@@ -86,17 +86,17 @@ def tune_graph(
 
 
 def check_options(options: CompileOptions, precision: str) -> None:  # noqa: ARG001 - every engine has it
-    """Refuse a provider or precision that is not here; see `mimruntime.engines.base.EngineModule`."""
+    """Raise an error if this machine lacks the provider or precision; see `mimruntime.engines.base.EngineModule`."""
     _check_provider(options.provider)
     if options.hint == "latency" and options.batch is not None and options.batch.best != 1:
         raise OptionError(
-            f"--hint latency tunes for one image at a time, --batch asks for {options.batch.best}; give one of them"
+            f"--hint latency tunes for one image at a time, but --batch has best {options.batch.best}; give only one"
         )
     check_precision(process_core(), options.precision or "fp32")
 
 
 def compile_engine(artifact: Artifact, folder: Path, options: CompileOptions, progress: Progress) -> EngineRecord:
-    """Choose batch, threads and streams by measurement, and write the model as OpenVINO has compiled it."""
+    """Measure the best batch, threads and streams, and write the model that OpenVINO compiled."""
     best, trials = tune_graph(artifact.graph, load_reference(artifact)[0], options, progress)
     progress("writing", 0, 1)
     with open_setting(artifact.graph, Setting(best.threads, best.streams), options) as engine:
@@ -116,7 +116,7 @@ def compile_engine(artifact: Artifact, folder: Path, options: CompileOptions, pr
 
 
 class OpenVinoEngine(Engine):
-    """A compiled model with one request for every stream; a batch is split among them."""
+    """A compiled model with one inference request per stream; a batch is split among them."""
 
     precision: str
 
@@ -129,7 +129,7 @@ class OpenVinoEngine(Engine):
         self.precision = running_precision(model)
         self.pixel_shape = tuple(int(str(edge)) for edge in list(model.inputs[0].get_partial_shape())[1:])
         self.threads, self.streams = setting.threads, setting.streams
-        self._memory = memory  # what the model's weights lie in; to be freed after it
+        self._memory = memory  # memory of the model's weights; must be freed after the model
         self._model = model
         self._requests = [model.create_infer_request() for _ in range(setting.streams)]
 
@@ -146,11 +146,11 @@ class OpenVinoEngine(Engine):
                 request.wait()
         except RuntimeError as error:
             raise EngineError(f"openvino failed on a batch of {len(pixels)}: {one_line(error)}") from error
-        # Copied: the next run writes into the same tensors.
+        # Copy, because the next run writes into the same tensors.
         return {name: np.concatenate([request.get_tensor(name).data for request in busy]) for name in self.outputs}
 
     def export(self, path: Path) -> None:
-        """Write the model as it was compiled for this CPU."""
+        """Write the model compiled for this CPU to `path`."""
         stream = io.BytesIO()
         self._model.export_model(stream)
         path.write_bytes(stream.getbuffer())
@@ -164,9 +164,11 @@ class OpenVinoEngine(Engine):
 
 def _open_graph(graph: Path, setting: Setting, precision: str | None) -> OpenVinoEngine:
     engine = OpenVinoEngine(compile_graph(graph, setting, precision), setting)
-    # A hint the CPU cannot follow is dropped without a word, so what runs is asked for. Integers come from the graph.
+    # OpenVINO silently ignores an unsupported precision hint, so check the running precision. int8 comes from the graph.
     if precision is not None and engine.precision not in {precision, "int8"}:
-        raise EngineError(f"openvino was asked for {precision} and computes in {engine.precision}")
+        raise EngineError(
+            f"openvino computes in {engine.precision} although {precision} was requested; leave --precision out"
+        )
     return engine
 
 
@@ -176,5 +178,5 @@ def _check_provider(provider: str | None) -> None:
 
 
 def _asked(compiled: CompiledEngine | None) -> str | None:
-    """Return the precision that the compilation was asked for, or None."""
+    """Return the `--precision` of the compilation, or None."""
     return compiled.record.options.get("precision") if compiled else None

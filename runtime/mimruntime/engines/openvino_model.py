@@ -1,4 +1,4 @@
-"""A graph or a compiled blob as OpenVINO reads it: rewritten where it must be, in the precision that is asked for."""
+"""Load a graph or a compiled blob with OpenVINO in the requested precision; work around faults of the library."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ from mimruntime.errors import EngineError, MissingExtraError
 NAME = "openvino"
 
 _PRODUCTS = {"FullyConnected", "MatMul", "Convolution"}
-"""Layers, as OpenVINO names them once compiled, that multiply matrices."""
+"""Layer types of compiled models that multiply matrices."""
 _PRECISIONS = {"f32": "fp32", "bf16": "bf16", "f16": "fp16", "u8": "int8", "i8": "int8"}
 _HINTS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
 
 
 def library_version() -> str:
-    """Return the version of OpenVINO, without the digest of its build."""
+    """Return the version of OpenVINO without its build number."""
     return str(library().__version__).partition("-")[0]
 
 
 def process_core() -> Any:
-    """Return the one `openvino.Core` of this process, which is never let go.
+    """Return the only `openvino.Core` of this process; it is never deleted.
 
-    The CPU plugin of OpenVINO 2026.4 gives the thread that loads it a stack for signal handlers and frees it with the last
-    `Core`. Where that happens in another thread, the kernel still has the old address, and the next signal that has a
-    handler, such as Ctrl-C, ends the process with a segmentation fault.
+    The CPU plugin of OpenVINO 2026.4 installs a signal stack in the thread that loads it, and frees the stack with the last
+    `Core`. If another thread deletes the `Core`, the kernel keeps the freed address. Then the next handled signal, such as
+    Ctrl-C, crashes the process.
 
     Raises:
-        EngineError: this process was forked off one that had a core, whose threads are not here.
+        EngineError: the process was forked after the core was created; its threads exist only in the parent.
 
     """
     core, process = _first_core()
@@ -45,10 +45,10 @@ def process_core() -> Any:
 
 
 def compile_graph(graph: Path, setting: Setting, precision: str | None) -> Any:
-    """Return the graph at `graph`, rewritten and compiled for this CPU; None is what `_best_precision` gives.
+    """Return the model of the ONNX file `graph`, compiled for this CPU; precision None takes `_best_precision`.
 
     Raises:
-        EngineError: it cannot be loaded, or this CPU does not compute in that precision.
+        EngineError: the graph cannot be loaded, or this CPU does not support the precision.
 
     """
     core = process_core()
@@ -67,13 +67,13 @@ def compile_graph(graph: Path, setting: Setting, precision: str | None) -> Any:
 
 
 def import_blob(path: Path, setting: Setting, precision: str) -> tuple[Any, Any]:
-    """Return the compiled model that `export_model` wrote to `path`, and the memory it lives in.
+    """Return the compiled model that `export_model` wrote to `path`, and the memory that must outlive it.
 
     Raises:
         EngineError: it cannot be loaded.
 
     """
-    # Mapped, not read; copy-on-write, since the library asks for memory it may write to.
+    # Map the file instead of reading it; copy-on-write, because the library requires writable memory.
     blob = np.memmap(path, dtype=np.uint8, mode="c")
     try:
         memory = library().Tensor(blob, shared_memory=True)
@@ -83,7 +83,7 @@ def import_blob(path: Path, setting: Setting, precision: str) -> tuple[Any, Any]
 
 
 def running_precision(model: Any) -> str:
-    """Return the narrowest precision in which this compiled model multiplies matrices, from the layers that will run."""
+    """Return the narrowest precision of the compiled model's matrix products, as reported by its layers."""
     infos = [op.get_rt_info() for op in model.get_runtime_model().get_ops()]
     types = {info["runtimePrecision"].astype(str) for info in infos if info["layerType"].astype(str) in _PRODUCTS}
     found = {_PRECISIONS.get(kind, kind) for kind in types}
@@ -91,7 +91,7 @@ def running_precision(model: Any) -> str:
 
 
 def check_precision(core: Any, wanted: str) -> None:
-    """Refuse a precision that this CPU does not multiply."""
+    """Raise EngineError if this CPU does not support a precision."""
     if wanted != "fp32" and wanted not in _capabilities(core):
         raise EngineError(
             f"openvino cannot compute in {wanted} on this CPU ({describe_cpu()}): bf16 needs avx512_bf16 or amx_bf16;"
@@ -100,7 +100,7 @@ def check_precision(core: Any, wanted: str) -> None:
 
 
 def library() -> Any:
-    """Return the module `openvino`; MissingExtraError where it is not installed."""
+    """Return the module `openvino`; raise MissingExtraError if it is not installed."""
     try:
         import openvino  # noqa: PLC0415 - the one place that needs it
     except ImportError as error:
@@ -109,24 +109,24 @@ def library() -> Any:
 
 
 def one_line(error: Exception) -> str:
-    """Return what an error of the library says first, without where in its source."""
+    """Return the first line of an OpenVINO error without source locations, at most 300 characters."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip() and not line.startswith("Exception from")]
     return (lines[0] if lines else type(error).__name__)[:300]
 
 
 @functools.cache
 def _first_core() -> tuple[Any, int]:
-    """Return a core and the process that made it."""
+    """Return a core and the id of the process that created it."""
     core = library().Core()
     stays_with_process(core)
     return core, os.getpid()
 
 
 def _widen(model: Any) -> None:
-    """Make a graph in bf16 one in fp32, weights rounded as they are.
+    """Convert a bf16 graph to fp32; the weights keep their rounded values.
 
-    With AVX-512 that lacks bf16, OpenVINO 2026.4 would compute in an emulation of it, at a tenth of the speed of fp32;
-    with AVX2 alone it widens such a graph by itself.
+    On AVX-512 without bf16, OpenVINO 2026.4 emulates bf16 at a tenth of the speed of fp32. On AVX2 it converts the graph
+    itself.
     """
     openvino = library()
     narrow = openvino.Type.bf16
@@ -141,10 +141,10 @@ def _widen(model: Any) -> None:
 
 
 def _keep_reductions_apart(model: Any) -> None:
-    """Make every reduction an output as well, so that nothing is fused into it.
+    """Make every reduction an output, so that OpenVINO fuses nothing into it.
 
-    OpenVINO 2026.4 fuses a product by a constant of one number per row into the reduction before it, and then gives
-    wrong numbers for every batch but 1 (seen on AVX2 in the score of `topk`).
+    OpenVINO 2026.4 fuses a product with a constant of one number per row into the reduction before it. The result is then
+    wrong for every batch but 1 (seen on AVX2 in the score of `topk`).
     """
     for op in model.get_ops():
         if op.get_type_name().startswith("Reduce"):
@@ -156,15 +156,15 @@ def _config(setting: Setting, precision: str) -> dict[str, Any]:
         "INFERENCE_NUM_THREADS": setting.threads,
         "NUM_STREAMS": setting.streams,
         "INFERENCE_PRECISION_HINT": _HINTS[precision],
-        # Images are decoded on the same CPUs.
+        # No pinning, because images are decoded on the same CPUs.
         "ENABLE_CPU_PINNING": False,
     }
 
 
 def _best_precision(core: Any, model: Any) -> str:
-    """Return what the graph's products are typed in where this CPU multiplies it, else fp32: never narrower, unasked.
+    """Return the precision of the graph's products if this CPU supports it, else fp32.
 
-    Without a hint OpenVINO 2026.4 computes a graph in fp32 in bf16 on every CPU that multiplies it.
+    Without a precision hint, OpenVINO 2026.4 computes fp32 graphs in bf16 on CPUs that support it.
     """
     types = {op.get_input_element_type(1).get_type_name() for op in model.get_ops() if op.get_type_name() == "MatMul"}
     narrow = next((_PRECISIONS[name] for name in ("f16", "bf16") if name in types), "fp32")

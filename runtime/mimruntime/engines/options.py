@@ -1,4 +1,4 @@
-"""What a person may ask of `mimexport compile`."""
+"""The options of `mimexport compile`."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ Hint = Literal["throughput", "latency"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CompileOptions:
-    """Options of a compilation; None, empty and False stand for 'not given'. Each engine takes some of them.
+    """Options of a compilation; None, empty and False mean not given. Each engine accepts some of them.
 
     Attributes:
-        engine: a name of `mimruntime.engines.ENGINES`.
+        engine: name in `mimruntime.engines.ENGINES`.
         provider: the hardware, by the engine's own name.
-        precision: of the matrix products, where an engine may choose it apart from the graph.
-        hint: what tuning looks for: images per second, or the time of one image.
-        batch: the batches to run.
+        precision: precision of the matrix products, if it may differ from the graph's.
+        hint: goal of the tuning: "throughput" (images per second) or "latency" (time per image).
+        batch: the batch sizes to support.
         threads: CPU threads.
         arch: GPU architectures ("sm86") to compile for.
-        hardware_compat: GPUs beside the one at hand: "none", "ampere+" or "same".
+        hardware_compat: other GPUs the plan runs on: "none", "ampere+" or "same".
         tf32: round the factors of fp32 products to 10 bits of mantissa.
         workspace: scratch memory, GiB.
         timing_cache: file of kernel timings.
@@ -44,7 +44,7 @@ class CompileOptions:
     timing_cache: Path | None = None
 
     def given(self) -> dict[str, str]:
-        """Return the options that were given but the engine, as they stand on a command line, without the dashes."""
+        """Return the given options except the engine, by name without dashes, with values as on the command line."""
         values = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "engine"}
         absent = (None, (), False)
         given = {name: value for name, value in values.items() if not any(value is nothing for nothing in absent)}
@@ -52,10 +52,10 @@ class CompileOptions:
 
 
 def parse_batch(text: str) -> BatchProfile:
-    """Read "MIN,BEST,MAX".
+    """Parse "MIN,BEST,MAX".
 
     Raises:
-        OptionError: anything else.
+        OptionError: the text has another form.
 
     """
     try:

@@ -1,4 +1,4 @@
-"""What `engine.json` says: the description of one compiled engine beside its files."""
+"""The record `engine.json` of one compiled engine."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from mimruntime import sealed
 
 FORMAT = "mimexport-engine"
 SCHEMA = 2
-"""2 added the artifact and its seal."""
+"""Schema 2 added the artifact's name and digest."""
 FILE = "engine.json"
 
 
 class _Record(msgspec.Struct, frozen=True, kw_only=True):
-    """Base of the parts."""
+    """Base class of the records in `engine.json`."""
 
 
 class BatchProfile(_Record, frozen=True, kw_only=True):
-    """The batches a plan runs: any from `least` to `most`, fastest at `best`."""
+    """The batch sizes a plan supports: `least` to `most`, optimised for `best`."""
 
     least: int
     best: int
@@ -29,12 +29,12 @@ class BatchProfile(_Record, frozen=True, kw_only=True):
 
 
 class Trial(_Record, frozen=True, kw_only=True):
-    """One setting that was measured."""
+    """One measured setting."""
 
     batch: int
     threads: int
     streams: int
-    """Parts of a batch that run side by side."""
+    """Number of batch parts that run concurrently."""
     images_per_second: float
 
 
@@ -47,42 +47,42 @@ class FileSeal(_Record, frozen=True, kw_only=True):
 
 
 class EngineRecord(_Record, frozen=True, kw_only=True):
-    """`engine.json`, whole. `sha256` covers every other field."""
+    """The complete `engine.json`; `sha256` covers all other fields."""
 
     format: str = FORMAT
     schema: int = SCHEMA
     engine: str
-    """A name of `mimruntime.engines.ENGINES`."""
+    """Name in `mimruntime.engines.ENGINES`."""
     version: str
-    """Of the engine's library; another one does not open it."""
+    """Version of the engine's library; other versions cannot open it."""
     precision: str
-    """In which matrix products are computed."""
+    """Precision of the matrix products."""
     graph_sha256: str
     """`Artifact.graph_sha256` of the graph it was compiled from."""
     provider: str
-    """The hardware by the engine's own name, as `Engine.provider` says it."""
+    """The hardware by the engine's own name; same as `Engine.provider`."""
     hardware: str
-    """What it was compiled for, in words that are equal on machines it fits: CPU, GPU or architectures."""
+    """CPU, GPU or architectures it was compiled for; compared as text with those of a machine."""
     batch: BatchProfile | None = None
-    """None: every batch runs."""
+    """Supported batch sizes; None means all."""
     tuned: Trial | None = None
-    """The setting that won; None where nothing could be measured."""
+    """The fastest setting; None if none was measured."""
     trials: tuple[Trial, ...] = ()
     options: dict[str, str] = {}
-    """Options of `mimexport compile` as they were given, without the dashes; a flag's value is empty."""
+    """Options given to `mimexport compile`, by name without dashes; the value of a flag is empty."""
     created: str = ""
     """UTC, ISO 8601."""
     artifact: str = ""
-    """Name of the artifact it was compiled for; "" in records of schema 1, which do not say."""
+    """Name of the artifact it was compiled for; "" in records of schema 1."""
     artifact_sha256: str = ""
-    """Seal of that artifact's manifest; "" likewise."""
+    """Digest of that artifact's manifest; "" in records of schema 1."""
     files: dict[str, FileSeal] = {}
-    """Every other file of the folder, by name relative to it."""
+    """All other files of the folder, by path relative to it."""
     sha256: str = ""
 
     @property
     def key(self) -> str:
-        """Name of the folder: the engine, and a digest of everything that decides what it is, but not how fast."""
+        """Name of the folder: the engine, and a digest of all fields that define it; timings are not included."""
         parts = (self.graph_sha256, self.engine, self.version, self.precision, self.provider, self.hardware)
         raw = msgspec.json.encode((*parts, self.batch, self.options), order="deterministic")
         return f"{self.engine}-{hashlib.sha256(raw).hexdigest()[:12]}"
@@ -94,7 +94,7 @@ class CompiledEngine:
 
     Attributes:
         folder: `ARTIFACT/engines/<key>`.
-        record: the checked content of its `engine.json`.
+        record: the verified content of its `engine.json`.
 
     """
 
@@ -103,7 +103,7 @@ class CompiledEngine:
 
 
 def encode(record: EngineRecord) -> bytes:
-    """Return the canonical bytes of `record`, sealed."""
+    """Return the canonical bytes of `record`, with its digest."""
     return sealed.encode(record)
 
 
@@ -111,7 +111,7 @@ def decode(raw: bytes) -> EngineRecord:
     """Parse and check `engine.json`.
 
     Raises:
-        ValueError: with a text that completes "engine.json …".
+        ValueError: the bytes are invalid; the message continues "engine.json …".
 
     """
     return sealed.decode(raw, EngineRecord, format_name=FORMAT, schema=SCHEMA)

@@ -1,4 +1,4 @@
-"""TensorRT 10 and 11: plans built on an NVIDIA GPU for that GPU."""
+"""The engine `tensorrt` (TensorRT 10 and 11): plans are built on an NVIDIA GPU for that GPU."""
 
 from __future__ import annotations
 
@@ -19,5 +19,5 @@ other_hardware = partial(engine.other_hardware, FLAVOUR)
 
 
 def library_version() -> str:
-    """Return the version of the library; MissingExtraError where it is not installed."""
+    """Return the version of the library; raise MissingExtraError if it is not installed."""
     return str(FLAVOUR.load().__version__)

@@ -1,4 +1,4 @@
-"""TensorRT-RTX: plans built ahead of time, without a GPU, for any of its architectures."""
+"""The engine `tensorrt-rtx`: plans are built ahead of time for its architectures, without a GPU."""
 
 from __future__ import annotations
 
@@ -19,5 +19,5 @@ other_hardware = partial(engine.other_hardware, FLAVOUR)
 
 
 def library_version() -> str:
-    """Return the version of the library; MissingExtraError where it is not installed."""
+    """Return the version of the library; raise MissingExtraError if it is not installed."""
     return str(FLAVOUR.load().__version__)

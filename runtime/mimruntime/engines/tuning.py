@@ -1,4 +1,4 @@
-"""Batch, threads and streams, chosen by measurement."""
+"""Choose batch, threads and streams by measuring."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from mimruntime.engines.base import Engine, Progress, Setting
 from mimruntime.engines.record import Trial
 
 BATCHES = (1, 2, 4, 8, 16)
-"""Batches that are tried beside one and two images a stream; more brings nothing on a CPU and takes memory."""
+"""Batch sizes to try, in addition to one and two images per stream; larger ones are not faster on a CPU."""
 _ROUNDS = 2
-"""Every setting is measured so often, in turn, so that a neighbour's load does not fall on one of them."""
+"""Number of measurements per setting, in turn, so that load from other processes affects all settings."""
 _LEAST_RUNS, _LEAST_SECONDS = 2, 0.3
 _CLOSE = 0.98
-"""A smaller batch whose rate is at least this share of the best wins: it answers sooner and takes less memory."""
+"""A smaller batch is preferred if its rate is at least this share of the best: lower latency, less memory."""
 
 
 def stream_settings(cpus: int) -> list[Setting]:
-    """Return what is worth trying with `cpus` CPUs: few streams and many, and one thread for every two CPUs of a core."""
+    """Return the settings to try with `cpus` CPUs: few and many streams, and half the threads (one per physical core)."""
     settings = [Setting(cpus, streams) for streams in sorted({1, 2, 4, cpus // 2, cpus}) if 0 < streams <= cpus]
     half = cpus // 2
     return [*settings, Setting(half), Setting(half, half)] if half > 1 else settings
@@ -35,14 +35,14 @@ def tune(
     *,
     batches: Sequence[int] = (),
 ) -> tuple[Trial, tuple[Trial, ...]]:
-    """Return the setting of most images per second, and all that were measured.
+    """Return the fastest setting, as `best_of` chooses it, and all measurements.
 
     Args:
-        open_with: opens the engine anew.
-        settings: what to try, each with every batch that its streams divide; one has a single stream.
-        pixels: uint8 (n, H, W, 3), real images; repeated where a batch is larger.
-        progress: told after every measurement.
-        batches: sizes to try; without any, `BATCHES`, and one and two images for every stream.
+        open_with: opens the engine with a setting.
+        settings: settings to try, each with every batch size that is a multiple of its streams; one must have one stream.
+        pixels: uint8 (n, H, W, 3), real images; repeated if a batch is larger.
+        progress: called after each measurement.
+        batches: batch sizes to try; if empty, `BATCHES` and one and two images per stream.
 
     """
     tried = [(setting, batch) for setting in settings for batch in _batches_of(setting, batches)]
@@ -73,14 +73,14 @@ def _batches_of(setting: Setting, given: Sequence[int]) -> list[int]:
 
 
 def best_of(trials: Sequence[Trial]) -> Trial:
-    """Return the smallest batch, then the fewest streams, whose rate is close to the highest."""
+    """Return the trial with the smallest batch, then the fewest streams, among those close to the highest rate."""
     most = max(trial.images_per_second for trial in trials)
     close = [trial for trial in trials if trial.images_per_second >= _CLOSE * most]
     return min(close, key=lambda trial: (trial.batch, trial.streams, -trial.images_per_second))
 
 
 def rate(engine: Engine, pixels: np.ndarray, batch: int) -> float:
-    """Return images per second of runs of `batch`, the median run, after one to warm up."""
+    """Return the images per second of the median run with batch size `batch`, after one warm-up run."""
     images = pixels[np.resize(np.arange(len(pixels)), batch)]
     engine.run(images)
     seconds: list[float] = []

@@ -1,1 +1,1 @@
-"""An artifact as a model repository of Triton, and its manifest for KServe."""
+"""Export an artifact as a Triton model repository with a KServe manifest."""

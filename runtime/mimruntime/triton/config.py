@@ -1,4 +1,4 @@
-"""What `config.pbtxt` says of each model: the graph, the preprocessing step, the ensemble of both.
+"""The contents of `config.pbtxt` for the graph, the preprocessing step and the ensemble of both.
 
 Fields: https://github.com/triton-inference-server/common/blob/main/protobuf/model_config.proto
 """
@@ -18,17 +18,17 @@ IMAGE, PIXELS = "image", "pixels"
 _TYPES = {"uint8": "TYPE_UINT8", "float32": "TYPE_FP32", "float16": "TYPE_FP16"}
 _QUEUE_MICROSECONDS = 5000
 _DECODERS = 2
-"""Processes of the preprocessing step per instance of the graph: decoding is what a GPU waits for."""
+"""Preprocessing processes per instance of the graph; decoding is slower than a GPU."""
 
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """How the models run.
+    """Options of the models.
 
     Attributes:
-        instances: copies of the graph, on each GPU where there are GPUs.
-        max_batch: images of one run at most.
-        gpus: ids of GPUs; none means the CPU.
+        instances: number of copies of the graph, per GPU if there are GPUs.
+        max_batch: largest batch.
+        gpus: ids of the GPUs; empty means the CPU.
 
     """
 
@@ -59,7 +59,7 @@ def graph_config(manifest: Manifest, file: GraphFile, options: Options) -> dict[
 
 
 def preprocess_config(manifest: Manifest, options: Options) -> dict[str, Any]:
-    """Return the configuration of the step from an encoded file to the graph's pixels."""
+    """Return the configuration of the preprocessing step: encoded file in, pixels out."""
     common = _common(manifest, options.max_batch)
     spec = msgspec.json.encode(manifest.preprocess).decode()
     return {
@@ -75,7 +75,7 @@ def preprocess_config(manifest: Manifest, options: Options) -> dict[str, Any]:
 
 
 def ensemble_config(manifest: Manifest, options: Options) -> dict[str, Any]:
-    """Return the configuration of both in a row: encoded file in, embedding (and selection) out."""
+    """Return the configuration of the ensemble of both: encoded file in, embedding (and selection) out."""
     called = names(manifest)
     outputs = [port.name for port in manifest.graph.outputs]
     return {
@@ -110,7 +110,7 @@ def _parameter(key: str, value: str) -> dict[str, Any]:
 
 
 def _port(port: Port) -> dict[str, Any]:
-    """Describe a tensor; Triton adds the batch dimension itself."""
+    """Return the description of a tensor without its batch dimension, which Triton adds."""
     return {"name": port.name, "data_type": Word(_TYPES[port.dtype]), "dims": list(port.shape[1:])}
 
 

@@ -1,4 +1,4 @@
-"""Write a model repository: every model's folder appears whole, parts before what is made of them."""
+"""Write a Triton model repository; each model's folder is written atomically, the ensemble last."""
 
 from __future__ import annotations
 
@@ -31,23 +31,23 @@ def export(
     storage_uri: str | None = None,
     force: bool = False,
 ) -> list[Path]:
-    """Write the models of `artifact` into `repository` and return their folders and the manifest for KServe.
+    """Write the models of `artifact` into `repository`; return their folders and the path of the KServe manifest.
 
-    Other models in the repository are left alone. A crash leaves a hidden folder beside the repository at most: in it,
-    Triton would take it for a model that does not load.
+    Other models in the repository do not change. A crash leaves at most a hidden folder next to the repository; inside the
+    repository, Triton would try to load it as a model.
 
     Args:
-        artifact: opened, so its digests are checked.
-        repository: made where it does not exist.
-        options: how the models run.
-        engine: "onnxruntime", or "tensorrt" where a plan was compiled.
-        ensemble: add the step from encoded files to pixels, and the ensemble of both.
-        storage_uri: where KServe will find the repository; None is `pvc://models/` and its name.
+        artifact: the opened artifact, with checked digests.
+        repository: folder of the repository; created if missing.
+        options: options of the models.
+        engine: "onnxruntime", or "tensorrt" if a plan was compiled.
+        ensemble: add the preprocessing model for encoded files and the ensemble.
+        storage_uri: URI of the repository for KServe; None means `pvc://models/` and the repository's name.
         force: replace models of the same name.
 
     Raises:
-        OptionError: a batch the plan does not run, a precision the backend does not, or a plan without a GPU.
-        OutputError: a model is there already, one that would not fit is, or the folder cannot be written.
+        OptionError: the plan does not support the batch or needs a GPU, or the backend does not support the precision.
+        OutputError: a model exists, an existing ensemble would not fit, or the folder is not writable.
         EngineError, UnknownNameError: see `graph_file`.
 
     """
@@ -67,7 +67,7 @@ def export(
 
     def both(folder: Path) -> None:
         _write_config(folder, text(ensemble_config(manifest, options)))
-        # Object stores have no empty folders, and Triton wants one for the version.
+        # Triton requires a version folder, and object stores have no empty folders.
         (folder / _VERSION / "ensemble.txt").write_text("its steps are in config.pbtxt\n")
 
     writers: dict[str, Callable[[Path], None]] = {called["graph"]: graph}
@@ -86,7 +86,7 @@ def export(
 
 def _check_runs(file: GraphFile, precision: str, options: Options) -> None:
     if file.backend == "tensorrt" and not options.gpus:
-        raise OptionError("a TensorRT plan runs on no CPU; add --gpu 0")
+        raise OptionError("a TensorRT plan does not run on a CPU; add --gpu 0")
     if options.max_batch < file.least or (file.most is not None and options.max_batch > file.most):
         raise OptionError(
             f"--max-batch {options.max_batch}: the plan was compiled for batches from {file.least} to {file.most}"
@@ -96,10 +96,10 @@ def _check_runs(file: GraphFile, precision: str, options: Options) -> None:
 
 
 def _refuse_left_over(repository: Path, called: dict[str, str]) -> None:
-    """Refuse to put a graph under an ensemble that was made for another."""
+    """Raise OutputError if the repository has an ensemble or preprocessing model of an earlier graph."""
     for name in (called["ensemble"], called["preprocess"]):
         if (repository / name).exists():
-            raise OutputError(f"{repository / name} was made for the model it calls; add --ensemble, or remove it")
+            raise OutputError(f"{repository / name} was written for an earlier model; add --ensemble, or remove it")
 
 
 def _write_config(folder: Path, content: str) -> None:
@@ -109,7 +109,7 @@ def _write_config(folder: Path, content: str) -> None:
 
 @contextlib.contextmanager
 def _staged(repository: Path, entries: list[str], *, force: bool) -> Iterator[Path]:
-    """Yield a hidden folder beside `repository` whose entries move into it, in order, when the block ends well."""
+    """Yield a hidden folder next to `repository`; move its entries into the repository, in order, if the block succeeds."""
     present = [name for name in entries if (repository / name).exists()]
     if present and not force:
         raise OutputError(f"{repository / present[0]} exists; replace it with --force, or choose another repository")
@@ -133,7 +133,7 @@ def _staged(repository: Path, entries: list[str], *, force: bool) -> Iterator[Pa
 
 
 def _on_its_disk(repository: Path) -> Path:
-    """Return the folder that holds `repository`, or, where a rename from there is impossible, itself."""
+    """Return the parent folder of `repository`, or `repository` itself if files cannot be renamed from the parent."""
     parent = repository.parent
     same_disk = parent.stat().st_dev == repository.stat().st_dev
     return parent if same_disk and os.access(parent, os.W_OK) else repository

@@ -1,4 +1,4 @@
-"""The InferenceService of KServe that runs a model repository.
+"""Write a KServe InferenceService for a model repository.
 
 Fields: https://kserve.github.io/website/latest/reference/api/
 """
@@ -32,7 +32,7 @@ spec:
 
 
 def manifest_yaml(manifest: Manifest, options: Options, storage_uri: str) -> str:
-    """Return the manifest: Triton, the v2 protocol, the repository at `storage_uri`."""
+    """Return the YAML manifest: Triton with the v2 protocol and the repository at `storage_uri`."""
     resource, count = ("nvidia.com/gpu", len(options.gpus)) if options.gpus else ("cpu", options.instances)
     return _TEMPLATE.format(
         name=_dns_name(manifest.name),
@@ -44,5 +44,5 @@ def manifest_yaml(manifest: Manifest, options: Options, storage_uri: str) -> str
 
 
 def _dns_name(name: str) -> str:
-    """Return `name` as Kubernetes takes it: lower case letters, digits and dashes, at most 63."""
+    """Return `name` as a valid Kubernetes name: lower-case letters, digits and dashes, at most 63 characters."""
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:63].strip("-") or "embedder"

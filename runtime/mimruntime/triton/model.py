@@ -1,4 +1,4 @@
-"""Triton's python backend: an encoded image file to the pixels the graph takes, as `mimruntime` does it."""
+"""Preprocessing model for Triton's Python backend: encoded image files to the graph's pixels, as in `mimruntime`."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from mimruntime.serve.settings import DEFAULT_FORMATS
 
 
 class TritonPythonModel:
-    """The step `image` BYTES (B, 1) to `pixels` UINT8 (B, size, size, 3)."""
+    """Preprocessing from `image` BYTES (B, 1) to `pixels` UINT8 (B, size, size, 3)."""
 
     def initialize(self, args: dict[str, str]) -> None:
-        """Read the preprocessing from the configuration's parameter of that name."""
+        """Read the preprocessing record from the parameter `preprocess` of the configuration."""
         spec = json.loads(args["model_config"])["parameters"]["preprocess"]["string_value"]
         self._spec = msgspec.json.decode(spec, type=Preprocess)
         self._pool = ThreadPoolExecutor(min(4, available_cpus()))
         self._budget = MemoryBudget()
 
     def execute(self, requests: list[Any]) -> list[Any]:
-        """Answer each request; one that holds no image fails alone."""
+        """Return a response per request; a request with an invalid image gets an error response."""
         import triton_python_backend_utils as pb  # noqa: PLC0415 - exists inside Triton only
 
         answers = []

@@ -1,4 +1,4 @@
-"""Nested dicts as protobuf text, so that writing a configuration needs no protobuf."""
+"""Write nested dicts as protobuf text, without the protobuf package."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class Word(str):
 
 
 def text(message: Mapping[str, object]) -> str:
-    """Return a message as protobuf text; a list is a repeated field, a dict a message."""
+    """Return a message as protobuf text; a list is a repeated field, a dict is a message."""
     return "\n".join(_lines(message, "")) + "\n"
 
 
@@ -33,5 +33,5 @@ def _scalar(value: object) -> str:
         return "true" if value else "false"
     if isinstance(value, Word) or not isinstance(value, str):
         return str(value)
-    # Protobuf text reads the escapes of JSON, but for \u of characters beyond 16 bits; UTF-8 needs none.
+    # Protobuf text accepts JSON's escapes except \u for characters beyond 16 bits, so write UTF-8 unescaped.
     return json.dumps(value, ensure_ascii=False)

@@ -1,4 +1,4 @@
-"""Which file Triton runs: the ONNX graph, or a TensorRT plan that was compiled from it."""
+"""Choose the file that Triton runs: the ONNX graph, or a TensorRT plan compiled from it."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ ENGINES = ("onnxruntime", "tensorrt")
 
 @dataclass(frozen=True, slots=True)
 class GraphFile:
-    """What is copied into a version's folder.
+    """The files of a model's version folder.
 
     Attributes:
-        backend: of Triton.
-        name: the file that is loaded.
-        sources: files to copy, by their new name.
-        least: smallest batch it runs.
-        most: largest batch it runs; None is any.
+        backend: name of Triton's backend.
+        name: name of the file to load.
+        sources: files to copy, by new name.
+        least: smallest supported batch.
+        most: largest supported batch; None means no limit.
 
     """
 
@@ -34,19 +34,19 @@ class GraphFile:
 
 
 def graph_file(artifact: Artifact, engine: str) -> GraphFile:
-    """Return what `engine` runs of `artifact`.
+    """Return the files of `artifact` that `engine` runs.
 
     Raises:
-        UnknownNameError: another engine than Triton's two.
-        OptionError: no plan, or more than one.
-        EngineError: a plan that is damaged, was changed, or belongs to another graph.
+        UnknownNameError: the engine is not one of Triton's.
+        OptionError: there is no plan, or more than one.
+        EngineError: the plan is damaged, changed, or compiled from another graph.
 
     """
     if engine not in ENGINES:
         raise UnknownNameError("engine of Triton", engine, ENGINES)
     if engine == "tensorrt":
         return _plan(artifact)
-    # External weights lie beside the graph under the name it was saved with.
+    # Files with external weights have names that start with the graph's name.
     prefix = artifact.manifest.graph.file
     files = {name: artifact.path / name for name in artifact.manifest.files if name.startswith(prefix)}
     return GraphFile("onnxruntime", prefix, files)
@@ -56,10 +56,10 @@ def _plan(artifact: Artifact) -> GraphFile:
     found = list_compiled(artifact, "tensorrt")
     if not found:
         line = f"mimexport compile {artifact.path} --engine tensorrt"
-        raise OptionError(f"{artifact.engines} holds no TensorRT plan; run: {line}")
+        raise OptionError(f"{artifact.engines} contains no TensorRT plan; run: {line}")
     if len(found) > 1:
         listed = ", ".join(f"{one.folder.name} ({one.record.hardware})" for one in found)
-        raise OptionError(f"{artifact.engines} holds several TensorRT plans: {listed}; keep the one to serve")
+        raise OptionError(f"{artifact.engines} contains several TensorRT plans: {listed}; keep only the one to serve")
     (compiled,) = found
     record = compiled.record
     if record.graph_sha256 != artifact.graph_sha256:

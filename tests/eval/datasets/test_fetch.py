@@ -105,7 +105,7 @@ def test_a_partial_file_of_something_else_is_fetched_once_more_from_nothing(serv
 
 
 def test_a_wrong_checksum_is_said_and_nothing_is_kept(server, tmp_path):
-    with pytest.raises(DataError, match=f"md5 {MD5}, expected {'0' * 32}: not the published file"):
+    with pytest.raises(DataError, match=f"md5 {MD5}, expected {'0' * 32}; the wrong file was deleted"):
         fetch(server.archive(md5="0" * 32), tmp_path)
     assert list(tmp_path.iterdir()) == []
 
@@ -189,7 +189,7 @@ def test_an_archive_is_unpacked_once_without_what_is_not_wanted(server, tmp_path
 def test_an_archive_that_would_write_outside_its_folder_is_refused(server, tmp_path):
     server.body = packed({"../outside.bin": b"a"})
     archive = server.archive("set.tgz", hashlib.md5(server.body).hexdigest())
-    with pytest.raises(DataError, match="no readable archive"):
+    with pytest.raises(DataError, match="not a readable archive"):
         unpacked(archive, tmp_path / "cache")
     assert not (tmp_path / "outside.bin").exists()
     assert not (tmp_path / "cache" / "set").exists()
@@ -198,6 +198,6 @@ def test_an_archive_that_would_write_outside_its_folder_is_refused(server, tmp_p
 def test_a_truncated_archive_is_refused_and_leaves_no_folder(server, tmp_path):
     server.body = packed({"set/a.bin": BODY})[:-200]
     archive = server.archive("set.tgz", hashlib.md5(server.body).hexdigest())
-    with pytest.raises(DataError, match=r"set\.tgz is no readable archive .*; remove it to download it again"):
+    with pytest.raises(DataError, match=r"set\.tgz is not a readable archive .*; delete it to download it again"):
         unpacked(archive, tmp_path)
     assert not (tmp_path / "set").exists()

@@ -126,24 +126,24 @@ def test_shared_images_are_said_with_their_digest(tmp_path, place):
 def test_an_empty_class_is_named(tmp_path, place):
     root = lay_out(tmp_path / "data", SPLIT)
     (root / "train/owl").mkdir()
-    with pytest.raises(DataError, match="no image in class 'owl'"):
+    with pytest.raises(DataError, match="no images in class 'owl'"):
         opened(place(root), tmp_path)
 
 
 def test_an_empty_class_without_parts_is_named(tmp_path, place):
     root = lay_out(tmp_path / "data", WHOLE)
     (root / "yak").mkdir()
-    with pytest.raises(DataError, match="no image in class 'yak'"):
+    with pytest.raises(DataError, match="no images in class 'yak'"):
         opened(place(root), tmp_path)
 
 
 def test_a_single_class_is_refused(tmp_path, place):
-    with pytest.raises(DataError, match="the single class cat: there is nothing to tell apart"):
+    with pytest.raises(DataError, match="only the class cat"):
         opened(place(lay_out(tmp_path / "data", ["cat/1.png", "cat/2.png"])), tmp_path)
 
 
 def test_a_class_that_training_lacks_is_refused(tmp_path, place):
-    with pytest.raises(DataError, match="no training image of class 'owl'"):
+    with pytest.raises(DataError, match="class 'owl' has test images but no training images"):
         opened(place(lay_out(tmp_path / "data", [*SPLIT, "val/owl/1.png"])), tmp_path)
 
 
@@ -153,12 +153,12 @@ def test_a_class_of_one_image_cannot_be_divided(tmp_path, place):
 
 
 def test_an_image_outside_the_class_folders_is_named(tmp_path, place):
-    with pytest.raises(DataError, match=r"loose\.png lies in no class folder"):
+    with pytest.raises(DataError, match=r"loose\.png is in no class folder"):
         opened(place(lay_out(tmp_path / "data", [*WHOLE, "loose.png"])), tmp_path)
 
 
 def test_training_images_alone_are_refused(tmp_path, place):
-    with pytest.raises(DataError, match="has train/ alone: training images go to train/, test images to val/"):
+    with pytest.raises(DataError, match="has only train/; put training images into train/ and test images into val/"):
         opened(place(lay_out(tmp_path / "data", SPLIT[:8])), tmp_path)
 
 
@@ -172,7 +172,7 @@ def test_parts_by_other_names_are_parts_and_no_classes(tmp_path, place, train, t
 
 def test_parts_to_judge_by_alone_are_refused(tmp_path, place):
     parts = [name.replace("train/", "test/") for name in SPLIT]
-    with pytest.raises(DataError, match="has test/, val/ alone"):
+    with pytest.raises(DataError, match="has only test/, val/"):
         opened(place(lay_out(tmp_path / "data", parts)), tmp_path)
 
 
@@ -214,13 +214,13 @@ def test_a_cache_that_cannot_be_written_is_one_line(tmp_path):
     ("spec", "error", "message"),
     [
         ("imagenete", UnknownNameError, "unknown data set 'imagenete'; did you mean imagenet"),
-        ("folder", DataError, "where is it? give folder:PATH"),
-        ("imagenet:", DataError, "where is it? give imagenet:PATH"),
+        ("folder", DataError, "needs a path; give folder:PATH"),
+        ("imagenet:", DataError, "needs a path; give imagenet:PATH"),
         ("drawn:/x", DataError, "drawn takes no path"),
         ("/nowhere/at/all", DataError, "no data set and no folder or zip at /nowhere/at/all; data sets: folder, zip"),
         ("zip:/nowhere", ImageError, "no folder or zip at /nowhere"),
-        ("~nobody-of-this-name/x", DataError, "no path (Could not determine home directory.)"),
-        ("x" * 300, DataError, "no path (File name too long)"),
+        ("~nobody-of-this-name/x", DataError, "is not a valid path (Could not determine home directory.)"),
+        ("x" * 300, DataError, "is not a valid path (File name too long)"),
     ],
 )
 def test_a_spec_that_names_nothing_is_one_line(tmp_path, spec, error, message):

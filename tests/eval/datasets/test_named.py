@@ -121,7 +121,7 @@ def test_a_validation_image_without_a_label_is_named(tmp_path):
 def test_a_missing_list_of_validation_labels_is_named(tmp_path):
     files = {name: content for name, content in TINY.items() if not name.endswith(".txt")}
     for path in (write(tmp_path / "t", files), zipped(files, tmp_path / "t.zip")):
-        with pytest.raises(ImageError, match=r"val/val_annotations\.txt, which says .* cannot be read"):
+        with pytest.raises(ImageError, match=r"val/val_annotations\.txt with the classes .* cannot be read"):
             open_dataset(f"tiny-imagenet:{path}", cache=tmp_path)
 
 
@@ -135,7 +135,7 @@ def test_imagenet_wants_wordnet_ids(tmp_path):
 
 def test_flat_validation_images_of_imagenet_are_named(tmp_path):
     flat = {f"train/{wnid}/a.JPEG": png(1) for wnid in WNIDS} | {"val/ILSVRC2012_val_00000001.JPEG": png(2)}
-    with pytest.raises(DataError, match=r"val/ILSVRC2012_val_00000001\.JPEG lies in no class folder"):
+    with pytest.raises(DataError, match=r"val/ILSVRC2012_val_00000001\.JPEG is in no class folder"):
         open_dataset(f"imagenet:{write(tmp_path / 'flat', flat)}", cache=tmp_path)
 
 

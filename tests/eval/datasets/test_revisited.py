@@ -110,7 +110,7 @@ def test_a_pickle_that_would_run_something_is_refused_and_runs_nothing(place, mo
     folder, written = place
     monkeypatch.chdir(tmp_path)
     (folder / "gnd_roxford5k.pkl").write_bytes(pickle.dumps(written | {"extra": Evil()}))
-    with pytest.raises(DataError, match=r"asks for posix\.mkdir, which no ground truth needs"):
+    with pytest.raises(DataError, match=r"needs posix\.mkdir, which is not allowed in a ground truth"):
         opened(folder)
     assert not (tmp_path / "planted").exists()
 
@@ -136,7 +136,7 @@ def test_damaged_and_missing_files_are_named(place):
         opened(folder)
     file = folder / "gnd_roxford5k.pkl"
     file.write_bytes(file.read_bytes()[:50])
-    with pytest.raises(DataError, match="is not read as a ground truth"):
+    with pytest.raises(DataError, match="is not a readable ground truth"):
         opened(folder)
     file.unlink()
     with pytest.raises(DataError, match=r"gnd_roxford5k\.pkl cannot be read: No such file"):

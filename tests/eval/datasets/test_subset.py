@@ -62,7 +62,7 @@ def test_images_that_search_each_other_lose_whole_classes():
         assert ignored.tolist() == [row]
         assert set(smaller.test.labels[matches]) == {smaller.test.labels[row]}
         assert len(matches) == 3
-    with pytest.raises(DataError, match="7 images of x are less than two of its classes"):
+    with pytest.raises(DataError, match="--limit 7 is less than two classes of x"):
         limited(dataset, 7, None, 0)
 
 
@@ -75,7 +75,7 @@ def test_queries_of_a_gallery_are_drawn_and_the_gallery_stays_whole():
     dataset = Dataset("x", ("a",), split([0, 0, 1, 1]), split([-1] * 9, "gallery"), {"hard": relevance})
     drawn = limited(dataset, 2, None, 0)
     assert (len(drawn.test), len(drawn.train)) == (2, 9)
-    assert "the gallery stays whole" in limited(dataset, 2, 5, 0).notes[0]
+    assert "the gallery is always complete" in limited(dataset, 2, 5, 0).notes[0]
     of_name = {f"image{query}": matches for query, matches in zip(relevance.queries, relevance.matches, strict=True)}
     for row, matches in zip(drawn.relevance["hard"].queries, drawn.relevance["hard"].matches, strict=True):
         assert matches is of_name[drawn.test.names[row]]

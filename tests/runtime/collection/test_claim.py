@@ -230,7 +230,7 @@ def test_a_folder_of_the_first_version_is_taken_up(
     (out / "_job" / "record.json").write_text(json.dumps({**record, "schema": 1, "digest": digest}))
     (out / f"part-0000001-{digest[:12]}.parquet").unlink()
     assert mimexport(*job) == 0
-    assert "2 of 3 shards were there already" in capsys.readouterr().out
+    assert "2 of 3 shards already existed" in capsys.readouterr().out
     assert read_shards(out) == whole
     assert {path.name[13:25] for path in out.glob("part-*")} == {digest[:12]}
     with pytest.raises(OutputError, match="begun with another list"):

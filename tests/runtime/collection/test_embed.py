@@ -96,7 +96,7 @@ def test_a_finished_job_does_nothing_and_a_lost_shard_is_made_again(
     (tmp_path / "o" / lost).unlink()
     before = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "o").glob("part-*")}
     assert mimexport(*job) == 0
-    assert "2 of 3 shards were there already" in capsys.readouterr().out
+    assert "2 of 3 shards already existed" in capsys.readouterr().out
     after = {path.name: path for path in (tmp_path / "o").glob("part-*")}
     assert {name: path.read_bytes() for name, path in after.items()} == first
     assert {name: path.stat().st_mtime_ns for name, path in after.items() if name != lost} == before
@@ -164,7 +164,7 @@ def test_another_job_in_the_same_folder_is_refused(
         ("az://x/y", (), "cannot reach az://x/y: az:// needs another package: "),
         ("s3://key:secret@bucket/y", (), "s3://key:secret@bucket is refused; expected a bucket alone"),
         ("s3://bucket/v.parquet", (), "one file is written to a local path"),
-        ("v.npz", ("--shard-size", 5), "--shard-size is for a folder of shards, --out v.npz is one file"),
+        ("v.npz", ("--shard-size", 5), "--shard-size needs a folder of shards, but --out v.npz is one file"),
         ("v.npz", ("--ray", "auto"), "--ray is for a folder of shards"),
         ("o", ("--workers", 2), "--workers is for --ray"),
         ("o", ("--expect-space", "feed"), "expected feed"),

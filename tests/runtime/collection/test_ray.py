@@ -215,7 +215,7 @@ def test_the_shards_are_those_of_the_local_command(
     for path in list((tmp_path / "here").glob("part-*"))[:3]:
         path.unlink()
     done = run(job(toy_artifact, [gallery], tmp_path / "here", cluster, 7))
-    assert "6 of 9 shards were there already" in done.stdout
+    assert "6 of 9 shards already existed" in done.stdout
     assert read_shards(tmp_path / "here").paths == ray.paths
 
 

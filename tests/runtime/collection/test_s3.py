@@ -64,7 +64,7 @@ def test_a_bucket_is_embedded_into_a_bucket_and_goes_on(
     again = subprocess.run(
         [*job, "--out", "s3://bucket/vectors/"], env=environment, capture_output=True, text=True, check=False
     )
-    assert "3 of 3 shards were there already" in again.stdout, again.stderr
+    assert "3 of 3 shards already existed" in again.stdout, again.stderr
     (tmp_path / "s3").mkdir()
     listing = urllib.request.urlopen(f"{s3}/bucket?list-type=2&prefix=vectors/part-").read().decode()
     for key in [part.split("<")[0] for part in listing.split("<Key>")[1:]]:

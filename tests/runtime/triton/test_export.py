@@ -221,7 +221,7 @@ def test_nothing_half_made_lies_in_the_repository(
 def test_an_ensemble_is_not_left_on_top_of_another_graph(toy_artifact: Path, tmp_path: Path) -> None:
     artifact = Artifact.open(toy_artifact)
     export(artifact, tmp_path, Options(1, 2), ensemble=True)
-    with pytest.raises(OutputError, match="toy-images was made for the model it calls; add --ensemble, or remove it"):
+    with pytest.raises(OutputError, match="toy-images was written for an earlier model; add --ensemble, or remove it"):
         export(artifact, tmp_path, Options(1, 16), force=True)
     assert parsed(tmp_path / "toy").max_batch_size == 2
     export(artifact, tmp_path, Options(1, 16), ensemble=True, force=True)
@@ -269,7 +269,7 @@ def test_bf16_on_a_cpu_is_refused_and_on_a_gpu_is_not(toy_artifact: Path, tmp_pa
 
 def test_a_plan_on_a_cpu_is_refused(toy_copy: Path, tmp_path: Path) -> None:
     planted_plan(toy_copy)
-    with pytest.raises(OptionError, match="runs on no CPU; add --gpu 0"):
+    with pytest.raises(OptionError, match="does not run on a CPU; add --gpu 0"):
         export(Artifact.open(toy_copy), tmp_path / "repo", Options(1, 8), engine="tensorrt")
     assert not (tmp_path / "repo").exists()
 
@@ -277,7 +277,7 @@ def test_a_plan_on_a_cpu_is_refused(toy_copy: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("engine", "plans", "max_batch", "kind", "says"),
     [
-        ("tensorrt", [], 8, OptionError, "holds no TensorRT plan; run: mimexport compile"),
+        ("tensorrt", [], 8, OptionError, "contains no TensorRT plan; run: mimexport compile"),
         ("tensorrt", [{}], 32, OptionError, "compiled for batches from 1 to 16"),
         (
             "tensorrt",
@@ -292,7 +292,7 @@ def test_a_plan_on_a_cpu_is_refused(toy_copy: Path, tmp_path: Path) -> None:
             [{"files": {"model.plan": FileSeal(sha256="0", size=4)}}],
             8,
             EngineError,
-            "was changed or cut short",
+            "was changed or truncated",
         ),
         ("tensorrt", [{}, {"hardware": "sm80"}], 8, OptionError, r"several TensorRT plans: .*sm80"),
         ("openvino", [], 8, MimError, "unknown engine of Triton 'openvino'"),

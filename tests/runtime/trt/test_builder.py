@@ -95,7 +95,7 @@ def test_half_precision_and_int8_build_and_are_told_apart(half, quantized):
     assert build(half, plan("fp16"))
     assert build(half, plan("fp16", architectures=("sm75",)))
     assert build(quantized, plan("int8"))
-    with pytest.raises(EngineError, match="computes in fp16, its manifest says fp32; build the artifact again"):
+    with pytest.raises(EngineError, match="computes in fp16, but its manifest says fp32; build the artifact again"):
         build(half)
     with pytest.raises(EngineError, match="computes in int8, its manifest says fp16"):
         build(quantized, plan("fp16"))

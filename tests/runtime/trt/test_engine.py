@@ -100,7 +100,7 @@ def test_auto_takes_the_plan_that_fits_and_says_once_which_it_leaves(artifact, s
     with Embedder.open(artifact):
         (folder,) = artifact.glob("engines/*")
     reason = "which was compiled for sm86, sm89, this GPU is NVIDIA A100 (sm80)"
-    assert caplog.messages == [f"onnxruntime runs instead of {folder}, {reason}"], "once, in one sentence"
+    assert caplog.messages == [f"onnxruntime is used instead of {folder}, {reason}"], "once, in one sentence"
 
 
 def test_auto_leaves_out_what_has_not_the_provider_or_takes_no_threads(artifact, stand_in_runtime):
@@ -114,7 +114,7 @@ def test_pixels_and_batches_that_do_not_fit_are_refused(artifact, stand_in_runti
         assert engine.largest_batch == 8
         with pytest.raises(EngineError, match="a batch of 9: this plan runs 1 to 8 images at once"):
             engine.run(np.zeros((9, 64, 64, 3), np.uint8))
-        with pytest.raises(EngineError, match=r"pixels are float32 .* takes uint8 \(B, 64, 64, 3\)"):
+        with pytest.raises(EngineError, match=r"pixels are float32 .* expected uint8 \(B, 64, 64, 3\)"):
             engine.run(np.zeros((1, 64, 64, 3), np.float32))
     with pytest.raises(OptionError, match=r"batch_size 16: .* runs 8 images at most; .*--batch 1,16,16"):
         Embedder.open(artifact, engine=RTX, batch_size=16)
@@ -137,7 +137,7 @@ def test_options_of_other_engines_are_refused(artifact, gpu, options, error, mes
 @without_gpu
 def test_without_a_driver_opening_says_so_and_never_touches_the_runtime(artifact, monkeypatch):
     monkeypatch.setattr(trt, "Runtime", lambda *_: pytest.fail("the runtime was touched"))
-    with pytest.raises(EngineError, match=r"needs an NVIDIA GPU and a driver .*cudaErrorInsufficientDriver 35"):
+    with pytest.raises(EngineError, match=r"needs an NVIDIA GPU and a recent driver.*cudaErrorInsufficientDriver 35"):
         open_for(Artifact.open(artifact), RTX)
 
 
@@ -149,7 +149,7 @@ def test_without_a_driver_auto_says_in_a_sentence_what_runs_instead(artifact, mo
     chosen = choose_engine(Artifact.open(artifact))
     (folder,) = artifact.glob("engines/*")
     reason = f"which does not run here: the engine '{RTX}' needs an NVIDIA GPU"
-    assert caplog.messages == [f"{chosen} runs instead of {folder}, {reason}"]
+    assert caplog.messages == [f"{chosen} is used instead of {folder}, {reason}"]
 
 
 @pytest.mark.parametrize(
@@ -183,7 +183,7 @@ def test_without_a_plan_the_line_that_makes_one_is_given(toy_artifact, gpu):
 def test_a_plan_of_another_version_or_graph_is_refused_with_the_line_that_mends_it(artifact, gpu):
     changed_record(artifact, version="1.2.0")
     remedy = "run: mimexport compile .* --engine tensorrt-rtx --batch 1,4,8 --arch sm86,sm89"
-    with pytest.raises(EngineError, match=f"was compiled with tensorrt-rtx 1.2.0, installed is 1.7.*; {remedy}"):
+    with pytest.raises(EngineError, match=f"was compiled with tensorrt-rtx 1.2.0, but 1.7.* is installed; {remedy}"):
         open_for(Artifact.open(artifact), RTX)
     changed_record(artifact, version=trt.__version__, graph_sha256="0" * 64)
     with pytest.raises(EngineError, match=f"was compiled from another graph .*; {remedy}"):
@@ -195,7 +195,7 @@ def test_a_corrupt_plan_is_refused_by_its_digest(artifact, gpu, monkeypatch, dam
     monkeypatch.setattr(trt, "Runtime", lambda *_: pytest.fail("the runtime was touched"))
     path = next(artifact.rglob("model.plan"))
     path.write_bytes(damage(path.read_bytes()))
-    with pytest.raises(EngineError, match=r"model\.plan was changed or cut short .*run: mimexport compile"):
+    with pytest.raises(EngineError, match=r"model\.plan was changed or truncated .*run: mimexport compile"):
         open_for(Artifact.open(artifact), RTX)
 
 
@@ -218,7 +218,7 @@ def test_a_missing_extra_gives_the_pip_line(artifact, monkeypatch, missing):
 @without_gpu
 def test_plain_tensorrt_probes_the_driver_before_it_builds(toy_copy, monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorrt", trt)
-    with pytest.raises(EngineError, match="the engine 'tensorrt' needs an NVIDIA GPU and a driver"):
+    with pytest.raises(EngineError, match="the engine 'tensorrt' needs an NVIDIA GPU and a recent driver"):
         compile_artifact(toy_copy, CompileOptions(engine="tensorrt"))
     assert not (toy_copy / "engines").exists()
 
@@ -284,7 +284,7 @@ cli.run(cli.COMMANDS, sys.argv[2:])
 @pytest.mark.parametrize(
     ("arch", "arguments", "message"),
     [
-        pytest.param("", ["verify", "--engine", RTX], "needs an NVIDIA GPU and a driver", marks=without_gpu),
+        pytest.param("", ["verify", "--engine", RTX], "needs an NVIDIA GPU and a recent driver", marks=without_gpu),
         ("sm80", ["verify", "--engine", RTX], "was compiled for sm86, sm89, this GPU is NVIDIA test (sm80)"),
         pytest.param("sm89", ["verify", "--engine", RTX], "cannot load", marks=without_gpu),
         ("", ["verify", "--engine", "tensorrt"], "pip install 'mimexport[tensorrt]'"),

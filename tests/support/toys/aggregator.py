@@ -1,4 +1,4 @@
-"""An aggregator of one's own: the tokens' mean, weighted by their length."""
+"""Example of a user's aggregator: the mean of tokens weighted by their length."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from mimexport.families import Shape
 
 
 class LengthWeighted(Aggregator):
-    """Patches weighted by the length of the token that enters the last block, to a power."""
+    """Patches weighted by a power of the length of the token that enters the last block."""
 
     formula = "Σ w_i x_i, w_i ∝ ‖entering token i‖^power"
 

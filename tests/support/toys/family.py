@@ -1,4 +1,4 @@
-"""A backbone that timm does not have: a mixer with a [cls] token, and how it is loaded and opened."""
+"""Example of a backbone family outside timm: a mixer with a [cls] token, its loader and its parts."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ GRID = SIZE // PATCH
 
 
 class MixerBlock(nn.Module):
-    """Tokens mixed along both of their axes."""
+    """A block that mixes tokens along both axes."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -29,7 +29,7 @@ class MixerBlock(nn.Module):
 
 
 class Mixer(nn.Module):
-    """The whole encoder; (B, 3, 32, 32) -> (B, 17, 24)."""
+    """The complete encoder: (B, 3, 32, 32) -> (B, 17, 24)."""
 
     def __init__(self) -> None:
         super().__init__()

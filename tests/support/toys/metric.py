@@ -1,4 +1,4 @@
-"""A metric of one's own: is the nearest class centre the right one?"""
+"""Example of a user's metric: whether the nearest class centre is the correct one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An engine of one's own: the toy artifact's graph, run by ONNX's reference evaluator in numpy."""
+"""Example of a user's engine: the graph run by ONNX's reference evaluator in numpy."""
 
 from __future__ import annotations
 

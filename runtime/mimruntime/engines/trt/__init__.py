@@ -1,1 +1,1 @@
-"""What TensorRT and TensorRT-RTX share: one code path, the library's module is passed in."""
+"""Code shared by TensorRT and TensorRT-RTX; functions take the library's module as an argument."""

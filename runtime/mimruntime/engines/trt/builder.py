@@ -1,4 +1,4 @@
-"""ONNX graph -> serialized plan, in one path for TensorRT 10, 11 and TensorRT-RTX."""
+"""Build a serialised plan from an ONNX graph; the same code serves TensorRT 10, 11 and TensorRT-RTX."""
 
 from __future__ import annotations
 
@@ -19,32 +19,32 @@ _GIB = 1 << 30
 
 
 def build(trt: Any, graph: Path, plan: BuildPlan, progress: Progress) -> Any:
-    """Build a plan; Ctrl-C and an exception of `progress` cancel it at the builder's next step.
+    """Build a plan. Ctrl-C, or an exception from `progress`, cancels the build at its next step.
 
     Args:
-        trt: the library, `plan.flavour`'s.
-        graph: ONNX, strongly typed: its precision is the plan's.
-        plan: already checked.
+        trt: the module of `plan.flavour`.
+        graph: the ONNX file; it determines the plan's precision.
+        plan: the checked options.
         progress: called in the caller's thread.
 
     Returns:
-        The plan as the library's own buffer of bytes.
+        The plan as a buffer of the library.
 
     Raises:
-        EngineError: whatever failed, with the first error that was logged.
-        OutputError: the timing cache cannot be written.
+        EngineError: the build failed; the message contains the first logged error.
+        OutputError: the timing cache is not writable.
 
     """
     messages = Messages()
     try:
         with contained_stderr(), uncollected():
             return _build(trt, graph, plan, progress, messages)
-    except (RuntimeError, TypeError, ValueError) as error:  # what pybind11 turns C++ exceptions into
+    except (RuntimeError, TypeError, ValueError) as error:  # pybind11 converts C++ exceptions to these
         raise messages.failure(f"{plan.flavour.name} cannot build {graph}", hint=str(error)) from error
 
 
 def _build(trt: Any, graph: Path, plan: BuildPlan, progress: Progress, messages: Messages) -> Any:
-    # Every object stays referenced until the end: a parser whose network was collected crashes the process.
+    # Keep a reference to every object until the end: a parser crashes the process if its network was collected.
     logger = make_logger(trt, messages)
     builder = trt.Builder(logger)
     network = builder.create_network(_network_flags(trt))
@@ -64,15 +64,17 @@ def _build(trt: Any, graph: Path, plan: BuildPlan, progress: Progress, messages:
 
 
 def _network_flags(trt: Any) -> int:
-    """Ask TensorRT 10 for strong typing; later versions and RTX know nothing else."""
+    """Return the flag for strong typing in TensorRT 10; later versions and RTX are always strongly typed."""
     return 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED) if trt.__version__.startswith("10.") else 0
 
 
 def _check_precision(trt: Any, network: Any, graph: Path, plan: BuildPlan) -> None:
-    """Refuse a graph whose matrix products are not what its manifest says."""
+    """Raise EngineError if the precision of the graph's matrix products differs from the manifest."""
     found = network_precision(trt, network)
     if found != plan.precision:
-        raise EngineError(f"{graph} computes in {found}, its manifest says {plan.precision}; build the artifact again")
+        raise EngineError(
+            f"{graph} computes in {found}, but its manifest says {plan.precision}; build the artifact again"
+        )
     if "sm75" not in plan.architectures:
         return
     layers = (network.get_layer(index) for index in range(network.num_layers))
@@ -87,7 +89,7 @@ def _check_precision(trt: Any, network: Any, graph: Path, plan: BuildPlan) -> No
 
 
 def network_precision(trt: Any, network: Any) -> str:
-    """Return the narrowest type that is multiplied: "int8", "fp8", "fp16", "bf16" or "fp32"."""
+    """Return the narrowest type of the network's products: "int8", "fp8", "fp16", "bf16" or "fp32"."""
     products = {trt.LayerType.MATRIX_MULTIPLY, trt.LayerType.CONVOLUTION, trt.LayerType.DEQUANTIZE}
     layers = (network.get_layer(index) for index in range(network.num_layers))
     types = {layer.get_input(0).dtype for layer in layers if layer.type in products}
@@ -125,7 +127,7 @@ def _add_profile(builder: Any, network: Any, config: Any, plan: BuildPlan, messa
 
 
 def _watched(trt: Any, config: Any, progress: Progress, work: Callable[[], Any]) -> Any:
-    """Run `work` in a thread of its own, so that this one hears Ctrl-C, and pass on what the monitor is told."""
+    """Run `work` in another thread, so that this one can handle Ctrl-C, and forward progress events."""
     events: queue.SimpleQueue[tuple[str, int, int] | None] = queue.SimpleQueue()
     monitor = _make_monitor(trt, events)
     config.progress_monitor = monitor
@@ -136,7 +138,7 @@ def _watched(trt: Any, config: Any, progress: Progress, work: Callable[[], Any])
             for event in iter(events.get, None):
                 progress(*event)
         except BaseException:
-            monitor.cancelled = True  # leaving the pool waits for the builder to notice
+            monitor.cancelled = True  # leaving the pool waits until the builder stops
             raise
     return future.result()
 
@@ -173,5 +175,5 @@ def _load_timing_cache(config: Any, path: Path, messages: Messages) -> None:
     cache = config.create_timing_cache(known)
     if cache is None or not config.set_timing_cache(cache, ignore_mismatch=False):
         raise messages.failure(
-            f"--timing-cache {path}", hint="of another GPU or TensorRT version; delete it or name another file"
+            f"--timing-cache {path}", hint="it is of another GPU or TensorRT version; delete it or choose another file"
         )

@@ -1,4 +1,4 @@
-"""The NVIDIA GPU through `cuda-bindings`: is there one, and the device protocol on it."""
+"""Detect the NVIDIA GPU and implement the device protocol with `cuda-bindings`."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from mimruntime.errors import EngineError, MissingExtraError
 
 @dataclass(frozen=True, slots=True)
 class Gpu:
-    """The GPU that would run.
+    """This machine's first GPU.
 
     Attributes:
-        name: as the driver reports it ("NVIDIA L4").
-        arch: its compute capability ("sm89").
+        name: name reported by the driver ("NVIDIA L4").
+        arch: compute capability ("sm89").
 
     """
 
@@ -37,15 +37,15 @@ class Gpu:
 
 
 def probe(purpose: str, extra: str) -> Gpu:
-    """Return the GPU at hand, without touching TensorRT: its runtime crashes the process where there is no driver.
+    """Return the first GPU. This does not load TensorRT, whose runtime crashes the process without a driver.
 
     Args:
-        purpose: what needs it, for the error ("the engine 'tensorrt'").
-        extra: the extra of this distribution that brings `cuda-bindings`.
+        purpose: what needs the GPU, for the error ("the engine 'tensorrt'").
+        extra: pip extra that contains `cuda-bindings`.
 
     Raises:
         MissingExtraError: `cuda-bindings` is not installed.
-        EngineError: no driver, one that is too old, or no GPU.
+        EngineError: there is no driver or no GPU, or the driver is too old.
 
     """
     cuda = _library(purpose, extra)
@@ -53,18 +53,18 @@ def probe(purpose: str, extra: str) -> Gpu:
     if int(status) or not count:
         reason = _explain(cuda, status) if int(status) else "the driver sees none"
         raise EngineError(
-            f"{purpose} needs an NVIDIA GPU and a driver that is new enough: {reason};"
-            " without one use --engine onnxruntime or openvino"
+            f"{purpose} needs an NVIDIA GPU and a recent driver: {reason};"
+            " without a GPU use --engine onnxruntime or openvino"
         )
     status, properties = cuda.cudaGetDeviceProperties(0)
     if int(status):
-        raise EngineError(f"{purpose} cannot ask the GPU what it is: {_explain(cuda, status)}")
+        raise EngineError(f"{purpose} cannot read the GPU's properties: {_explain(cuda, status)}")
     name = properties.name.decode() if isinstance(properties.name, bytes) else str(properties.name)
     return Gpu(name.rstrip("\0"), f"sm{properties.major}{properties.minor}")
 
 
 class CudaDevice:
-    """The first GPU; see `mimruntime.engines.trt.device.Device`. Made after `probe` found it."""
+    """The first GPU as a `mimruntime.engines.trt.device.Device`; create it after `probe` succeeded."""
 
     def __init__(self, purpose: str, extra: str) -> None:
         self._cuda = _library(purpose, extra)
@@ -77,7 +77,7 @@ class CudaDevice:
         return int(self._call("cudaMalloc", size))
 
     def free(self, address: int) -> None:
-        """Give back what `allocate` gave."""
+        """Free memory from `allocate`."""
         self._call("cudaFree", address)
 
     def pin(self, size: int) -> np.ndarray:
@@ -88,7 +88,7 @@ class CudaDevice:
         return memory
 
     def unpin(self, memory: np.ndarray) -> None:
-        """Give back what `pin` gave."""
+        """Free memory from `pin`."""
         self._call("cudaFreeHost", self._pinned.pop(memory.ctypes.data))
 
     def upload(self, address: int, memory: np.ndarray) -> None:
@@ -102,14 +102,14 @@ class CudaDevice:
         self._call("cudaMemcpyAsync", memory.ctypes.data, address, memory.nbytes, kind, self._handle)
 
     def capture(self, work: Callable[[], None]) -> Any:
-        """Return a CUDA graph of what `work` would do on the stream."""
+        """Return a CUDA graph of the work that `work` enqueues on the stream."""
         self._call(
             "cudaStreamBeginCapture", self._handle, self._cuda.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
         )
         try:
             work()
         except BaseException:
-            with contextlib.suppress(EngineError):  # the capture is void; the error of `work` is the one to report
+            with contextlib.suppress(EngineError):  # the capture is invalid; report the error of `work`
                 self._call("cudaGraphDestroy", self._call("cudaStreamEndCapture", self._handle))
             raise
         template = self._call("cudaStreamEndCapture", self._handle)
@@ -119,11 +119,11 @@ class CudaDevice:
             self._call("cudaGraphDestroy", template)
 
     def launch(self, graph: Any) -> None:
-        """Do what the graph captured."""
+        """Run a captured graph."""
         self._call("cudaGraphLaunch", graph, self._handle)
 
     def discard(self, graph: Any) -> None:
-        """Give a graph back."""
+        """Free a graph."""
         self._call("cudaGraphExecDestroy", graph)
 
     def synchronize(self) -> None:
@@ -131,11 +131,11 @@ class CudaDevice:
         self._call("cudaStreamSynchronize", self._handle)
 
     def close(self) -> None:
-        """Give the stream back."""
+        """Free the stream."""
         self._call("cudaStreamDestroy", self._handle)
 
     def _call(self, function: str, *arguments: Any) -> Any:
-        """Call the CUDA runtime and return its one result, if it has one."""
+        """Call a function of the CUDA runtime and return its result, or None."""
         status, *results = getattr(self._cuda, function)(*arguments)
         if int(status):
             raise EngineError(f"{function} failed: {_explain(self._cuda, status)}")

@@ -1,4 +1,4 @@
-"""The few calls the executor makes of a device, so that it can be tested without one."""
+"""The protocol of a device; the executor is tested without a GPU by implementing it on the host."""
 
 from __future__ import annotations
 
@@ -9,29 +9,29 @@ import numpy as np
 
 
 class Device(Protocol):
-    """Memory of a device, and one stream on which its work runs in order.
+    """Memory of a device, and one stream that runs work in order.
 
-    Addresses are plain integers, sizes are bytes. Uploads, downloads and launches return at once; what they do has
-    happened when `synchronize` returns. Every call raises `EngineError` where it fails.
+    Addresses are integers, sizes are bytes. Uploads, downloads and launches return at once and are complete when
+    `synchronize` returns. Each method raises `EngineError` on failure.
     """
 
     stream: int
-    """Handle of the stream, as the library that computes wants it."""
+    """Handle of the stream for the inference library."""
 
     def allocate(self, size: int) -> int:
         """Return the address of `size` bytes on the device, aligned to 256."""
         ...
 
     def free(self, address: int) -> None:
-        """Give back what `allocate` gave."""
+        """Free memory from `allocate`."""
         ...
 
     def pin(self, size: int) -> np.ndarray:
-        """Return host memory, uint8 (size,), that the device reads and writes directly."""
+        """Return page-locked host memory, uint8 (size,)."""
         ...
 
     def unpin(self, memory: np.ndarray) -> None:
-        """Give back what `pin` gave; the array must not be used any more."""
+        """Free memory from `pin`; do not use the array afterwards."""
         ...
 
     def upload(self, address: int, memory: np.ndarray) -> None:
@@ -43,15 +43,15 @@ class Device(Protocol):
         ...
 
     def capture(self, work: Callable[[], None]) -> Any:
-        """Return a graph of what `work` would do on the stream, without doing it."""
+        """Return a graph of the work that `work` enqueues on the stream, without running it."""
         ...
 
     def launch(self, graph: Any) -> None:
-        """Do what the graph captured."""
+        """Run a captured graph."""
         ...
 
     def discard(self, graph: Any) -> None:
-        """Give a graph back."""
+        """Free a graph."""
         ...
 
     def synchronize(self) -> None:
@@ -59,5 +59,5 @@ class Device(Protocol):
         ...
 
     def close(self) -> None:
-        """Give the stream back; everything else must have been given back before."""
+        """Free the stream; free everything else before."""
         ...

@@ -1,4 +1,4 @@
-"""Compile and open, the same for both libraries: what `engines/tensorrt.py` and `engines/tensorrt_rtx.py` are made of."""
+"""Compile and open plans; `engines/tensorrt.py` and `engines/tensorrt_rtx.py` bind these functions to a library."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _BATCH = BatchProfile(least=1, best=8, most=32)
 
 
 def check_options(flavour: Flavour, options: CompileOptions, precision: str) -> None:
-    """Refuse what cannot be built here; see `mimruntime.engines.base.EngineModule`."""
+    """Raise an error if the plan cannot be built on this machine; see `mimruntime.engines.base.EngineModule`."""
     _plan(flavour, options, precision).check()
     if not flavour.architectures:
         probe(flavour)
@@ -62,13 +62,13 @@ def other_hardware(flavour: Flavour, record: EngineRecord) -> str | None:
 def open_engine(
     flavour: Flavour, graph: Path, *, provider: str | None, threads: int | None, compiled: CompiledEngine | None
 ) -> TensorRtEngine:
-    """Open the plan that was compiled from `graph`; see `mimruntime.engines.open_engine`."""
+    """Open the plan compiled from `graph`; see `mimruntime.engines.open_engine`."""
     if provider not in {None, PROVIDER}:
         raise UnknownNameError(f"provider of the engine '{flavour.name}'", str(provider), [PROVIDER])
     if threads is not None:
         raise OptionError(f"--threads {threads}: the engine '{flavour.name}' runs on the GPU; leave it out")
     trt = flavour.load()
-    gpu = probe(flavour)  # before the library's runtime is touched: without a driver it crashes the process
+    gpu = probe(flavour)  # first, because without a driver the library's runtime crashes the process
     if compiled is None:
         raise _no_plan(flavour, graph, gpu)
     messages = Messages()
@@ -85,12 +85,12 @@ def open_engine(
 
 
 def probe(flavour: Flavour) -> cuda.Gpu:
-    """Return the GPU at hand; see `mimruntime.engines.trt.cuda.probe`."""
+    """Return this machine's GPU; see `mimruntime.engines.trt.cuda.probe`."""
     return cuda.probe(_purpose(flavour), flavour.name)
 
 
 class TensorRtEngine(Engine):
-    """A plan on a GPU."""
+    """A plan loaded on a GPU."""
 
     def __init__(
         self, flavour: Flavour, version: str, executor: Executor, compiled: CompiledEngine, kept: tuple[Any, ...]
@@ -134,7 +134,7 @@ def _purpose(flavour: Flavour) -> str:
 
 
 def _no_plan(flavour: Flavour, graph: Path, gpu: cuda.Gpu) -> EngineError:
-    """Return the error that says why nothing in the artifact's `engines/` fits, and what to run."""
+    """Return the error for an artifact without a plan for this GPU, with the command to run."""
     arch = f" --arch {gpu.arch}" if flavour.architectures and gpu.arch in flavour.architectures else ""
     mend = flavour.refused.get(gpu.arch) or f"run: mimexport compile {graph.parent} --engine {flavour.name}{arch}"
     there = [f"{one.folder.name} {misfit(flavour, one.record.hardware, gpu)}" for one in _plans(flavour, graph)]

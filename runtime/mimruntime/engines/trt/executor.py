@@ -1,4 +1,4 @@
-"""A deserialized engine on a device: memory taken once, one stream, one captured graph per batch size."""
+"""Run a deserialised engine on a device: memory allocated once, one stream, one captured graph per batch size."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from mimruntime.errors import EngineError
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Port:
-    """A tensor of the engine and its two buffers, both as large as the profile's largest batch."""
+    """An input or output of the engine with its device and host buffers, both sized for the profile's largest batch."""
 
     name: str
     is_input: bool
     dtype: np.dtype[Any]
     shape: tuple[int, ...]
-    """Without the batch."""
+    """Shape without the batch dimension."""
     address: int
     pinned: np.ndarray
     """uint8 (most * row_bytes,)."""
@@ -32,13 +32,13 @@ class _Port:
         return math.prod(self.shape) * self.dtype.itemsize
 
     def rows(self, count: int) -> np.ndarray:
-        """Return the first `count` rows of the host buffer, as what they are."""
+        """Return the first `count` rows of the host buffer with their dtype and shape."""
         return self.pinned[: count * self.row_bytes].view(self.dtype).reshape(count, *self.shape)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Bucket:
-    """One batch size: a context whose shape is set, and the captured run of it (None where it cannot be captured)."""
+    """One batch size: a context with that shape, and its captured graph (None if it cannot be captured)."""
 
     size: int
     context: Any
@@ -46,20 +46,19 @@ class _Bucket:
 
 
 class Executor:
-    """Runs batches of the profile's sizes; not for two threads at once.
+    """Runs batches of the profile's sizes; not thread-safe.
 
-    A batch runs in the smallest bucket that holds it. Each bucket has an execution context of its own, because a
-    captured graph is valid only while its context stays as it was; they share one scratch memory, since they run one
-    after the other.
+    A batch runs in the smallest bucket that holds it. Each bucket has its own execution context, because a captured graph
+    is valid only while its context is unchanged. Buckets run one after the other and share one scratch memory.
 
     Args:
         trt: the module of the library.
         engine: an `ICudaEngine`.
-        device: owned from now on, closed by `close`.
-        messages: of the logger `engine` was made with.
+        device: the device; `close` closes it.
+        messages: messages of the logger that `engine` was created with.
 
     Raises:
-        EngineError: an engine of other ports than one uint8 input and float32 outputs, or too little memory.
+        EngineError: the engine does not have one uint8 input and float32 outputs, or memory is insufficient.
 
     """
 
@@ -76,7 +75,7 @@ class Executor:
             ports = [self._port(name) for name in names]
             self._input = next(port for port in ports if port.is_input)
             self._outputs = [port for port in ports if not port.is_input]
-            self._owned.callback(self._buckets.clear)  # contexts go after their graphs and before their memory
+            self._owned.callback(self._buckets.clear)  # free contexts after their graphs and before their memory
         except BaseException:
             self.close()
             raise
@@ -92,13 +91,13 @@ class Executor:
         return tuple(port.name for port in self._outputs)
 
     def run(self, pixels: np.ndarray) -> dict[str, np.ndarray]:
-        """Return the outputs of one batch, arrays of the caller's own.
+        """Return the outputs of one batch as new arrays.
 
         Args:
-            pixels: uint8 (B, H, W, 3), B from 1 to the profile's most.
+            pixels: uint8 (B, H, W, 3), B from 1 to the profile's largest batch.
 
         Raises:
-            EngineError: a batch over the profile, a closed executor, or a failed run.
+            EngineError: the batch exceeds the profile, the executor is closed, or the run failed.
 
         """
         if self._engine is None:
@@ -116,12 +115,12 @@ class Executor:
         return {port.name: port.rows(count).copy() for port in self._outputs}
 
     def close(self) -> None:
-        """Give all memory back; a second call does nothing."""
+        """Free all memory; further calls do nothing."""
         self._engine = None
         self._owned.close()
 
     def _read_profile(self) -> tuple[int, ...]:
-        """Return the batch sizes that are run, smallest first."""
+        """Return the batch sizes of the buckets, smallest first."""
         names = (self._engine.get_tensor_name(index) for index in range(self._engine.num_io_tensors))
         inputs = [name for name in names if self._engine.get_tensor_mode(name) == self._trt.TensorIOMode.INPUT]
         if len(inputs) != 1:
@@ -148,10 +147,10 @@ class Executor:
         return address
 
     def _bucket(self, size: int) -> _Bucket:
-        """Return the bucket of `size`, made when it is first needed."""
+        """Return the bucket of `size`; create it on first use."""
         if size not in self._buckets:
             context = self._context(size)
-            # Once without a graph: what a context does on its first run must not be captured.
+            # Run once before capturing: a context does extra work on its first run.
             self._enqueue(context, size)
             self._device.synchronize()
             self._buckets[size] = _Bucket(size, context, self._captured(context, size))
@@ -171,7 +170,7 @@ class Executor:
         return context
 
     def _captured(self, context: Any, size: int) -> Any | None:
-        # RTX says no while it still compiles kernels; TensorRT does not ask the question.
+        # TensorRT-RTX returns False while it compiles kernels; TensorRT does not have this method.
         capturable = getattr(context, "is_stream_capturable", None)
         if capturable is not None and not capturable(self._device.stream):
             return None
@@ -180,7 +179,7 @@ class Executor:
         return graph
 
     def _enqueue(self, context: Any, size: int) -> None:
-        """Put upload, run and downloads of one batch on the stream."""
+        """Enqueue upload, run and downloads of one batch on the stream."""
         self._messages.clear()
         self._device.upload(self._input.address, self._input.pinned[: size * self._input.row_bytes])
         if not context.execute_async_v3(self._device.stream):
@@ -190,15 +189,15 @@ class Executor:
 
 
 def bucket_sizes(least: int, best: int, most: int) -> tuple[int, ...]:
-    """Return the batch sizes a profile is run at, smallest first: its three, and the powers of two between."""
+    """Return the batch sizes of a profile's buckets, smallest first: its three sizes and the powers of two between."""
     powers = {1 << power for power in range(most.bit_length())}
     return tuple(sorted({least, best, most} | {size for size in powers if least <= size <= most}))
 
 
 def make_context(trt: Any, engine: Any) -> Any:
-    """Return an execution context whose scratch memory is the caller's.
+    """Return an execution context whose scratch memory the caller provides.
 
-    TensorRT-RTX compiles its kernels at run time: here for the shape that is set, before the first run returns.
+    TensorRT-RTX compiles kernels at run time; EAGER compiles them for the context's shape during the first run.
     """
     managed = trt.ExecutionContextAllocationStrategy.USER_MANAGED
     if not hasattr(trt, "DynamicShapesKernelSpecializationStrategy"):

@@ -1,4 +1,4 @@
-"""The two libraries: where they come from, and which GPUs each builds for."""
+"""The two libraries TensorRT and TensorRT-RTX: their modules and the GPUs they build for."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ class Flavour:
     """One of the two libraries.
 
     Attributes:
-        name: the engine, as in the table of `mimruntime.engines`; the extra that brings it has the same.
-        module: what is imported.
-        architectures: what `--arch` may name; empty where only the GPU at hand can be built for.
-        refused: architectures this library does not run on, and what to do instead.
+        name: name in `mimruntime.engines.ENGINES`; also the name of its pip extra.
+        module: name of the module to import.
+        architectures: allowed values of `--arch`; empty if it builds only for this machine's GPU.
+        refused: unsupported architectures, each with the advice for the user.
 
     """
 
@@ -33,14 +33,14 @@ class Flavour:
 
         Raises:
             MissingExtraError: it is not installed.
-            EngineError: it is installed and does not load.
+            EngineError: it is installed but does not load.
 
         """
         try:
             return importlib.import_module(self.module)
         except ModuleNotFoundError as error:
             raise MissingExtraError(f"the engine '{self.name}'", extra=self.name) from error
-        except Exception as error:  # a library that is missing shows as OSError, RuntimeError or ImportError
+        except Exception as error:  # a missing shared library raises OSError, RuntimeError or ImportError
             raise EngineError(f"{self.name}: the module {self.module} does not load: {one_line(error)}") from error
 
 

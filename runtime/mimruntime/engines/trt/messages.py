@@ -1,4 +1,4 @@
-"""What TensorRT says while it fails: the first error it logs is the cause, what follows is noise."""
+"""Collect TensorRT's log: the first error is the cause of a failure."""
 
 from __future__ import annotations
 
@@ -14,31 +14,31 @@ from typing import Any
 
 from mimruntime.errors import EngineError
 
-# Logged as an error by every builder that is made; said by the parser around the error it then reports itself.
+# Errors without meaning: every builder logs the first, and the parser logs the second around the real error.
 _NOISE = ("Thread context has not been set", "ModelImporter.cpp:")
 
 
 class Messages:
-    """The first error that was logged since the last `clear`."""
+    """The first error logged since the last `clear`."""
 
     def __init__(self) -> None:
         self.cause: str | None = None
 
     def clear(self) -> None:
-        """Forget what was logged."""
+        """Forget the logged error."""
         self.cause = None
 
     def add(self, text: str) -> None:
-        """Take note of an error."""
+        """Keep an error if it is the first and not noise."""
         if self.cause is None and not text.startswith(_NOISE):
             self.cause = one_line(text)
 
     def failure(self, what: str, hint: str | None = None) -> EngineError:
-        """Return the one exception for something that silently did not happen.
+        """Return the exception for a call that failed without raising one.
 
         Args:
-            what: a sentence without its end ("cannot parse x.onnx").
-            hint: said where nothing was logged.
+            what: start of the message ("cannot parse x.onnx").
+            hint: cause to report if no error was logged.
 
         """
         return EngineError(f"{what}: {self.cause or hint or 'TensorRT gave no reason'}")
@@ -59,16 +59,16 @@ def make_logger(trt: Any, messages: Messages) -> Any:
 
 
 def one_line(error: Exception | str) -> str:
-    """Return the first line of a library's message, without the places in NVIDIA's sources."""
+    """Return the first line of a library's message without source locations."""
     text = str(error).strip().split("\n")[0].strip()
     return re.sub(r"\s*\(?\bIn \w+ at /\S+?:\d+\)?", "", text) or type(error).__name__
 
 
 @contextlib.contextmanager
 def contained_stderr() -> Iterator[None]:
-    """Keep what native code writes to file descriptor 2 off the terminal; Python's own stderr still reaches it.
+    """Hide output of native code on file descriptor 2; Python's own stderr still works.
 
-    Myelin, the compiler inside TensorRT, prints past the logger; what it says there is in the logged error too.
+    TensorRT's compiler Myelin prints to stderr directly; the logged error has the same text.
     """
     sys.stderr.flush()
     saved = os.dup(2)
@@ -88,10 +88,10 @@ def contained_stderr() -> Iterator[None]:
 
 @contextlib.contextmanager
 def uncollected() -> Iterator[None]:
-    """Collect garbage before the block, and none inside.
+    """Collect garbage before the block, and disable collection inside it.
 
-    The library calls its logger, which is Python, while it holds a lock; a builder of an earlier, failed build that is
-    found to be garbage there waits for the same lock for ever.
+    The library calls its Python logger while it holds a lock. If the garbage collector then destroys the builder of an
+    earlier failed build, that waits for the same lock and the process deadlocks.
     """
     gc.collect()
     enabled = gc.isenabled()
@@ -104,7 +104,7 @@ def uncollected() -> Iterator[None]:
 
 
 def _own_stderr(saved: int) -> io.TextIOWrapper | None:
-    """Return a stream on `saved` where sys.stderr writes to descriptor 2; None where it is something else already."""
+    """Return a stream on `saved` if sys.stderr writes to descriptor 2, else None."""
     try:
         if sys.stderr.fileno() != 2:
             return None

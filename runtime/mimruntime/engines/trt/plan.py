@@ -1,4 +1,4 @@
-"""What to build: everything that decides a plan's bytes, checked before the library is asked."""
+"""The options of a plan, and the checks before a build."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ _NO_TURING_PRODUCTS = ("fp32", "bf16", "fp8", "int8")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BuildPlan:
-    """A build of one graph.
+    """Options of a build of one graph.
 
     Attributes:
         flavour: the library.
-        precision: of the graph, as its manifest says; no flag changes it.
-        batch: the batches it runs.
-        architectures: tensorrt-rtx: what it is built for; empty is one portable plan for sm80 and later.
-        hardware_compatibility: tensorrt: the GPUs beside the one at hand it shall run on: "none", "ampere+", "same".
-        tf32: let fp32 products round their factors to 10 bits of mantissa.
-        workspace_gib: scratch memory the builder may plan with, GiB; None is all there is.
-        timing_cache: tensorrt: file of kernel timings, read where it exists, and written.
+        precision: precision of the graph in its manifest; no option changes it.
+        batch: the batch sizes the plan supports.
+        architectures: tensorrt-rtx: architectures to build for; empty builds one portable plan for sm80 and later.
+        hardware_compatibility: tensorrt: other GPUs the plan runs on: "none", "ampere+" or "same" (same architecture).
+        tf32: round the factors of fp32 products to 10 bits of mantissa.
+        workspace_gib: limit of the builder's scratch memory, GiB; None means no limit.
+        timing_cache: tensorrt: file of kernel timings, read if it exists, and written.
 
     """
 
@@ -41,11 +41,11 @@ class BuildPlan:
     timing_cache: Path | None = None
 
     def check(self) -> None:
-        """Refuse what the flavour does not build.
+        """Raise an error if the library cannot build the plan.
 
         Raises:
-            OptionError: a value out of range, or an architecture that cannot run this graph.
-            UnknownNameError: an architecture that is not known.
+            OptionError: a value is out of range, or an architecture cannot run this graph.
+            UnknownNameError: an architecture is unknown.
 
         """
         if self.workspace_gib is not None and not 0 < self.workspace_gib < math.inf:
@@ -64,10 +64,10 @@ class BuildPlan:
             )
 
     def hardware(self, gpu: Gpu | None) -> str:
-        """Return what the plan runs on, in words.
+        """Return the hardware the plan runs on, as text for its record.
 
         Args:
-            gpu: the one it is built on; None where it is built ahead of time.
+            gpu: the GPU it is built on; None if it is built ahead of time.
 
         """
         if gpu is None:
