@@ -488,6 +488,19 @@ def test_openapi_has_an_example_of_each_body(toy: Service) -> None:
     )
 
 
+def test_the_reference_has_every_path_option_and_status_of_the_schema(toy: Service) -> None:
+    page = (Path(__file__).parents[3] / "docs/reference/http.md").read_text()
+    schema = toy.call("/openapi.json").json
+    listed = {*re.findall(r"[` ](/[\w/{}.-]*)`", page)}
+    assert {*schema["paths"]} <= listed
+    assert listed - {*schema["paths"]} == {"/openapi.json", "/docs", "/v2/models/NAME/config", "/v2/models/NAME/stats"}
+    statuses = {code for methods in schema["paths"].values() for each in methods.values() for code in each["responses"]}
+    table = page[page.index("## Status codes") : page.index("## gRPC")]
+    assert statuses - {"200", "500"} == {*re.findall(r"\b[45]\d\d\b", table)}
+    body = schema["paths"]["/v1/embeddings"]["post"]["requestBody"]["content"]["application/json"]["schema"]
+    assert {field for field in body["properties"] if f"`{field}`" not in page} == set()
+
+
 def test_remote_urls_need_an_allowed_host(toy_artifact: Path, tmp_path: Path, photo: Path) -> None:
     hosts = ("--remote-host", "localhost", "--remote-host", "169.254.169.254")
     with running(toy_artifact, *hosts, log=tmp_path / "log") as service:
