@@ -15,7 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import click
+import numpy as np
 from browsing import Page, chromium, running_page, wait_for
+
+from mimruntime.search.index import Index
 
 QUERIES = 50
 SCROLL_S = 6
@@ -50,7 +53,7 @@ _SCROLL = """
 @click.option(
     "--keep", type=click.Path(path_type=Path), help="Folder for the images and the cache.  [default: temporary]"
 )
-def main(artifact: Path, data: Path, images: int, keep: Path | None) -> None:
+def main(artifact: Path, data: Path, images: int, lists: int, keep: Path | None) -> None:
     """Print what was measured on so many images of DATA, a zip of CLASS/image."""
     with tempfile.TemporaryDirectory() as temporary:
         folder = keep or Path(temporary)
@@ -65,6 +68,34 @@ def main(artifact: Path, data: Path, images: int, keep: Path | None) -> None:
                     measure_queries(page, images)
                     measure_scrolling(page)
                 click.echo(f"  memory of the process, at most   {page.memory() / 1e6:.0f} MB")
+    if lists:
+        measure_lists(lists)
+
+
+def measure_lists(count: int, dim: int = 192) -> None:
+    """Compare the two kinds of index on vectors around 5,000 centres, drawn by a seed."""
+    rng = np.random.default_rng(0)
+    centres = rng.standard_normal((5000, dim), np.float32)
+    vectors = centres[rng.integers(len(centres), size=count)] + rng.standard_normal((count, dim), np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    queries = vectors[rng.integers(count, size=200)]
+    click.echo(f"{count:,} drawn vectors of {dim} numbers")
+    found = {}
+    for kind, flat_most in (("flat", count), ("IVF", 0)):
+        index = Index(dim, count, flat_most=flat_most)
+        index.add(range(count), vectors)
+        began = time.perf_counter()
+        with tempfile.TemporaryDirectory() as folder:
+            index.settle(Path(folder), "drawn", "drawn")
+        made = time.perf_counter() - began
+        began = time.perf_counter()
+        found[kind] = [set(index.nearest(query, 10).numbers.tolist()) for query in queries]
+        taken = 1000 * (time.perf_counter() - began) / len(queries)
+        click.echo(
+            f"  {kind:<5} a query in {taken:.1f} ms" + (f", made and written in {made:.0f} s" if kind == "IVF" else "")
+        )
+    shared = [len(flat & lists) / 10 for flat, lists in zip(found["flat"], found["IVF"], strict=True)]
+    click.echo(f"  IVF finds {100 * statistics.mean(shared):.1f} % of the 10 nearest")
 
 
 def unpack(data: Path, folder: Path, images: int) -> None:
