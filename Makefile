@@ -148,10 +148,11 @@ picture: $(STAMP)  ## draw docs/images/neighbours.png: neighbours of [cls] and o
 	for agg in cls topk; do $(BIN)/mimexport build --model mae-small --agg $$agg --force || exit 1; done
 	$(BIN)/python tools/draw_neighbours.py artifacts/mae-small-cls artifacts/mae-small-topk docs/images/neighbours.png
 
+SHOWN = artifacts/screenshots
 screenshots: $(STAMP)  ## take the pictures of the page in docs/images/; needs Chromium and its driver
-	$(BIN)/mimexport build --model mae-small --agg cls --out artifacts/mae-small-cls --force
-	$(BIN)/mimexport build --model mae-small --agg topk --k 40% --with-selection --out artifacts/mae-small-topk40 --force
-	$(BIN)/python tools/take_screenshots.py artifacts/mae-small-cls artifacts/mae-small-topk40 docs/images
+	$(BIN)/mimexport build --model mae-small --agg cls --no-whiten --out $(SHOWN)/mae-small-cls --force
+	$(BIN)/mimexport build --model mae-small --agg topk --k 40% --no-whiten --with-selection --out $(SHOWN)/mae-small-topk --force
+	$(BIN)/python tools/take_screenshots.py $(SHOWN)/mae-small-cls $(SHOWN)/mae-small-topk docs/images
 
 clean:  ## remove the environment and what was built
 	rm -rf $(VENV) $(GPU_VENV) $(DOCS_VENV) site artifacts build reports .coverage .mypy_cache .pytest_cache .ruff_cache .import_linter_cache

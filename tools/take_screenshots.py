@@ -1,6 +1,6 @@
 """Take the pictures of the page that README and the documentation show: light, dark, and as wide as a phone.
 
-python tools/take_screenshots.py artifacts/mae-small-cls artifacts/mae-small-topk docs/images
+make screenshots
 
 The images are crops of photographs that scikit-image and scikit-learn ship; a class is a place of a photograph.
 """
@@ -28,7 +28,7 @@ _WEBP_QUALITY = 80
 @click.argument("out", type=click.Path(path_type=Path))
 @click.option("--query", default=QUERY, help="PLACE/VIEW.png of the crops.")
 def main(artifacts: tuple[Path, Path], out: Path, query: str) -> None:
-    """Write browse-light.webp, browse-dark.webp and browse-phone.webp to OUT."""
+    """Write browse-light.webp, browse-dark.webp and browse-phone.webp into OUT."""
     with tempfile.TemporaryDirectory() as folder:
         write_crops(Path(folder) / "crops")
         arguments = (*artifacts, "--images", Path(folder) / "crops", "--cache", Path(folder) / "cache")
@@ -39,7 +39,6 @@ def main(artifacts: tuple[Path, Path], out: Path, query: str) -> None:
             take(driver, compared, out / "browse-light.webp", (1280, 800), "light", 1.5)
             take(driver, seen, out / "browse-dark.webp", (1280, 800), "dark", 1.5)
             take(driver, seen, out / "browse-phone.webp", (390, 780), "light", 2)
-            take(driver, page.url, out / "browse-wall.webp", (1280, 800), "light", 1)
 
 
 def write_crops(folder: Path) -> None:
