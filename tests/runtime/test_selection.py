@@ -90,6 +90,14 @@ def test_the_picture_is_clear_at_the_subject_and_grey_outside_of_the_crop(embedd
     assert (drawn[at[0], at[1] + round((right - left) / 8)] != drawn[at]).any()
 
 
+def test_patches_that_are_not_read_are_grey_and_those_that_count_most_are_clear():
+    colours = heatmaps.overlay(np.array([[0, 0.1], [0.4, 0.5]], np.float32)).astype(int)
+    opacity = colours[..., 3]
+    assert np.ptp(colours[0, 0, :3]) < 10
+    assert opacity[0, 0] > opacity[0, 1] > opacity[1, 0] > opacity[1, 1]
+    assert (heatmaps.overlay(np.zeros((2, 2), np.float32)) == colours[0, 0]).all()
+
+
 def test_a_selection_of_photographs_is_the_output_of_the_graph(embedder, photos, tmp_path):
     found = list(select(embedder, [*photos, tmp_path / "none.jpg"]))
     pixels = np.stack([embedder.prepare(photo) for photo in photos])

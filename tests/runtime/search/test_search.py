@@ -76,6 +76,13 @@ def test_what_was_embedded_is_kept_and_only_a_changed_image_is_embedded_again(em
     assert list(opened(embedder, folder, tmp_path).fill()) == [2]
 
 
+def test_vectors_of_another_graph_of_the_same_space_are_kept_apart(embedder, toy_without_selection, folder, tmp_path):
+    assert len(list(opened(embedder, folder, tmp_path).fill())) == 9
+    with Embedder.open(toy_without_selection, engine="onnxruntime", check_reference=False) as other:
+        assert other.space == embedder.space
+        assert len(list(opened(other, folder, tmp_path).fill())) == 9
+
+
 def test_what_was_embedded_before_an_interruption_is_kept(embedder, folder, tmp_path):
     halfway = opened(embedder, folder, tmp_path).fill()
     assert [next(halfway) for _ in range(3)] == [0, 1, 2]
