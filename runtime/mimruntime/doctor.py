@@ -28,6 +28,7 @@ PURPOSES = {
     "heif": "read HEIC",
     "parquet": "tables of vectors",
     "serve": "the HTTP service",
+    "browse": "search, and the page on neighbours",
     "grpc": "gRPC beside HTTP",
     "sign": "signed artifacts",
     "eval": "evaluation",

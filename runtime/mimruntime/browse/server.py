@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import ipaddress
 import logging
+import os
 import secrets
 import signal
 import sys
+import threading
 import webbrowser
 from pathlib import Path
 from typing import Any
@@ -37,8 +39,9 @@ class _Browsed(Server):
         await super().startup(sockets)
         page = url_of(self.config, self.servers[0].sockets[0]) + ("/" if self.key is None else f"/?key={self.key}")
         _LOG.info("the page: %s", page)
-        if self.opens:
-            webbrowser.open(page)
+        if self.opens and has_screen():
+            # In a thread: what is opened may stay in the foreground until it is closed.
+            threading.Thread(target=webbrowser.open, args=(page,), daemon=True).start()
 
 
 def browse(settings: BrowseSettings, *, opens: bool = True) -> None:
@@ -74,6 +77,11 @@ def browse(settings: BrowseSettings, *, opens: bool = True) -> None:
         server = _Browsed(make_config(limits, create_app(session, limits, hosts=hosts, key=key)))
         server.key, server.opens = key, opens
         server.run(listeners)
+
+
+def has_screen() -> bool:
+    """Tell whether a browser would have a window; where there is none, one of text might take the terminal."""
+    return sys.platform != "linux" or bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
 
 
 def _is_loopback(host: str) -> bool:

@@ -4,6 +4,7 @@ import http.client
 import io
 import json
 import socket
+import sys
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -17,6 +18,7 @@ from starlette.routing import Route
 from starlette.testclient import TestClient
 
 from mimruntime.browse.guard import GuardMiddleware
+from mimruntime.browse.server import has_screen
 from mimruntime.browse.session import short_names
 from mimruntime.cli import COMMANDS
 from mimruntime.cli.frame import make_program
@@ -205,6 +207,15 @@ class TestKey:
         assert client.get(path).status_code == 401
         assert client.get(path, headers={"Cookie": "mimexport-key=wrong"}).status_code == 401
         assert client.get(path, headers={"Cookie": '"'}).status_code == 401
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere there is always a screen")
+def test_a_browser_is_opened_only_where_there_is_a_screen(monkeypatch):
+    for name in ("DISPLAY", "WAYLAND_DISPLAY"):
+        monkeypatch.delenv(name, raising=False)
+    assert not has_screen()
+    monkeypatch.setenv("DISPLAY", ":0")
+    assert has_screen()
 
 
 def test_artifacts_of_one_name_are_told_apart():
