@@ -10,6 +10,7 @@ from mimeval.page import document, items, table, terms
 from mimeval.plots import differences_plot
 
 _HEAD = ("metric", "difference", "McNemar p")
+_TERMS = ("[a, b]", "k-NN", "5-shot", "linear probe", "recall@k", "mAP", "McNemar p")
 
 
 def as_comparison_page(found: Comparison) -> str:
@@ -28,7 +29,7 @@ def as_comparison_page(found: Comparison) -> str:
         f"<div class='plot' id='differences'>{differences_plot(found.rows)}</div>",
         table("comparison", (_HEAD[0], escape(first), escape(second), *_HEAD[1:]), rows),
         items("notes", found.notes),
-        terms(),
+        terms(_TERMS),
     ]
     return document(f"{second} against {first}", parts)
 

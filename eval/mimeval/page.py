@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from html import escape
 
 from mimeval.lost_images import as_section
@@ -106,9 +106,9 @@ def _examples(examples: Sequence[Example]) -> str:
     return f"<h2>Where the two differ, in torch</h2><div id='examples'>{''.join(parts)}</div>" if parts else ""
 
 
-def terms() -> str:
-    """Return the glossary."""
-    rows = "".join(f"<dt>{escape(term)}</dt><dd>{escape(text)}</dd>" for term, text in GLOSSARY.items())
+def terms(chosen: Collection[str] = tuple(GLOSSARY)) -> str:
+    """Return the glossary of these terms."""
+    rows = "".join(f"<dt>{escape(term)}</dt><dd>{escape(GLOSSARY[term])}</dd>" for term in chosen)
     return f"<h2>Terms</h2><dl id='terms'>{rows}</dl>"
 
 

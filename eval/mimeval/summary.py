@@ -23,12 +23,14 @@ _NOTHING = 0.0005
 
 GLOSSARY = {
     "gain": "how many more of 100 images a model gets right than its baseline, [cls], in points",
-    "[a, b]": "the 95 % interval: were the evaluation repeated with other images of the kind, 19 times of 20 the figure"
-    " would lie in it",
+    "[a, b]": "the 95 % interval: of evaluations like this on other images, 19 of 20 give an interval that holds the true"
+    " value",
     "change": "gain on the engine minus gain in torch, on the same images",
     "margin": "the loss of gain that is tolerated",
     "k-NN": "an image gets the class of its 20 nearest training images, weighted by cosine",
     "linear probe": "a linear classifier learned on frozen vectors",
+    "5-shot": "an image gets the class whose mean of five known images lies nearest; the mean over 20 draws of the five",
+    "recall@k": "share of searches with a right image among the first k",
     "mAP": "how far in front the right images stand in a list of search results; 100 is perfect",
     "fitted on": "whose vectors the classifier learned from: torch's, or the engine's own",
     "McNemar p": "how likely so uneven a split of the images that only one side gets right would be by chance",

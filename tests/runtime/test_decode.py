@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from mimruntime.decode import MAX_PIXELS, decode
-from mimruntime.decoding.formats import FORMATS
-from mimruntime.errors import ImageError, OptionError
+from mimruntime.decoding.formats import FORMATS, check_readable
+from mimruntime.errors import ImageError, MissingExtraError, OptionError
 
 SMALL = 200_000
 """Pixel limit of the damage tests: a flipped bit in a header must not make them slow."""
@@ -136,6 +136,8 @@ class TestFormats:
         monkeypatch.setitem(sys.modules, "pillow_heif", None)
         with pytest.raises(ImageError, match=r"the format HEIC needs .* pip install 'mimexport\[heif\]'"):
             decode(raw)
+        with pytest.raises(MissingExtraError, match="the format HEIC needs"):
+            check_readable(("JPEG", "HEIC"))
 
     @pytest.mark.parametrize("compression", ["tiff_lzw", "tiff_adobe_deflate", "jpeg", "packbits"])
     def test_compressed_tiff_is_read(self, picture: Image.Image, compression: str) -> None:
