@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -25,11 +24,10 @@ from mimruntime.engines import engine_module
 from mimruntime.engines.auto import choose_engine
 from mimruntime.engines.compiled import choose_compiled
 from mimruntime.errors import ImageError, OptionError
+from mimruntime.precisions import warn_of_mixing
 from mimruntime.storage import Store
 from mimruntime.times import Times
 from mimruntime.vectors import PRECISION
-
-_LOG = logging.getLogger("mimexport")
 
 SHARD_SIZE = 1000
 """Images of one shard."""
@@ -129,7 +127,8 @@ def embed_collection(
         for done in written:
             images, errors, first = images + done.images, errors + done.errors, first or done.first_error
     folder.sweep()
-    _warn_of_mixing(job, set(range(job.record.shards)) - set(pending), set(pending))
+    groups = set(range(job.record.shards)) - set(pending), set(pending)
+    warn_of_mixing(f"the shards of {job.out}", (_precision_of(job, min(group)) for group in groups if group))
     found = job.record.shards - len(pending)
     if errors == images and (before := _only_errors(job, set(range(job.record.shards)) - set(pending))) is not None:
         raise ImageError(
@@ -137,18 +136,6 @@ def embed_collection(
         )
     seconds = time.perf_counter() - started
     return Report(job.record, found, images, errors, first, seconds, where, times.describe(seconds) if times else "")
-
-
-def _warn_of_mixing(job: Job, *groups: set[int]) -> None:
-    """Say where shards that were there were computed in another precision than those that were added."""
-    found = {_precision_of(job, min(group)) for group in groups if group} - {None}
-    if len(found) > 1:
-        _LOG.warning(
-            "%s holds vectors of one space computed in %s; they compare, at a loss of neighbours"
-            " (--expect-precision refuses it)",
-            job.out,
-            " and in ".join(sorted(filter(None, found))),
-        )
 
 
 def _precision_of(job: Job, shard: int) -> str | None:

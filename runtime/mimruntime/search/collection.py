@@ -10,6 +10,7 @@ import numpy as np
 from mimruntime.decode import Source, describe
 from mimruntime.errors import ImageError, SpaceError
 from mimruntime.image_paths import as_text
+from mimruntime.precisions import warn_of_mixing
 from mimruntime.search.cache import Kept, VectorCache, cache_folder, image_key
 from mimruntime.search.encoders import Encoder, graph_of
 from mimruntime.search.gallery import Gallery
@@ -197,13 +198,17 @@ def open_stored(encoder: Encoder, gallery: Gallery, stored: Vectors) -> Collecti
 
 
 def check_space(encoder: Encoder, stored: Vectors) -> None:
-    """Refuse vectors that do not compare with those of `encoder`; a space whose dimensions were cut does."""
+    """Refuse vectors that do not compare with those of `encoder`; a space whose dimensions were cut does.
+
+    Another precision is named in the log.
+    """
     about = encoder.describe()
     if stored.space.partition("/")[0] != about.space:
         raise SpaceError(
             f"the vectors are of space {stored.space} ({stored.model}), '{about.name}' embeds into {about.space};"
             " name the artifact they were made with, or embed the images again"
         )
+    warn_of_mixing("the vectors and the queries", (stored.precision, about.precision))
 
 
 def _take_stored(collection: Collection, stored: Vectors) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 
 from mimruntime.collection.record import RECORD, read_record
 from mimruntime.errors import VectorsError
+from mimruntime.precisions import warn_of_mixing
 from mimruntime.vectors import SUFFIXES, Vectors, read_vectors
 
 
@@ -38,6 +39,7 @@ def read_stored(source: Path) -> Vectors:
 
 
 def _joined(parts: list[Vectors]) -> Vectors:
+    warn_of_mixing("the shards", (part.precision for part in parts))
     return replace(
         parts[0],
         paths=tuple(path for part in parts for path in part.paths),

@@ -114,7 +114,7 @@ def test_shards_of_another_precision_are_taken_up_and_named(
     pq.write_table(table.replace_schema_metadata({**table.schema.metadata, b"precision": b"int8"}), first)
     second.unlink()
     assert mimexport(*job) == 0
-    assert any("holds vectors of one space computed in fp32 and in int8" in line for line in caplog.messages)
+    assert any("one embedding space, computed in fp32 and in int8" in line for line in caplog.messages)
     second.unlink()
     assert mimexport(*job, "--expect-precision", "int8") == 1
     assert not second.exists()

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +15,8 @@ from mimruntime.cli import COMMANDS
 from mimruntime.cli.frame import make_program
 from mimruntime.errors import SpaceError
 from mimruntime.search.cache import VectorCache, image_key
-from mimruntime.search.collection import Collection, open_collection
-from mimruntime.search.gallery import class_folders, open_gallery
+from mimruntime.search.collection import Collection, open_collection, open_stored
+from mimruntime.search.gallery import class_folders, gallery_of, open_gallery
 from mimruntime.search.index import Index
 from mimruntime.search.stored import read_stored
 
@@ -115,6 +116,17 @@ def test_what_embed_wrote_is_taken_as_it_is(toy_artifact, embedder, folder, tmp_
     assert done.stdout.splitlines()[1].split() == ["1.000", str(folder / "odd" / photo.name)]
     assert "8 images, flat index of 16 dimensions" in done.stdout
     assert not (tmp_path / "none").exists()
+
+
+def test_another_precision_is_named_in_the_log(embedder, folder, tmp_path, caplog, toy_artifact):
+    assert run("embed", toy_artifact, folder, "--out", tmp_path / "v.npz").exit_code == 0
+    stored = read_vectors(tmp_path / "v.npz")
+    gallery = gallery_of(stored.paths)
+    caplog.clear()
+    open_stored(embedder, gallery, stored)
+    assert not caplog.messages
+    open_stored(embedder, gallery, replace(stored, precision="int8"))
+    assert "the vectors and the queries: one embedding space, computed in fp32 and in int8" in caplog.messages[0]
 
 
 def test_vectors_of_another_space_are_refused(toy_artifact, toy_whitened, folder, tmp_path, photo):
