@@ -18,6 +18,8 @@ import click
 import numpy as np
 from browsing import Page, chromium, running_page, wait_for
 
+from mimruntime.artifact import Artifact
+from mimruntime.search.cache import VectorCache
 from mimruntime.search.index import Index
 
 QUERIES = 50
@@ -50,6 +52,7 @@ _SCROLL = """
 @click.argument("artifact", type=click.Path(path_type=Path, exists=True))
 @click.argument("data", type=click.Path(path_type=Path, exists=True))
 @click.option("--images", default=20_000, help="How many of the zip's images.")
+@click.option("--lists", default=300_000, help="Also compare two kinds of index on so many drawn vectors; 0: no.")
 @click.option(
     "--keep", type=click.Path(path_type=Path), help="Folder for the images and the cache.  [default: temporary]"
 )
@@ -68,25 +71,30 @@ def main(artifact: Path, data: Path, images: int, lists: int, keep: Path | None)
                     measure_queries(page, images)
                     measure_scrolling(page)
                 click.echo(f"  memory of the process, at most   {page.memory() / 1e6:.0f} MB")
+        (kept,) = (folder / "cache" / "search").iterdir()
+        dim = Artifact.open(artifact).manifest.embedding.dim
+        real = np.stack([one.vector for one in VectorCache(kept, dim).read().values() if one.vector is not None])
+        click.echo(f"index of {len(real):,} real vectors")
+        measure_lists(real)
     if lists:
-        measure_lists(lists)
+        rng = np.random.default_rng(0)
+        drawn = rng.standard_normal((5000, dim), np.float32)[rng.integers(5000, size=lists)]
+        drawn += rng.standard_normal((lists, dim), np.float32)
+        click.echo(f"index of {lists:,} vectors that are drawn around 5,000 centres")
+        measure_lists(drawn / np.linalg.norm(drawn, axis=1, keepdims=True))
 
 
-def measure_lists(count: int, dim: int = 192) -> None:
-    """Compare the two kinds of index on vectors around 5,000 centres, drawn by a seed."""
-    rng = np.random.default_rng(0)
-    centres = rng.standard_normal((5000, dim), np.float32)
-    vectors = centres[rng.integers(len(centres), size=count)] + rng.standard_normal((count, dim), np.float32)
-    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-    queries = vectors[rng.integers(count, size=200)]
-    click.echo(f"{count:,} drawn vectors of {dim} numbers")
+def measure_lists(vectors: np.ndarray) -> None:
+    """Compare the two kinds of index on vectors (n, D)."""
+    count, dim = vectors.shape
+    queries = vectors[np.random.default_rng(1).integers(count, size=200)]
     found = {}
     for kind, flat_most in (("flat", count), ("IVF", 0)):
         index = Index(dim, count, flat_most=flat_most)
         index.add(range(count), vectors)
         began = time.perf_counter()
         with tempfile.TemporaryDirectory() as folder:
-            index.settle(Path(folder), "drawn", "drawn")
+            index.settle(Path(folder), "measured", "measured")
         made = time.perf_counter() - began
         began = time.perf_counter()
         found[kind] = [set(index.nearest(query, 10).numbers.tolist()) for query in queries]

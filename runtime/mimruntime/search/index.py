@@ -16,8 +16,8 @@ from mimruntime.writing import staged_file, write_file
 
 FLAT_MOST = 200_000
 """Vectors that are compared with every query; one of a thousand numbers then takes some 50 ms on one core."""
-PROBED = 32
-"""Lists of an IVF index that a query looks into."""
+PROBED = 16
+"""A query looks into one of so many lists of an IVF index."""
 _TRAINED_ON = 64
 """Vectors for each list that k-means sees."""
 FORMAT, SCHEMA = "mimexport-index", 1
@@ -131,7 +131,7 @@ class Index:
         if lists is None:
             lists = self._sorted_into_lists()
             _write(folder, about, lists)
-        lists.nprobe = PROBED
+        lists.nprobe = max(1, lists.nlist // PROBED)
         lists.make_direct_map()
         with self._lock:
             self._faiss = lists
