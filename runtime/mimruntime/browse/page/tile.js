@@ -41,6 +41,7 @@ export async function fillTile(tile, number, { version, heat, artifact }) {
 // Show nothing, and stop loading what was to be shown.
 export function emptyTile(tile) {
   delete tile.dataset.number
+  tile.classList.remove("loaded", "broken")
   tile.querySelector("img").removeAttribute("src")
   showHeat(tile.querySelector(".frame"), null, null, 0)
 }

@@ -5,6 +5,7 @@ import { emptyTile, fillTile, heatTile, makeTile } from "./tile.js"
 const OVERSCAN_ROWS = 2
 const SMALLEST = 112
 const GAP = 6
+const SETTLED_MS = 80
 
 export class Wall {
   constructor(scroller, sheet) {
@@ -77,17 +78,31 @@ export class Wall {
         emptyTile(tile)
       }
     }
-    for (let number = from; number < to; number += 1) if (!this.shown.has(number)) this.add(number)
+    // Whoever jumps from place to place would have hundreds of thumbnails loaded in vain: they come once the wall rests.
+    const jumped = Math.abs(this.scroller.scrollTop - (this.drawnAt ?? 0)) > this.scroller.clientHeight
+    this.drawnAt = this.scroller.scrollTop
+    for (let number = from; number < to; number += 1) if (!this.shown.has(number)) this.add(number, jumped)
+    if (jumped) {
+      clearTimeout(this.resting)
+      this.resting = setTimeout(() => this.fillEmpty(), SETTLED_MS)
+    }
     for (const tile of this.spare) tile.hidden = true
   }
 
-  add(number) {
+  add(number, empty) {
     const tile = this.spare.pop() ?? this.sheet.appendChild(makeTile())
     tile.hidden = false
     tile.classList.toggle("current", number === this.current)
     this.shown.set(number, tile)
-    fillTile(tile, number, this.view)
+    if (empty) tile.dataset.number = number
+    else fillTile(tile, number, this.view)
     this.place(tile)
+  }
+
+  fillEmpty() {
+    for (const [number, tile] of this.shown) {
+      if (!tile.querySelector("img").hasAttribute("src")) fillTile(tile, number, this.view)
+    }
   }
 
   place(tile) {
