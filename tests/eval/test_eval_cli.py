@@ -70,7 +70,7 @@ def test_the_baseline_is_built_where_none_is_given(run, artifacts, folder, tmp_p
     code, out, error = run("eval", artifacts["topk"], "--data", folder, "--engine", "onnxruntime:fp32", "--metric",
                            "knn", "--no-own", "--out", tmp_path / "r")  # fmt: skip
     assert code == EXIT[json.loads((tmp_path / "r.json").read_text())["verdict"]]
-    assert "is built" in error
+    assert "building the" in error
     assert "topk - [cls] (final)" in out
 
 
@@ -126,7 +126,7 @@ def test_images_that_train_and_test_share_are_said(run, artifacts, folder, tmp_p
     ("arguments", "message"),
     [
         (["--engine", "onxruntime"], "unknown engine 'onxruntime'; did you mean"),
-        (["--engine", "onnxruntime:int4"], "no artifact given has this precision, but fp32"),
+        (["--engine", "onnxruntime:int4"], "no artifact has this precision; they have fp32"),
         (["--engine", "all", "--engine", "onnxruntime"], "cannot be combined with other engines"),
         (["--engine", "onnxruntime", "--engine", "onnxruntime:fp32"], "onnxruntime already includes it; leave one out"),
         (["--metric", "knm"], "unknown metric 'knm'; did you mean knn"),
@@ -145,7 +145,7 @@ def test_wrong_names_are_one_clear_line(run, artifacts, folder, arguments, messa
         (["--margin", "inf"], "--margin"),
         (["--margin", "nan"], "--margin"),
         (["--seed", "-1"], "--seed"),
-        (["--out", "."], "--out .: expected the stem of the files"),
+        (["--out", "."], "--out .: expected a file name without suffix"),
     ],
 )
 def test_options_that_mean_nothing_are_wrong_usage(run, artifacts, folder, arguments, message) -> None:

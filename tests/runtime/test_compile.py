@@ -226,18 +226,18 @@ def test_auto_says_that_what_it_takes_was_compiled_in_another_precision(
 ) -> None:
     folder = rewrite(compiled_with(toy_copy, "openvino"), precision="bf16", options={"precision": "bf16"})
     assert auto.choose_engine(Artifact.open(toy_copy)) == "openvino"
-    assert f"{folder} computes in bf16, as `compile` was asked to; the graph is fp32" in caplog.text
+    assert f"{folder} computes in bf16, as requested with `compile --precision`; the graph is fp32" in caplog.text
 
 
 def test_what_was_compiled_in_bf16_unasked_is_refused_with_the_line_that_mends_it(toy_copy: Path) -> None:
     rewrite(compiled_with(toy_copy, "openvino"), precision="bf16")
     for engine in ("openvino", "auto"):
-        with pytest.raises(EngineError, match=r"did not ask for; the graph is fp32; run: mimexport compile"):
+        with pytest.raises(EngineError, match=r"without --precision bf16; the graph is fp32; run: mimexport compile"):
             open_for(Artifact.open(toy_copy), engine)
 
 
 def test_an_option_of_another_engine_is_refused(toy_copy: Path) -> None:
-    with pytest.raises(OptionError, match="--arch is not an option of the engine 'openvino'; it takes --batch"):
+    with pytest.raises(OptionError, match="--arch is not an option of the engine 'openvino'; its options are --batch"):
         compile_artifact(toy_copy, CompileOptions(engine="openvino", arch=("sm86",)))
 
 
