@@ -9,7 +9,7 @@ from fastapi import APIRouter
 from starlette.responses import Response
 
 from mimruntime.serve.admission.lifecycle import Lifecycle
-from mimruntime.serve.execution.model import Models
+from mimruntime.serve.execution.models import Models
 from mimruntime.serve.metrics import Metrics
 from mimruntime.serve.protocols.answers import documented
 from mimruntime.serve.protocols.schemas import ErrorResponse

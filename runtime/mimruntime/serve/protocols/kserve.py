@@ -13,7 +13,8 @@ from starlette.responses import Response
 
 from mimruntime.serve.admission.lifecycle import Lifecycle
 from mimruntime.serve.admission.queue import EmbeddingResult
-from mimruntime.serve.execution.model import Models, Outcome
+from mimruntime.serve.execution.model import Outcome
+from mimruntime.serve.execution.models import Models
 from mimruntime.serve.protocols.answers import admit, documented, timing
 from mimruntime.serve.protocols.jsonbody import check_marks, decode, measure
 from mimruntime.serve.protocols.kserve_about import configuration, describe_model

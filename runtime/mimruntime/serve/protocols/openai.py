@@ -10,7 +10,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from mimruntime.manifest import Precision
-from mimruntime.serve.execution.model import Model, Models
+from mimruntime.serve.execution.model import Model
+from mimruntime.serve.execution.models import Models
 from mimruntime.serve.observability import PRECISION_HEADER, SPACE_HEADER
 from mimruntime.serve.problems import Problem
 from mimruntime.serve.protocols.answers import OPENAI_ERRORS, STORES, admit, documented, embeddings

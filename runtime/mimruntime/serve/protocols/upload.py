@@ -8,7 +8,7 @@ from fastapi import APIRouter, Query
 from starlette.requests import Request
 from starlette.responses import Response
 
-from mimruntime.serve.execution.model import Models
+from mimruntime.serve.execution.models import Models
 from mimruntime.serve.problems import Problem
 from mimruntime.serve.protocols.answers import OPENAI_ERRORS, STORES, Encoding, Errors, OutputType, admit, embeddings
 from mimruntime.serve.protocols.explanations import explain_no_file

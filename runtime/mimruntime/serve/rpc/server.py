@@ -8,11 +8,7 @@ import logging
 import grpc
 from grpc import aio
 
-from mimruntime.serve.admission.buffer import Buffer
-from mimruntime.serve.admission.keys import Keys
-from mimruntime.serve.admission.lifecycle import Lifecycle
-from mimruntime.serve.execution.model import Models
-from mimruntime.serve.metrics import Metrics
+from mimruntime.serve.parts import Parts
 from mimruntime.serve.rpc.service import Service
 from mimruntime.serve.settings import Settings
 
@@ -27,18 +23,9 @@ _NO_COMPRESSION = 1
 """A set of algorithms as bits: identity alone. A compressed message could be any size."""
 
 
-async def start_server(
-    stack: contextlib.AsyncExitStack,
-    models: Models,
-    settings: Settings,
-    keys: Keys,
-    lifecycle: Lifecycle,
-    metrics: Metrics,
-    buffer: Buffer,
-    version: str,
-) -> None:
-    """Listen on `settings.grpc_port` until `stack` ends; what was accepted has been waited for by then."""
-    service = Service(models, settings, keys, lifecycle, metrics, buffer, version)
+async def start_server(stack: contextlib.AsyncExitStack, parts: Parts) -> None:
+    """Listen on `grpc_port` of the settings until `stack` ends; what was accepted has been waited for by then."""
+    settings, service = parts.settings, Service(parts)
     server = aio.server(
         handlers=service.handlers(),
         options=[*_options(settings).items()],

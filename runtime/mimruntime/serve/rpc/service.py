@@ -14,12 +14,8 @@ import grpc
 from grpc import aio
 
 from mimruntime.errors import MimError
-from mimruntime.serve.admission.buffer import Buffer
-from mimruntime.serve.admission.keys import Keys
-from mimruntime.serve.admission.lifecycle import Lifecycle
-from mimruntime.serve.execution.model import Models
-from mimruntime.serve.metrics import Metrics
 from mimruntime.serve.observability import GOOD_ID, PRECISION_HEADER, REQUEST_ID_HEADER, SPACE_HEADER, record_request
+from mimruntime.serve.parts import Parts
 from mimruntime.serve.problems import Problem, from_error
 from mimruntime.serve.protocols.kserve import EXTENSIONS
 from mimruntime.serve.protocols.kserve_about import describe_model
@@ -28,7 +24,6 @@ from mimruntime.serve.protocols.offload import parse
 from mimruntime.serve.protocols.tensors import read_images
 from mimruntime.serve.rpc import convert
 from mimruntime.serve.rpc.messages import HEALTH, NOT_SERVING, SERVICE, SERVING
-from mimruntime.serve.settings import Settings
 
 _LOG = logging.getLogger("mimexport")
 _SMALL = 4096
@@ -60,23 +55,14 @@ _Work = Callable[[bytes, _Call], Awaitable[bytes]]
 class Service:
     """Handlers of every call; a body is read only once the call is let in."""
 
-    def __init__(
-        self,
-        models: Models,
-        settings: Settings,
-        keys: Keys,
-        lifecycle: Lifecycle,
-        metrics: Metrics,
-        buffer: Buffer,
-        version: str,
-    ) -> None:
-        self._models = models
-        self._settings = settings
-        self._keys = keys
-        self._lifecycle = lifecycle
-        self._metrics = metrics
-        self._buffer = buffer
-        self._version = version
+    def __init__(self, parts: Parts) -> None:
+        self._models = parts.models
+        self._settings = settings = parts.settings
+        self._keys = parts.keys
+        self._lifecycle = parts.lifecycle
+        self._metrics = parts.metrics
+        self._buffer = parts.buffer
+        self._version = parts.version
         # How large a message is shows when it is there, and gRPC has it twice then: so many of the largest may arrive.
         self._arriving = asyncio.Semaphore(max(1, settings.max_buffered // (2 * settings.max_body)))
 
