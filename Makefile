@@ -84,6 +84,7 @@ REQUESTS ?= 100000
 KILLS ?= 200
 attack: $(STAMP)  ## hostile requests among correct ones against a limited service, then kills (REQUESTS=, KILLS=): figures, what broke
 	PYTHONPATH=tools:tests/support:$(PYTHONPATH) OMP_NUM_THREADS=1 $(BIN)/python -m attack --requests $(REQUESTS) --kills $(KILLS)
+	PYTHONPATH=tools:tests/support:$(PYTHONPATH) OMP_NUM_THREADS=1 $(BIN)/python -m attack.over_grpc
 
 # onnxruntime and onnxruntime-gpu exclude each other: an environment of its own.
 GPU_VENV  := .venv-gpu

@@ -7,11 +7,15 @@ import threading
 import time
 import tracemalloc
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import grpc
 import numpy as np
 import pytest
+from attack import over_grpc
+from attack.bodies import Target
+from attack.targets import read_target
 from service import Service
 
 from mimruntime import Embedder
@@ -203,6 +207,22 @@ def test_a_hundred_calls_at_once_are_answered_or_told_to_wait(channel, photo: Pa
     codes = [each.code().name for each in [infer.future(message, timeout=30) for _ in range(100)]]
     assert {*codes} <= {"OK", "RESOURCE_EXHAUSTED"}
     assert "OK" in codes
+
+
+@pytest.fixture(scope="module")
+def target(toy_artifact: Path, photos: list[Path]) -> Target:
+    return read_target(toy_artifact, photos)
+
+
+def test_correct_calls_among_hostile_ones_get_their_vectors(toy: Service, target: Target) -> None:
+    answers, broken = over_grpc.attack(toy, target, 160)
+    assert broken == []
+    assert min(answers[kind] for kind in ("correct", "mutated", "given up", "garbage")) > 20
+
+
+def test_the_adversary_sees_a_wrong_vector(toy: Service, target: Target) -> None:
+    wrong = replace(target, vectors=[[0.0] * 16] * len(target.photos))
+    assert "a vector differs by" in over_grpc.attack(toy, wrong, 10)[1][0]
 
 
 def tag(number: int, content: bytes) -> bytes:
