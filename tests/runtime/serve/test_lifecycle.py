@@ -259,7 +259,7 @@ def test_a_thread_that_never_ends_does_not_keep_the_process() -> None:
     )
     done = subprocess.run([sys.executable, "-c", work], check=False, capture_output=True, text=True)
     assert done.returncode == 7
-    assert "without its threads that did not end within 0.1 s: stuck" in done.stderr
+    assert "without waiting for threads that did not stop within 0.1 s: stuck" in done.stderr
 
 
 def test_a_service_that_cannot_start_closes_the_engines_it_had_opened(
