@@ -11,6 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from mimruntime import read_vectors
+from mimruntime.image_paths import find_images
+
 FILES_A_REQUEST = 16
 
 
@@ -23,9 +26,27 @@ def embed(url: str, paths: Sequence[Path], *, expect_space: str | None = None) -
         expect_space: the space of an index; the service answers 409 where its own differs.
 
     """
-    answers = [_post(url, group, expect_space) for group in _groups(paths)]
+    dims = (expect_space or "").partition("/")[2]  # a space SPACE/N is that of the first N dimensions
+    where = f"{url}/v1/embeddings/image" + (f"?dimensions={dims}" if dims else "")
+    answers = [_post(where, group, expect_space) for group in _groups(paths)]
     vectors = [item["embedding"] for answer in answers for item in answer["data"]]
     return np.array(vectors, np.float32), answers[0]["embedding_space"]
+
+
+def gallery(url: str, source: Path) -> tuple[list[str], np.ndarray, str]:
+    """Return paths, unit vectors (n, D) and their embedding space.
+
+    Args:
+        url: of the service, which embeds what is not yet.
+        source: a folder of images, or a file that `mimexport embed` wrote, however its vectors are stored.
+
+    """
+    if source.suffix in {".npz", ".parquet"}:
+        stored = read_vectors(source)
+        good = [row for row, error in enumerate(stored.errors) if error is None]
+        return [stored.paths[row] for row in good], stored.vectors[good], stored.space
+    images = find_images([source])
+    return [str(image) for image in images], *embed(url, images)
 
 
 def _groups(paths: Sequence[Path]) -> Iterator[Sequence[Path]]:
@@ -44,5 +65,5 @@ def _post(url: str, paths: Sequence[Path], expect_space: str | None) -> dict[str
     if expect_space is not None:
         headers["X-Embedding-Space"] = expect_space
     body = b"".join(parts) + f"--{boundary}--\r\n".encode()
-    with urllib.request.urlopen(urllib.request.Request(f"{url}/v1/embeddings/image", body, headers)) as answer:
+    with urllib.request.urlopen(urllib.request.Request(url, body, headers)) as answer:
         return json.load(answer)

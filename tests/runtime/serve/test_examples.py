@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from collection_helpers import mimexport
 from service import Service
 
 ROOT = Path(__file__).parents[3]
@@ -32,6 +33,18 @@ def test_an_image_is_its_own_nearest_neighbour(
     lines = done.stdout.splitlines()
     assert len(lines) == 3
     assert lines[0] == f"1.000  {image}"
+
+
+def test_an_index_is_built_of_a_file_that_is_stored_in_fewer_bits(
+    toy: Service, toy_artifact: Path, photos: list[Path], tmp_path: Path
+) -> None:
+    pytest.importorskip("faiss")
+    file = tmp_path / "vectors.npz"
+    assert mimexport("embed", toy_artifact, *photos, "--out", file, "--store", "fp16") == 0
+    rocket = next(photo for photo in photos if photo.name == "rocket.jpg")
+    command = [sys.executable, EXAMPLES / "faiss_index.py", file, rocket, toy.url]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[0] == f"1.000  {rocket}"
 
 
 def test_an_index_of_another_space_is_refused(toy: Service, photo: Path, tmp_path: Path) -> None:
