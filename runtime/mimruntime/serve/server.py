@@ -34,7 +34,9 @@ def serve(settings: Settings) -> None:
     if settings.grpc_port is not None:
         for probe in bind(settings.host, settings.grpc_port, option="--grpc-port"):
             probe.close()
-    settings = dataclasses.replace(settings, max_connections=fit_connections(settings.max_connections))
+    protocols = 1 if settings.grpc_port is None else 2
+    connections = fit_connections(settings.max_connections, protocols)
+    settings = dataclasses.replace(settings, max_connections=connections)
     # uvicorn raises a signal again once it has stopped; the work is done then.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     if settings.workers > 1:

@@ -109,16 +109,23 @@ def test_a_client_that_ends_its_sending_gets_its_answer(toy: Service, photo: Pat
 
 
 @pytest.mark.parametrize(
-    ("limits", "allowed", "raised"),
-    [((1024, 4096), 1000, 1256), ((1024, 1100), 844, 1100), ((100, 100), 50, 100), ((-1, -1), 1000, None)],
+    ("limits", "protocols", "allowed", "raised"),
+    [
+        ((1024, 4096), 1, 1000, 1256),
+        ((1024, 1100), 1, 844, 1100),
+        ((100, 100), 1, 50, 100),
+        ((-1, -1), 1, 1000, None),
+        ((1024, 4096), 2, 1000, 2256),
+        ((1024, 1100), 2, 422, 1100),
+    ],
 )
 def test_connections_are_as_many_as_descriptors_allow(
-    monkeypatch: pytest.MonkeyPatch, limits: tuple[int, int], allowed: int, raised: int | None
+    monkeypatch: pytest.MonkeyPatch, limits: tuple[int, int], protocols: int, allowed: int, raised: int | None
 ) -> None:
     soft = [None]
     monkeypatch.setattr(resource, "getrlimit", lambda _: limits)
     monkeypatch.setattr(resource, "setrlimit", lambda _, pair: soft.__setitem__(0, pair[0]))
-    assert (descriptors.fit_connections(1000), soft[0]) == (allowed, raised)
+    assert (descriptors.fit_connections(1000, protocols), soft[0]) == (allowed, raised)
 
 
 def test_a_line_that_repeats_itself_is_counted(capsys: pytest.CaptureFixture[str]) -> None:

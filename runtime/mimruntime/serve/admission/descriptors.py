@@ -10,16 +10,16 @@ _SPARE = 256
 """For files and libraries, and for connections that are taken and not counted yet."""
 
 
-def fit_connections(wanted: int) -> int:
-    """Raise the soft limit of descriptors to what `wanted` connections need, and return how many it then allows."""
+def fit_connections(wanted: int, protocols: int = 1) -> int:
+    """Raise the soft limit of descriptors to what `wanted` connections of each protocol need; return what it allows."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    needed = wanted + _SPARE
+    needed = protocols * wanted + _SPARE
     if resource.RLIM_INFINITY != soft < needed:
         soft = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     if soft == resource.RLIM_INFINITY or soft >= needed:
         return wanted
-    allowed = max(1, soft - min(_SPARE, soft // 2))
+    allowed = max(1, (soft - min(_SPARE, soft // 2)) // protocols)
     _LOG.warning(
         "--max-connections %d needs %d descriptors, %d are allowed (ulimit -Hn): %d connections are taken instead",
         *(wanted, needed, soft, allowed),
