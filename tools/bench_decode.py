@@ -1,4 +1,4 @@
-"""Measure decoding and resizing: ms per photograph with Pillow and with `mimexport[fast]`, with threads, and the GIL's share.
+"""What it takes from a file to pixels: CPU ms with Pillow alone and with `mimexport[fast]`, threads, and time that may hold the GIL.
 
 python tools/bench_decode.py [FOLDER|ZIP] [--seconds 2]
 """
@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import itertools
 import statistics
-import sys
-import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from unittest.mock import patch
 
 import click
@@ -30,19 +29,17 @@ SPEC = Preprocess(size=224, resize=248, mode="shortest", interpolation="bicubic"
 EDGES = {"500 px": 500, "12 MP": 4000}
 KINDS = {"JPEG": {"quality": 90}, "PNG": {"compress_level": 6}, "WEBP": {"quality": 90}}
 PAIRS = 5
-SWITCH_S = 1e-4
-"""Thread switch interval in seconds; short, so that the spinning thread releases the GIL."""
 
 
 @contextmanager
 def pillow_alone() -> Iterator[None]:
-    """Disable both libraries in the block."""
+    """Leave both libraries out."""
     with patch.object(turbo, "library", lambda: None), patch.object(resampling, "library", lambda: None):
         yield
 
 
 def rate(files: Sequence[bytes], threads: int, seconds: float) -> float:
-    """Return images/s with this number of threads."""
+    """Return images/s of so many threads."""
     budget, upcoming = MemoryBudget(), itertools.cycle(files)
     end = time.perf_counter() + seconds
 
@@ -59,46 +56,63 @@ def rate(files: Sequence[bytes], threads: int, seconds: float) -> float:
     return done / (time.perf_counter() - started)
 
 
-def in_turn(files: Sequence[bytes], threads: int, seconds: float) -> tuple[float, float]:
-    """Return images/s with Pillow alone and with both libraries, medians of alternating pairs."""
+def cpu_ms(files: Sequence[bytes], _: int, seconds: float) -> float:
+    """Return ms of one CPU for an image; what the machine does besides hardly counts."""
+    budget, images = MemoryBudget(), 0
+    started = time.process_time()
+    while (spent := time.process_time() - started) < seconds or images % len(files):
+        prepare(files[images % len(files)], SPEC, budget)
+        images += 1
+    return 1000 * spent / images
+
+
+def in_turn(
+    measure: Callable[[Sequence[bytes], int, float], float], files: Sequence[bytes], threads: int, seconds: float
+) -> tuple[float, float]:
+    """Return what `measure` finds with Pillow alone and with both libraries, medians of pairs."""
     pairs = []
     for _ in range(PAIRS):
         with pillow_alone():
-            before = rate(files, threads, seconds / PAIRS)
-        pairs.append((before, rate(files, threads, seconds / PAIRS)))
+            before = measure(files, threads, seconds / PAIRS)
+        pairs.append((before, measure(files, threads, seconds / PAIRS)))
     before, after = (statistics.median(column) for column in zip(*pairs, strict=True))
     return before, after
 
 
-def lock_ms(files: Sequence[bytes], seconds: float) -> float:
-    """Return the ms per image for which decoding holds the GIL, measured by the slowdown of a counting thread."""
-    counted, stopping = 0, threading.Event()
+@contextmanager
+def timed_calls() -> Iterator[list[float]]:
+    """Add up, in a list of one, CPU seconds in the two calls that do the work, and that release the GIL."""
+    spent = [0.0]
 
-    def count() -> None:
-        nonlocal counted
-        while not stopping.is_set():
-            counted += 1
+    def timed(call: Callable[..., object]) -> Callable[..., object]:
+        def wrapped(*given: object, **named: object) -> object:
+            started = time.thread_time()
+            try:
+                return call(*given, **named)
+            finally:
+                spent[0] += time.thread_time() - started
 
-    interval = sys.getswitchinterval()
-    sys.setswitchinterval(SWITCH_S)
-    thread = threading.Thread(target=count)
-    thread.start()
-    try:
-        time.sleep(seconds / 4)
-        first, started = counted, time.perf_counter()
-        time.sleep(seconds / 2)
-        alone = (counted - first) / (time.perf_counter() - started)
-        first, started, images = counted, time.perf_counter(), 0
-        budget, upcoming = MemoryBudget(), itertools.cycle(files)
-        while (spent := time.perf_counter() - started) < seconds:
-            prepare(next(upcoming), SPEC, budget)
-            images += 1
-        beside = (counted - first) / spent
-    finally:
-        stopping.set()
-        thread.join()
-        sys.setswitchinterval(interval)
-    return 1000 * max(0.0, 1 - beside / alone) * spent / images
+        return wrapped
+
+    jpeg = SimpleNamespace(decode_jpeg=timed(turbo.library().decode_jpeg))
+    resizer = resampling.library().resize.RustResizer
+    with (
+        patch.object(turbo, "library", lambda: jpeg),
+        patch.object(
+            resampling.library().resize, "RustResizer", lambda: SimpleNamespace(resize_pil=timed(resizer().resize_pil))
+        ),
+    ):
+        yield spent
+
+
+def outside(files: Sequence[bytes], seconds: float) -> tuple[float, float]:
+    """Return CPU ms of an image outside of these calls, and their share: the GIL is held no longer than that."""
+    with timed_calls() as spent:
+        cpu_ms(files, 1, seconds / 4)
+        spent[0], started = 0.0, time.process_time()
+        images = round(1000 * seconds / cpu_ms(files, 1, seconds))
+        whole = time.process_time() - started
+    return 1000 * (whole - spent[0]) / images, 1 - spent[0] / whole
 
 
 @click.command()
@@ -108,23 +122,23 @@ def main(place: Path | None, seconds: float) -> None:
     """Print three tables."""
     pictures = load(place, 16)
     print(f"{describe_cpu()}; {len(pictures)} photographs to {SPEC.size} px; medians of {PAIRS} pairs in turn\n")
-    print("| photographs | Pillow alone, ms | fast, ms | times |\n|---|---|---|---|")
+    print("| photographs | Pillow alone, CPU ms | fast, CPU ms | times |\n|---|---|---|---|")
     files = {
         (name, kind): [encoded(picture, edge, kind, **options) for picture in pictures[: 16 if edge < 1000 else 3]]
         for name, edge in EDGES.items()
         for kind, options in KINDS.items()
     }
     for (name, kind), encoded_files in files.items():
-        before, after = in_turn(encoded_files, 1, seconds)
-        print(f"| {name} {kind} | {1000 / before:.2f} | {1000 / after:.2f} | {after / before:.2f} |", flush=True)
+        before, after = in_turn(cpu_ms, encoded_files, 1, seconds)
+        print(f"| {name} {kind} | {before:.2f} | {after:.2f} | {before / after:.2f} |", flush=True)
     print("\n| JPEG, threads | Pillow alone, images/s | fast, images/s |\n|---|---|---|")
     for name, threads in itertools.product(EDGES, (1, 2)):
-        before, after = in_turn(files[name, "JPEG"], threads, seconds)
+        before, after = in_turn(rate, files[name, "JPEG"], threads, seconds)
         print(f"| {name}, {threads} | {before:.1f} | {after:.1f} |", flush=True)
-    print("\n| JPEG | Python's lock, ms an image | share of one thread's time |\n|---|---|---|")
+    print("\n| JPEG, fast | outside of the libraries' calls, CPU ms an image | share |\n|---|---|---|")
     for name in EDGES:
-        held, one = lock_ms(files[name, "JPEG"], seconds), rate(files[name, "JPEG"], 1, seconds)
-        print(f"| {name}, fast | {held:.3f} | {100 * held * one / 1000:.1f} % |", flush=True)
+        rest, share = outside(files[name, "JPEG"], seconds)
+        print(f"| {name} | {rest:.3f} | {share:.1%} |", flush=True)
 
 
 if __name__ == "__main__":

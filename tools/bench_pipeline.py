@@ -10,6 +10,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import click
@@ -54,12 +55,19 @@ def per_second(embedder: Embedder, paths: Sequence[Path]) -> float:
     return len(paths) / (time.perf_counter() - started)
 
 
-def decoded_per_second(artifact: Artifact, paths: Sequence[Path]) -> float:
-    """Return images/s that one thread reads, decodes and resizes, and nothing else."""
-    budget, out = MemoryBudget(), np.empty((artifact.manifest.preprocess.size,) * 2 + (3,), np.uint8)
+def decoded_per_second(artifact: Artifact, paths: Sequence[Path], threads: int) -> float:
+    """Return images/s that so many threads read, decode and resize, and nothing else."""
+    budget, spec, upcoming = MemoryBudget(), artifact.manifest.preprocess, iter(paths)
+
+    def work() -> None:
+        out = np.empty((spec.size, spec.size, 3), np.uint8)
+        for path in upcoming:
+            prepare(path, spec, budget, out=out)
+
     started = time.perf_counter()
-    for path in paths:
-        prepare(path, artifact.manifest.preprocess, budget, out=out)
+    with ThreadPoolExecutor(threads) as pool:
+        for future in [pool.submit(work) for _ in range(threads)]:
+            future.result()
     return len(paths) / (time.perf_counter() - started)
 
 
@@ -77,21 +85,19 @@ def run_per_second(embedder: Embedder, images: int) -> float:
 
 def compare(artifact: Artifact, embedder: Embedder, paths: Sequence[Path], *, engine: bool) -> None:
     """Print a row: what decoding and the engine allow, and what came, medians of runs in turn."""
-    cpus, rows = available_cpus(), []
+    rows = []
     for warm in (True, *[False] * PAIRS):
-        one = decoded_per_second(artifact, paths[: len(paths) // 4])
-        alone = run_per_second(embedder, len(paths) // 4) if engine else float("inf")
+        one, every = (decoded_per_second(artifact, paths, threads) for threads in (1, available_cpus()))
+        alone = run_per_second(embedder, len(paths) // 2) if engine else float("inf")
         got = per_second(embedder, paths)
         # An engine on the CPU takes turns with decoding, so their seconds add up; elsewhere the slower one counts.
         on_cpu = embedder.describe().provider == "cpu"
-        allowed = 1 / (1 / (cpus * one) + 1 / alone) if on_cpu else min(cpus * one, alone)
+        allowed = 1 / (1 / every + 1 / alone) if on_cpu else min(every, alone)
         if not warm:
-            rows.append((one, alone, allowed, got, got / allowed))
-    one, alone, allowed, got, share = (statistics.median(column) for column in zip(*rows, strict=True))
-    name = embedder.describe().engine if engine else "no time"
-    print(
-        f"| {name} | {one:.0f} | {'' if alone == float('inf') else f'{alone:.0f}'} | {allowed:.0f} | {got:.0f} | {share:.3f} |"
-    )
+            rows.append((one, every, alone, allowed, got, got / allowed))
+    *rates, share = (statistics.median(column) for column in zip(*rows, strict=True))
+    cells = " | ".join("" if rate == float("inf") else f"{rate:.0f}" for rate in rates)
+    print(f"| {embedder.describe().engine if engine else 'no time'} | {cells} | {share:.3f} |", flush=True)
 
 
 @click.command()
