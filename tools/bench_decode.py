@@ -1,4 +1,4 @@
-"""What it takes from a file to pixels: CPU ms with Pillow alone and with `mimexport[fast]`, threads, and time that may hold the GIL.
+"""Measure decoding and resizing: CPU ms with Pillow alone and with `mimexport[fast]`, threads, and time that may hold the GIL.
 
 python tools/bench_decode.py [FOLDER|ZIP] [--seconds 2]
 """
