@@ -16,6 +16,7 @@ import pytest
 from attack import over_grpc
 from attack.bodies import Target
 from attack.targets import read_target
+from google.protobuf import json_format
 from service import Service
 
 from mimruntime import Embedder
@@ -117,6 +118,25 @@ def test_health_and_metadata_answer_the_client(client, toy: Service, channel) ->
     assert path in toy.call("/metrics").body.decode()
 
 
+def test_configuration_and_statistics_are_those_of_http(client, toy: Service) -> None:
+    config = json_format.MessageToDict(client.get_model_config("toy").config, preserving_proto_field_name=True)
+    expected = toy.call("/v2/models/toy/config").json
+    for tensor in expected["input"] + expected["output"]:
+        tensor["dims"] = [str(dim) for dim in tensor["dims"]]  # int64 in JSON
+    batching = expected["dynamic_batching"]
+    batching["max_queue_delay_microseconds"] = str(batching["max_queue_delay_microseconds"])
+    assert config == expected
+    wait_until_idle(toy)
+    for asked in ("toy", ""):
+        (stats,) = client.get_inference_statistics(asked).model_stats
+        told = toy.call("/v2/models/toy/stats").json["model_stats"][0]
+        assert (stats.name, stats.inference_count) == ("toy", told["inference_count"])
+        assert stats.inference_stats.queue.ns == told["inference_stats"]["queue"]["ns"]
+        assert [run.compute_infer.count for run in stats.batch_stats] == [
+            run["compute_infer"]["count"] for run in told["batch_stats"]
+        ]
+
+
 def test_errors_by_item(client, triton, photo: Path) -> None:
     answer = client.infer("toy", [files(triton, [b"none", photo.read_bytes()])], parameters={"errors": "item"})
     assert not answer.as_numpy("embedding")[0].any()
@@ -195,8 +215,12 @@ def test_a_call_that_is_given_up_leaves_nothing_in_flight(channel, photo: Path, 
     data = photo.read_bytes()
     images = {"name": "image", "datatype": "BYTES", "shape": [60], "contents": {"bytes_contents": [data] * 60}}
     assert refused(lambda: call(channel, inputs=[images], timeout=0.03))[0] == "DEADLINE_EXCEEDED"
+    wait_until_idle(toy)
+
+
+def wait_until_idle(service: Service) -> None:
     deadline = time.monotonic() + 20
-    while toy.metric("mimexport_images_in_flight"):
+    while service.metric("mimexport_images_in_flight"):
         assert time.monotonic() < deadline
         time.sleep(0.02)
 

@@ -14,6 +14,9 @@ from mimruntime.serve.protocols.tensors import pack_bytes
 from mimruntime.serve.rpc.messages import MESSAGES
 from mimruntime.serve.rpc.wire import INFER_REQUEST, check_fields
 
+_DATA_TYPES = {"TYPE_UINT8": 2, "TYPE_FP32": 11, "TYPE_STRING": 13}
+_KINDS = {"KIND_GPU": 1, "KIND_CPU": 2}
+"""Numbers of Triton's enumerations."""
 _FIELDS = 64
 _FIELDS_PER_ITEM = 2
 
@@ -72,6 +75,17 @@ def write_metadata(about: ModelMetadata) -> bytes:
     """Return what is said of a model; the protocol has no place for parameters here."""
     fields = about.model_dump(include={"name", "versions", "platform", "inputs", "outputs"})
     return _bytes(MESSAGES["ModelMetadataResponse"](**fields))
+
+
+def write_config(config: dict[str, Any]) -> bytes:
+    """Return Triton's configuration; see `mimruntime.serve.protocols.kserve_about.configuration`."""
+    tensors = {
+        side: [{**tensor, "data_type": _DATA_TYPES[tensor["data_type"]]} for tensor in config[side]]
+        for side in ("input", "output")
+    }
+    groups = [{**group, "kind": _KINDS[group["kind"]]} for group in config["instance_group"]]
+    parameters = [{"key": key, "value": value} for key, value in config["parameters"].items()]
+    return write("ModelConfigResponse", config=config | tensors | {"instance_group": groups, "parameters": parameters})
 
 
 def write(kind: str, /, **fields: object) -> bytes:

@@ -50,8 +50,39 @@ _INFERENCE = {
         "model_name string", "model_version string", "id string", "parameters ParametersEntry*",
         "outputs InferOutputTensor*", "raw_output_contents bytes*",
     ],
+    # Triton's extensions, as far as they are told
+    "StatisticDuration": ["count uint64", "ns uint64"],
+    "InferStatistics": [
+        "success StatisticDuration", "fail StatisticDuration", "queue StatisticDuration",
+        "compute_input StatisticDuration", "compute_infer StatisticDuration", "compute_output StatisticDuration",
+        "cache_hit StatisticDuration", "cache_miss StatisticDuration",
+    ],
+    "InferBatchStatistics": [
+        "batch_size uint64", "compute_input StatisticDuration", "compute_infer StatisticDuration",
+        "compute_output StatisticDuration",
+    ],
+    "ModelStatistics": [
+        "name string", "version string", "last_inference uint64", "inference_count uint64", "execution_count uint64",
+        "inference_stats InferStatistics", "batch_stats InferBatchStatistics*",
+    ],
+    "ModelStatisticsResponse": ["model_stats ModelStatistics*"],
+    "ModelInput": ["name string", "data_type int32", "dims int64* =4", "optional bool =8"],
+    "ModelOutput": ["name string", "data_type int32", "dims int64*"],
+    "ModelInstanceGroup": ["name string", "count int32", "kind int32 =4"],
+    "ModelDynamicBatching": ["preferred_batch_size int32*", "max_queue_delay_microseconds uint64"],
+    "ModelParameter": ["string_value string"],
+    "ModelParameterEntry": ["key string", "value ModelParameter"],
+    "ModelConfig": [
+        "name string", "platform string", "max_batch_size int32 =4", "input ModelInput* =5", "output ModelOutput* =6",
+        "instance_group ModelInstanceGroup* =7", "dynamic_batching ModelDynamicBatching =11",
+        "parameters ModelParameterEntry* =14", "backend string =17",
+    ],
+    "ModelConfigResponse": ["config ModelConfig"],
 }  # fmt: skip
-"""Fields by their numbers, from 1; `*` repeats. A map is what it is on the wire, a list of entries."""
+"""Fields by their numbers, from 1 where none stands; `*` repeats. A map is what it is on the wire, a list of entries.
+
+An enumeration is a number there, so it is one here.
+"""
 _HEALTH = {"HealthCheckRequest": ["service string"], "HealthCheckResponse": ["status int32"]}
 """The status is an enumeration, which is a number on the wire."""
 SERVING, NOT_SERVING = 1, 2
@@ -73,10 +104,12 @@ def _describe(package: str, name: str, fields: list[str]) -> DescriptorProto:
     found = DescriptorProto(name=name)
     if name in _ONE_OF:
         found.oneof_decl.add(name=_ONE_OF[name])
-    for number, text in enumerate(fields, start=1):
-        field, kind = text.rstrip("*").split()
-        made = found.field.add(name=field, number=number)
-        made.label = FieldDescriptorProto.LABEL_REPEATED if text.endswith("*") else FieldDescriptorProto.LABEL_OPTIONAL
+    for place, text in enumerate(fields, start=1):
+        declared, _, number = text.partition(" =")
+        field, kind = declared.rstrip("*").split()
+        made = found.field.add(name=field, number=int(number or place))
+        repeats = declared.endswith("*")
+        made.label = FieldDescriptorProto.LABEL_REPEATED if repeats else FieldDescriptorProto.LABEL_OPTIONAL
         if kind in _TYPES:
             made.type = _TYPES[kind]
         else:

@@ -18,7 +18,7 @@ from mimruntime.serve.observability import GOOD_ID, PRECISION_HEADER, REQUEST_ID
 from mimruntime.serve.parts import Parts
 from mimruntime.serve.problems import Problem, from_error
 from mimruntime.serve.protocols.kserve import EXTENSIONS
-from mimruntime.serve.protocols.kserve_about import describe_model
+from mimruntime.serve.protocols.kserve_about import configuration, describe_model
 from mimruntime.serve.protocols.kserve_infer import read_request, write_answer
 from mimruntime.serve.protocols.offload import parse
 from mimruntime.serve.protocols.tensors import read_images
@@ -74,6 +74,8 @@ class Service:
             "ModelReady": self._handler("ModelReady", self._model_ready),
             "ServerMetadata": self._handler("ServerMetadata", self._server_metadata),
             "ModelMetadata": self._handler("ModelMetadata", self._model_metadata),
+            "ModelConfig": self._handler("ModelConfig", self._model_config),
+            "ModelStatistics": self._handler("ModelStatistics", self._model_statistics),
             "ModelInfer": self._handler("ModelInfer", self._infer, has_images=True),
         }
         of_health = {"Check": self._handler("Check", self._health, is_open=True, service=HEALTH)}
@@ -181,6 +183,17 @@ class Service:
 
     async def _model_metadata(self, message: bytes, _: _Call) -> bytes:
         return convert.write_metadata(describe_model(self._models.find(convert.read_name(message))))
+
+    async def _model_config(self, message: bytes, _: _Call) -> bytes:
+        model = self._models.find(convert.read_name(message))
+        return convert.write_config(configuration(model, self._settings.max_items, self._settings.max_delay_ms))
+
+    async def _model_statistics(self, message: bytes, _: _Call) -> bytes:
+        """Give those of one model, or of all where none is named."""
+        name = convert.read_name(message)
+        models = [self._models.find(name)] if name else [*self._models]
+        stats = [model.statistics.describe(model.about.name) for model in models]
+        return convert.write("ModelStatisticsResponse", model_stats=stats)
 
     async def _infer(self, message: bytes, call: _Call) -> bytes:
         name, asked, raw = await parse(convert.read_infer, message, self._settings.max_items)
