@@ -48,7 +48,7 @@ def read_items(stream: IO[bytes]) -> dict[int, Item]:
             read(meta, *children[name], items)
     if b"iloc" in children:
         inside = start + children[b"idat"][0] if b"idat" in children else 0
-        _read_extents(meta, *children[b"iloc"], items, inside)
+        _read_extents(meta, children[b"iloc"][0], items, inside)
     if sum(length for item in items.values() for _, length in item.extents) > length_of(stream):
         raise ImageSizeError("has items of more bytes than the file; they overlap")
     return items
@@ -143,7 +143,7 @@ def _associate(data: bytes, start: int, areas: list[int], items: dict[int, Item]
             place += entry_width
 
 
-def _read_extents(data: bytes, place: int, _: int, items: dict[int, Item], inside: int) -> None:
+def _read_extents(data: bytes, place: int, items: dict[int, Item], inside: int) -> None:
     """Read where the data lie; `inside` is where those begin that lie in the list itself."""
     version = data[place]
     offset, length = divmod(data[place + 4], 16)

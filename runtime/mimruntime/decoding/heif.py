@@ -7,7 +7,7 @@ from typing import IO
 
 from mimruntime.decoding.av1 import read_units
 from mimruntime.decoding.boxes import Item, read_items
-from mimruntime.decoding.container import Container, check_pieces, length_of
+from mimruntime.decoding.container import LOSSLESS_BYTES, Container, check_pieces, length_of
 from mimruntime.errors import ImageError
 
 _CODED_AVIF, _CODED_HEIC = b"av01", b"hvc1"
@@ -16,13 +16,11 @@ _LEAST_HEIC_AREA = 65_536
 """What libheif lets a picture have that says it is smaller."""
 _PARAMETER_SETS = range(32, 35)
 
-_AVIF_PLANES, _HEIC_PLANES = 3, 3
+_PLANES = 3
 """Bytes a coded px of the decoder's own pictures: 8 bits without subsampling, 10 with."""
 _PER_AVIF_PIXEL, _PER_HEIC_PIXEL = 1.5e-8, 5e-8
 _PER_PART = 1e-4
 _PER_AVIF_BYTE, _PER_HEIC_BYTE = 7e-8, 5e-8
-MOST_BYTES = 4
-"""Coded bytes a px that are not held against a picture: noise without loss has as many."""
 
 
 def read_avif(stream: IO[bytes]) -> Container:
@@ -38,7 +36,7 @@ def read_avif(stream: IO[bytes]) -> Container:
         area, frames = read_units(_data(stream, item))
         return max(area, item.area) * max(1, frames)
 
-    return _container(stream, _CODED_AVIF, coded, _PER_AVIF_PIXEL, _PER_AVIF_BYTE, _AVIF_PLANES)
+    return _container(stream, _CODED_AVIF, coded, _PER_AVIF_PIXEL, _PER_AVIF_BYTE)
 
 
 def read_heic(stream: IO[bytes]) -> Container:
@@ -53,11 +51,11 @@ def read_heic(stream: IO[bytes]) -> Container:
     def coded(item: Item) -> int:
         return max(item.area, _LEAST_HEIC_AREA) * _count_pictures(_data(stream, item))
 
-    return _container(stream, _CODED_HEIC, coded, _PER_HEIC_PIXEL, _PER_HEIC_BYTE, _HEIC_PLANES)
+    return _container(stream, _CODED_HEIC, coded, _PER_HEIC_PIXEL, _PER_HEIC_BYTE)
 
 
 def _container(
-    stream: IO[bytes], kind: bytes, coded: Callable[[Item], int], per_pixel: float, per_byte: float, planes: int
+    stream: IO[bytes], kind: bytes, coded: Callable[[Item], int], per_pixel: float, per_byte: float
 ) -> Container:
     items = read_items(stream)
     taken = {part for item in items.values() for part in item.parts}
@@ -68,9 +66,9 @@ def _container(
         raise ImageError("cannot be read (it lists no picture, or one that is a part of itself)")
     largest = max(item.area for item in items.values())
     total = length_of(stream)
-    excess = max(0, total - MOST_BYTES * max(largest, 1))
+    excess = max(0, total - LOSSLESS_BYTES * max(largest, 1))
     seconds = area * per_pixel + parts * _PER_PART + excess * per_byte
-    return Container(seconds=seconds, buffer=planes * area + total, area=largest)
+    return Container(seconds=seconds, buffer=_PLANES * area + total, area=largest)
 
 
 def _cost(

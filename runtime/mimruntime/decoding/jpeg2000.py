@@ -8,15 +8,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import IO
 
-from mimruntime.decoding.container import Container, check_pieces, length_of
+from mimruntime.decoding.container import LOSSLESS_BYTES, Container, check_pieces, length_of
 from mimruntime.errors import ImageError, ImageSizeError
 
 _START, _SIZE, _STYLE, _STYLE_OF_ONE, _PART, _DATA, _END = 0xFF4F, 0xFF51, 0xFF52, 0xFF53, 0xFF90, 0xFF93, 0xFFD9
 _MOST_COMPONENTS = 4
 _PLAIN_PRECINCT = 15
 """Exponent: 32,768 px."""
-_MOST_BYTES = 4
-"""Coded bytes a px that are not held against a picture: noise without loss has as many."""
 
 _PER_SAMPLE = 1.3e-8
 _PER_CODED_BYTE = 12e-8
@@ -78,7 +76,7 @@ def _container(grid: _Grid, style: _Style, length: int) -> Container:
     # Every resolution of every tile has a precinct at least; those of all resolutions together are twice the finest's.
     precincts = grid.components * grid.tiles * (resolutions + 2 * math.ceil(per_tile / style.precinct))
     blocks = grid.components * grid.tiles * (3 * resolutions + 2 * math.ceil(per_tile / style.block))
-    excess = max(0, length - _MOST_BYTES * grid.width * grid.height)
+    excess = max(0, length - LOSSLESS_BYTES * grid.width * grid.height)
     return Container(
         seconds=samples * _PER_SAMPLE
         + grid.tiles * _PER_TILE
