@@ -25,12 +25,12 @@ _TOKENS = (
 )  # fmt: skip
 _KEYS = (
     "model", "input", "inputs", "outputs", "parameters", "shape", "data", "name", "id", "user", "dimensions", "datatype",
-    "output_dtype", "x" * 5_000, "", "é",
+    "output_dtype", "x" * 5_000, "", "é", "errors", "selection",
 )  # fmt: skip
 _QUERIES = (
     *[""] * 8, "?dimensions=" + "9" * 5_000, "?dimensions=-1", "?dimensions=0", "?output_dtype=%00",
     "?model=%ff%fe", "?" + "a=b&" * 500, "?encoding_format=hex", "?output_dtype=int8&output_dtype=float",
-    "?dimensions=1&output_dtype=ubinary", "?dimensions=%D9%A3",
+    "?dimensions=1&output_dtype=ubinary", "?dimensions=%D9%A3", "?errors=item&selection=true", "?selection=maybe",
 )  # fmt: skip
 _LENGTHS = ("0", "-1", "1", "9" * 18, "9" * 5_000, "0x10", "٣", "1.0", "", " 5", "1_0")
 _TYPES = (
