@@ -89,10 +89,13 @@ def evaluate(
         test = torch[model.space][1].embedding
         for name, values in score_tables(metrics, images, known[model.space], test, test, deployed=False).items():
             found.scores[model.title, TORCH, name, "torch"] = values
-        _add_stored(model, known[model.space], test, images, metrics, found, options.stored)
     choice = _choose(models, known, images, metrics, found, options.seed, fixed)
     found.reasons += choice.reasons
     images.notes += choice.notes
+    for model in choice.models:
+        if model.judged or model.baseline is None:  # not the weaker of two baselines
+            test = torch[model.space][1].embedding
+            _add_stored(model, known[model.space], test, images, metrics, found, options.stored)
     models = complete(choice.models, build_baseline, found.reasons)
     every = [artifact for model in models for artifact in model.artifacts]
     by_space = {model.space: model for model in models}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 
@@ -45,7 +46,7 @@ def labelled(report: Report) -> Report:
     """Return the report with every model under the name that people know it by."""
 
     def renamed(text: str) -> str:
-        for title, label in report.labels.items():
+        for title, label in sorted(report.labels.items(), key=lambda pair: -len(pair[0])):  # one may begin another
             text = re.sub(rf"(?<![\w+./\[-]){re.escape(title)}(?![\w+/\]-])", label.replace("\\", r"\\"), text)
         return text
 
@@ -84,7 +85,12 @@ def headlines(report: Report) -> list[str]:
 def open_questions(report: Report) -> list[str]:
     """Return what is undecided, a sentence each, with the images that would decide it, the nearest first."""
     rows = [gain for gain in report.gains if gain.decides and gain.found.verdict == "undecided"]
-    unproven = {gain.model: gain for gain in rows if gain.found.reference.low <= 0}
+    # Of several engines the one that needs fewest images: what they all wait for is the gain in torch.
+    unproven = {
+        gain.model: gain
+        for gain in sorted(rows, key=lambda gain: -(gain.found.images_needed or math.inf))
+        if gain.found.reference.low <= 0
+    }
     found = [
         (gain.found.images_needed, f"Is {gain.model} better than {gain.baseline} at all? {_needed([gain])}")
         for gain in unproven.values()

@@ -193,5 +193,6 @@ def test_a_stored_precision_is_judged_like_an_engine(run) -> None:
     torch = next(score for score in report.scores if (score.model, score.deployment) == ("topk", TORCH))
     assert (stored["stored fp16"].scores() == torch.scores()).all()
     assert {gain.deployment for gain in report.gains if gain.decides} == {"onnxruntime fp32", *stored}
+    assert {gain.model for gain in report.gains} == {"topk"}, "the weaker [cls] is not judged"
     with pytest.raises(DataError, match="judged by k-NN"):
         run("cls raw", stored=("int8",), metrics=("retrieval",))

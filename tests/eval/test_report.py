@@ -156,13 +156,23 @@ class TestWords:
         title = "cls-fp32-f335f91b294b-64"
         rows = [msgspec.structs.replace(gain, baseline=title) for gain in report.gains]
         scores = [msgspec.structs.replace(row, model=title) if row.model == "cls" else row for row in report.scores]
-        reasons = [f"{title} on ort fp32: far", "cls-fp32-f335f91b294b-64-raw stays"]
-        named = msgspec.structs.replace(report, gains=rows, scores=scores, reasons=reasons, labels={title: "[cls]"})
+        reasons = [
+            f"{title} on ort fp32: far",
+            "cls-fp32-f335f91b294b-64-raw stays",
+            f"{title} final on ort fp32: near",
+        ]
+        named = msgspec.structs.replace(
+            report,
+            gains=rows,
+            scores=scores,
+            reasons=reasons,
+            labels={title: "[cls]", f"{title} final": "[cls] (final)"},
+        )
         for text in (as_markdown(named), as_page(named)):
             assert "[cls] for 30." in text
             assert "[cls] on ort fp32: far" in text
             assert f"{title} on" not in text
-        assert labelled(named).reasons[1] == reasons[1]
+        assert labelled(named).reasons[1:] == [reasons[1], "[cls] (final) on ort fp32: near"]
 
     def test_what_is_open_says_how_many_images_would_decide_it(self, report) -> None:
         def open_(gain: Gain, needed: int | None, low: float) -> Gain:
@@ -172,6 +182,10 @@ class TestWords:
 
         mean, topk = report.gains
         rows = [open_(mean, None, -0.1), open_(topk, 9000, 0.1)]
+        elsewhere = msgspec.structs.replace(open_(mean, 700, -0.1), deployment="ov fp32")
+        assert open_questions(msgspec.structs.replace(report, gains=[rows[0], elsewhere, rows[0]])) == [
+            "Is mean better than cls at all? About 700 test images would decide; 2,000 were seen."
+        ]
         undecided = msgspec.structs.replace(report, gains=rows)
         assert open_questions(undecided) == [
             "Does ort fp32 keep the gain of topk? About 9,000 test images would decide; 2,000 were seen.",
