@@ -6,12 +6,13 @@ import json
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from unittest import mock
 
 import pytest
 import skimage
-from catalogue import built, copied
+from catalogue import built, take
 from click.testing import CliRunner
 from PIL import Image
 from safetensors.torch import save_file
@@ -49,7 +50,7 @@ def mimexport(*arguments, cwd="."):
 def workplace(tmp_path_factory):
     """A folder in which the sentence users type was typed."""
     folder = tmp_path_factory.mktemp("work")
-    with mock.patch("mimexport.pipeline.build", lambda options, *_, **__: copied(tiny(), options.out)):
+    with mock.patch("mimexport.pipeline.build", partial(take, with_selection=True, whiten_by_default=False)):
         done = mimexport("build", "--model", "mae-tiny", "--agg", "topk", cwd=folder)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("artifacts/mae-tiny-topk: 192 dimensions, embedding space ")
@@ -61,15 +62,10 @@ def workplace(tmp_path_factory):
 )
 def test_vectors_are_whitened_by_default_and_not_where_that_is_declined(tmp_path, given, asked):
     seen = []
-    with mock.patch(
-        "mimexport.pipeline.build", lambda options, *_: seen.append(options) or copied(tiny(), tmp_path / "a")
-    ):
+    artifact = built(model="mae-tiny", agg="topk", with_selection=True)
+    with mock.patch("mimexport.pipeline.build", lambda options, *_: seen.append(options) or artifact):
         mimexport("build", "--model", "mae-tiny", *given, cwd=tmp_path)
     assert [(options.whiten, options.whiten_by_default) for options in seen] == [asked]
-
-
-def tiny():
-    return built(model="mae-tiny", agg="topk", with_selection=True)
 
 
 def test_from_a_name_to_vectors(workplace):

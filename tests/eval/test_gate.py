@@ -80,21 +80,10 @@ def crops(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
 
 @pytest.fixture
 def plant(bench: Bench, monkeypatch: pytest.MonkeyPatch):
-    """Make the engine 'planted' wrong; its features get an identity of their own."""
+    """Make the engine 'planted' wrong."""
     monkeypatch.setitem(ENGINES, "planted", "planted_engine")
     monkeypatch.setattr("mimeval.deployments.code_digest", lambda: "same code")
-    original = planted_engine.Planted.__init__
-
-    def new_version(self, engine):
-        original(self, engine)
-        self.version = f"{self.version} {uuid.uuid4()}"
-
-    def plant(**faults):
-        if faults:
-            monkeypatch.setattr(planted_engine.Planted, "__init__", new_version)
-        monkeypatch.setattr(planted_engine, "FAULTS", faults)
-
-    return plant
+    return lambda **faults: monkeypatch.setattr(planted_engine, "FAULTS", faults)
 
 
 def graph_changed(bench: Bench, change, only: str = "topk"):

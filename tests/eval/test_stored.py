@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from mimeval.neighbours import nearest, unit
-from mimeval.stored import WAYS, k_nn_correct, overlap, round_tf32, searches
+from mimeval.neighbours import nearest, overlap, unit
+from mimeval.stored import WAYS, k_nn_correct, round_tf32, searches
 from mimruntime.storage import codec_of, measure_statistics
 
 

@@ -1,5 +1,6 @@
 """Heads are stored whole, read strictly, and refused where they do not fit."""
 
+import contextlib
 import json
 import re
 import shutil
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
-from catalogue import built
+from catalogue import built, exported_as
 
 from mimexport.aggregators import make_aggregator
 from mimexport.backbone import Backbone, Shape
@@ -155,9 +156,12 @@ def test_a_head_that_adds_nothing_leaves_the_space_and_the_graph_as_they_are(tmp
 
 @pytest.mark.parametrize("whiten", [None, 0, 20])
 def test_a_head_is_built_into_the_graph(tmp_path, loaded, whiten):
+    """Its whitening, that is: without it, see below; with all of its dimensions, the records say so."""
     head = head_for(loaded)
     save_head(head, tmp_path / "h.safetensors")
-    artifact = build(options(tmp_path, head=str(tmp_path / "h.safetensors"), whiten=whiten))
+    donor = contextlib.nullcontext() if whiten else exported_as(built(model="small", agg="mean", random_seed=0))
+    with donor:
+        artifact = build(options(tmp_path, head=str(tmp_path / "h.safetensors"), whiten=whiten))
     assert artifact.manifest.embedding.dim == (whiten or 48)
     assert artifact.manifest.aggregator.head_sha256 == head.sha256(whitened=whiten is not None)
     assert (artifact.manifest.embedding.whitening is None) == (whiten is None)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -27,9 +29,21 @@ def artifact(small_alias) -> Artifact:
     return built(model=small_alias, agg="cls", token_norm="final", random_seed=3)
 
 
-@pytest.fixture(autouse=True)
-def _quick(monkeypatch) -> None:
-    monkeypatch.setattr(tuning, "BATCHES", (1, 2))
+@pytest.fixture(scope="module", autouse=True)
+def _quick(artifact, tmp_path_factory) -> Iterator[None]:
+    """Few batches, no more threads of torch for the tests that follow, and one export, of the one model there is."""
+    kept, export = tmp_path_factory.mktemp("plain") / "plain.onnx", torch.onnx.export
+
+    def export_once(model, given, path, **options) -> None:
+        if not kept.exists():
+            export(model, given, kept, **options)
+        shutil.copytree(kept.parent, path.parent, dirs_exist_ok=True)  # weights may lie beside the graph
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tuning, "BATCHES", (1, 2))
+        patch.setattr(torch, "set_num_threads", lambda count: None)
+        patch.setattr(torch.onnx, "export", export_once)
+        yield
 
 
 def test_every_peer_gives_the_vectors_of_the_artifact_s_own_weights(artifact) -> None:

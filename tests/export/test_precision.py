@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from torch import nn
 from mimexport.cli.build import build_command
 from mimexport.composition import compose
 from mimexport.embedding_model import EmulatedHalf, embed_with_torch
+from mimexport.heads import Head
 from mimexport.options import BuildOptions
 from mimexport.pipeline import build
 from mimexport.precision_loss import compare, load_images, neighbour_overlap
@@ -76,16 +78,16 @@ def test_a_narrower_precision_is_built_judged_and_run(calibration_crops: Path, p
 
 
 @pytest.fixture(scope="module")
-def in_bf16(calibration_crops: Path) -> Artifact:
+def in_bf16(small_alias: str, calibration_crops: Path) -> Artifact:
     pytest.importorskip("openvino", reason="pip install 'mimexport[openvino]'")
-    return tiny("bf16", calibration_crops)
+    return built(model=small_alias, agg="topk", precision="bf16", calibrate=calibration_crops, random_seed=0)
 
 
 def test_the_cost_of_bf16_is_that_of_products_in_bf16_whatever_this_cpu_has(
     in_bf16: Artifact, calibration_crops: Path
 ) -> None:
-    loaded = load_model("mae-tiny")
-    model, _ = compose(loaded, BuildOptions(model="mae-tiny", agg="topk", out=Path()))
+    loaded = load_model("small", random_seed=0)
+    model, _ = compose(loaded, BuildOptions(model="small", agg="topk", out=Path(), random_seed=0))
     _, images = load_images(calibration_crops, in_bf16.manifest.preprocess)
     reference = embed_with_torch(model, images)
     model.set_precision("bf16")
@@ -103,7 +105,8 @@ def test_openvino_widens_bf16_where_the_cpu_has_no_bf16(in_bf16: Artifact, monke
     with open_for(in_bf16, "openvino") as engine:
         assert engine.precision == "fp32"
         # Closer than products in bf16 would be.
-        assert compare(engine.run(images)["embedding"], reference, 0).worst_cosine > 0.999998
+        lost = 1 - compare(engine.run(images)["embedding"], reference, 0).worst_cosine
+        assert 0 < lost < (1 - in_bf16.manifest.conversion.worst_cosine) / 2
         kinds = {op.get_rt_info()["runtimePrecision"].astype(str) for op in engine._model.get_runtime_model().get_ops()}
         assert "bf16" not in kinds
 
@@ -143,7 +146,14 @@ def test_turing_runs_the_default_in_fp16(small_alias: str, tmp_path: Path) -> No
     options = CompileOptions(engine="tensorrt-rtx", arch=("sm75",))
     copied(built(model=small_alias, agg="topk", precision="fp16", random_seed=0), tmp_path / "a")
     assert "sm75" in compile_artifact(tmp_path / "a", options).record.hardware
-    copied(built(model="mae-tiny", agg="topk", precision="fp16", whiten=0), tmp_path / "w")
+    whitening = torch.zeros(48), torch.eye(48)
+    loaded = load_model(small_alias, random_seed=0)
+    head = Head(
+        agg="mean", params={}, token_norm="raw", dim=48, grid=(4, 4), model="small", backbone_sha256=loaded.sha256,
+        tensors={}, whitening=whitening,
+    )  # fmt: skip
+    whitened = BuildOptions(model=small_alias, agg="mean", head=head, whiten=0, out=tmp_path / "w", random_seed=0)
+    build(dataclasses.replace(whitened, precision="fp16"))
     with pytest.raises(EngineError, match=r"--arch sm75: Turing has no fp32 matrix product .* or leave sm75 out"):
         compile_artifact(tmp_path / "w", options)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import fcntl
 import hashlib
 import shutil
@@ -12,6 +13,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
+import pytest
 import small_models
 import torch
 
@@ -40,6 +42,30 @@ def built(*, name: str | None = None, **options: Any) -> Artifact:
     """
     make = partial(_build, options)
     return Artifact.open(kept(f"{_key(options)}/{name or options['agg']}", make))
+
+
+def take(options: BuildOptions, *_: object, **others: Any) -> Artifact:
+    """Stand in the place of `build`: copy what it would make of `options` out of the catalogue.
+
+    Args:
+        options: as `build` has them.
+        others: options that an artifact of the catalogue may differ in, where a test does not see it.
+    """
+    default = BuildOptions(model=options.model, agg=options.agg, out=options.out, force=options.force)
+    fields = {field.name: getattr(options, field.name) for field in dataclasses.fields(options)}
+    fields["agg_options"] = {name: value for name, value in options.agg_options.items() if value is not None}
+    given = {name: value for name, value in fields.items() if value != getattr(default, name)}
+    return copied(built(model=options.model, agg=options.agg, **given | others), options.out)
+
+
+@contextlib.contextmanager
+def exported_as(donor: Artifact) -> Iterator[None]:
+    """Have every build take the graph of `donor` for its own, and its figures: for tests of what lies beside a graph."""
+    ports = donor.manifest.graph.inputs, donor.manifest.graph.outputs
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("mimexport.graph.export_graph", lambda _, stage, size: shutil.copy(donor.graph, stage) and ports)
+        patch.setattr("mimruntime.parity.measure", lambda *_, **__: donor.manifest.parity)
+        yield
 
 
 def graph_of(backbone: str) -> Path:

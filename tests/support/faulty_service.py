@@ -1,6 +1,7 @@
 """The program `mimexport` with an engine that is slow or fails on request, for tests of the service.
 
 FAULT_SLEEP: additional seconds of a run per image.
+FAULT_HOLD: while this file exists, runs wait.
 FAULT_DECODE: size in bytes of an image whose decoding takes an hour.
 FAULT_FILE: while this file exists, runs fail; it contains the number of runs to fail, or "all".
 """
@@ -20,6 +21,8 @@ _outputs = Embedder.outputs
 
 def faulty_outputs(self, pixels):
     time.sleep(float(os.environ.get("FAULT_SLEEP", "0")) * len(pixels))
+    while Path(os.environ.get("FAULT_HOLD", "/nonexistent")).exists():
+        time.sleep(0.02)
     file = Path(os.environ.get("FAULT_FILE", "/nonexistent"))
     if file.exists():
         if (failures := file.read_text()) != "all":

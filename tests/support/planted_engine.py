@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import uuid
+
 from mimruntime.engines import onnxruntime
 from mimruntime.engines.base import Engine
 
@@ -13,14 +15,20 @@ FAULTS: dict[str, object] = {}
 
 def open_engine(graph, **options):
     replaced = FAULTS.get("graph", lambda path: path)(graph)
-    return Planted(onnxruntime.open_engine(replaced, **options))
+    return Planted(
+        onnxruntime.open_engine(replaced, **options), healthy=replaced == graph and not {*FAULTS} - {"graph"}
+    )
 
 
 class Planted(Engine):
-    def __init__(self, engine):
+    """Where something is wrong, its version is its own, and so are its features."""
+
+    def __init__(self, engine, *, healthy):
         vars(self).update(vars(engine))
         self.name = NAME
         self._engine = engine
+        if not healthy:
+            self.version = f"{self.version} {uuid.uuid4()}"
 
     def _run(self, pixels):
         outputs = self._engine.run(FAULTS.get("pixels", lambda array: array)(pixels))

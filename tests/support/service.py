@@ -19,8 +19,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from coverage import Coverage
+
 START = "from mimexport.cli import main; main()"
 FAULTY = Path(__file__).parent / "faulty_service.py"
+_ROOT = Path(__file__).parents[2]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,9 +94,25 @@ class Service:
 
 @contextlib.contextmanager
 def running(
-    *arguments: object, log: Path, program: str | Path = START, env: dict[str, str] | None = None, wait: bool = True
+    *arguments: object,
+    log: Path,
+    program: str | Path = START,
+    env: dict[str, str] | None = None,
+    wait: bool = True,
+    covered: bool = False,
 ) -> Iterator[Service]:
-    """Run `mimexport serve` with `arguments` on a free port; without `wait`, it may end before it listens."""
+    """Run `mimexport serve` with `arguments` on a free port.
+
+    Args:
+        arguments: of the command.
+        log: file for what it says.
+        program: what has the command.
+        env: more of its environment.
+        wait: until it is ready; without, it may end before it listens.
+        covered: what it runs counts as covered, where coverage is measured; it starts more slowly.
+    """
+    if covered and Coverage.current() is not None:
+        env = {"COVERAGE_PROCESS_START": str(_ROOT / "pyproject.toml"), **(env or {})}
     start = ["-c", program] if isinstance(program, str) else [str(program)]
     command = [sys.executable, *start, "serve", *map(str, arguments), "--port", "0"]
     with log.open("wb") as out:

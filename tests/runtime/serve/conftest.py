@@ -14,9 +14,8 @@ from mimruntime import Embedder
 
 @pytest.fixture(scope="session")
 def toy(toy_artifact: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    with running(
-        toy_artifact, "--max-body-mb", 8, "--grpc-port", 0, log=tmp_path_factory.mktemp("serve") / "log"
-    ) as service:
+    log = tmp_path_factory.mktemp("serve") / "log"
+    with running(toy_artifact, "--max-body-mb", 8, "--grpc-port", 0, log=log, covered=True) as service:
         yield service
 
 

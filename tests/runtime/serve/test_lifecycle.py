@@ -19,6 +19,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
+import uvicorn
 from fastapi import FastAPI
 from service import FAULTY, Service, running
 
@@ -234,22 +235,22 @@ def test_a_signal_under_load_answers_what_was_accepted_and_ends(
 def test_while_it_drains_no_balancer_sends_more_and_after_the_grace_it_ends(
     toy_artifact: Path, tmp_path: Path, photo: Path
 ) -> None:
-    options = ("--grace", 2, "--max-batch", 1)
-    with running(
-        toy_artifact, *options, log=tmp_path / "log", program=FAULTY, env={"FAULT_SLEEP": "4"}, wait=False
-    ) as s:
-        s.wait_until_ready(30)
+    hold = tmp_path / "hold"
+    env = {"FAULT_HOLD": str(hold)}
+    with running(toy_artifact, "--grace", 2, "--max-batch", 1, log=tmp_path / "log", program=FAULTY, env=env) as s:
+        hold.touch()
         with ThreadPoolExecutor(1) as pool:
             cut_off = pool.submit(post, s, photo.read_bytes())
-            time.sleep(0.5)
+            wait_for(lambda: s.metric("mimexport_images_in_flight") == 1)
             s.process.send_signal(signal.SIGTERM)
-            time.sleep(0.3)
+            wait_for(lambda: s.call("/ready").status == 503)
             for path in ("/ready", "/health", "/v2/health/ready", "/v2"):
                 answer = s.call(path)
                 assert (path, answer.status, answer.headers["Retry-After"]) == (path, 503, "1")
             assert s.call("/v2/health/live").status == 200
-            assert s.process.wait(20) == 0
             assert cut_off.exception() is not None or cut_off.result() in {0, 500, 503}
+            hold.unlink()  # else leaving would wait for the thread, for a while
+            assert s.process.wait(20) == 0
 
 
 def test_a_thread_that_never_ends_does_not_keep_the_process() -> None:
@@ -316,12 +317,17 @@ def test_the_grace_is_spent_once() -> None:
     assert make_config(settings, FastAPI()).timeout_graceful_shutdown == 1
 
 
+def test_a_connection_may_be_idle_for_longer_than_uvicorn_would_keep_it() -> None:
+    config = server._config(Settings(artifacts=(Path("a"),)), FastAPI())
+    assert config.timeout_keep_alive > 10 * uvicorn.Config(FastAPI()).timeout_keep_alive
+
+
 @pytest.fixture(scope="module")
 def pair(toy_artifact: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Service, Path]]:
     """A service of two workers, and its artifact, which a test may change."""
     folder = tmp_path_factory.mktemp("pair")
     artifact = Path(shutil.copytree(toy_artifact, folder / "toy"))
-    with running(artifact, "--workers", 2, log=folder / "log") as service:
+    with running(artifact, "--workers", 2, log=folder / "log", covered=True) as service:
         wait_for(lambda: len(workers(service)) == 2)
         yield service, artifact
 

@@ -127,15 +127,6 @@ def test_a_request_with_two_ideas_of_its_end_is_the_last_of_its_connection(toy: 
     assert answers.count(b"HTTP/1.1 ") == 1
 
 
-def test_a_connection_may_be_idle_for_longer_than_uvicorn_would_keep_it(toy: Service) -> None:
-    connection = http.client.HTTPConnection("127.0.0.1", toy.port, timeout=20)
-    for pause_s in (6, 0):
-        connection.request("GET", "/live")
-        assert connection.getresponse().read()
-        time.sleep(pause_s)
-    connection.close()
-
-
 def test_no_torch_in_the_process(toy: Service) -> None:
     assert "libtorch" not in Path(f"/proc/{toy.process.pid}/maps").read_text()
 
