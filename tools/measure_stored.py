@@ -16,8 +16,8 @@ from measure_aggregators import beginning
 
 from mimeval import knn
 from mimeval.datasets import open_dataset
-from mimeval.neighbours import unit
-from mimeval.stored import overlap, searches
+from mimeval.neighbours import overlap, unit
+from mimeval.stored import searches
 from mimexport.fitting.fitter import FitOptions, Fitter
 from mimexport.fitting.sources import LazySources
 from mimexport.heads import embedded_heads, load_head

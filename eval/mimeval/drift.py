@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mimeval.neighbours import nearest, unit
+from mimeval.neighbours import nearest, overlap, unit
 
 NEIGHBOURS = 10
 
@@ -101,6 +101,5 @@ def too_far(drift: Drift, precision: str) -> str | None:
 
 
 def _overlap(reference: np.ndarray, deployed: np.ndarray) -> float:
-    sets = [nearest(table, table, NEIGHBOURS, leave_one_out=True)[0] for table in (reference, deployed)]
-    shared = [np.intersect1d(a, b, assume_unique=True).size for a, b in zip(*sets, strict=True)]
-    return float(np.mean(shared) / found) if (found := sets[0].shape[1]) else 1.0  # one image has no neighbours to lose
+    wanted, found = (nearest(table, table, NEIGHBOURS, leave_one_out=True)[0] for table in (reference, deployed))
+    return float(overlap(found, wanted).mean()) if wanted.shape[1] else 1.0  # one image has no neighbours to lose

@@ -67,6 +67,11 @@ def nearest(
     return indices, cosines
 
 
+def overlap(found: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """Return the share (m,) of the neighbours `wanted` (m, k) that are among those `found` (m, k)."""
+    return np.array([len(set(a) & set(b)) / len(b) for a, b in zip(found.tolist(), wanted.tolist(), strict=True)])
+
+
 def _top(table: np.ndarray, k: int) -> np.ndarray:
     """Return the columns of the k largest values of every row, largest first, equal values by column.
 

@@ -65,11 +65,6 @@ def k_nn_correct(
     return {way: knn.vote(labels[indices], cosines) == truth for way, (indices, cosines) in found.items()}
 
 
-def overlap(found: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    """Return the share (m,) of neighbours `wanted` (m, k) that are in `found` (m, k)."""
-    return np.array([len(set(a) & set(b)) / len(b) for a, b in zip(found.tolist(), wanted.tolist(), strict=True)])
-
-
 def round_tf32(values: np.ndarray) -> np.ndarray:
     """Return float32 rounded to the ten bits of TF32's mantissa, ties to even, as a GPU's tensor cores read their inputs."""
     raw = np.ascontiguousarray(values, np.float32).view(np.uint32)

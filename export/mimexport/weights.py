@@ -46,7 +46,6 @@ def load_model(
     """
     alias = ALIASES.get(name) or _timm_entry(name)
     kwargs = dict(alias.kwargs) | ({"img_size": size} if size else {})
-    cfg = get_pretrained_cfg(alias.timm_name)
     source: Source
     notes: list[str] = []
     if random_seed is not None:
@@ -55,15 +54,7 @@ def load_model(
         _shake_constants(model)
         source, origin = "random", f"seed {random_seed}"
     elif weights is not None:
-        checkpoint = read_checkpoint(weights)
-        if has_pool_norm(checkpoint) and is_model_in_modules(alias.timm_name, ("vision_transformer",)):
-            kwargs = kwargs | {"global_pool": "avg"}
-            notes.append(
-                "the checkpoint has its norm after the average pool (fc_norm): with token norm 'final' the pooled vector"
-                " is normalised"
-            )
-        model = _create(alias, kwargs)
-        notes += load_into(model, checkpoint, str(weights))
+        model, notes = _create_from(weights, alias, kwargs)
         source, origin = "file", weights.name
     elif alias.embedded:
         model = _create(alias, kwargs)
@@ -71,6 +62,7 @@ def load_model(
         notes.append(f"{name} is a demonstration, {_DEMONSTRATION}; for real use, build a larger backbone")
         source, origin = "embedded", alias.embedded
     else:
+        cfg = get_pretrained_cfg(alias.timm_name)
         model = _fetch(alias, kwargs, name)
         source, origin = "hub", str(cfg.hf_hub_id or cfg.url)
     model = model.eval()
@@ -95,6 +87,20 @@ def load_model(
         config=config,
         notes=tuple(notes),
     )
+
+
+def _create_from(weights: Path, alias: Alias, kwargs: dict[str, Any]) -> tuple[nn.Module, list[str]]:
+    """Return a model of the checkpoint's architecture with its weights, and notes for the user."""
+    checkpoint = read_checkpoint(weights)
+    notes: list[str] = []
+    if has_pool_norm(checkpoint) and is_model_in_modules(alias.timm_name, ("vision_transformer",)):
+        kwargs = kwargs | {"global_pool": "avg"}
+        notes.append(
+            "the checkpoint has its norm after the average pool (fc_norm): with token norm 'final' the pooled vector"
+            " is normalised"
+        )
+    model = _create(alias, kwargs)
+    return model, [*notes, *load_into(model, checkpoint, str(weights))]
 
 
 def embedded_file(name: str) -> Path | None:

@@ -54,8 +54,8 @@ def take(options: BuildOptions, *_: object, **others: Any) -> Artifact:
     default = BuildOptions(model=options.model, agg=options.agg, out=options.out, force=options.force)
     fields = {field.name: getattr(options, field.name) for field in dataclasses.fields(options)}
     fields["agg_options"] = {name: value for name, value in options.agg_options.items() if value is not None}
-    given = {name: value for name, value in fields.items() if value != getattr(default, name)}
-    return copied(built(model=options.model, agg=options.agg, **given | others), options.out)
+    given = {name: value for name, value in (fields | others).items() if value != getattr(default, name)}
+    return copied(built(model=options.model, agg=options.agg, **given), options.out)
 
 
 @contextlib.contextmanager

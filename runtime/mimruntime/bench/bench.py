@@ -93,22 +93,15 @@ def bench(
         ]
         ours = len(runners)
         hardware = {_on_gpu(engine) for engine in opened.values()}
-        for peer in (peer for peer in peers if peer.on_gpu in hardware):
-            report(f"{peer.name}: opening")
-            try:
-                opened[peer.name] = stack.enter_context(peer.open(pixels))
-            except MimError as error:
-                left_out[peer.name] = str(error)
-                continue
-            runners.append(Figures(peer.name, f"peer, {_describe(opened[peer.name], artifact)}"))
+        asked = [peer for peer in peers if peer.on_gpu in hardware]
+        found, missing = _open_peers(asked, pixels, stack, report)
+        runners += [Figures(name, f"peer, {_describe(engine, artifact)}") for name, engine in found.items()]
+        opened, left_out = opened | found, left_out | missing
         rates = matrix_rates()
         for figures in runners:
             report(f"{figures.name}: batches of {', '.join(map(str, batches))}")
             measure(figures, opened[figures.name], pixels, batches, seconds)
-            engine = opened[figures.name]
-            rate = None if _on_gpu(engine) else rates.get(_precision(engine, artifact))
-            if rate is not None and artifact.manifest.graph.precision != "int8":  # whose file does not tell the weights
-                figures.share = round(max(figures.images_per_second.values()) * _flop(artifact) / rate, 3)
+            figures.share = _share(figures, opened[figures.name], artifact, rates)
         ratios = _ratios(runners, opened, pixels, pairs, ours, report)
     for figures in runners[:ours]:
         report(f"{figures.name}: decoding, cold start")
@@ -150,6 +143,21 @@ def _open_engines(
     return opened, left_out
 
 
+def _open_peers(
+    peers: Sequence[Peer], pixels: np.ndarray, stack: contextlib.ExitStack, report: Callable[[str], None]
+) -> tuple[dict[str, Engine], dict[str, str]]:
+    """Return the peers that open, to be closed by `stack`, and why the others do not."""
+    opened: dict[str, Engine] = {}
+    left_out: dict[str, str] = {}
+    for peer in peers:
+        report(f"{peer.name}: opening")
+        try:
+            opened[peer.name] = stack.enter_context(peer.open(pixels))
+        except MimError as error:
+            left_out[peer.name] = str(error)
+    return opened, left_out
+
+
 def all_engines() -> list[str]:
     """Return the names of all engines."""
     return list(ENGINES)
@@ -161,6 +169,14 @@ def _precision(engine: Engine, artifact: Artifact) -> str:
 
 def _on_gpu(engine: Engine) -> bool:
     return engine.provider != "cpu"
+
+
+def _share(figures: Figures, engine: Engine, artifact: Artifact, rates: dict[str, float]) -> float | None:
+    """Return the share of the CPU's rate of matrix products; None on a GPU, or where the rate is not known."""
+    rate = None if _on_gpu(engine) else rates.get(_precision(engine, artifact))
+    if rate is None or artifact.manifest.graph.precision == "int8":  # whose file does not tell the weights
+        return None
+    return round(max(figures.images_per_second.values()) * _flop(artifact) / rate, 3)
 
 
 def _describe(engine: Engine, artifact: Artifact) -> str:

@@ -318,7 +318,7 @@ def test_the_grace_is_spent_once() -> None:
 
 
 def test_a_connection_may_be_idle_for_longer_than_uvicorn_would_keep_it() -> None:
-    config = server._config(Settings(artifacts=(Path("a"),)), FastAPI())
+    config = make_config(Settings(artifacts=(Path("a"),)), FastAPI())
     assert config.timeout_keep_alive > 10 * uvicorn.Config(FastAPI()).timeout_keep_alive
 
 
