@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import os
 import shutil
@@ -134,6 +135,21 @@ class TestSignatures:
             SecretKey.read(public)
         with pytest.raises(OptionError, match="is neither a public key"):
             PublicKey.read(tmp_path / "none")
+
+    @pytest.mark.parametrize(
+        ("at", "kind", "message"),
+        [(0, b"XX", "holds no secret key of minisign"), (2, b"Sc", "has a password; sign with minisign itself")],
+    )
+    def test_a_secret_key_of_another_kind_or_with_a_password_is_refused(
+        self, keys: tuple[Path, Path], at: int, kind: bytes, message: str
+    ) -> None:
+        secret, _ = keys
+        comment, content = secret.read_text().splitlines()
+        raw = bytearray(base64.b64decode(content))
+        raw[at : at + 2] = kind
+        secret.write_text(f"{comment}\n{base64.b64encode(raw).decode()}\n")
+        with pytest.raises(OptionError, match=message):
+            SecretKey.read(secret)
 
 
 class TestLinks:
