@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from mimeval.deployments import SkippedDeployment
 from mimeval.report import TORCH, DeploymentDrift, Gain, Report, Score
 from mimeval.statistics import Interval
-from mimeval.summary import GLOSSARY, headlines, labelled, open_questions
+from mimeval.summary import GLOSSARY, counted_from, headlines, labelled, open_questions
 
 _NAMED = 3
 """Artifacts that are listed by name; of more their number is given."""
@@ -25,7 +25,7 @@ def as_markdown(report: Report) -> str:
         f" decided by {report.metric}, margin {100 * report.margin:g} points, seed {report.seed}.",
         "",
         *(f"- {reason}" for reason in report.reasons),
-        *(f"- gains are counted from the stronger baseline: {chosen.sentence()}" for chosen in report.baselines),
+        *(f"- gains are counted from the stronger baseline: {sentence}" for sentence in counted_from(report)),
         *(f"- note: {note}" for note in report.notes),
         "",
         *_gains(report),

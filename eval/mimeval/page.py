@@ -9,7 +9,7 @@ from mimeval.lost_images import as_section
 from mimeval.markdown import points, skipped_rows
 from mimeval.plots import frontier_plot, gains_plot
 from mimeval.report import DeploymentDrift, Example, Gain, Report, Sample
-from mimeval.summary import GLOSSARY, headlines, labelled, open_questions, with_engine_names
+from mimeval.summary import GLOSSARY, counted_from, headlines, labelled, open_questions, with_engine_names
 from mimeval.verdict import explain
 
 _STYLE = """
@@ -57,7 +57,7 @@ def as_page(report: Report) -> str:
         _drift_table(report.drifts),
         as_section(report),
         _details("Why this verdict, row by row", items("reasons", report.reasons)),
-        items("baselines", [f"Counted from the stronger: {chosen.sentence()}" for chosen in report.baselines]),
+        items("baselines", [f"Counted from the stronger: {sentence}" for sentence in counted_from(report)]),
         items("notes", report.notes),
         _skipped(report),
         terms(),

@@ -105,6 +105,12 @@ def open_questions(report: Report) -> list[str]:
     return [text for _, text in sorted(found, key=lambda pair: (pair[0] is None, pair[0] or 0))]
 
 
+def counted_from(report: Report) -> list[str]:
+    """Return how each baseline that gains are counted from was found to be the stronger, a sentence each."""
+    used = {gain.baseline for gain in report.gains}
+    return [chosen.sentence() for chosen in report.baselines if chosen.stronger in used]
+
+
 def engine_name(deployment: str) -> str:
     """Return a deployment as people call it: 'ONNX Runtime fp32'."""
     engine, _, rest = deployment.partition(" ")

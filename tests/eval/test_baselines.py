@@ -169,6 +169,7 @@ def test_planted_as_the_baseline_the_weaker_turns_an_evaluation_red(run) -> None
         report.baselines
     )
     assert {score.model for score in report.scores} == {"cls", "cls raw", "topk"}, "both are shown"
+    assert "counted from the stronger" not in as_markdown(report)
 
 
 def test_an_evaluation_counts_from_the_stronger_by_itself(run, toy_without_selection) -> None:
