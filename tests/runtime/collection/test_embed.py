@@ -165,7 +165,7 @@ def test_another_job_in_the_same_folder_is_refused(
         ("s3://key:secret@bucket/y", (), "s3://key:secret@bucket is refused; expected a bucket alone"),
         ("s3://bucket/v.parquet", (), "one file is written to a local path"),
         ("v.npz", ("--shard-size", 5), "--shard-size needs a folder of shards, but --out v.npz is one file"),
-        ("v.npz", ("--ray", "auto"), "--ray is for a folder of shards"),
+        ("v.npz", ("--ray", "auto"), "--ray needs a folder of shards"),
         ("o", ("--workers", 2), "--workers is for --ray"),
         ("o", ("--expect-space", "feed"), "expected feed"),
     ],
