@@ -2,6 +2,7 @@
 
     python tools/frontier.py ../shared/data/tiny-imagenet-64.zip --model mae-tiny --model mae-small
     python tools/frontier.py ../shared/data/tiny-imagenet-64.zip --model mae-tiny --rates
+    python tools/frontier.py ../shared/data/tiny-imagenet-64.zip --model mae-tiny --explore --training 3000
 
 The first command computes vectors in torch, in bf16 where the CPU multiplies it, and judges them. The second builds every row
 and runs it in two engines in turn with the full encoder, on a quiet machine. Both write what was found to `--results`, and then
@@ -20,12 +21,13 @@ import aggregator_tables
 import click
 import numpy as np
 import torch
-from frontier_page import write_page
+from frontier_page import SAME_CLASS, write_page
 from frontier_rows import FULL, ROWS, Row
 from measure_aggregators import beginning
 
 from mimeval import knn, linear_probe
 from mimeval.datasets import Dataset, Split, open_dataset
+from mimeval.neighbours import nearest
 from mimexport.aggregators import make_aggregator
 from mimexport.composition import compose
 from mimexport.embedding_model import EmbeddingModel
@@ -49,6 +51,8 @@ ENGINES = (("onnxruntime", None), ("openvino", PRECISION))
 """Where speed is measured."""
 MEASURED = Path(__file__).parents[1] / "docs" / "results"
 BATCH = 16
+NEIGHBOURS = 20
+METRICS = ("k-NN", "linear probe")
 AGGREGATORS = ("topk", "center-weighted")
 _CHUNK = 50
 
@@ -61,12 +65,13 @@ _CHUNK = 50
 @click.option("--row", "titles", multiple=True, help="These rows alone; the others stay as they are.")
 @click.option("--rates", is_flag=True, help="Measure speed alone.")
 @click.option("--probe", is_flag=True, help="Linear probes as well.")
+@click.option("--explore", is_flag=True, help="Judge training images by each other: to choose rules by.")
 @click.option("--pairs", default=9, show_default=True, help="Runs of each row in turn with the full encoder.")
 @click.option("--work", type=click.Path(path_type=Path), default=Path("build/frontier"), show_default=True)
 @click.option("--results", type=click.Path(path_type=Path), default=Path("docs/results"), show_default=True)
 def main(
     archive: Path, models: tuple[str, ...], training: int, images: int, titles: tuple[str, ...], rates: bool, probe: bool,
-    pairs: int, work: Path, results: Path,
+    explore: bool, pairs: int, work: Path, results: Path,
 ) -> None:  # fmt: skip
     """Measure what the results do not hold yet; rows that are named are measured again."""
     if unknown := set(titles) - {row.title for row in ROWS}:
@@ -74,15 +79,18 @@ def main(
     data = beginning(open_dataset(f"zip:{archive}", cache=work), training, images)
     for model in models:
         bench = Bench(model, data, work)
-        file = results / f"early-selection-{model}.json"
-        stored = aggregator_tables.read(file) if file.exists() else bench.describe()
+        file = results / f"early-selection-{model}{'-explored' if explore else ''}.json"
+        stored = aggregator_tables.read(file) if file.exists() else bench.describe(explore=explore)
         for row in [row for row in ROWS if not titles or row.title in titles]:
             found = stored["rows"].setdefault(row.title, {"operations": bench.operations(row)})
-            wanted = "rates" if rates else "linear probe" if probe else "k-NN"
+            wanted = SAME_CLASS if explore else "rates" if rates else "linear probe" if probe else "k-NN"
             if wanted in found and not titles:
                 continue
             started = time.perf_counter()
-            found |= {"rates": bench.rates(row, pairs)} if rates else bench.accuracy(row, probe=probe)
+            if explore:
+                found[SAME_CLASS] = bench.same_class(row)
+            else:
+                found |= {"rates": bench.rates(row, pairs)} if rates else bench.accuracy(row, probe=probe)
             aggregator_tables.write(stored, file)
             click.echo(f"{model} {row.title}: {time.perf_counter() - started:.0f} s", err=True)
     write_page(results)
@@ -95,9 +103,11 @@ class Bench:
         self._model, self._data, self._work = model, data, work
         self._networks: dict[Row, EmbeddingModel] = {}
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self, *, explore: bool) -> dict[str, Any]:
         """Return the results before any row is measured."""
         loaded = load_any(self._model)
+        if explore:
+            return {"model": self._model, "images": len(self._parts()[0]), "precision": PRECISION, "rows": {}}
         engines = [f"{name} {precision or 'fp32'}" for name, precision in ENGINES]
         whole = aggregator_tables.read(MEASURED / f"aggregators-{self._model}.json")
         sizes = [len(part) for part in self._parts()]
@@ -108,7 +118,7 @@ class Bench:
         known[replace(FULL, agg="center-weighted").title] = "`center-weighted`"
         rows = {
             title: {"operations": 1.0}
-            | {metric: whole["rows"][name][metric][: sizes[1]] for metric in ("k-NN", "linear probe")}
+            | {metric: scores[: sizes[1]] for metric, scores in whole["rows"][name].items() if metric in METRICS}
             for title, name in known.items()
         }
         return {
@@ -133,6 +143,12 @@ class Bench:
         if probe:
             return {"linear probe": linear_probe.predict(train, learned, test) == truth}
         return {"k-NN": knn.predict(train, learned, test) == truth}
+
+    def same_class(self, row: Row) -> np.ndarray:
+        """Return how many of the 20 nearest other training images are of each one's class, as shares (n,)."""
+        part = self._parts()[0]
+        indices, _ = nearest(*[self._vectors(row, part)] * 2, NEIGHBOURS, leave_one_out=True)
+        return np.asarray((part.labels[indices] == part.labels[:, None]).mean(1))
 
     def rates(self, row: Row, pairs: int) -> dict[str, list[float]]:
         """Return the speed by engine, as a list of the fields of `Speed`."""

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from mimeval.statistics import bootstrap_means, paired_difference
 
 CLS = "[cls]"
+SAME_CLASS = "same class"
 PAGE = Path("early-selection.md")
 PLOT = Path("images") / "early-selection.png"
 MARKER = "<!-- written by tools/frontier.py, below this line -->"
@@ -24,12 +25,33 @@ _COLOURS = {
 
 def write_page(results: Path) -> None:
     """Write the page below its prose, and the plot, from the results of every backbone."""
-    everything = [aggregator_tables.read(file) for file in sorted(results.glob("early-selection-*.json"), reverse=True)]
+    files = sorted(results.glob("early-selection-*.json"), reverse=True)
+    explored = [aggregator_tables.read(file) for file in files if file.stem.endswith("-explored")]
+    everything = [aggregator_tables.read(file) for file in files if not file.stem.endswith("-explored")]
     page = results / PAGE
     prose = page.read_text(encoding="utf-8").partition(MARKER)[0]
-    sections = [_section(stored) for stored in everything]
+    sections = [*map(_section, everything), *map(_explored, explored)]
     page.write_text(prose + MARKER + "\n\n" + "\n\n".join(sections) + "\n", encoding="utf-8")
-    _plot(everything, results.parent / PLOT)
+    if everything:
+        _plot(everything, results.parent / PLOT)
+
+
+def _explored(stored: dict[str, Any]) -> str:
+    rows = stored["rows"]
+    lines = ["| row | operations | of the same class | to everything |", "|---|---|---|---|"]
+    for row in sorted((row for row in ROWS if row.title in rows), key=lambda row: -rows[row.title][SAME_CLASS].mean()):
+        found = rows[row.title]
+        change = paired_difference(found[SAME_CLASS], rows[FULL.title][SAME_CLASS])
+        lines.append(
+            f"| {_title(row.title)} | {1 / found['operations']:.2f} × fewer | {100 * found[SAME_CLASS].mean():.2f} % |"
+            f" {100 * change.value:+.2f} [{100 * change.low:+.2f}, {100 * change.high:+.2f}] |"
+        )
+    return "\n\n".join([
+        f"## Rules for {stored['model']}, explored",
+        f"{stored['images']:,} training images, each with the others: how many of its 20 nearest are of its class."
+        f" Torch, {stored['precision']}.",
+        "\n".join(lines),
+    ])  # fmt: skip
 
 
 def kept_gain(row: np.ndarray, cls: np.ndarray, full: np.ndarray) -> tuple[float, float, float]:
@@ -68,10 +90,14 @@ def _section(stored: dict[str, Any]) -> str:
     return "\n\n".join(text)
 
 
+def _title(title: str) -> str:
+    return f"`{title}`" if title.startswith("--") else title
+
+
 def _cells(stored: dict[str, Any], title: str, cls: dict[str, np.ndarray]) -> list[str]:
     found, full = stored["rows"][title], stored["rows"][FULL.title]
     rates = [found["rates"][engine] if "rates" in found else None for engine in stored["engines"]]
-    cells = [f"`{title}`" if title.startswith("--") else title, f"{1 / found['operations']:.2f} × fewer"]
+    cells = [_title(title), f"{1 / found['operations']:.2f} × fewer"]
     cells += ["" if rate is None else f"{rate[1]:.2f} ({rate[2]:.2f} to {rate[3]:.2f})" for rate in rates]
     if "k-NN" not in found or "k-NN" not in full:
         return [*cells, "", "", "", ""]

@@ -27,7 +27,7 @@ BY_CONTENT = ("norm", "center-norm", PIXELS)
 closeness to the centre; contrast: variance of the patch's pixels."""
 
 DEFAULT_RULE = "center-checkerboard"
-"""Measured on two backbones: docs/results/early-selection.md."""
+"""Ahead of the others on two backbones: docs/results/early-selection.md."""
 
 
 def check_keep(keep: str | None, rule: str | None) -> None:
