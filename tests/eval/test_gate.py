@@ -209,7 +209,7 @@ class TestHealthy:
         bench.run(drawn)  # torch has read them all
         plant(embedding=broken_later)
         if fault == "unread":
-            with pytest.raises(DataError, match="1 images that torch has seen could not be read"):
+            with pytest.raises(DataError, match="1 images that torch has read could not be read"):
                 bench.run(replace(drawn, train=replace(drawn.train, load=load)), own=True)
         else:
             report = bench.run(drawn, own=True)

@@ -145,7 +145,7 @@ def test_random_weights_are_recorded_in_manifest_and_card(small):
         (
             {"agg": "max", "with_selection": True},
             OptionError,
-            "--with-selection: aggregator max gives patches no share",
+            "--with-selection: aggregator max does not weight patches",
         ),
         ({"model": "resnet18"}, OptionError, "ResNet is not a supported backbone class"),
     ],
@@ -243,7 +243,7 @@ def test_a_transform_this_project_does_not_have_is_refused():
     config = {"input_size": (3, 224, 224), "crop_mode": "border", "crop_pct": 0.9}
     with pytest.raises(OptionError, match=r"crop mode 'border'"):
         preprocess_of(config)
-    with pytest.raises(OptionError, match=r"wants 256×224 px"):
+    with pytest.raises(OptionError, match=r"needs 256×224 px"):
         preprocess_of(config | {"input_size": (3, 224, 256), "crop_mode": "center"})
 
 
