@@ -37,7 +37,7 @@ from mimexport.references import References
 from mimruntime.artifact import MANIFEST, Artifact
 from mimruntime.cpus import available_cpus
 from mimruntime.errors import MimError, MissingExtraError, UnknownNameError
-from mimruntime.manifest import Precision
+from mimruntime.manifest import Precision, TokenNorm
 from mimruntime.writing import write_file
 
 
@@ -48,21 +48,35 @@ class Plan(NamedTuple):
         images: test images in torch.
         deployed: of these, what every engine sees.
         training: training images, in torch.
+        narrow: artifacts in every one of `precisions`; the others in fp32 alone.
+        keep: of the artifact whose encoder drops patches: how many stay, before which block, and the rule.
+        precisions: of `narrow`.
         only: artifacts besides the baseline; none stands for all.
+        cls_norm: of the [cls] that gains are counted from; None takes that of the build.
     """
 
     images: int
     deployed: int
     training: int
+    narrow: tuple[str, ...]
+    keep: tuple[str, str]
+    precisions: tuple[Precision, ...] = get_args(Precision)
     only: tuple[str, ...] = ()
+    cls_norm: TokenNorm | None = None
 
 
 PLANS = {
-    "mae-tiny": Plan(5000, 1000, 10000),
-    # Four times the work an image, and twice the gain: fewer images decide.
-    "mae-small": Plan(2000, 400, 4000, ("topk", "abmilp-unlabelled")),
-}
+    # One head of every kind in every precision: others of the kind have the same graph, whose heads stay in fp32.
+    "mae-tiny": Plan(4000, 500, 6000, ("cls", "mean", "topk", "abmilp", "ep"), ("50%@4", "center-norm")),
+    # Four times the work an image, and twice the gain: fewer images decide. In fp16 a CPU rounds the weights alone.
+    "mae-small": Plan(
+        1000, 400, 2000, ("cls", "topk"), ("50%", "center-checkerboard"), ("fp32", "bf16", "int8"),
+        only=("topk", "abmilp-unlabelled", "topk-keep50"), cls_norm="raw",
+    ),
+}  # fmt: skip
 PLAIN = ("cls", "mean", "topk")
+KEPT = "topk-keep50"
+"""The artifact whose encoder drops half of the patches."""
 BASELINE = Path("eval/baseline.json")
 SHARED = Path("../shared/data/tiny-imagenet-64.zip")
 TABLE_MARKER = "<!-- written by `make eval-table`, below this line -->"
@@ -116,8 +130,8 @@ def main(
                 own=own,
                 margin=MARGIN,
             )
-            built, skipped = build_all(model, folder, only or plan.only, shown)
-            report = judge(built, dataset, engines, judging, cache, folder, shown)
+            built, skipped = build_all(model, folder, only, shown)
+            report = judge(built, dataset, engines, judging, cache, shown)
             report.skipped.extend(skipped)
             if rewrite:
                 write_baseline(report, BASELINE)
@@ -140,42 +154,43 @@ def write_table(text: str, page: Path) -> None:
 
 
 def judge(
-    built: Sequence[Artifact], dataset: Dataset, engines: Sequence[str], options: EvalOptions, cache: Path, folder: Path,
+    built: Sequence[Artifact], dataset: Dataset, engines: Sequence[str], options: EvalOptions, cache: Path,
     shown: ConsoleProgress,
 ) -> Report:  # fmt: skip
-    """Evaluate what was built for one backbone."""
+    """Evaluate what was built for one backbone, counted from its [cls]: red where the other norm is shown to be stronger."""
     baselines, _ = find_baselines(built)
-    references = References(calibrate=folder / code_digest() / CALIBRATION)
     return evaluate(
         built,
         baselines,
         dataset,
         parse_engines(engines),
-        open_references=references.open,
+        open_references=References().open,
         store=FeatureStore(cache.expanduser() / "features", shown.say, shown.progress),
         options=options,
-        build_baseline=lambda artifact, norm: references.build_baseline(artifact, folder, norm),
+        # Of two that are as good, another machine might choose the other: the rows of a baseline would be of neither.
+        fixed={artifact.manifest.embedding_space for artifact in baselines},
     )
 
 
 def build_all(
     model: str, folder: Path, only: tuple[str, ...], shown: ConsoleProgress
 ) -> tuple[list[Artifact], list[SkippedDeployment]]:
-    """Build, or reuse if the code that built them is the same, every artifact of a backbone in every precision."""
+    """Build, or reuse if the code that built them is the same, the artifacts of a backbone.
+
+    Args:
+        model: a name in `PLANS`.
+        folder: where they lie.
+        only: those that are wanted, in every precision; none stands for what the plan has.
+        shown: told how far it is.
+    """
     home = folder / code_digest()
     for stale in set(folder.glob("[0-9a-f]" * len(home.name))) - {home}:
         shutil.rmtree(stale)
-    photos = calibration_images(home / CALIBRATION)
-    wanted = list(_wanted(model, home / model, photos))
-    if only:
-        known = {options.out.name for options in wanted if options.precision == "fp32"}
-        for name in only:
-            if name not in known:
-                raise UnknownNameError("artifact of the gate", name, known)
-        kept = {*only, "cls", *(["cls-whitened"] if any(name.endswith("-whitened") for name in only) else [])}
-        wanted = [options for options in wanted if options.out.name.split(".")[0] in kept]
+    wanted = planned(model, list(_possible(model, home / model, home / CALIBRATION)), only)
+    calibration_images(home / CALIBRATION)
     built, skipped = [], []
     new = [options for options in wanted if not (options.out / MANIFEST).is_file()]
+    new.sort(key=lambda options: options.precision != "int8")  # what takes longest begins first
     # An export is one thread's work, and about 1 GB.
     with ProcessPoolExecutor(
         min(4, available_cpus()), get_context("spawn"), initializer=torch.set_num_threads, initargs=(1,)
@@ -199,8 +214,32 @@ def build_all(
     return built, skipped
 
 
-def calibration_images(folder: Path) -> Path:
-    """Return `folder` with photographs for int8: crops of those that packages ship, whatever is evaluated."""
+def planned(model: str, possible: Sequence[BuildOptions], only: Sequence[str]) -> list[BuildOptions]:
+    """Return which of the `possible` artifacts are built; see `build_all`.
+
+    Raises:
+        UnknownNameError: `only` names another.
+
+    """
+    plan = PLANS[model]
+    known = {options.out.name for options in possible if options.precision == "fp32"}
+    for name in only:
+        if name not in known:
+            raise UnknownNameError("artifact of the gate", name, known)
+    names = {*(only or plan.only or known), "cls"}
+    if any(name.endswith("-whitened") for name in names):
+        names.add("cls-whitened")
+    narrow, precisions = (names, get_args(Precision)) if only else (plan.narrow, plan.precisions)
+    named = [(options.out.name.split(".")[0], options) for options in possible]
+    return [
+        options
+        for name, options in named
+        if name in names and (options.precision == "fp32" or (name in narrow and options.precision in precisions))
+    ]
+
+
+def calibration_images(folder: Path) -> None:
+    """Fill `folder` with photographs for int8: crops of those that packages ship, whatever is evaluated."""
     if not folder.is_dir():
         images = open_crops().test
         stage = folder.with_name(f".{folder.name}.partial")
@@ -208,17 +247,21 @@ def calibration_images(folder: Path) -> Path:
         for row in range(len(images)):
             (stage / f"{row:04}.png").write_bytes(images.load(row))
         stage.rename(folder)
-    return folder
 
 
-def _wanted(model: str, home: Path, photos: Path) -> Iterator[BuildOptions]:
-    """Yield the plain aggregators, and every embedded head: as a head where it was learned, else as a whitening."""
+def _possible(model: str, home: Path, photos: Path) -> Iterator[BuildOptions]:
+    """Yield plain aggregators, one that drops patches early, and every embedded head: learned, or else as a whitening."""
+    plan = PLANS[model]
     for precision in get_args(Precision):
         suffix = "" if precision == "fp32" else f".{precision}"
         calibrate = photos if precision == "int8" else None
         common = BuildOptions(model=model, agg="cls", out=home, precision=precision, calibrate=calibrate)
         for agg in PLAIN:
-            yield _selected(replace(common, agg=agg, out=home / f"{agg}{suffix}"))
+            norm = plan.cls_norm if agg == "cls" else None
+            yield _selected(replace(common, agg=agg, token_norm=norm, out=home / f"{agg}{suffix}"))
+        count, rule = plan.keep
+        kept = replace(common, agg="topk", keep=count, keep_by=rule, out=home / f"{KEPT}{suffix}")
+        yield _selected(kept)
         for name, path in embedded_heads(model).items():
             head = load_head(path)
             learned = bool(head.tensors)

@@ -53,13 +53,13 @@ def with_rivals(baselines: Sequence[Artifact]) -> list[Artifact]:
     A whitened baseline has no counterpart, because its whitening was fitted on tokens of one norm.
     """
     known = {artifact.manifest.embedding_space for artifact in baselines}
-    rivals = {}
+    rivals: dict[str, Artifact] = {}
     for artifact in baselines:
         manifest = artifact.manifest
         usual = BASELINES[0] if manifest.backbone.reads_cls else BASELINES[1]
         if manifest.embedding.whitening is None and manifest.aggregator.name == usual:
             rival = other_norm(artifact)
-            rivals[rival.manifest.embedding_space] = rival
+            rivals.setdefault(rival.manifest.embedding_space, rival)  # named for the first, not for its last precision
     return [*baselines, *(rival for space, rival in rivals.items() if space not in known)]
 
 

@@ -37,7 +37,6 @@ class References:
         heads: files of heads that are not part of this package; matched by digest.
         models: backbones that were passed to `build` as models or records; matched by digest.
         aggregators: instances of the user's own aggregators; matched by digest.
-        calibrate: folder of real images to calibrate int8 baselines; without it none can be built.
 
     """
 
@@ -45,7 +44,6 @@ class References:
     heads: tuple[Path, ...] = ()
     models: tuple[nn.Module | LoadedModel, ...] = ()
     aggregators: tuple[Aggregator, ...] = ()
-    calibrate: Path | None = None
 
     def open(self, artifacts: Sequence[Artifact], *, narrow: bool = False) -> list[TorchReference]:
         """Return the torch models of artifacts; models of the same backbone share it and its result for a batch.
@@ -121,8 +119,7 @@ class References:
         manifest = artifact.manifest
         whitened = manifest.embedding.whitening is not None
         agg = "cls" if manifest.backbone.reads_cls else "mean"
-        int8 = manifest.graph.precision == "int8"
-        if int8 and self.calibrate is None:
+        if manifest.graph.precision == "int8":
             raise OptionError(
                 f"{artifact.path} is int8, and an int8 baseline needs calibration images; build it and pass it with"
                 f" --baseline: mimexport build --model {manifest.backbone.model} --agg {agg} --precision int8"
@@ -142,7 +139,6 @@ class References:
                 out=out,
                 token_norm=token_norm,
                 precision=manifest.graph.precision,
-                calibrate=self.calibrate if int8 else None,
                 head=None if head is None else str(head),
                 whiten=0 if whitened else None,
             )

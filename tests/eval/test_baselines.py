@@ -61,6 +61,8 @@ def test_the_other_norm_is_measured_unless_it_is_there_or_a_whitening_forbids_it
     ]
     embedding = msgspec.structs.replace(final.manifest.embedding, whitening="4 dimensions")
     assert with_rivals([artifact(toy_artifact, "w", "cls", embedding=embedding)])[1:] == []
+    half = artifact(toy_artifact, "cls.fp16", "cls", precision="fp16")
+    assert [rival.manifest.name for rival in with_rivals([final, half])[2:]] == ["cls raw"], "one for every precision"
     spaces = {rival.manifest.embedding_space for rival in with_rivals([final, raw])}
     assert {"cls final", "cls raw"} <= spaces
 

@@ -7,11 +7,20 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
+import msgspec
 import pytest
 from click.testing import CliRunner, Result
+
+from mimeval.cli.progress import ConsoleProgress
+from mimeval.evaluation import EvalOptions
+from mimexport.heads import embedded_heads
+from mimexport.keep import FIXED
+from mimexport.options import BuildOptions
+from mimruntime.artifact import Artifact
 
 TOOL = Path(__file__).parents[2] / "tools" / "eval_engines.py"
 
@@ -26,17 +35,48 @@ def tool() -> ModuleType:
     return module
 
 
-def test_what_the_build_refuses_is_not_asked_for(tool: ModuleType, tmp_path: Path) -> None:
-    names = [options.out.name for options in tool._wanted("mae-tiny", tmp_path, tmp_path)]
-    assert {"cls-whitened", "cls.fp16", "cls.int8", "ep.int8"} <= set(names)
-    assert not [name for name in names if "whitened" in name and name.endswith((".fp16", ".bf16", ".int8"))]
+def planned(tool: ModuleType, model: str, *only: str) -> dict[str, BuildOptions]:
+    """What is built of a backbone, by name."""
+    possible = list(tool._possible(model, Path("built"), Path("photos")))
+    return {options.out.name: options for options in tool.planned(model, possible, only)}
 
 
-def test_what_is_judged_of_a_backbone_is_built(tool: ModuleType, tmp_path: Path) -> None:
-    assert [*tool.PLANS] == ["mae-tiny", "mae-small"]
-    for model, plan in tool.PLANS.items():
-        names = {options.out.name for options in tool._wanted(model, tmp_path, tmp_path)}
-        assert {*plan.only, "cls"} <= names
+@pytest.mark.parametrize("model", ["mae-tiny", "mae-small"])
+def test_every_backbone_has_its_baseline_and_an_encoder_that_drops_patches(tool: ModuleType, model: str) -> None:
+    plan, built = tool.PLANS[model], planned(tool, model)
+    for precision in plan.precisions:
+        suffix = "" if precision == "fp32" else f".{precision}"
+        assert {f"{name}{suffix}" for name in plan.narrow} <= set(built)
+    assert {*plan.only, "cls", "topk"} <= set(built)
+    assert (built["topk-keep50"].keep, built["topk-keep50"].keep_by) == plan.keep
+    assert not {name for name in built if name.split(".")[0] not in plan.narrow and "." in name}
+
+
+def test_both_kinds_of_rule_choose_the_patches_that_stay(tool: ModuleType) -> None:
+    assert {plan.keep[1] in FIXED for plan in tool.PLANS.values()} == {True, False}
+
+
+def test_every_head_of_mae_tiny_is_built_and_what_is_asked_for_in_every_precision(tool: ModuleType) -> None:
+    built = set(planned(tool, "mae-tiny"))
+    assert {head.removesuffix("-whitened") for head in built} >= set(embedded_heads("mae-tiny"))
+    assert {"cls-whitened", "ep.int8"} <= built
+    asked = set(planned(tool, "mae-small", "abmilp", "mean-whitened"))
+    assert asked >= {f"{name}{end}" for name in ("cls", "abmilp") for end in ("", ".fp16", ".bf16", ".int8")}
+    assert {name for name in asked if "whitened" in name} == {"cls-whitened", "mean-whitened"}, "fp32 alone"
+
+
+def test_gains_are_counted_from_the_cls_of_the_plan_whichever_norm_is_ahead_by_chance(
+    tool: ModuleType, toy_artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`evaluate` turns red where a baseline that is fixed is shown to be the weaker: tests/eval/test_baselines.py."""
+    found = Artifact.open(toy_artifact)
+    aggregator = msgspec.structs.replace(found.manifest.aggregator, name="cls")
+    backbone = msgspec.structs.replace(found.manifest.backbone, prefix_tokens=1)
+    cls = replace(found, manifest=msgspec.structs.replace(found.manifest, aggregator=aggregator, backbone=backbone))
+    asked = {}
+    monkeypatch.setattr(tool, "evaluate", lambda *_, **options: asked.update(options))
+    tool.judge([cls], None, ["all"], EvalOptions(), tmp_path, ConsoleProgress())
+    assert asked["fixed"] == {cls.manifest.embedding_space}
 
 
 def test_the_table_keeps_the_prose_above_it(tool: ModuleType, tmp_path: Path) -> None:

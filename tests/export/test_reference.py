@@ -167,15 +167,6 @@ def test_a_baseline_in_int8_is_asked_for_since_nothing_here_calibrates_it(random
         References().build_baseline(copy_with(random_artifact, tmp_path / "copy", graph=graph), tmp_path)
 
 
-def test_a_baseline_in_int8_is_calibrated_on_the_images_that_were_given(random_artifact, tmp_path, monkeypatch) -> None:
-    graph = msgspec.structs.replace(random_artifact.manifest.graph, precision="int8")
-    monkeypatch.setattr("mimexport.references.build", lambda options: options)
-    options = References(calibrate=tmp_path).build_baseline(
-        copy_with(random_artifact, tmp_path / "copy", graph=graph), tmp_path, "raw"
-    )
-    assert (options.precision, options.calibrate, options.token_norm) == ("int8", tmp_path, "raw")
-
-
 def test_it_refuses_other_pixels_and_to_run_closed(random_artifact) -> None:
     reference = References().open([random_artifact])[0]
     with pytest.raises(EngineError, match="expected uint8"):
