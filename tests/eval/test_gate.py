@@ -118,6 +118,15 @@ def wrong_mean_and_std(model: onnx.ModelProto) -> None:
     assert found == 2
 
 
+def keep_the_worst(model: onnx.ModelProto) -> None:
+    """Turn the choices of patches in the encoder round; the last one is the aggregator's."""
+    choices = [node for node in model.graph.node if node.op_type == "TopK"]
+    assert len(choices) == 3
+    for node in choices[:-1]:
+        del node.attribute[:]
+        node.attribute.append(onnx.helper.make_attribute("largest", 0))
+
+
 def narrow_the_ranges(graph: Path, target: Path) -> None:
     """Write a graph whose activations are cut off at a quarter of their range."""
     model = onnx.load(graph)
@@ -249,6 +258,19 @@ class TestPlanted:
         other = built(model="mae-tiny", agg="topk", token_norm="final", with_selection=True)
         plant(graph=lambda graph: other.graph if graph.parent.name == "topk" else graph)
         assert bench.run(crops).verdict == "fail"
+
+    def test_the_worst_patches_kept_instead_of_the_best(self, bench, crops, plant) -> None:
+        common = {"keep": "75%@0,50%@2", "keep_by": "center-norm", "with_selection": True}
+        kept = built(model="mae-tiny", agg="topk", **common)
+        early = Bench([bench.artifacts[0], kept], bench.folder)
+        plant()
+        healthy = early.run(crops)
+        assert healthy.verdict == "pass", healthy.reasons
+        plant(graph=graph_changed(bench, keep_the_worst))
+        report = early.run(crops)
+        assert report.verdict == "fail"
+        assert any("topk on planted fp32: vectors are not torch's" in reason for reason in report.reasons)
+        assert any("the gain shrank" in reason for reason in report.reasons), report.reasons
 
     def test_int8_calibrated_on_a_constant_image(self, bench, int8_bench, crops, plant, tmp_path) -> None:
         """Magenta, whose activations are far larger than a photograph's; on black, white or grey they are not."""
