@@ -52,7 +52,7 @@ _SCROLL = """
 @click.argument("artifact", type=click.Path(path_type=Path, exists=True))
 @click.argument("data", type=click.Path(path_type=Path, exists=True))
 @click.option("--images", default=20_000, help="How many of the zip's images.")
-@click.option("--lists", default=300_000, help="Also compare two kinds of index on so many drawn vectors; 0: no.")
+@click.option("--lists", default=0, help="Also compare two kinds of index on so many drawn vectors; 0: no.")
 @click.option(
     "--keep", type=click.Path(path_type=Path), help="Folder for the images and the cache.  [default: temporary]"
 )

@@ -30,8 +30,10 @@ function say(text) {
 
 async function poll() {
   try {
+    const isFirst = state === null
     state = await getState()
     showState()
+    if (isFirst) await begin()
     if (!state.full) setTimeout(poll, POLL_MS)
   } catch (error) {
     say(error.message)
@@ -56,6 +58,14 @@ function showState() {
     (done < total ? `${least.toLocaleString("en")} of ${count} images embedded${rate}` : `${count} images`) + knn
   results.update(state)
   if (problem) say(problem)
+}
+
+async function begin() {
+  byId("heat-tool").hidden = firstSelecting() === null
+  showClasses()
+  wall.show(state.images, { version: state.version, heat: readRoute().heat, artifact: firstSelecting() })
+  await showRoute()
+  document.body.classList.add("ready")
 }
 
 function showClasses() {
@@ -177,10 +187,3 @@ takeFiles({ dropzone: byId("dropzone"), input: byId("file"), button: byId("choos
 addEventListener("hashchange", showRoute)
 
 await poll()
-if (state) {
-  byId("heat-tool").hidden = firstSelecting() === null
-  showClasses()
-  wall.show(state.images, { version: state.version, heat: readRoute().heat, artifact: firstSelecting() })
-  await showRoute()
-  document.body.classList.add("ready")
-}
