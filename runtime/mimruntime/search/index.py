@@ -108,9 +108,8 @@ class Index:
 
     def nearest(self, query: np.ndarray, count: int, *, without: int | None = None) -> Neighbours:
         """Return the `count` nearest images of one vector, float32 (D,); `without` an image that is the query itself."""
-        faiss.omp_set_num_threads(
-            1
-        )  # of this thread: for one query, several wait for one another longer than they compute
+        # In this thread: for one query, several would wait for one another longer than they compute.
+        faiss.omp_set_num_threads(1)
         numbers, cosines = (found[0] for found in self.search(query[None], count + (without is not None)))
         kept = (numbers >= 0) & (numbers != (-1 if without is None else without))
         return Neighbours(numbers[kept][:count], cosines[kept][:count])
