@@ -1,4 +1,4 @@
-"""Where the time of embedding goes."""
+"""Measure how the time of embedding is divided."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ class Times:
     """Seconds since an Embedder was opened, or since `clear`, added up from any number of threads.
 
     Attributes:
-        images: taken, those without a vector among them.
-        reading: for the next sources: a list, rows of Parquet, objects that are being fetched.
-        decoding: of all threads that read files, decode and resize.
-        engine: in runs of the engine.
+        images: number of images, including those without a vector.
+        reading: time spent waiting for sources: lists, rows of Parquet, remote objects.
+        decoding: sum over all threads that read files, decode and resize.
+        engine: time spent in runs of the engine.
 
     """
 
@@ -25,7 +25,7 @@ class Times:
     _adding: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
 
     def add(self, *, images: int = 0, reading: float = 0.0, decoding: float = 0.0, engine: float = 0.0) -> None:
-        """Add what one batch took."""
+        """Add the times of one batch."""
         with self._adding:
             self.images += images
             self.reading += reading
