@@ -13,9 +13,11 @@ import time
 from pathlib import Path
 
 import click
-from measure_aggregators import read_part
+import numpy as np
 
+from mimeval.datasets import open_dataset
 from mimexport.fitting.fitter import FitOptions, Fitter
+from mimexport.fitting.sources import LazySources
 
 SIZES = (3_750, 7_500, 15_000, 30_000)
 _MIB = 1 << 10
@@ -45,12 +47,12 @@ def main(archive: Path, cache: Path, images: int | None, unlabelled: bool, agg: 
 
 def fit_once(archive: Path, cache: Path, count: int, agg: str, *, unlabelled: bool) -> dict[str, float]:
     """Fit `agg` on `count` images with balanced classes."""
-    files, labels, digest = read_part(archive, "train/")
-    step = len(files) // count
-    files, labels = files[::step], labels[::step]
+    whole = open_dataset(f"zip:{archive}", cache=cache).train
+    part = whole.take(np.arange(0, len(whole), len(whole) // count))
+    files = LazySources(range(len(part)), part.load)
     options = FitOptions(
-        model="mae-tiny", agg=agg, images=files, labels=None if unlabelled else labels,
-        digest=digest if step == 1 else f"{digest}/{step}", cache=cache,
+        model="mae-tiny", agg=agg, images=files, labels=None if unlabelled else part.labels,
+        digest=part.digest, cache=cache,
     )  # fmt: skip
     fitter = Fitter(options)
     started = time.perf_counter()

@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import click
 import numpy as np
 import pyarrow.parquet as pq
 from PIL import Image
@@ -108,8 +109,12 @@ def compare(left: Path, right: Path) -> dict[str, Any]:
     }
 
 
-def main(artifact: str, report: str, archive: str | None = None) -> None:
-    """Measure all sizes, smallest first, and write `scale.json`."""
+@click.command()
+@click.argument("artifact")
+@click.argument("report")
+@click.argument("archive", required=False)
+def main(artifact: str, report: str, archive: str | None) -> None:
+    """Measure all sizes, smallest first, and write `scale.json` into the folder REPORT."""
     figures: dict[str, Any] = {"machine": f"{platform.machine()}, {os.cpu_count()} CPUs", "shard_size": SHARD}
     figures["source"] = "drawn" if archive is None else Path(archive).name
     with tempfile.TemporaryDirectory() as name:
@@ -137,4 +142,4 @@ def main(artifact: str, report: str, archive: str | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main()

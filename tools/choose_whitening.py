@@ -13,11 +13,13 @@ from pathlib import Path
 import click
 import numpy as np
 import torch
-from measure_aggregators import read_part
 from torch import Tensor
 
 from mimeval import knn
+from mimeval.datasets import open_dataset
+from mimexport.aggregators import AGGREGATORS
 from mimexport.fitting.fitter import FitOptions, Fitter, plain_head
+from mimexport.fitting.sources import LazySources
 from mimexport.fitting.tokens import Tokens
 from mimexport.heads import Head, embedded_heads, load_head
 from mimexport.whitening import fit_pca, fit_two_view
@@ -33,9 +35,12 @@ _ASKING = 6
 @click.option("--cache", type=click.Path(path_type=Path), required=True, help="Folder for tokens.")
 def main(archive: Path, cache: Path) -> None:
     """Write the k-NN accuracy by whitening, aggregator, shrinkage and dimension."""
-    images, labels, digest = read_part(archive, "train/")
-    fitter = Fitter(FitOptions(model="mae-tiny", agg="mean", images=images, labels=None, digest=digest, cache=cache))
-    whole, views = fitter.tokens(images, digest, "training"), fitter.views()
+    train = open_dataset(f"zip:{archive}", cache=cache).train
+    images, labels = LazySources(range(len(train)), train.load), train.labels
+    fitter = Fitter(
+        FitOptions(model="mae-tiny", agg="mean", images=images, labels=None, digest=train.digest, cache=cache)
+    )
+    whole, views = fitter.tokens(images, train.digest, "training"), fitter.views()
     lines = [f"| aggregator | whitening | {' | '.join(f'{s:g}' for s in SHRINKAGES)} | {_dims_title()} |"]
     lines.append("|---" * (2 + len(SHRINKAGES) + len(DIMS) - 1) + "|")
     for name, head in _heads(fitter):
@@ -63,7 +68,7 @@ def main(archive: Path, cache: Path) -> None:
 def _heads(fitter: Fitter) -> Iterator[tuple[str, Head]]:
     """Yield heads of aggregators that learn nothing, then the heads in the package."""
     for name in ("cls", "mean", "cls+mean", "center-weighted", "topk"):
-        yield f"`{name}`", plain_head(name, fitter)
+        yield f"`{name}`", plain_head(name, fitter, AGGREGATORS[name].token_norm)
     for name in ("abmilp-unlabelled", "abmilp", "ep"):
         yield f"`{name}`", load_head(embedded_heads("mae-tiny")[name])
 

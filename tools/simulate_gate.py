@@ -1,9 +1,10 @@
 """How often the gate is wrong: false alarms and missed losses, by simulation from measured per-image correctness.
 
-    python tools/simulate_gate.py ../shared/data/tiny-imagenet-64.zip --cache ~/.cache/mimexport
+    make eval-engines; python tools/simulate_gate.py
 
-`mae-tiny` is measured once in fp32 and once with noise on its vectors as a deployed engine adds it; images are then drawn
-from what was measured, again and again. Writes docs/results/gate.md.
+Uses the artifacts and torch features that the gate stores, and makes them where they are missing. Scores every aggregator
+that the gate judges in narrow precisions: in fp32, and with as much noise on its vectors as a deployed engine adds. Then
+draws images from these scores many times. Writes the table in docs/results/gate.md.
 """
 
 from __future__ import annotations
@@ -15,22 +16,25 @@ from pathlib import Path
 
 import click
 import numpy as np
-from measure_aggregators import read_part
+from eval_engines import MARGIN, PLANS, SHARED, build_all
 
 from mimeval import knn
+from mimeval.cli.progress import ConsoleProgress
+from mimeval.datasets import open_dataset
+from mimeval.feature_store import FeatureStore
+from mimeval.images import choose_images
+from mimeval.measurement import torch_tables
+from mimeval.models import find_baselines, group_models
 from mimeval.neighbours import unit
 from mimeval.statistics import judge_gain
-from mimexport.fitting.fitter import FitOptions, Fitter, plain_head
+from mimexport.references import References
 
 DOCS = Path(__file__).parents[1] / "docs" / "results" / "gate.md"
 MARKER = "<!-- written by tools/simulate_gate.py, below this line -->"
-JUDGED = 10_000
-"""Of the images that are read; the others are searched in."""
 NOISE = {"fp16": 0.001, "int8": 0.03}
 """Length of the noise on a vector of length one: cosines of about 0.9999995 and 0.99955."""
 SIZES = (50, 1_000, 2_500, 10_000)
-"""The second is what engines see in the gate."""
-MARGINS = (0.005, 0.01)
+"""Numbers of images to draw, besides the number that engines see in the gate."""
 REPEATS = 200
 WORST_FIRST = ("fail", "undecided", "pass")
 
@@ -51,66 +55,73 @@ class Measured:
 
 
 @click.command()
-@click.argument("archive", type=click.Path(path_type=Path, exists=True))
-@click.option("--cache", type=click.Path(path_type=Path), required=True, help="Folder for tokens.")
-@click.option("--agg", "aggs", multiple=True, default=("mean", "topk", "center-weighted"), show_default=True)
-def main(archive: Path, cache: Path, aggs: tuple[str, ...]) -> None:
+@click.option("--cache", type=click.Path(path_type=Path), default=Path("~/.cache/mimexport"), show_default=True)
+@click.option(
+    "--artifacts", "folder", type=click.Path(path_type=Path), default=Path("artifacts/eval"), show_default=True
+)
+def main(cache: Path, folder: Path) -> None:
     """Measure, simulate, write the table."""
-    rows = dict(measure(archive, cache, aggs))
-    weakest = min(rows, key=lambda title: rows[title].gain)
-    gains = ", ".join(f"{title} {100 * row.gain:+.1f}" for title, row in rows.items())
-    lines = [
-        f"{len(rows)} rows are judged together, gains in fp32: {gains}. Half of the gain is taken from {weakest}.",
-        "",
-        "| margin | images | nothing changed: red / undecided / green | one row lost half its gain |",
+    gains = []
+    table = [
+        "| backbone | images | nothing changed: red / undecided / green | one row lost half its gain |",
         "|---" * 4 + "|",
     ]
-    for margin in MARGINS:
-        for size in SIZES:
-            unchanged = verdicts(rows, size, margin, halved=None)
-            halved = verdicts(rows, size, margin, halved=weakest)
-            lines.append(f"| {100 * margin:.1f} | {size:,} | {unchanged} | {halved} |")
-            click.echo(lines[-1])
+    for model, plan in PLANS.items():
+        rows = dict(measure(model, cache.expanduser(), folder))
+        weakest = min(rows, key=lambda title: rows[title].gain)
+        shown = ", ".join(f"{title} {100 * row.gain:+.1f}" for title, row in rows.items())
+        gains.append(f"- {model}: {len(rows)} rows are judged together: {shown}. {weakest} loses half its gain.")
+        for size in sorted({*SIZES, plan.deployed}):
+            unchanged, halved = (verdicts(rows, size, MARGIN, halved=row) for row in (None, weakest))
+            note = " (as in the gate)" if size == plan.deployed else ""
+            table.append(f"| {model} | {size:,}{note} | {unchanged} | {halved} |")
+            click.echo(table[-1])
+    lines = ["Gains in fp32, in points:", "", *gains, "", *table]
     prose = DOCS.read_text(encoding="utf-8").split(MARKER)[0]
     DOCS.write_text(prose + MARKER + "\n\n" + "\n".join(lines) + "\n", encoding="utf-8")
 
 
-def measure(archive: Path, cache: Path, aggs: tuple[str, ...]) -> Iterator[tuple[str, Measured]]:
-    """Yield a title and what was measured for every aggregator and engine."""
-    images, labels, digest = read_part(archive, "train/")
-    fitter = Fitter(FitOptions(model="mae-tiny", agg="cls", images=images, labels=labels, digest=digest, cache=cache))
-    tokens = fitter.tokens(images, digest, "")
-    judged = np.zeros(len(images), bool)
-    judged[np.random.default_rng(0).permutation(len(images))[:JUDGED]] = True
-    vectors = {agg: unit(fitter.vectors(plain_head(agg, fitter), tokens, whitened=False)) for agg in ("cls", *aggs)}
+def measure(model: str, cache: Path, folder: Path) -> Iterator[tuple[str, Measured]]:
+    """Yield a title and the per-image correctness for every aggregator and engine of a backbone."""
+    plan, shown = PLANS[model], ConsoleProgress()
+    built, _ = build_all(model, folder, (), shown)
+    wide = [artifact for artifact in built if artifact.manifest.name in plan.narrow]
+    dataset = open_dataset(f"zip:{SHARED}", cache=cache, limit=plan.images, train_limit=plan.training)
+    images = choose_images(dataset, None, seed=0)
+    models = group_models(wide, find_baselines(wide)[0])
+    store = FeatureStore(cache / "features", shown.say, shown.progress)
+    tables = torch_tables(models, images, References().open, store)
+    truth = dataset.test.labels[images.order]
 
-    def right(agg: str, noise: float) -> np.ndarray:
-        drawn = np.random.default_rng(1).standard_normal(vectors[agg].shape, np.float32)
-        table = vectors[agg] + noise * unit(drawn)
-        return np.asarray(knn.predict(table[~judged], labels[~judged], table[judged]) == labels[judged])
+    def right(space: str, noise: float) -> np.ndarray:
+        train, test = tables[space]
+        known, rng = images.known(train), np.random.default_rng(1)
+        vectors = [unit(table) for table in (known.features, test.embedding)]
+        vectors = [table + noise * unit(rng.standard_normal(table.shape, np.float32)) for table in vectors]
+        return np.asarray(knn.predict(vectors[0], known.labels, vectors[1]) == truth)
 
-    exact = {agg: right(agg, 0.0) for agg in vectors}
+    baseline, *others = models
     for engine, noise in NOISE.items():
-        noisy = {agg: right(agg, noise) for agg in vectors}
-        for agg in aggs:
-            yield f"`{agg}`, {engine}", Measured(exact[agg], exact["cls"], noisy[agg], noisy["cls"])
+        for other in others:
+            spaces = other.space, baseline.space
+            yield f"`{other.title}` {engine}", Measured(*(right(space, n) for n in (0.0, noise) for space in spaces))
 
 
 def verdicts(rows: Mapping[str, Measured], size: int, margin: float, *, halved: str | None) -> str:
     """Return the shares of red, undecided and green over the repeats, in per cent; one red row makes a repeat red.
 
     Args:
-        rows: what is judged together; images are drawn from them with replacement, so that their figures are the truth.
-        size: images of a draw.
-        margin: of the gate.
-        halved: the row whose engine loses half its gain: right answers become wrong at random, as often as that takes.
+        rows: rows that are judged together; images are drawn from them with replacement, so their figures are the truth.
+        size: number of images in a draw.
+        margin: the gate's margin.
+        halved: the row whose engine loses half its gain: enough right answers become wrong at random.
 
     """
     counts: Counter[str] = Counter()
     for seed in range(REPEATS):
         rng = np.random.default_rng((seed, size))
         images = rng.integers(0, len(next(iter(rows.values())).reference), size)
-        # Which of the two is the engine is a coin's business, so that the truth is exactly 'no change'.
+        # Swap engine and reference at random for each image, so that the null hypothesis is exactly true.
         coin = rng.random(size) < 0.5
         found = {
             title: judged(row, images, coin, rng, margin, seed, rows=len(rows), lost=0.5 if title == halved else 0.0)
