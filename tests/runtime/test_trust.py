@@ -138,7 +138,7 @@ class TestSignatures:
 
     @pytest.mark.parametrize(
         ("at", "kind", "message"),
-        [(0, b"XX", "holds no secret key of minisign"), (2, b"Sc", "has a password; sign with minisign itself")],
+        [(0, b"XX", "contains no minisign secret key"), (2, b"Sc", "has a password; sign with minisign itself")],
     )
     def test_a_secret_key_of_another_kind_or_with_a_password_is_refused(
         self, keys: tuple[Path, Path], at: int, kind: bytes, message: str

@@ -97,7 +97,7 @@ def test_half_precision_and_int8_build_and_are_told_apart(half, quantized):
     assert build(quantized, plan("int8"))
     with pytest.raises(EngineError, match="computes in fp16, but its manifest says fp32; build the artifact again"):
         build(half)
-    with pytest.raises(EngineError, match="computes in int8, its manifest says fp16"):
+    with pytest.raises(EngineError, match="computes in int8, but its manifest says fp16"):
         build(quantized, plan("fp16"))
 
 
