@@ -1,4 +1,4 @@
-"""The service as one ASGI application, its parts put together."""
+"""Assemble the service as one ASGI application."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ _StartServer = Callable[[contextlib.AsyncExitStack, Parts], Awaitable[None]]
 
 
 def create_app(settings: Settings, spaces: Sequence[str] | None = None) -> FastAPI:
-    """Open every artifact and return the application; engines warm up once it is started.
+    """Open every artifact and return the application; engines warm up when it starts.
 
     Args:
-        settings: of the service.
-        spaces: refuse artifacts of other embedding spaces, in order; None: take them as they are.
+        settings: the service's settings.
+        spaces: the expected embedding space of each artifact, in order; others are refused. None accepts all.
 
     Raises:
-        MimError: an artifact or engine that cannot be opened, no keys in their file, or an extra that is missing.
+        MimError: an artifact or engine cannot be opened, the key file holds no key, or an extra is missing.
 
     """
     start_grpc = None if settings.grpc_port is None else _load_grpc()
@@ -49,9 +49,9 @@ def create_app(settings: Settings, spaces: Sequence[str] | None = None) -> FastA
         version=parts.version,
         description="Images in, vectors out.",
         lifespan=lifespan,
-        docs_url=None,  # its page would fetch scripts from elsewhere; see docs_page
+        docs_url=None,  # FastAPI's page fetches scripts from other hosts; see docs_page
         redoc_url=None,
-        redirect_slashes=False,  # to a host that the request names
+        redirect_slashes=False,  # a redirect would go to the host named in the request
     )
     _add_routes(app, parts)
     _add_layers(app, parts)
@@ -68,14 +68,14 @@ def _add_routes(app: FastAPI, parts: Parts) -> None:
         docs_page.router(),
     ):
         app.include_router(router)
-    if parts.keys:  # the schema says so, and the page at /docs can send one
+    if parts.keys:  # put the key into the schema, so that the page at /docs can send one
         schema = app.openapi()
         schema.setdefault("components", {})["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
         schema["security"] = [{"key": []}]
 
 
 def _add_layers(app: FastAPI, parts: Parts) -> None:
-    """Add what is around every request, the outermost last."""
+    """Add the middleware, the outermost last."""
     app.add_exception_handler(HTTPException, problems.on_http)
     app.add_exception_handler(MimError, problems.on_runtime_error)
     app.add_exception_handler(RequestValidationError, problems.on_invalid)

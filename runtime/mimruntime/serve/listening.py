@@ -1,4 +1,4 @@
-"""A server on an address that is bound before anything costly is opened."""
+"""The HTTP server; its address is bound before an engine is opened."""
 
 from __future__ import annotations
 
@@ -15,30 +15,30 @@ from mimruntime.serve.settings import Settings
 
 _LOG = logging.getLogger("mimexport")
 _CANCEL_S = 1
-"""For what is still open once draining has had its time; uvicorn cancels it then."""
+"""Seconds for requests that are still open after draining; then uvicorn cancels them."""
 _KEEP_ALIVE_S = 75
-"""Longer than load balancers keep an idle connection (60 s), which would else send into one that is just being closed."""
+"""Longer than load balancers keep an idle connection (60 s); otherwise one could send into a connection that is closing."""
 _BACKLOG = 128
-"""Connections that wait to be taken; so many are taken at once, before any is counted."""
+"""Connections that wait to be accepted; up to this many are accepted at once, before any is counted."""
 
 
 class Server(uvicorn.Server):
-    """A server that says where it listens, once it does."""
+    """A server that logs its address when it starts to listen."""
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Start, and say so."""
+        """Start, and log the address."""
         try:
             await super().startup(sockets)
-        except OSError as error:  # another began to listen while the engine was opened
+        except OSError as error:  # another process began to listen while the engine was opened
             raise _cannot_listen(self.config.host, self.config.port, error) from error
         for server in self.servers:
             for listener in server.sockets:
                 _LOG.info("listening on %s", url_of(self.config, listener))
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Stop, and let the engines go in any case."""
+        """Stop, and always close the engines."""
         await super().shutdown(sockets)
-        if self.force_exit:  # uvicorn leaves this out then; the engines are to be closed all the same
+        if self.force_exit:  # uvicorn then skips the shutdown of the application, which closes the engines
             await self.lifespan.shutdown()
 
 
@@ -49,15 +49,15 @@ def url_of(config: uvicorn.Config, listener: Any) -> str:
 
 
 def bind(host: str, port: int, option: str = "--port") -> list[socket.socket]:
-    """Return a socket for every address of `host`, bound before an engine is opened in vain; nobody is let in yet.
+    """Return a bound socket for every address of `host`; it does not accept connections yet.
 
     Args:
         host: name or address.
-        port: 0 takes one that is free.
-        option: by which another port is named.
+        port: 0 takes a free one.
+        option: the option that sets the port, for the error.
 
     Raises:
-        OptionError: the address is taken, or is not one of this machine.
+        OptionError: the address is taken, or is not an address of this machine.
 
     """
     bound = []
@@ -80,7 +80,10 @@ def bind(host: str, port: int, option: str = "--port") -> list[socket.socket]:
 
 
 def make_config(settings: Settings, app: Any) -> uvicorn.Config:
-    """Return how `app`, or what a function makes in each worker, is served; connections of this process are limited."""
+    """Return uvicorn's configuration for `app`, or for the name of a function that each worker calls for its application.
+
+    Also set the limits of this process's connections.
+    """
     limit_connections(settings)
     return uvicorn.Config(
         app,
@@ -106,5 +109,5 @@ def make_config(settings: Settings, app: Any) -> uvicorn.Config:
 
 def _cannot_listen(host: str, port: int, error: OSError, option: str = "--port") -> OptionError:
     return OptionError(
-        f"cannot listen on {host}:{port} ({error.strerror}); stop what does, or give another --host or {option}"
+        f"cannot listen on {host}:{port} ({error.strerror}); stop the other program, or give another --host or {option}"
     )

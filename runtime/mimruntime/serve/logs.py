@@ -1,4 +1,4 @@
-"""Where the service's log goes, in which form, and how a line that repeats itself does not fill the disk."""
+"""The service's log: its destination, its format, and a limit on repeated lines."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ import sys
 import threading
 
 ACCESS = "mimexport.access"
-"""Name of the logger that has a line for every request."""
+"""Name of the logger that writes one line per request."""
 FIELDS = "fields"
-"""Name of a record's attribute, a dict: what a line in JSON has beside time, level and message."""
+"""Name of a record's attribute: a dict of further fields for a line in JSON."""
 _WINDOW_S = 10.0
 _MOST_LINES = 1000
 
 
 def set_up_logs(*, as_json: bool) -> None:
-    """Send the log to stderr; with `as_json`, every line is JSON, and there is one for each request."""
+    """Send the log to stderr; with `as_json`, every line is JSON, and each request gets a line."""
     root, access = logging.getLogger(), logging.getLogger(ACCESS)
     formatter = JsonFormatter() if as_json else None
     if not root.handlers:
         root.setLevel(logging.INFO)
         root.addHandler(CountingHandler(formatter))
     logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
-    # Its warnings quote what strangers send, a new line for each; the request gets 400 and says why.
+    # Its warnings quote client text, so each line differs; the request gets 400 with the reason anyway.
     logging.getLogger("python_multipart").setLevel(logging.ERROR)
     access.setLevel(logging.INFO if as_json else logging.WARNING)
     access.propagate = False
@@ -37,7 +37,7 @@ def set_up_logs(*, as_json: bool) -> None:
 
 
 class JsonFormatter(logging.Formatter):
-    """A line of JSON: `time` in UTC, `level`, `message`, what is in `fields`, and `exception` where there is one."""
+    """Format a record as a line of JSON: `time` in UTC, `level`, `message`, the entries of `fields`, and any `exception`."""
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the line."""
@@ -50,7 +50,7 @@ class JsonFormatter(logging.Formatter):
 
 
 class CountingHandler(logging.StreamHandler):  # type: ignore[type-arg]
-    """Writes to stderr; what is said again within 10 s is counted and said once more, with the count, after them."""
+    """Write to stderr; count repeats of a line within 10 s, then write it once more with the count."""
 
     def __init__(self, formatter: logging.Formatter | None = None) -> None:
         super().__init__(sys.stderr)
@@ -72,7 +72,7 @@ class CountingHandler(logging.StreamHandler):  # type: ignore[type-arg]
         super().close()
 
     def _write_counts(self, now: float) -> None:
-        """Forget the lines whose window is over, all where they are too many."""
+        """Write the counts of lines whose window is over, or of all lines if there are too many, and forget these lines."""
         over = [line for line, (until, _) in self._said.items() if until <= now or len(self._said) > _MOST_LINES]
         for level, text in over:
             _, count = self._said.pop((level, text))
@@ -82,7 +82,7 @@ class CountingHandler(logging.StreamHandler):  # type: ignore[type-arg]
 
 
 def _log_end_of_thread(end: threading.ExceptHookArgs) -> None:
-    """Log what ended a thread; Python would write it to stderr as it is."""
+    """Log the exception that ended a thread; Python would write it to stderr unformatted."""
     name = end.thread.name if end.thread else "unknown"
     error = (end.exc_type, end.exc_value or end.exc_type(), end.exc_traceback)
     logging.getLogger("mimexport").error("thread %s ended", name, exc_info=error)

@@ -1,4 +1,4 @@
-"""What Prometheus is told, named and measured after its conventions."""
+"""Metrics for Prometheus, with names and units by its conventions."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from prometheus_client.multiprocess import MultiProcessCollector, mark_process_d
 from mimruntime.results import Description
 
 MULTIPROCESS = "PROMETHEUS_MULTIPROC_DIR"
-"""Environment variable of prometheus-client: the folder through which workers add up their figures."""
+"""Environment variable of prometheus-client: the folder where workers share their metrics."""
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 _SIZES = (1, 2, 4, 8, 16, 32, 64)
 
 
 class Metrics:
-    """The service's counters, gauges and histograms, in a registry of their own."""
+    """The service's counters, gauges and histograms, in their own registry."""
 
     def __init__(self, version: str) -> None:
         self._version = version
@@ -78,11 +78,11 @@ class Metrics:
         )
 
     def describe(self, about: Description) -> None:
-        """Record what runs for one model."""
+        """Record the engine and precision of one model."""
         self._build.labels(self._version, about.name, about.engine, about.provider, about.precision, about.space).set(1)
 
     def text(self) -> bytes:
-        """Return the figures in Prometheus' text format, of all workers where there are several."""
+        """Return the metrics of all workers in Prometheus' text format."""
         if MULTIPROCESS not in os.environ:
             return generate_latest(self._registry)
         _forget_dead_workers(Path(os.environ[MULTIPROCESS]))
@@ -92,7 +92,7 @@ class Metrics:
 
 
 def _forget_dead_workers(folder: Path) -> None:
-    """Remove the gauges of workers that are gone: their counts stay true, what they had in flight does not."""
+    """Remove the gauges of workers that have ended; their counters stay valid."""
     for pid in {int(path.stem.rpartition("_")[2]) for path in folder.glob("gauge_live*.db")}:
         try:
             os.kill(pid, 0)

@@ -1,4 +1,4 @@
-"""Around every request: an id, the headers each answer carries, metrics and a line in the log."""
+"""Give every request an id, response headers, metrics and a log line."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ REQUEST_ID_HEADER = "X-Request-Id"
 _ACCESS = logging.getLogger(ACCESS)
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 _MOST_PATH, _MOST_CLIENT = 256, 64
-"""Characters of what a client sends that a line of the log repeats."""
+"""Characters of a client's text that a log line may repeat."""
 GOOD_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
-"""What a request may call itself."""
+"""A valid request id from a client."""
 
 
 class ObservabilityMiddleware:
@@ -39,7 +39,7 @@ class ObservabilityMiddleware:
         self._precisions = precisions
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one request and record what became of it."""
+        """Serve one request and record its result."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -60,7 +60,7 @@ class ObservabilityMiddleware:
                     headers["Connection"] = "close"
             await send(message)
 
-        # HEAD is GET without the content, which the server leaves out by itself.
+        # HEAD is GET without a body; the server leaves the body out.
         served = {**scope, "method": "GET"} if scope["method"] == "HEAD" else scope
         started = time.monotonic()
         with self._lifecycle.request():
@@ -70,7 +70,7 @@ class ObservabilityMiddleware:
                 self._record(scope, served.get("route"), status, time.monotonic() - started, request_id)
 
     def _record(self, scope: Scope, route: Any, status: int, seconds: float, request_id: str) -> None:
-        # The path as declared and a method that exists, never as sent: metrics must not grow with what strangers send.
+        # Use the declared path and a known method, never the client's text: metrics must not grow with what clients send.
         endpoint = route.path if route else "none"
         method = scope["method"] if route and scope["method"] in _METHODS else "other"
         state = scope["state"]
@@ -98,16 +98,16 @@ def record_request(
     *,
     failed: bool,
 ) -> None:
-    """Count one request, and write its line into the log.
+    """Count one request, and write its log line.
 
     Args:
-        metrics: of the service.
-        endpoint: the path as declared; as sent it would let metrics grow.
-        method: of few.
-        status: its number in HTTP, its name in gRPC.
-        seconds: that it took.
-        seen: what the line says of it.
-        failed: whether it counts as a failure, for `seen["reason"]`.
+        metrics: the service's metrics.
+        endpoint: the declared path; paths as sent would let the metrics grow.
+        method: one of a few known names.
+        status: the number of an HTTP status, the name of a gRPC status.
+        seconds: duration of the request.
+        seen: fields of the log line.
+        failed: whether it counts as a failure, with `seen["reason"]`.
 
     """
     metrics.requests.labels(endpoint, method, status).inc()

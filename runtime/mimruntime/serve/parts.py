@@ -1,4 +1,4 @@
-"""What every protocol of the service stands on, one of each in a process."""
+"""The parts that all protocols of the service share, one of each per process."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _LOG = logging.getLogger("mimexport")
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """Opened artifacts, and what guards and counts their requests."""
+    """Opened artifacts, with the admission and metrics of their requests."""
 
     settings: Settings
     version: str
@@ -37,14 +37,14 @@ class Parts:
     metrics: Metrics
 
     def start(self) -> None:
-        """Warm the engines up, and follow signals; called in the event loop."""
+        """Warm up the engines and install signal handlers; called in the event loop."""
         self.lifecycle.install()
         self.keys.install()
         for model in self.models:
             model.executor.start()
 
     def stop(self) -> None:
-        """Let the threads end; the process ends once they have."""
+        """Stop the threads; the process ends after them."""
         self.decoders.close()
         for model in self.models:
             model.executor.stop()
@@ -52,7 +52,7 @@ class Parts:
 
 
 def open_parts(settings: Settings, spaces: Sequence[str] | None) -> Parts:
-    """Open every artifact, or none; see `mimruntime.serve.app.create_app`."""
+    """Open all artifacts, or none if one fails; see `mimruntime.serve.app.create_app`."""
     version = importlib.metadata.version("mimexport")
     metrics = Metrics(version)
     keys = Keys(settings.api_keys, settings.api_key_file)

@@ -1,4 +1,4 @@
-"""Every answer that is no success: one table of causes, written in the shape the protocol's clients read."""
+"""Error answers: one table of causes, and the body in the form that each protocol's clients expect."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from mimruntime.errors import (
 )
 
 CLIENT_CLOSED = 499
-"""Never sent; what logs and metrics say of a client that hung up."""
+"""Never sent; logs and metrics use it for a client that disconnected."""
 
 _CAUSES: dict[type[MimError], tuple[int, str]] = {
     ImageFormatError: (415, "image_format"),
@@ -35,7 +35,7 @@ _CAUSES: dict[type[MimError], tuple[int, str]] = {
 """Nearest class first."""
 
 _MOST_SHOWN = 1000
-"""Characters of a message."""
+"""Largest number of characters in a message."""
 _TYPES = {401: "authentication_error", 429: "rate_limit_error"}
 _CODES = {404: "not_found", 405: "method_not_allowed"}
 
@@ -44,12 +44,12 @@ class Problem(HTTPException):
     """An answer other than 200.
 
     Args:
-        status: of HTTP.
-        code: a word a program can rely on.
-        message: a line a person can act on.
-        param: the part of the request it is about, as "input[3]".
+        status: the HTTP status.
+        code: a stable word for programs.
+        message: a line for people that says what to do.
+        param: the part of the request that is at fault, such as "input[3]".
         retry_after_s: whole seconds after which the same request may succeed.
-        close: end the connection with it.
+        close: also close the connection.
 
     """
 
@@ -74,18 +74,18 @@ class Problem(HTTPException):
 
 
 def _shown(text: str) -> str:
-    """Return a text that may repeat what came, of bounded length and without halves of characters."""
+    """Return the text cut to a bounded length, without lone surrogates; it may repeat what a client sent."""
     return (text if len(text) <= _MOST_SHOWN else text[:_MOST_SHOWN] + "…").encode(errors="replace").decode()
 
 
 def from_error(error: MimError, *, param: str | None = None) -> Problem:
-    """Return the answer an error of the runtime stands for."""
+    """Return the answer for an error of the runtime."""
     status, code = next((cause for kind, cause in _CAUSES.items() if isinstance(error, kind)), (500, "internal_error"))
     return Problem(status, code, str(error), param=param, retry_after_s=1 if status == 503 else None)
 
 
 def respond(request: Request, problem: Problem) -> JSONResponse:
-    """Write `problem` as KServe's clients read it under /v2, as OpenAI's do elsewhere."""
+    """Write `problem` in KServe's form under /v2, in OpenAI's form elsewhere."""
     request.state.reason = problem.code
     of_kserve = request.url.path.startswith("/v2")
     content: dict[str, Any] = {"error": problem.detail if of_kserve else describe(problem)}
@@ -93,13 +93,13 @@ def respond(request: Request, problem: Problem) -> JSONResponse:
 
 
 def describe(problem: Problem) -> dict[str, str | None]:
-    """Return `problem` as OpenAI's clients read it."""
+    """Return `problem` in OpenAI's form."""
     kind = _TYPES.get(problem.status_code, "server_error" if problem.status_code >= 500 else "invalid_request_error")
     return {"message": problem.detail, "type": kind, "param": problem.param, "code": problem.code}
 
 
 async def on_http(request: Request, error: Exception) -> JSONResponse:
-    """Answer a `Problem`, or what the router itself refuses."""
+    """Answer a `Problem`, or an error of the router."""
     if isinstance(error, Problem):
         return respond(request, error)
     assert isinstance(error, HTTPException)  # noqa: S101 - the handler is registered for this class
@@ -115,7 +115,7 @@ async def on_runtime_error(request: Request, error: Exception) -> JSONResponse:
 
 
 async def on_invalid(request: Request, error: Exception) -> JSONResponse:
-    """Answer a parameter in the query or a header that does not fit the schema with 422."""
+    """Answer 422 to a query parameter or header that does not match the schema."""
     assert isinstance(error, RequestValidationError)  # noqa: S101 - the handler is registered for this class
     first = error.errors()[0]
     where = ".".join(map(str, first["loc"][1:]))
@@ -123,5 +123,5 @@ async def on_invalid(request: Request, error: Exception) -> JSONResponse:
 
 
 async def on_bug(request: Request, _: Exception) -> JSONResponse:
-    """Answer what nobody foresaw, without its details; the log has them."""
+    """Answer an unexpected exception without its details, which are in the log."""
     return respond(request, Problem(500, "internal_error", "the service failed on this request; its log says why"))

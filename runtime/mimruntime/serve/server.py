@@ -1,4 +1,4 @@
-"""The process, or the processes, around the application."""
+"""Run the application in one process or in several workers."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ _LOG = logging.getLogger("mimexport")
 
 
 def serve(settings: Settings) -> None:
-    """Serve until SIGTERM or Ctrl-C; what was accepted is answered first.
+    """Serve until SIGTERM or Ctrl-C; accepted requests are answered first.
 
     Raises:
-        MimError: an artifact or engine that cannot be opened, or an address that is taken.
+        MimError: an artifact or engine cannot be opened, or the address is taken.
         KeyboardInterrupt: after Ctrl-C, once the service has stopped.
-        SystemExit: after SIGTERM, likewise, with 0.
+        SystemExit: with status 0 after SIGTERM, once the service has stopped.
 
     """
     set_up_logs(as_json=settings.log_json)
@@ -37,7 +37,7 @@ def serve(settings: Settings) -> None:
     protocols = 1 if settings.grpc_port is None else 2
     connections = fit_connections(settings.max_connections, protocols)
     settings = dataclasses.replace(settings, max_connections=connections)
-    # uvicorn raises a signal again once it has stopped; the work is done then.
+    # After it has stopped, uvicorn raises the signal again; nothing is left to do then.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     if settings.workers > 1:
         _serve_with_workers(settings)
@@ -47,7 +47,7 @@ def serve(settings: Settings) -> None:
 
 
 def _serve_with_workers(settings: Settings) -> None:
-    """Start the processes, and start again whichever ends."""
+    """Start the workers, and restart those that end."""
     spaces = [Artifact.open(served.folder).manifest.embedding_space for served in settings.artifacts]
     listeners = bind(settings.host, settings.port)
     config = make_config(settings, partial(create_in_worker, settings, spaces))

@@ -1,4 +1,4 @@
-"""What a person may set about the service, with the values that hold otherwise."""
+"""The service's settings and their defaults."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mimruntime.decoding.formats import check_readable
 from mimruntime.errors import OptionError
 
 DEFAULT_FORMATS = ("JPEG", "PNG", "WebP", "GIF", "BMP")
-"""TIFF, AVIF, HEIC and JPEG 2000 are off: their codecs are the largest surface for damage and the least used on the web."""
+"""TIFF, AVIF, HEIC and JPEG 2000 are off: their codecs have the largest attack surface and are rare on the web."""
 
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
@@ -25,8 +25,8 @@ class Served:
     """An artifact to serve.
 
     Attributes:
-        folder: where it lies.
-        name: what requests call it; None is the name in its manifest.
+        folder: the artifact folder.
+        name: its name in requests; None takes the name in its manifest.
 
     """
 
@@ -35,10 +35,10 @@ class Served:
 
     @classmethod
     def parse(cls, text: str) -> Served:
-        """Read "FOLDER" or "NAME=FOLDER"; where a slash stands before the first "=", the whole is a folder.
+        """Read "FOLDER" or "NAME=FOLDER"; with a slash before the first "=", the whole text is a folder.
 
         Raises:
-            OptionError: the name has other signs than letters, digits, ".", "_", "-", or no folder follows it.
+            OptionError: the name has characters other than letters, digits, ".", "_" and "-", or the folder is missing.
 
         """
         name, sign, folder = text.partition("=")
@@ -57,33 +57,33 @@ class Settings:
     """Every limit of the service; `mimexport serve --help` describes each.
 
     Attributes:
-        artifacts: what is served, each by a name of its own.
-        host, port: where to listen.
-        grpc_port: where to speak gRPC too, None: nowhere.
-        workers: processes, each with engines of its own.
-        engine, provider, threads, public_key, check_reference: as `Embedder.open` takes them.
-        max_batch: images of one run at most, None as it was tuned or else 8; the sizes run are it and the powers of two below.
-        max_delay_ms: how long a batch waits for images that are still being decoded.
-        decode_threads: threads that decode, for all artifacts together; None is one per CPU, at most 32.
-        max_queue: images in flight per artifact beyond which requests get 429.
-        deadline_s: from a request's admission to its answer, else 504.
-        grace_s: from SIGTERM or Ctrl-C on, for what was accepted to be answered.
-        body_timeout_s: for a request to arrive whole, headers and body, else 408; and for its answer to be taken.
-        watchdog_s: idle time after which a real inference is run; a run of this length counts as stuck.
-        max_body: bytes of one request.
-        max_buffered: bytes of all requests that are held at once, else 429.
-        max_items: images of one request.
-        max_pixels: pixels of one image, read from its header.
-        max_decode_mb: 10^6 bytes for all images that are being decoded; one that alone takes more is refused.
-        max_connections: open connections of a process; beyond them idle ones are closed, oldest first, and where there are
-            none requests get 503, those of balancers aside.
-        formats: those of `mimruntime.decoding.formats.FORMATS` let in.
-        api_keys: any of them lets a request in; empty: no key is asked for.
-        api_key_file: more of them, a key a line, read again at SIGHUP.
+        artifacts: the artifacts to serve, each with a unique name.
+        host, port: the address for HTTP.
+        grpc_port: the port for gRPC; None turns gRPC off.
+        workers: number of processes; each opens its own engines.
+        engine, provider, threads, public_key, check_reference: as in `Embedder.open`.
+        max_batch: largest batch, in images; None takes the tuned size, or 8. Batches have this size or a smaller power of two.
+        max_delay_ms: longest time that a batch waits for images that are still being decoded.
+        decode_threads: decoding threads for all artifacts together; None takes one per CPU, at most 32.
+        max_queue: images in flight per artifact; beyond it requests get 429.
+        deadline_s: time from admission to answer; later answers become 504.
+        grace_s: time after SIGTERM or Ctrl-C for accepted requests to finish.
+        body_timeout_s: time for a request's headers and body to arrive, else 408; also for the client to read the answer.
+        watchdog_s: idle time after which a test inference runs; a run that takes this long counts as stuck.
+        max_body: largest request body, in bytes.
+        max_buffered: bytes of all request bodies in memory; beyond it requests get 429.
+        max_items: largest number of images in a request.
+        max_pixels: largest number of pixels of an image, by its header.
+        max_decode_mb: memory in 10^6 bytes for all images that are being decoded; an image that needs more is refused.
+        max_connections: open connections of a process. Beyond it the oldest idle connection is closed; if none is idle,
+            requests get 503, except those of load balancers.
+        formats: allowed names of `mimruntime.decoding.formats.FORMATS`.
+        api_keys: accepted keys; if there are none and no `api_key_file`, no key is needed.
+        api_key_file: a file of more keys, one a line; read again at SIGHUP.
         tls_cert, tls_key: PEM files of a certificate with its chain and of its private key; both or neither.
-        remote_hosts: HOST or HOST:PORT whose https URLs are fetched, on port 443 where none is named; empty: no URL is.
-        trusted_proxies: addresses or networks whose X-Forwarded-For and X-Forwarded-Proto are believed.
-        log_json: every line on stderr is JSON, and there is one per request.
+        remote_hosts: each HOST or HOST:PORT whose https URLs are fetched, by default on port 443; empty fetches none.
+        trusted_proxies: addresses or networks whose X-Forwarded-For and X-Forwarded-Proto are trusted.
+        log_json: write every line on stderr as JSON, and one line per request.
 
     """
 
@@ -121,19 +121,19 @@ class Settings:
     log_json: bool = False
 
     def __post_init__(self) -> None:
-        """Refuse what could never work.
+        """Refuse settings that cannot work.
 
         Raises:
-            MissingExtraError: what reads a format is not installed.
-            OptionError: no artifact, an unknown format, an empty key, half of TLS, what is no host or no network, or one
-                body larger than all together.
+            MissingExtraError: the library for a format is not installed.
+            OptionError: no artifact, an unknown format, an empty key, only one of the two TLS files, an invalid host or
+                network, or `max_body` larger than `max_buffered`.
 
         """
         if not self.artifacts:
             raise OptionError("nothing to serve: name at least one artifact folder")
         check_readable(self.formats)
         if any(not key.strip() for key in self.api_keys):
-            raise OptionError("an API key is empty; leave it out, or no request could be told from a stranger's")
+            raise OptionError("an API key is empty; leave it out, or give a key")
         for host in self.remote_hosts:
             parse_remote_host(host)
         for proxy in self.trusted_proxies:
@@ -154,10 +154,10 @@ def _check_network(given: str) -> None:
 
 
 def parse_remote_host(given: str) -> tuple[str, int]:
-    """Return host, in small letters, and port of "HOST" or "HOST:PORT".
+    """Return the host in lower case and the port of "HOST" or "HOST:PORT".
 
     Raises:
-        OptionError: it is neither.
+        OptionError: the text has another form.
 
     """
     try:

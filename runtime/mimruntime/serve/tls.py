@@ -9,15 +9,15 @@ from mimruntime.errors import OptionError
 
 
 def check_certificate(cert: Path | None, key: Path | None) -> None:
-    """Refuse what the server could not serve https with; None for both is plain HTTP.
+    """Refuse a certificate and key that cannot serve https; None for both means plain HTTP.
 
     Raises:
-        OptionError: a file cannot be read, is no PEM or encrypted, or the two do not belong together.
+        OptionError: a file cannot be read, is not PEM, is encrypted, or the two do not match.
 
     """
     if cert is None or key is None:
         return
     try:
-        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(cert, key, password=b"")  # or it would be asked for
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(cert, key, password=b"")  # else OpenSSL asks for it
     except (OSError, ValueError) as error:
         raise OptionError(f"--tls-cert {cert} and --tls-key {key} cannot be used: {error}") from error

@@ -1,4 +1,4 @@
-"""The processes of `--workers`: started, started again when they end, and ended within the grace."""
+"""Start the worker processes of `--workers`, restart those that end, and stop them within the grace period."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ from mimruntime.serve.settings import Settings
 _LOG = logging.getLogger("mimexport")
 _RETRY_S = 10.0
 _SILENT_S = 60.0
-"""A worker that does not answer its supervisor for this long hangs; one that starts on a busy machine takes a while."""
+"""Seconds without an answer after which a worker counts as hung; a worker that starts on a busy machine answers late."""
 _PING_S = 0.2
 _END_S = 6.0
-"""Of a worker, once its grace is over."""
+"""Seconds for a worker to end after the grace period."""
 
 
 def create_in_worker(settings: Settings, spaces: Sequence[str]) -> FastAPI:
-    """Return the application of one worker; end the process where it cannot be made.
+    """Return the application of one worker; end the process if that fails.
 
     Args:
-        settings: of the service.
+        settings: the service's settings.
         spaces: the embedding spaces of the artifacts when the service started; a worker with others would mix vectors.
 
     """
@@ -70,7 +70,7 @@ def run_workers(config: uvicorn.Config, listeners: list[socket.socket], grace_s:
 
 
 class _Supervisor(Multiprocess):
-    """uvicorn's, but a worker that cannot start again leaves the others serving, and none is waited for without end."""
+    """uvicorn's supervisor, but a worker that cannot restart does not stop the others, and every wait is bounded."""
 
     def __init__(self, config: uvicorn.Config, listeners: list[socket.socket], grace_s: float) -> None:
         super().__init__(config, listeners)
@@ -81,7 +81,7 @@ class _Supervisor(Multiprocess):
         self._silent_since: dict[int, float] = {}
 
     def keep_subprocess_alive(self) -> None:
-        """Start again what has ended or does not answer."""
+        """Restart workers that have ended or do not answer."""
         for index, process in enumerate(self.processes):
             if self.should_exit.is_set():
                 return
@@ -105,7 +105,7 @@ class _Supervisor(Multiprocess):
             self.processes[index].start()
 
     def _bury(self, index: int, process: Process) -> None:
-        """End a worker that is dead or hangs, and say when its place is filled again."""
+        """End a worker that is dead or hung, and log when it is restarted."""
         process.kill()
         process.join()
         self._silent_since.pop(index, None)
@@ -120,18 +120,18 @@ class _Supervisor(Multiprocess):
         _LOG.error("worker %s %s; the others serve on, it is started again in %g s", process.pid, what, pause_s)
 
     def handle_int(self) -> None:
-        """Stop, and remember why."""
+        """Stop, and record that Ctrl-C was the reason."""
         self.interrupted = True
         super().handle_int()
 
     def handle_hup(self) -> None:
-        """Have the workers read their keys again; uvicorn would replace them."""
+        """Tell the workers to read their keys again; uvicorn would restart them."""
         for process in self.processes:
             if process.pid is not None and process.exitcode is None:
                 os.kill(process.pid, signal.SIGHUP)
 
     def join_all(self) -> None:
-        """Wait for the workers until their grace is over or Ctrl-C comes again; kill what is left then."""
+        """Wait for the workers until the grace period is over or Ctrl-C comes again; then kill those that are left."""
         deadline = time.monotonic() + self._grace_s + _END_S
         for worker in (process.process for process in self.processes):
             while worker.is_alive() and time.monotonic() < deadline and signal.SIGINT not in self.signal_queue:
@@ -148,7 +148,7 @@ def _is_ready(process: Process) -> bool:
 
 
 def _drop_old_answers(process: Process) -> None:
-    """Read what a worker answered too late: it would be taken for the answer to the next question."""
+    """Discard late answers of a worker, which would be taken for the answer to the next ping."""
     with contextlib.suppress(OSError, EOFError):
         while process.parent_conn.poll():
             process.parent_conn.recv()

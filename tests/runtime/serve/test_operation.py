@@ -193,7 +193,7 @@ def test_over_the_connections_allowed_requests_are_refused_and_balancers_are_not
         for path in ("/v1/models", "/v2"):
             answer = tight.call(path)
             assert (answer.status, answer.headers["Retry-After"], answer.headers["Connection"]) == (503, "1", "close")
-            assert "over 4 connections are open" in str(answer.json["error"])
+            assert "more than 4 connections are open" in str(answer.json["error"])
         assert [tight.call(path).status for path in ("/live", "/ready", "/v2/health/live", "/metrics")] == [200] * 4
     wait_until(lambda: tight.call("/v1/models").status == 200)
 
@@ -395,7 +395,7 @@ def test_check_refuses_two_of_one_name_as_serve_does(toy_artifact: Path) -> None
 
 
 def test_a_port_of_grpc_that_is_taken_is_named(toy: Service) -> None:
-    with pytest.raises(OptionError, match="stop what does, or give another --host or --grpc-port"):
+    with pytest.raises(OptionError, match="stop the other program, or give another --host or --grpc-port"):
         bind("127.0.0.1", toy.port, option="--grpc-port")
 
 

@@ -1,1 +1,1 @@
-"""Who is let in: connections, keys, bodies within size and time, and the bounded queue of images."""
+"""Admission: connections, keys, size and time limits of bodies, and the bounded queue of images."""

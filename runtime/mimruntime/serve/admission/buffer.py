@@ -1,4 +1,4 @@
-"""Bytes of all requests that are held at once."""
+"""A limit on the bytes of all requests in memory."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from mimruntime.serve.problems import Problem
 
 
 class Buffer:
-    """Counts what is held; used from the event loop.
+    """Count the bytes in memory; used from the event loop.
 
     Args:
-        most: bytes.
+        most: the limit in bytes.
 
     """
 
@@ -21,10 +21,10 @@ class Buffer:
         self._held = 0
 
     def take(self, count: int) -> None:
-        """Count `count` bytes, whether there is room or not.
+        """Add `count` bytes, even if they exceed the limit.
 
         Raises:
-            Problem: 429, there is none.
+            Problem: 429, the limit is exceeded.
 
         """
         self._held += count
@@ -32,12 +32,12 @@ class Buffer:
             raise Problem(429, "memory_full", "too many bytes are in flight", retry_after_s=1)
 
     def give(self, count: int) -> None:
-        """Count `count` bytes no longer."""
+        """Subtract `count` bytes."""
         self._held -= count
 
     @contextlib.contextmanager
     def holding(self, count: int) -> Iterator[None]:
-        """Count `count` bytes as long as the block runs; see `take`."""
+        """Add `count` bytes while the block runs; see `take`."""
         try:
             self.take(count)
             yield

@@ -1,4 +1,4 @@
-"""One connection of HTTP/1.1, as uvicorn speaks it."""
+"""One HTTP/1.1 connection of uvicorn, with time limits and a limit on open connections."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from mimruntime.serve.settings import Settings
 
 _LOG = logging.getLogger("mimexport")
 _OVER = 16
-"""Connections over the limit that still get an answer: 503, or what a balancer asks for."""
+"""Connections over the limit that still get an answer: 503, or health for a load balancer."""
 _PROBE_S = 0.1
 _SILENT_S = 1.0
-"""After which a new connection whose headers are not whole counts as idle; they may be on the way before."""
+"""Seconds after which a new connection without complete headers counts as idle; before, they may be on the way."""
 
 
 class TimeoutProtocol(H11Protocol):
-    """HTTP/1.1 whose requests must arrive and whose answers must be taken in time, and whose connections are counted.
+    """HTTP/1.1 with time limits for requests to arrive and for clients to read answers, and a count of open connections.
 
-    Where connections run out, those that wait for a request are closed, the oldest first. h11 is pure Python and slower
-    than httptools, but it limits the size of headers, and an engine is slower than both.
+    At the limit, connections that wait for a request are closed, the oldest first. h11 is pure Python and slower than
+    httptools, but it limits the size of headers, and an engine is slower than both.
     """
 
     patience_s = 20.0
@@ -32,16 +32,16 @@ class TimeoutProtocol(H11Protocol):
     open_connections = 0
     """Of this process."""
     _idle: ClassVar[dict[TimeoutProtocol, None]] = {}
-    """Those that wait for the headers of a request, in the order they began to."""
+    """Connections that wait for the headers of a request, the longest wait first."""
     _silent: asyncio.TimerHandle | None = None
     _overdue: asyncio.TimerHandle | None = None
     _untaken: asyncio.TimerHandle | None = None
     _probe: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Wait for the first headers, in the place of an idle connection where there is no other."""
+        """Wait for the first headers; at the limit, first close the oldest idle connection."""
         super().connection_made(transport)
-        # Any byte that the client does not take counts, not only 64 KiB.
+        # Count the first byte that the client does not read; the default is 64 KiB.
         transport.set_write_buffer_limits(high=1, low=0)
         cls = TimeoutProtocol
         cls.open_connections += 1
@@ -54,7 +54,7 @@ class TimeoutProtocol(H11Protocol):
         self._wait()
 
     def data_received(self, data: bytes) -> None:
-        """Wait on while headers are incomplete, no longer once they are whole."""
+        """Keep waiting while headers are incomplete; stop when they are complete."""
         super().data_received(data)
         if self.conn.their_state is h11.IDLE:
             self._wait()
@@ -63,14 +63,14 @@ class TimeoutProtocol(H11Protocol):
             self._stop_waiting()
 
     def on_response_complete(self) -> None:
-        """Count a connection that is kept as idle, unless its next request is there already."""
+        """Count a connection that is kept open as idle, unless its next request has already arrived."""
         super().on_response_complete()
         waits_for_request = self.conn.their_state is h11.IDLE and not self.conn.trailing_data[0]
         if waits_for_request and not self.transport.is_closing():
             self._count_as_idle()
 
     def eof_received(self) -> bool:  # type: ignore[override]
-        """Answer a client that only ended its sending; a client that is gone is seen by what it answers to a probe."""
+        """Still answer a client that closed only its sending side; a probe shows whether the client is gone."""
         cycle = self.cycle
         if cycle is None or cycle.response_complete or cycle.more_body or self.scheme == "https":
             return False
@@ -81,7 +81,7 @@ class TimeoutProtocol(H11Protocol):
         return True
 
     def send_400_response(self, msg: str) -> None:
-        """Refuse what is no HTTP; a request that it came in the midst of can be answered no more."""
+        """Refuse bytes that are not HTTP; if they interrupt a request, the request gets no other answer."""
         cycle = self.cycle
         if cycle is None or cycle.response_complete:
             super().send_400_response(msg)
@@ -94,7 +94,7 @@ class TimeoutProtocol(H11Protocol):
         cycle.message_event.set()
 
     def pause_writing(self) -> None:
-        """Wait for the client to take what was sent."""
+        """Wait for the client to read what was sent."""
         super().pause_writing()
         if self._untaken is None:
             self._untaken = self.loop.call_later(self.patience_s, self._end_slow_reader)
@@ -148,7 +148,7 @@ class TimeoutProtocol(H11Protocol):
         self.transport.abort()
 
     def _look_for_reset(self) -> None:
-        """Look again and again whether the client refused what it was sent: asyncio reads no more after the end."""
+        """Check repeatedly whether the client reset the connection: asyncio stops reading after the end of the stream."""
         connection: socket.socket = self.transport.get_extra_info("socket")
         if self.transport.is_closing():
             return
@@ -159,6 +159,6 @@ class TimeoutProtocol(H11Protocol):
 
 
 def limit_connections(settings: Settings) -> None:
-    """Set what every connection of this process goes by."""
+    """Set the limits for all connections of this process."""
     TimeoutProtocol.patience_s = settings.body_timeout_s
     TimeoutProtocol.most_connections = settings.max_connections

@@ -1,4 +1,4 @@
-"""How many connections the descriptors of a process allow."""
+"""Compute how many connections the file descriptors of a process allow."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import resource
 
 _LOG = logging.getLogger("mimexport")
 _SPARE = 256
-"""For files and libraries, and for connections that are taken and not counted yet."""
+"""Descriptors for files, libraries, and connections that are accepted but not yet counted."""
 
 
 def fit_connections(wanted: int, protocols: int = 1) -> int:
-    """Raise the soft limit of descriptors to what `wanted` connections of each protocol need; return what it allows."""
+    """Raise the soft limit of descriptors for `wanted` connections per protocol; return the number it allows."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     needed = protocols * wanted + _SPARE
     if resource.RLIM_INFINITY != soft < needed:

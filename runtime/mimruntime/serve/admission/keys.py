@@ -1,4 +1,4 @@
-"""API keys: those of the command line and those of a file, which SIGHUP has read again."""
+"""API keys from the command line and from a file that is read again at SIGHUP."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ _LOG = logging.getLogger("mimexport")
 
 
 class Keys:
-    """Whose requests are let in: everybody's where there is neither a key nor a file.
+    """The accepted API keys; without a key and a file, every request is accepted.
 
     Args:
-        fixed: keys that hold as long as the process.
-        file: UTF-8, a key a line; blanks around it and empty lines do not count.
+        fixed: keys for the life of the process.
+        file: UTF-8, one key a line; spaces around a key and empty lines are ignored.
 
     Raises:
         OptionError: the file cannot be read or holds no key.
@@ -36,15 +36,15 @@ class Keys:
         return len(self._digests)
 
     def is_known(self, authorization: bytes) -> bool:
-        """Return whether a header `Authorization: Bearer KEY` has this value, with one of the keys."""
+        """Return whether the value of an `Authorization` header is `Bearer KEY` with an accepted key."""
         scheme, _, key = authorization.partition(b" ")
         given = hashlib.sha256(_utf8(key.strip())).digest()
-        # Every key is compared, in constant time, so the time taken says nothing about any.
+        # Compare every key in constant time, so that the time reveals nothing about the keys.
         matches = [hmac.compare_digest(given, known) for known in self._digests]
         return scheme.lower() == b"bearer" and any(matches)
 
     def install(self) -> None:
-        """Read the file again at SIGHUP; called in the event loop. Where it cannot be read, the keys stay as they are."""
+        """Read the file again at every SIGHUP; called in the event loop. If that fails, the keys stay unchanged."""
         if self._file is not None:
             asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._read_again)
 
@@ -72,7 +72,7 @@ def _lines(file: Path) -> list[str]:
 
 
 def _utf8(key: bytes) -> bytes:
-    """Return a key as UTF-8: clients write what is not ASCII as that, or as Latin-1."""
+    """Return a key as UTF-8: clients encode other characters than ASCII as UTF-8 or Latin-1."""
     try:
         key.decode()
     except UnicodeDecodeError:

@@ -1,4 +1,4 @@
-"""From the first request to the last: how many requests are open, and whether new ones are taken."""
+"""The life of the service: the number of open requests, and whether new ones are accepted."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from mimruntime.serve.problems import Problem
 _LOG = logging.getLogger("mimexport")
 _TICK_S = 0.05
 _OVER_S = 1.0
-"""After the grace, for connections to be closed and engines to be let go; then the process ends whatever runs."""
+"""Seconds after the grace period to close connections and engines; then the process ends anyway."""
 
 
 class Lifecycle:
-    """Draining: what was accepted is answered, what comes after gets 503, then the server stops."""
+    """Draining: accepted requests are answered, later ones get 503, then the server stops."""
 
     def __init__(self, grace_s: float) -> None:
         self.draining = False
@@ -29,7 +29,7 @@ class Lifecycle:
         self._stopping: asyncio.Task[None] | None = None
 
     def check_open(self) -> None:
-        """Raise the 503 of what comes while the service drains."""
+        """Raise a 503 if the service is draining."""
         if self.draining:
             raise Problem(503, "draining", "the service is shutting down", retry_after_s=1)
 
@@ -43,7 +43,7 @@ class Lifecycle:
             self._open -= 1
 
     def install(self) -> None:
-        """Put draining before what the server does at SIGTERM and Ctrl-C; called once the server has set its own handler.
+        """Drain at SIGTERM and Ctrl-C before the server's own handler runs; call it after that handler is installed.
 
         A second Ctrl-C ends the draining.
         """
@@ -75,7 +75,7 @@ class Lifecycle:
 
 
 def _end_after(seconds: float, number: int) -> None:
-    """End the process after so long, if it is still there: no thread that decodes or runs an engine is waited for."""
+    """End the process after this time if it still runs; do not wait for threads that decode or run an engine."""
     timer = threading.Timer(seconds, _end, (128 + number if number == signal.SIGINT else 0,))
     timer.daemon = True
     timer.start()

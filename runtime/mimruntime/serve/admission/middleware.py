@@ -1,4 +1,4 @@
-"""What a request meets before any of it is parsed: key, limits, and its body read within size and time."""
+"""Check a request before it is parsed: key and limits; read its body within size and time limits."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ from mimruntime.serve.settings import Settings
 OPEN_PATHS = frozenset(
     {"/live", "/ready", "/health", "/metrics", "/openapi.json", *PATHS, "/v2/health/live", "/v2/health/ready"}
 )
-"""What a load balancer, a Prometheus and a browser read, without a key and while the service drains."""
+"""Paths for load balancers, Prometheus and browsers: they need no key and work while the service drains."""
 
 _LINGER_S = 5.0
 
 
 class HungUpError(Exception):
-    """The client is gone; nobody reads an answer."""
+    """The client disconnected; nobody reads an answer."""
 
 
 class AdmissionMiddleware:
-    """ASGI middleware: lets a request in with its body whole, and cancels it when the client hangs up."""
+    """ASGI middleware: admit a request with its complete body, and cancel it when the client disconnects."""
 
     def __init__(
         self,
@@ -68,10 +68,10 @@ class AdmissionMiddleware:
             self._buffer.give(len(body))
 
     def _check(self, scope: Scope) -> int:
-        """Refuse what needs no body to be refused; return the bytes that the body may have."""
+        """Refuse a request that needs no body to be refused; return the largest allowed size of its body in bytes."""
         headers = Headers(scope=scope)
         if "Content-Length" in headers and "Transfer-Encoding" in headers:
-            # Where a proxy goes by the other of the two, the rest of the body would be the next request.
+            # A proxy might use the other header; then the rest of the body would be read as the next request.
             raise Problem(400, "malformed", "both Content-Length and Transfer-Encoding; send one", close=True)
         if scope["path"] in OPEN_PATHS:
             _check_length(headers, 0)
@@ -80,18 +80,20 @@ class AdmissionMiddleware:
             raise Problem(401, "invalid_api_key", "send a valid key as 'Authorization: Bearer KEY'")
         self._lifecycle.check_open()
         if TimeoutProtocol.open_connections > self._settings.max_connections:
-            refusal = f"over {self._settings.max_connections} connections are open"
+            refusal = f"more than {self._settings.max_connections} connections are open"
             raise Problem(503, "too_many_connections", refusal, retry_after_s=1, close=True)
         if scope["method"] != "POST":
             return self._settings.max_body
         if headers.get("Content-Encoding", "identity") != "identity":
-            raise Problem(415, "content_encoding", "bodies are taken as they are, without Content-Encoding")
+            raise Problem(
+                415, "content_encoding", "the body has a Content-Encoding; send it uncompressed, without this header"
+            )
         _check_length(headers, self._settings.max_body)
         self._check_room()
         return self._settings.max_body
 
     async def _read(self, receive: Receive, most: int) -> bytes:
-        """Return the whole body of at most `most` bytes, read in time; it counts as buffered from then on."""
+        """Return the whole body of at most `most` bytes, read within the time limit, and count it as buffered."""
         body = bytearray()
         try:
             async with asyncio.timeout(self._settings.body_timeout_s):
@@ -109,7 +111,7 @@ class AdmissionMiddleware:
 
 
 def _check_length(headers: Headers, most: int) -> None:
-    """Refuse a body that is announced to be over `most` bytes; h11 has made sure that it is a number."""
+    """Refuse a body whose Content-Length is over `most` bytes; h11 has checked that it is a number."""
     if int(headers.get("Content-Length", "0")) > most:
         raise _too_large(most)
 
@@ -129,7 +131,7 @@ async def _chunks(receive: Receive) -> AsyncIterator[bytes]:
 
 
 async def _refuse(response: Response, receive: Receive, send: Send) -> None:
-    """Answer, then let the client finish sending: closed at once, the connection could be reset before it reads."""
+    """Answer, then let the client finish sending: an early close could reset the connection before the client reads."""
     await send({"type": "http.response.start", "status": response.status_code, "headers": response.raw_headers})
     await send({"type": "http.response.body", "body": response.body, "more_body": True})
     with contextlib.suppress(TimeoutError):
@@ -140,7 +142,7 @@ async def _refuse(response: Response, receive: Receive, send: Send) -> None:
 
 
 async def _until_hung_up(app: ASGIApp, scope: Scope, receive: Receive, send: Send, body: bytes) -> None:
-    """Run `app` on a body that is already read, and cancel it when the client hangs up before the answer is out."""
+    """Run `app` on a body that is already read, and cancel it if the client disconnects before the answer is sent."""
     waiting: Iterator[Message] = iter([{"type": "http.request", "body": body, "more_body": False}])
     gone = asyncio.Event()
     answered = False

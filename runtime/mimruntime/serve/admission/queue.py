@@ -1,4 +1,4 @@
-"""The bounded queue of images before one engine: who may join it, and which images make the next batch."""
+"""The bounded queue of images for one engine: admission, and the choice of the next batch."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class QueueFullError(Exception):
     """No room for another request; the protocols answer it with 429.
 
     Args:
-        retry_after_s: when the images in flight will be done, by the pace of late.
+        retry_after_s: estimated seconds until the images in flight are done.
 
     """
 
@@ -27,12 +27,12 @@ class QueueFullError(Exception):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class EmbeddingResult:
-    """One image's vector and where its time went.
+    """One image's vector and its timings.
 
     Attributes:
         vector: float32 (D,).
-        decode_s, queue_s, inference_s: seconds; a batch's inference counts for each image in it.
-        selection: weights of the patches, float32 (gh, gw); None where the graph does not give them.
+        decode_s, queue_s, inference_s: seconds; the inference time is that of the whole batch.
+        selection: weights of the patches, float32 (gh, gw); None if the graph has no such output.
 
     """
 
@@ -45,13 +45,13 @@ class EmbeddingResult:
 
 @dataclass(slots=True, eq=False)
 class Item:
-    """One image on its way.
+    """One image in flight.
 
     Attributes:
-        pixels: uint8 (size, size, 3), once decoded.
-        decode_s: seconds decoding took.
-        ready_at: when it joined the queue, by `time.monotonic`.
-        future: its result; who no longer wants it cancels it.
+        pixels: uint8 (size, size, 3), set when decoded.
+        decode_s: seconds of decoding.
+        ready_at: time at which it joined the queue, by `time.monotonic`.
+        future: its result; cancel it to drop the image.
 
     """
 
@@ -62,10 +62,11 @@ class Item:
 
 
 class AdmissionQueue:
-    """Images in flight: admitted, being decoded, queued, running. Used from any thread.
+    """Images in flight: admitted, being decoded, queued or running. Thread-safe.
 
-    A request is let in while fewer than `capacity` images are in flight and the wait they mean is within the deadline,
-    whether it brings one image or many: batch calls are neither favoured nor starved, and the excess is one request.
+    A request is admitted while fewer than `capacity` images are in flight and their estimated wait is within the deadline.
+    Its own number of images does not matter, so batch requests are not starved; the capacity is exceeded by at most one
+    request.
     """
 
     def __init__(self, capacity: int, deadline_s: float) -> None:
@@ -80,30 +81,30 @@ class AdmissionQueue:
 
     @property
     def in_flight(self) -> int:
-        """Images admitted and not done."""
+        """Number of images admitted and not done."""
         return self._in_flight
 
     @property
     def queued(self) -> int:
-        """Images decoded and waiting."""
+        """Number of images decoded and waiting."""
         return len(self._queued)
 
     @property
     def wait_s(self) -> float:
-        """Seconds until the images in flight will be done, by the pace of late."""
+        """Estimated seconds until the images in flight are done, from recent batches."""
         return self._in_flight * self._image_s
 
     def check_room(self) -> None:
-        """Raise `QueueFullError` where a request would not be let in."""
+        """Raise `QueueFullError` if a request would not be admitted."""
         wait_s = self.wait_s
         if self._in_flight >= self._capacity or wait_s > self._deadline_s:
             raise QueueFullError(max(1, math.ceil(wait_s)))
 
     def admit(self, count: int) -> list[Item]:
-        """Let a request of `count` images in; each leaves when its future is done or cancelled.
+        """Admit a request of `count` images; each leaves the queue when its future is done or cancelled.
 
         Raises:
-            QueueFullError: no room.
+            QueueFullError: there is no room.
 
         """
         with self._changed:
@@ -125,13 +126,13 @@ class AdmissionQueue:
     def take(self, most: int, choose: Callable[[int], int], *, patience_s: float, idle_s: float) -> list[Item] | None:
         """Return the next batch: empty after `idle_s` without an image, None once the queue is closed and empty.
 
-        A batch closes when `most` wait, when the first has waited `patience_s`, or when nobody else is on the way.
+        A batch closes when `most` images wait, when the first has waited `patience_s`, or when no other image is in flight.
 
         Args:
-            most: images of a batch at most.
-            choose: how many to take of so many that wait.
-            patience_s: seconds.
-            idle_s: seconds.
+            most: largest number of images in a batch.
+            choose: given the number of waiting images, returns how many to take.
+            patience_s: longest wait of the first image, in seconds.
+            idle_s: seconds without an image after which an empty batch is returned.
 
         """
         with self._changed:
@@ -149,12 +150,12 @@ class AdmissionQueue:
             return wanted[:count]
 
     def observe(self, seconds: float, images: int) -> None:
-        """Learn the pace from one batch."""
+        """Update the estimated time per image from one batch."""
         pace = seconds / images
         self._image_s = pace if self._image_s == 0 else 0.8 * self._image_s + 0.2 * pace
 
     def close(self) -> None:
-        """Let `take` return None once nobody waits."""
+        """Make `take` return None once the queue is empty."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
@@ -165,5 +166,5 @@ class AdmissionQueue:
     def _leave(self, _: Future[EmbeddingResult]) -> None:
         with self._changed:
             self._in_flight -= 1
-            if self._queued and self._is_due():  # whom this does not concern is not woken, image by image
+            if self._queued and self._is_due():  # do not wake the executor for every image
                 self._changed.notify_all()

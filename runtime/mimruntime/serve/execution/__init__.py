@@ -1,1 +1,1 @@
-"""From what was let in to its vectors: decoding, one queue and one executor for each model."""
+"""From admitted requests to vectors: decoding, and one queue and one executor per model."""

@@ -1,4 +1,4 @@
-"""Base64 and data URIs, as clients put images into JSON."""
+"""Decode base64 and data URIs, which carry images in JSON."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import binascii
 from mimruntime.errors import ImageError
 
 PATTERN = r"^data:image/[a-zA-Z0-9.+-]+;base64,"
-"""What a data URI of an image begins with."""
+"""The start of a data URI of an image."""
 
 
 def decode_base64(text: str) -> bytes:

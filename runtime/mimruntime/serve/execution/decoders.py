@@ -1,4 +1,4 @@
-"""The threads that decode for all models of a process; none of them keeps the process from ending."""
+"""The decoding threads of a process, shared by all models; they do not keep the process from ending."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from queue import SimpleQueue
 
 
 class Decoders:
-    """A pool of daemon threads: one that does not come back is waited for neither by `close` nor by the interpreter.
+    """A pool of daemon threads; neither `close` nor the interpreter waits for a thread that hangs.
 
     Args:
         count: threads.
@@ -23,16 +23,16 @@ class Decoders:
             threading.Thread(target=self._run, args=(index,), name=f"mimexport-decode-{index}", daemon=True).start()
 
     def submit(self, work: Callable[[], None]) -> None:
-        """Have `work` done by the next thread that is free; it must not raise."""
+        """Run `work` in the next free thread; it must not raise."""
         self._queue.put(work)
 
     def stuck(self, seconds: float) -> bool:
-        """Tell whether every thread has been busy with one image for at least so long."""
+        """Return whether every thread has been busy with one image for at least `seconds`."""
         now = time.monotonic()
         return all(since is not None and now - since >= seconds for since in self._busy_since.copy())
 
     def close(self) -> None:
-        """Let the threads end after what they do now; what waits is dropped."""
+        """End the threads after their current work; waiting work is dropped."""
         while not self._queue.empty():
             self._queue.get()
         for _ in self._busy_since:

@@ -1,4 +1,4 @@
-"""The one thread that runs an engine: warm-up, batches, and what happens when the engine fails."""
+"""The thread that runs an engine: warm-up, batches, and recovery when the engine fails."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from mimruntime.serve.metrics import Metrics
 
 _LOG = logging.getLogger("mimexport")
 _SAME = 0.999
-"""Cosine below which an engine that answers is answering something else."""
+"""Cosine of the probe's vectors below which the engine counts as failed."""
 _PAUSES_S = (0.5, 1, 2, 4, 8, 16, 30)
 
 
 class Executor(threading.Thread):
-    """Takes batches from a queue and runs them in an engine, which it opens anew when it fails."""
+    """Take batches from a queue and run them in an engine; reopen the engine when it fails."""
 
     def __init__(
         self,
@@ -41,7 +41,7 @@ class Executor(threading.Thread):
         about = embedder.describe()
         self._model = name
         self._sizes = about.batch_sizes
-        # A CPU computes padding at full price, so it takes what fills a size; elsewhere a run costs more than padding.
+        # On a CPU padding costs as much as images, so batches fill a size; elsewhere an extra run costs more than padding.
         self._pads = about.provider != "cpu"
         self._embedder = embedder
         self._reopen = reopen
@@ -50,7 +50,9 @@ class Executor(threading.Thread):
         self._patience_s = patience_s
         self._watchdog_s = watchdog_s
         edge = embedder.artifact.manifest.preprocess.size
-        self._batch = np.zeros((self._sizes[0], edge, edge, 3), np.uint8)  # used again: what is padding is of no matter
+        self._batch = np.zeros(
+            (self._sizes[0], edge, edge, 3), np.uint8
+        )  # reused; the content of the padding does not matter
         self._probe = np.random.default_rng(0).integers(0, 256, (edge, edge, 3), np.uint8)
         self._probe_vector: np.ndarray | None = None
         self.statistics = Statistics()
@@ -60,12 +62,12 @@ class Executor(threading.Thread):
 
     @property
     def ready(self) -> bool:
-        """Whether the engine is warm, whole and not stuck, and this thread alive to run it."""
+        """Whether the engine is warm, has not failed and is not stuck, and this thread is alive."""
         return self._ready and self.is_alive() and not self.stuck
 
     @property
     def stuck(self) -> bool:
-        """Whether a run has not come back for longer than the watchdog waits, or this thread died: restart the process."""
+        """Whether a run takes longer than the watchdog's limit, or this thread died: only a restart of the process helps."""
         if self.ident is not None and not self.is_alive() and not self._stopping.is_set():
             return True
         since = self._running_since
@@ -86,7 +88,7 @@ class Executor(threading.Thread):
         self._embedder.close()
 
     def stop(self) -> None:
-        """Let the thread end after what is queued and close its engine; does not wait."""
+        """Let the thread finish the queue and close its engine; does not wait."""
         self._stopping.set()
         self._queue.close()
         if self.ident is None:
@@ -101,7 +103,7 @@ class Executor(threading.Thread):
         return waiting if self._pads else next(size for size in self._sizes if size <= waiting)
 
     def _serve(self, batch: list[Item]) -> None:
-        """Run a batch; where that fails, each half once more; where that fails too, 503 and a new engine."""
+        """Run a batch; if it fails, run each half; if a half fails too, answer 503 and reopen the engine."""
         mine = [item for item in batch if item.future.set_running_or_notify_cancel()]
         if not mine:
             return
@@ -114,7 +116,7 @@ class Executor(threading.Thread):
         last = next((failure for _, failure in failures if failure), None)
         if last is None:
             return
-        # Before the answers: who reads a 503 and asks whether the service is ready must not be told that it is.
+        # Before the answers: a client that gets a 503 and then asks for readiness must not read that the service is ready.
         self._set_ready(False)
         for half, failure in failures:
             for item in half if failure else ():
@@ -122,7 +124,7 @@ class Executor(threading.Thread):
         self._rebuild(last)
 
     def _attempt(self, items: list[Item]) -> EngineError | None:
-        """Answer `items` by one run of the engine, or return why it failed."""
+        """Answer `items` by one run of the engine, or return the error of the run."""
         started = time.monotonic()
         try:
             outputs = self._run([item.pixels for item in items if item.pixels is not None])
@@ -140,7 +142,7 @@ class Executor(threading.Thread):
         return None
 
     def _run(self, images: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
-        """Run B images, uint8 (size, size, 3), filled up to the next of the sizes; return the outputs, float32 (≥ B, …)."""
+        """Run B images, uint8 (size, size, 3), padded to the next batch size; return the outputs, float32 (≥ B, …)."""
         size = min(size for size in self._sizes if size >= len(images))
         self._running_since = time.monotonic()
         try:
@@ -148,7 +150,7 @@ class Executor(threading.Thread):
             return self._embedder.outputs(self._batch[:size])
         except EngineError:
             raise
-        except Exception as error:  # MemoryError and whatever a library throws count as the engine's failure
+        except Exception as error:  # MemoryError and any error of a library count as failures of the engine
             raise EngineError(f"the engine failed: {type(error).__name__}: {error}") from error
         finally:
             self._running_since = None
@@ -164,7 +166,7 @@ class Executor(threading.Thread):
             self._metrics.queue_seconds.labels(self._model).observe(started - item.ready_at)
 
     def _warm_up(self) -> None:
-        """Run every size once, so that no request pays for a first time."""
+        """Run every batch size once, so that no request pays for a first run."""
         for size in self._sizes:
             row = self._run([self._probe] * size)[EMBEDDING][0]
         if self._probe_vector is None:
@@ -173,20 +175,20 @@ class Executor(threading.Thread):
         self._set_ready(True)
 
     def _watch(self) -> None:
-        """Run a real inference on an idle engine."""
+        """Run a test inference on an idle engine."""
         try:
             self._check_probe(self._run([self._probe])[EMBEDDING][0])
         except EngineError as error:
             self._rebuild(error)
 
     def _check_probe(self, row: np.ndarray) -> None:
-        """Compare the probe's vector with the one at the start; an engine that was opened anew must give it too."""
+        """Compare the probe's vector with the one at the start; a reopened engine must give it too."""
         cosine = float(row @ self._probe_vector)
         if not cosine > _SAME:
             raise EngineError(f"the probe's vector changed: cosine {cosine:.4f} to that at the start")
 
     def _rebuild(self, cause: EngineError) -> None:
-        """Close the engine and open it anew, until it works or the service ends."""
+        """Close and reopen the engine until it works or the service ends."""
         self._set_ready(False)
         for pause_s in chain(_PAUSES_S, repeat(_PAUSES_S[-1])):
             _LOG.error("%s: the engine is opened anew: %s", self._model, cause)
@@ -196,7 +198,7 @@ class Executor(threading.Thread):
                 self._embedder = self._reopen()
                 self._warm_up()
                 return
-            except Exception as error:  # whatever keeps it from opening may pass
+            except Exception as error:  # any cause may be temporary
                 _LOG.exception("%s: the engine does not open; next try in %.1f s", self._model, pause_s, exc_info=error)
             if self._stopping.wait(pause_s):
                 return

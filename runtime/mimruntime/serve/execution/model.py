@@ -27,9 +27,9 @@ from mimruntime.serve.settings import Settings
 from mimruntime.storage import Codec, Store, codec_for
 
 Source = bytes | str | np.ndarray | Problem
-"""An encoded file, base64 or a data URI of one, the pixels the graph takes, uint8 (size, size, 3), or why there is none."""
+"""An encoded file, base64 or a data URI of one, pixels for the graph, uint8 (size, size, 3), or the problem of an image."""
 Outcome = EmbeddingResult | Problem
-"""What became of an image."""
+"""The result of one image: its vector or its problem."""
 
 
 class Model:
@@ -68,10 +68,10 @@ class Model:
         metrics.describe(self.about)
 
     def codec(self, store: Store, dimensions: int | None, *, param: str) -> Codec:
-        """Return how a request wants its vectors; `param` is its name for the store.
+        """Return the codec for a request's vectors; `param` is the request's name for the store.
 
         Raises:
-            Problem: 400, dimensions that are not cut, or a store that the artifact says too little for.
+            Problem: 400, the vectors cannot be cut to `dimensions`, or the artifact lacks the figures for the store.
 
         """
         try:
@@ -84,45 +84,45 @@ class Model:
             raise Problem(400, "output_dtype", str(error), param=param) from error
 
     def check_space(self, codec: Codec, expected: str | None) -> None:
-        """Raise SpaceError where a request expects another embedding space than that of what it asks for."""
+        """Raise SpaceError if a request expects another embedding space than that of its vectors."""
         if expected is not None and expected != codec.space:
             raise SpaceError(f"model '{self.about.name}' embeds into space {codec.space}, expected {expected}")
 
     def check_precision(self, expected: str | None) -> None:
-        """Raise PrecisionError where a request expects another precision than the one that runs."""
+        """Raise PrecisionError if a request expects another precision than the one that runs."""
         if expected is not None and expected != self.about.precision:
             raise PrecisionError(f"model '{self.about.name}' computes in {self.about.precision}, expected {expected}")
 
     def check_selection(self, *, param: str) -> None:
-        """Raise the 400 of a request for weights of patches that the graph does not give."""
+        """Raise a 400 if the graph does not output weights of the patches."""
         if not self.has_selection:
             name = self.about.name
             text = f"model '{name}' has no output 'selection'; its artifact must be built with --with-selection"
             raise Problem(400, "selection", text, param=param)
 
     def check_ready(self) -> None:
-        """Raise the 503 a request would meet while the engine warms up, is opened anew or is stuck, or decoding is."""
+        """Raise a 503 while the engine warms up, is reopened or is stuck, or while decoding is stuck."""
         if not self.executor.ready:
             raise Problem(503, "not_ready", f"model '{self.about.name}' is not ready", retry_after_s=1)
         deadline_s = self._settings.deadline_s
         if self._decoders.stuck(deadline_s):
-            text = f"every thread that decodes has been busy with one image for more than {deadline_s:g} s"
+            text = f"all decoding threads have been busy with one image for more than {deadline_s:g} s"
             raise Problem(503, "decoding_stuck", text, retry_after_s=1)
 
     @property
     def decoding_lost(self) -> bool:
-        """Whether no thread that decodes has come back for so long that only a restart helps."""
+        """Whether all decoding threads have been stuck for so long that only a restart helps."""
         return self._decoders.stuck(self._settings.deadline_s + self._settings.watchdog_s)
 
     def check_room(self) -> None:
-        """Raise the 429 a request would meet now; asked before its body is read, and again before it is decoded."""
+        """Raise a 429 if there is no room for a request; called before its body is read, and again before decoding."""
         try:
             self.queue.check_room()
         except QueueFullError as error:
             raise Problem(429, "queue_full", str(error), retry_after_s=error.retry_after_s) from error
 
     def check_request(self, count: int) -> None:
-        """Raise the problem that a request of `count` images would meet before any of them is decoded."""
+        """Raise the problem of a request of `count` images that needs no decoding to be known."""
         most = self._settings.max_items
         if count > most:
             raise Problem(413, "too_many_items", f"{count} images in one request; at most {most}")
@@ -130,12 +130,12 @@ class Model:
         self.check_room()
 
     async def embed(self, sources: Sequence[Source], *, param: str = "input", by_item: bool = False) -> list[Outcome]:
-        """Return what became of every source, in order; when the caller is cancelled, so are its images.
+        """Return the result of every source, in order; if the caller is cancelled, its images are too.
 
         Args:
             sources: at least one.
             param: the request's name for the list, for errors.
-            by_item: return the problem of an image at fault in its place, and embed the others.
+            by_item: for an image at fault, return its problem in its place, and embed the others.
 
         Raises:
             Problem: 400, 413 or 415 for the first image at fault; 429 no room; 503 not ready; 504 too late.
@@ -168,7 +168,7 @@ class Model:
         until = asyncio.ALL_COMPLETED if by_item else asyncio.FIRST_EXCEPTION
         try:
             _, pending = await asyncio.wait(futures, timeout=self._settings.deadline_s, return_when=until)
-        finally:  # every exception is fetched or never set: asyncio would log it, whoever cancelled or failed first
+        finally:  # fetch every exception, or asyncio logs it as never retrieved
             errors = [None if future.cancel() or future.cancelled() else future.exception() for future in futures]
         problems: dict[int, Problem] = {}
         for index, error in enumerate(errors):
@@ -181,7 +181,7 @@ class Model:
         if problems and not by_item:
             raise next(iter(problems.values()))
         if pending:
-            # Behind others it may be done sooner another time; what alone takes too long is not asked for again.
+            # Retry only if other requests were ahead; a request that takes too long alone would fail again.
             retry_after_s = math.ceil(ahead_s) or None
             text = f"not done within {self._settings.deadline_s:g} s"
             raise Problem(504, "deadline", text, retry_after_s=retry_after_s)
@@ -194,11 +194,11 @@ class Model:
         started = time.monotonic()
         try:
             item.pixels = self._pixels(source)
-        except Problem as problem:  # it could not be fetched
+        except Problem as problem:  # of a URL that could not be fetched
             _fail(item, problem)
             return
         except ImageError as error:
-            # A new error, without traceback: frames would keep the image alive until the garbage collector comes by.
+            # A new error without traceback, whose frames would keep the image in memory until the next garbage collection.
             _fail(item, type(error)(str(error)))
             return
         except Exception as error:
@@ -222,6 +222,6 @@ class Model:
 
 
 def _fail(item: Item, error: MimError | Problem) -> None:
-    """Hand `error` to whoever still waits."""
+    """Set `error` as the result if the caller still waits."""
     if item.future.set_running_or_notify_cancel():
         item.future.set_exception(error)

@@ -1,4 +1,4 @@
-"""The artifacts of a process, by the names by which they are served."""
+"""The served artifacts of a process, by name."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from mimruntime.serve.problems import Problem
 
 
 class Models:
-    """The artifacts of this process by name."""
+    """The served artifacts of this process, by name."""
 
     def __init__(self, models: Iterable[Model]) -> None:
         self._by_name = {model.about.name: model for model in models}
@@ -20,20 +20,20 @@ class Models:
 
     @property
     def spaces(self) -> str:
-        """Every embedding space served, comma-separated."""
+        """All embedding spaces, comma-separated."""
         return ",".join(sorted({model.about.space for model in self}))
 
     @property
     def precisions(self) -> str:
-        """Every precision that runs, comma-separated."""
+        """All precisions that run, comma-separated."""
         return ",".join(sorted({model.about.precision for model in self}))
 
     def check_live(self) -> None:
-        """Raise the 503 of an engine that does not come back: only a restart helps."""
+        """Raise a 503 if an engine or all decoding threads are stuck: only a restart helps."""
         if any(model.executor.stuck for model in self):
-            raise Problem(503, "stuck", "an engine does not come back", retry_after_s=1)
+            raise Problem(503, "stuck", "an engine is stuck; restart the service", retry_after_s=1)
         if any(model.decoding_lost for model in self):
-            raise Problem(503, "stuck", "no thread that decodes comes back", retry_after_s=1)
+            raise Problem(503, "stuck", "all decoding threads are stuck; restart the service", retry_after_s=1)
 
     def check_ready(self) -> None:
         """Raise the 503 of the first model that is not ready."""
@@ -41,7 +41,7 @@ class Models:
             model.check_ready()
 
     def check_room(self) -> None:
-        """Raise the 429 of a request whose body is not read yet, where no model could take it."""
+        """Raise a 429 if no model has room; called before the body of the request is read."""
         refusal: Problem | None = None
         for model in self:
             try:
@@ -58,7 +58,7 @@ class Models:
 
         Raises:
             UnknownNameError: no such model.
-            Problem: 422, none is named and there are several.
+            Problem: 422, no model is named and there are several.
 
         """
         if name is None and len(self._by_name) == 1:

@@ -1,4 +1,4 @@
-"""The artifacts of the service, opened under the names by which they are served."""
+"""Open the artifacts of the service under their served names."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ def open_embedders(
     """Open every artifact, and return them with their names.
 
     Args:
-        settings: of the service.
-        stack: closes them again.
-        spaces: refuse artifacts of other embedding spaces, in order; None: take them as they are.
+        settings: the service's settings.
+        stack: closes the artifacts.
+        spaces: the expected embedding space of each artifact, in order; others are refused. None accepts all.
 
     Raises:
-        OptionError: two would have one name.
+        OptionError: two artifacts have the same name.
         MimError: as `Embedder.open`.
 
     """
@@ -44,7 +44,7 @@ def open_embedders(
 
 
 def open_embedder(path: object, settings: Settings, expect_space: str | None = None) -> Embedder:
-    """Open one artifact as the settings say; one thread of its own decodes nothing, the service has a pool."""
+    """Open one artifact with the settings; its own decoding thread stays idle, since the service has a pool."""
     engine, threads = settings.engine, settings.threads
     if threads is None and settings.workers > 1:
         # An engine is chosen as for one process, and on a CPU then has its share of it.

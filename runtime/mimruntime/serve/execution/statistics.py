@@ -1,4 +1,4 @@
-"""What one model has done since it was opened, as Triton counts it."""
+"""Counts and times of one model since it was opened, in Triton's form."""
 
 from __future__ import annotations
 
@@ -12,27 +12,27 @@ from mimruntime.serve.admission.queue import EmbeddingResult
 
 @dataclass(slots=True)
 class Duration:
-    """How often something was done, and nanoseconds of it all."""
+    """A count and a total of nanoseconds."""
 
     count: int = 0
     ns: int = 0
 
     def add(self, seconds: float) -> None:
-        """Count it once more."""
+        """Add one of this duration."""
         self.count += 1
         self.ns += int(seconds * 1e9)
 
 
 @dataclass(slots=True)
 class Statistics:
-    """Of requests, written by the event loop, and of runs, written by the executor.
+    """Statistics of requests, written by the event loop, and of runs, written by the executor.
 
     Attributes:
-        success, fail: requests; of a client that hung up neither.
-        decode, queue, inference: of the requests that succeeded, the slowest image of each.
-        images: embedded for them.
-        runs: of the engine, by images of a run.
-        last_ms: milliseconds since 1970, of the last request.
+        success, fail: requests; a request whose client disconnected is in neither.
+        decode, queue, inference: for each successful request, the time of its slowest image.
+        images: number of images embedded for them.
+        runs: runs of the engine by batch size.
+        last_ms: time of the last request, in milliseconds since 1970.
 
     """
 
@@ -46,7 +46,7 @@ class Statistics:
     last_ms: int = 0
 
     def succeeded(self, seconds: float, results: Sequence[EmbeddingResult]) -> None:
-        """Count a request that was answered with these vectors."""
+        """Count a successful request with its results."""
         self.success.add(seconds)
         self.images += len(results)
         self.last_ms = time.time_ns() // 1_000_000
@@ -55,7 +55,7 @@ class Statistics:
         self.inference.add(max((each.inference_s for each in results), default=0.0))
 
     def failed(self, seconds: float) -> None:
-        """Count a request that was not."""
+        """Count a failed request."""
         self.fail.add(seconds)
 
     def ran(self, images: int, seconds: float) -> None:
@@ -63,7 +63,7 @@ class Statistics:
         self.runs.setdefault(images, Duration()).add(seconds)
 
     def describe(self, model: str) -> dict[str, Any]:
-        """Return Triton's `ModelStatistics`; what is not counted here is 0."""
+        """Return Triton's `ModelStatistics`; fields that are not counted are 0."""
         none = Duration()
         of_requests = {
             "success": self.success,

@@ -1,1 +1,1 @@
-"""What is spoken over HTTP: a router for each protocol, and the bodies that it reads and writes."""
+"""The HTTP protocols: a router for each, and the bodies it reads and writes."""

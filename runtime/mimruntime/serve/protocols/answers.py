@@ -1,4 +1,4 @@
-"""From vectors to the answers of OpenAI's protocol, and the headers every embedding answer carries."""
+"""Turn vectors into answers of OpenAI's protocol, and set the headers of every embedding answer."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ Encoding = Literal["float", "base64"]
 OutputType = Literal["float", "float16", "int8", "ubinary"]
 Errors = Literal["request", "item"]
 STORES: dict[str, Store] = {"float": "fp32", "float16": "fp16", "int8": "int8", "ubinary": "bits"}
-"""How vectors are stored, by the names that clients of embedding services know."""
+"""Stored forms of vectors, by the names that other embedding services use."""
 
 _REASONS = {
     400: "Malformed, or an image that cannot be decoded: which one and why.",
     401: "Missing or wrong key.",
     404: "No such model.",
-    408: "The request did not arrive whole in time.",
+    408: "The complete request did not arrive in time.",
     409: "Another embedding space or precision than expected.",
     413: "Body, items or pixels over the limit.",
-    415: "A format that is not let in.",
+    415: "A format that is not allowed.",
     422: "Does not fit the schema.",
     429: "Too many images in flight; see Retry-After.",
     500: "A bug.",
@@ -41,7 +41,7 @@ _REASONS = {
 
 
 def documented(model: Any, *statuses: int) -> dict[int | str, dict[str, Any]]:
-    """Return what OpenAPI says of these statuses, each with a body of `model`."""
+    """Return the OpenAPI description of these statuses, each with a body of type `model`."""
     return {status: {"model": model, "description": _REASONS[status]} for status in statuses}
 
 
@@ -49,7 +49,7 @@ OPENAI_ERRORS = documented(ErrorResponse, *_REASONS)
 
 
 def admit(request: Request, model: Model, codec: Codec, expected_space: str | None, images: int) -> None:
-    """Bind `request` to `model`: its answer carries precision and space, which must be those that it expects."""
+    """Check that `model` has the precision and space that `request` expects, and put both into its answer's headers."""
     request.state.space, request.state.precision = codec.space, model.about.precision
     request.state.model, request.state.images = model.about.name, images
     model.check_space(codec, expected_space)
@@ -66,15 +66,15 @@ def embeddings(
     selection: bool = False,
     by_item: bool = False,
 ) -> Response:
-    """Return the answer of OpenAI's protocol; what is needed to read vectors back is in it, but for float32.
+    """Return the answer of OpenAI's protocol; unless vectors are float32, it says how to read them.
 
     Args:
-        model: what embedded.
-        codec: how the vectors are wanted.
-        outcomes: of the images, in their order; problems among them only where they are wanted by item.
+        model: the model that embedded the images.
+        codec: encodes the vectors.
+        outcomes: results of the images, in order; problems only with `by_item`.
         encoding: "float" or "base64".
-        selection: tell the weights of the patches.
-        by_item: tell the problems.
+        selection: include the weights of the patches.
+        by_item: include the problems.
 
     """
     results = {index: each for index, each in enumerate(outcomes) if isinstance(each, EmbeddingResult)}
@@ -102,7 +102,7 @@ def embeddings(
 
 
 def encoded(codec: Codec, outcomes: Sequence[Outcome]) -> np.ndarray:
-    """Return the codes of all outcomes (n, width); those of problems are 0."""
+    """Return the codes of all outcomes (n, width); the rows of problems are 0."""
     codes = np.zeros((len(outcomes), codec.width), codec.dtype)
     rows = [index for index, each in enumerate(outcomes) if isinstance(each, EmbeddingResult)]
     if rows:
@@ -115,7 +115,7 @@ def _problems(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
 
 
 def timing(results: Sequence[EmbeddingResult]) -> dict[str, str]:
-    """Return the header of W3C Server Timing: milliseconds of the slowest image in each stage; none without an image."""
+    """Return the W3C Server-Timing header: milliseconds of the slowest image in each stage; no header without an image."""
     if not results:
         return {}
     stages = {

@@ -1,4 +1,4 @@
-"""`/docs`: the schema as a page in which requests can be tried, by Swagger UI; nothing of it comes from elsewhere."""
+"""`/docs`: the schema as a Swagger UI page to try requests; all of its files come from this service."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _PAGE = """<!DOCTYPE html>
 </html>
 """
 _HEADERS = {
-    # Swagger UI sets styles in attributes and draws its signs from data URIs.
+    # Swagger UI sets styles in attributes and loads its icons from data URIs.
     "Content-Security-Policy": (
         "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:;"
         " connect-src 'self'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
@@ -39,7 +39,7 @@ _FILES = {
     "start.js": ("start.js", "text/javascript"),
 }
 PATHS = frozenset({"/docs", *(f"/docs/{name}" for name in _FILES)})
-"""Of the page and its files."""
+"""Headers of the page and its files."""
 
 
 def router() -> APIRouter:
@@ -54,7 +54,7 @@ def router() -> APIRouter:
 
     @routes.get("/docs/{name}")
     async def file(request: Request, name: str) -> Response:
-        """Give a file of the page."""
+        """Return a file of the page."""
         if name not in _FILES:
             raise HTTPException(404)
         path, kind = _FILES[name]

@@ -1,4 +1,4 @@
-"""What stands where an image is expected, in words, and how to write it instead; of bounded cost, whatever stands there."""
+"""Say in words what a request has in place of an image, and how to send an image; the cost is bounded for any input."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ _URI = "'data:image/jpeg;base64,/9j/4AAQ…'"
 _ITEM = '{"type": "image_url", "image_url": {"url": "data:image/jpeg;base64,/9j/4AAQ…"}}'
 _FILES = "/v1/embeddings/image"
 _SHOWN = 40
-"""Characters of what came that are shown."""
+"""Characters of the client's text that are shown."""
 _LOOKED_AT = 200
-"""Bytes of what came that are looked at."""
+"""Bytes of the client's text that are examined."""
 _BASE64 = re.compile(r"[A-Za-z0-9+/\\]{40,}={0,2}")
 _BEGINNINGS = {"/9j/": "jpeg", "iVBOR": "png", "UklGR": "webp", "R0lGOD": "gif", "Qk": "bmp"}
-"""Of base64 of the formats."""
+"""The first characters of each format in base64."""
 _MAGIC = {b"\xff\xd8\xff": "JPEG", b"\x89PNG": "PNG", b"RIFF": "WebP", b"GIF8": "GIF", b"BM": "BMP"}
 
 
 def explain_input(problem: Problem, given: Raw) -> Problem:
-    """Return `problem`, which is about `input` or the whole body, in words.
+    """Return `problem`, which concerns `input` or the whole body, with an explanation in words.
 
     Args:
-        problem: of the decoder.
+        problem: the problem that the decoder found.
         given: the field `input` as JSON, ASCII, of few commas; empty where it is missing.
 
     """
@@ -44,12 +44,12 @@ def explain_input(problem: Problem, given: Raw) -> Problem:
     try:
         item = msgspec.json.decode(given, type=list[Raw])[int(index[1])] if index else given
         return _renewed(problem, _explain_item(index[0] if index else "input", item))
-    except (LookupError, RecursionError, msgspec.MsgspecError):  # the field stood there twice, or has half a character
+    except (LookupError, RecursionError, msgspec.MsgspecError):  # the field came twice, or has a lone surrogate
         return problem
 
 
 def explain_no_json(body: bytes) -> str | None:
-    """Return what a body that is no JSON is instead, and where to send it; None where that is not known."""
+    """Say what a body is that is not JSON, and where to send it; None if unknown."""
     if not body.strip():
         return f"the body is empty; expected JSON: {BODY}"
     if body.startswith(b"--"):
@@ -61,7 +61,7 @@ def explain_no_json(body: bytes) -> str | None:
 
 
 def explain_no_file(body: bytes, content_type: str) -> str | None:
-    """Return what a body that should be the bytes of an image is instead; None where it may be one."""
+    """Say what a body is that is not an image file; None if it may be one."""
     begin = body[:_LOOKED_AT].lstrip()
     if not begin:
         return f"the body is empty; send the bytes of an image: curl --data-binary @cat.jpg URL{_FILES}"

@@ -1,4 +1,4 @@
-"""The files of a form (`multipart/form-data`) and the model it names, read from a body that is whole."""
+"""Read the files of a form (`multipart/form-data`) and the model it names from a complete body."""
 
 from __future__ import annotations
 
@@ -11,29 +11,29 @@ from mimruntime.serve.problems import Problem
 
 _MOST_BLANKS = 64
 _MOST_NAME = 256
-"""Bytes of a model's name."""
+"""Largest length of a model's name in bytes."""
 _IN_THE_URL = frozenset({"encoding_format", "output_dtype", "dimensions", "selection", "errors", "embedding_space"})
-"""Options that a form does not carry."""
+"""Options that are read from the URL only, not from a form."""
 
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """What a form holds: files in their order, and the field `model`, None where there is none."""
+    """The content of a form: its files in order, and the field `model`, None if missing."""
 
     files: list[bytes]
     model: str | None
 
 
 def read_form(body: bytes, content_type: str, max_items: int) -> Form:
-    """Return what is in the parts with a filename, in order, and in the field `model`.
+    """Return the parts with a filename, in order, and the field `model`.
 
     Args:
-        body: of the request.
-        content_type: its header, with the boundary.
-        max_items: files at most; there may be as many other fields.
+        body: the request's body.
+        content_type: its Content-Type, with the boundary.
+        max_items: largest number of files; as many other fields are allowed.
 
     Raises:
-        Problem: 400 no form, no file in it, or an option that stands in the URL; 413 more parts.
+        Problem: 400 if it is not a form, has no file, or has an option that belongs into the URL; 413 if it has more parts.
 
     """
     boundary = parse_options_header(content_type)[1].get(b"boundary")
@@ -59,7 +59,7 @@ def read_form(body: bytes, content_type: str, max_items: int) -> Form:
 
 
 def _check_delimiters(body: bytes, delimiter: bytes, max_items: int) -> None:
-    """Refuse what the parser would go through byte by byte: many delimiters, and blanks after one."""
+    """Refuse bodies that the parser would read byte by byte: many delimiters, or blanks after one."""
     count, at = 0, body.find(delimiter)
     while at >= 0:
         count += 1
@@ -72,7 +72,7 @@ def _check_delimiters(body: bytes, delimiter: bytes, max_items: int) -> None:
 
 
 class _Parts:
-    """What the parser has told so far; its size is that of the files."""
+    """Collect the parser's events; memory is bounded by the size of the files."""
 
     def __init__(self) -> None:
         self.files: list[list[bytes]] = []
@@ -84,7 +84,7 @@ class _Parts:
         self._into: list[bytes] | None = None
 
     def callbacks(self) -> dict[str, object]:
-        """Return what the parser calls, by its names."""
+        """Return the parser's callbacks by name."""
         names = ("part_begin", "header_field", "header_value", "header_end", "headers_finished", "part_data")
         return {f"on_{name}": getattr(self, name) for name in names}
 

@@ -1,4 +1,4 @@
-"""What balancers, Prometheus and people ask about the service itself."""
+"""Routes about the service itself: liveness, readiness, information and metrics."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def router(models: Models, metrics: Metrics, lifecycle: Lifecycle, version: str)
 
     @routes.get("/live", responses=_UNAVAILABLE)
     async def live() -> dict[str, str]:
-        """Answer 503 where only a restart helps."""
+        """Answer 503 if only a restart helps."""
         models.check_live()
         return {"status": "live"}
 
@@ -37,7 +37,7 @@ def router(models: Models, metrics: Metrics, lifecycle: Lifecycle, version: str)
 
     @routes.get("/info", responses=documented(ErrorResponse, 401, 503))
     async def info() -> dict[str, Any]:
-        """Give the manifest of every model, and what really runs it."""
+        """Return the manifest of every model, and the engine that runs it."""
         return {
             "version": version,
             "models": [
@@ -56,7 +56,7 @@ def router(models: Models, metrics: Metrics, lifecycle: Lifecycle, version: str)
         responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
     )
     async def figures() -> Response:
-        """Give the figures in Prometheus' text format."""
+        """Return the metrics in Prometheus' text format."""
         return Response(metrics.text(), media_type="text/plain; version=0.0.4")
 
     return routes

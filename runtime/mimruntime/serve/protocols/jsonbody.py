@@ -1,7 +1,7 @@
-"""JSON bodies, decoded at a cost that their size bounds.
+"""Decode JSON bodies at a cost bounded by their size.
 
-A general decoder builds objects, and errors, as the sender pleases: two bytes of JSON can cost a kilobyte. Here the marks
-of a body are counted first, each field is measured while it is still text, and only then is anything built.
+In a general decoder two bytes of JSON can cost a kilobyte of objects or errors. Here commas and escapes of a body are
+counted first, then each field is measured as text, and only then are objects built.
 """
 
 from __future__ import annotations
@@ -18,24 +18,24 @@ from mimruntime.serve.problems import Problem
 T = TypeVar("T")
 
 SMALL = 16_384
-"""Bytes of JSON that a field may have, unless it carries images."""
+"""Largest size of a field in bytes of JSON, unless it carries images."""
 _REST = 65_536
-"""Bytes of JSON outside of known fields."""
+"""Largest size in bytes of JSON outside of known fields."""
 _STEP = 1 << 20
-"""Bytes looked at in one call; other threads run between calls."""
+"""Bytes examined in one call; other threads run between calls."""
 _SHOWN = 200
-"""Characters of a decoder's error that are passed on: it repeats what the body holds."""
+"""Characters of a decoder's error that are shown, since it quotes the body."""
 _ESCAPE = re.compile(rb"\\u(?:[^0]|0[^0]|00[^0-7])")
-"""Of a character beyond ASCII."""
+"""An escape of a character beyond ASCII."""
 _PLACED = re.compile(r"(?P<what>.*) - at `(?:key` in `)?\$\.?(?P<where>.*)`", re.DOTALL)
 
 
 def check_marks(text: bytes, most_commas: int) -> None:
-    """Refuse a body of more values than any request has, or one that is mostly escapes.
+    """Refuse a body with more values than any request needs, or with too many escapes.
 
     Args:
         text: a body, or the JSON part of one.
-        most_commas: inside and outside of strings.
+        most_commas: largest number of commas, inside and outside of strings.
 
     Raises:
         Problem: 413.
@@ -48,26 +48,26 @@ def check_marks(text: bytes, most_commas: int) -> None:
         escapes += piece.count(b"\\")
         if commas > most_commas:
             raise Problem(413, "too_many_items", f"the JSON has over {most_commas:,} commas, more than a request needs")
-        if escapes > SMALL + len(text) // 16:  # base64 with each '/' or '+' escaped has fewer
+        if escapes > SMALL + len(text) // 16:  # base64 with every '/' and '+' escaped has fewer
             raise Problem(
-                413, "body_too_large", "over a sixteenth of the JSON are backslashes; send characters plainly"
+                413, "body_too_large", "more than a sixteenth of the JSON is backslashes; send characters unescaped"
             )
 
 
 def measure(text: bytes | Raw, kind: type[msgspec.Struct], *, large: str, at: str = "") -> Raw:
-    """Refuse an object with a field that is longer than it can be good for; nothing is built.
+    """Refuse an object with a field longer than any valid value; build no objects.
 
     Args:
         text: the object.
-        kind: what it is to be decoded to.
-        large: the field that may be of any length.
-        at: where the object is in the body.
+        kind: the type to which it will be decoded.
+        large: the field that may have any length.
+        at: position of the object in the body.
 
     Returns:
-        The text of the large field, empty where it is missing.
+        The text of the large field, empty if missing.
 
     Raises:
-        Problem: 400 no JSON, 422 no object or a field too long.
+        Problem: 400 if it is not JSON, 422 if it is not an object or a field is too long.
 
     """
     outline = decode(text, _outline(kind), at=at)
@@ -76,13 +76,13 @@ def measure(text: bytes | Raw, kind: type[msgspec.Struct], *, large: str, at: st
         if name != large and len(memoryview(raw)) > SMALL:
             raise Problem(422, "schema", f"{_join(at, name)}: over {SMALL:,} bytes", param=_join(at, name))
     rest = len(memoryview(text)) - sum(len(memoryview(raw)) for raw in fields.values())
-    if kind.__struct_config__.forbid_unknown_fields and rest > _REST:  # what is forbidden is named in full
+    if kind.__struct_config__.forbid_unknown_fields and rest > _REST:  # the error names forbidden fields in full
         raise Problem(422, "schema", f"{at or 'body'}: over {_REST:,} bytes outside of {', '.join(fields)}")
     return fields[large]
 
 
 def check_ascii(raw: Raw, at: str) -> None:
-    """Refuse strings that hold more than ASCII: one such character makes each of the others four bytes."""
+    """Refuse strings beyond ASCII: one such character can make Python store the whole string in four bytes a character."""
     text = memoryview(raw)
     for start in range(0, len(text), _STEP):
         piece = bytes(text[start : start + _STEP + len("\\u0080")])
@@ -94,7 +94,7 @@ def decode(text: bytes | Raw, kind: type[T], *, at: str = "") -> T:
     """Return `text` as `kind`.
 
     Raises:
-        Problem: 400 where it is no JSON, 422 where it is something else; one line, with the place of the first error.
+        Problem: 400 if it is not JSON, 422 if it does not match `kind`; one line with the position of the first error.
 
     """
     try:
@@ -112,7 +112,7 @@ def decode(text: bytes | Raw, kind: type[T], *, at: str = "") -> T:
 
 @functools.cache
 def _outline(kind: type[msgspec.Struct]) -> type[msgspec.Struct]:
-    """Return `kind` with every field left as text; others are passed over."""
+    """Return a type with the fields of `kind`, each kept as text; other fields are skipped."""
     fields: list[Any] = [(name, Raw, Raw()) for name in kind.__struct_fields__]
     return msgspec.defstruct(kind.__name__, fields)
 

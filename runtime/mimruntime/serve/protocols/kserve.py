@@ -1,4 +1,4 @@
-"""KServe's Open Inference Protocol v2, as Triton's clients speak it: `/v2`."""
+"""KServe's Open Inference Protocol v2 for Triton's clients: `/v2`."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ _BODY = json_body(InferRequest)
 EXTENSIONS = ("binary_tensor_data", "model_configuration", "statistics")
 _COMMAS = 4096
 _MOST_NUMBERS = 8_000_000
-"""Of pixels in JSON, which take four bytes each; the binary extension has no such limit."""
+"""Limit of pixels in JSON, which take four bytes each; the binary extension has no such limit."""
 
 ModelName = Annotated[str, Path(json_schema_extra={"format": "model-name"})]
 
@@ -51,12 +51,12 @@ def router(models: Models, lifecycle: Lifecycle, version: str, settings: Setting
 
     @routes.get("", responses=documented(KserveError, 401, 503))
     async def server() -> ServerMetadata:
-        """Say what this server is."""
+        """Describe this server."""
         return ServerMetadata(name="mimexport", version=version, extensions=[*EXTENSIONS])
 
     @routes.get("/health/live", responses=documented(KserveError, 503))
     async def live() -> dict[str, bool]:
-        """Answer 503 where only a restart helps."""
+        """Answer 503 if only a restart helps."""
         models.check_live()
         return {"live": True}
 
@@ -74,12 +74,12 @@ def router(models: Models, lifecycle: Lifecycle, version: str, settings: Setting
 
     @routes.get("/models/{model}/config", responses=_READ_ERRORS)
     async def config(model: ModelName) -> dict[str, Any]:
-        """Give the configuration as Triton does."""
+        """Return the configuration in Triton's form."""
         return configuration(models.find(model), max_items, settings.max_delay_ms)
 
     @routes.get("/models/{model}/stats", responses=_READ_ERRORS)
     async def stats(model: ModelName) -> dict[str, Any]:
-        """Give counts and times as Triton does, of this process since it started."""
+        """Return counts and times in Triton's form, of this process since it started."""
         return {"model_stats": [models.find(model).statistics.describe(model)]}
 
     @routes.get("/models/{model}/ready", responses=_READ_ERRORS)

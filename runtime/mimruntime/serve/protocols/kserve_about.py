@@ -1,4 +1,4 @@
-"""What KServe's protocol and Triton's extensions say of a model: its tensors, and its configuration."""
+"""Describe a model for KServe's protocol and Triton's extensions: its tensors and its configuration."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from mimruntime.serve.protocols.schemas_kserve import ModelMetadata, TensorMetad
 
 
 def describe_model(model: Model) -> ModelMetadata:
-    """Return names, types and shapes of a model's tensors."""
+    """Return the names, types and shapes of a model's tensors."""
     edge = model.manifest.preprocess.size
     outputs = [TensorMetadata(name=EMBEDDING, datatype="FP32", shape=[-1, model.about.dim])]
     if model.has_selection:
@@ -30,7 +30,7 @@ def describe_model(model: Model) -> ModelMetadata:
 
 
 def configuration(model: Model, max_items: int, max_delay_ms: float) -> dict[str, Any]:
-    """Return Triton's `ModelConfig`: the same, with limits; a request has one of the two inputs."""
+    """Return Triton's `ModelConfig`: the tensors with limits; a request has one of the two inputs."""
     about = describe_model(model)
     on_cpu = model.about.provider == "cpu"
     return {

@@ -1,4 +1,4 @@
-"""Inference by KServe's protocol, whatever carries it: what a request wants, its images, and the tensors of the answer."""
+"""Inference by KServe's protocol, for HTTP and gRPC: the options of a request, and the tensors of the answer."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from mimruntime.serve.protocols.tensors import write_numbers, write_texts
 from mimruntime.storage import Codec, Store
 
 STORES: dict[str, Store] = {"FP32": "fp32", "FP16": "fp16", "INT8": "int8", "UINT8": "bits"}
-"""How vectors are stored, by the protocol's names; UINT8 are bits, eight to a number."""
+"""Stored forms of vectors by the protocol's data types; UINT8 are bits, eight in a number."""
 _EMBEDDING = RequestedOutput(name="embedding")
 
 
 @dataclass(frozen=True, slots=True)
 class Inference:
-    """What a request wants of a model.
+    """The model and options of a request.
 
     Attributes:
-        model: that it names.
+        model: the model that it names.
         asked: the request.
-        outputs: that it asks for; the embedding where it names none.
-        codec: how it wants its vectors.
-        by_item: an image at fault has its error in an output `error`.
+        outputs: the requested outputs; the embedding if it names none.
+        codec: encodes its vectors.
+        by_item: report the error of an image in an output `error`.
 
     """
 
@@ -42,27 +42,27 @@ class Inference:
 
     @property
     def expected_space(self) -> str | None:
-        """The embedding space that the request's parameters state."""
+        """The embedding space that the request's parameters expect."""
         expected = self.asked.parameters.get("embedding_space")
         return None if expected is None else str(expected)
 
     def is_binary(self, output: RequestedOutput) -> bool:
-        """Whether an output is wanted in bytes."""
+        """Return whether an output is requested in binary."""
         wanted = output.parameters.get("binary_data")
         return bool(self.asked.parameters.get("binary_data_output", False) if wanted is None else wanted)
 
 
 def read_request(model: Model, asked: InferRequest) -> Inference:
-    """Return what `asked` wants of `model`.
+    """Check the options of `asked` and return them.
 
     Raises:
-        Problem: 400, what is not known or not to be had, or FP16 in JSON, where the protocol has none.
+        Problem: 400 for an output or option that is unknown or not available, or for FP16 in JSON, which the protocol lacks.
 
     """
     outputs = tuple(asked.outputs) or (_EMBEDDING,)
     names = [output.name for output in outputs]
     if len({*names}) < len(names):
-        raise Problem(400, "malformed", f"an output is asked for twice: {', '.join(names[:4])}")
+        raise Problem(400, "malformed", f"an output is requested twice: {', '.join(names[:4])}")
     if "selection" in names:
         model.check_selection(param="outputs")
     embedding = next((output for output in outputs if output.name == "embedding"), _EMBEDDING)
@@ -79,7 +79,7 @@ def read_request(model: Model, asked: InferRequest) -> Inference:
 
 
 def write_answer(inference: Inference, outcomes: Sequence[Outcome]) -> tuple[dict[str, Any], list[bytes]]:
-    """Return the JSON of the answer, and the bytes of each output that is wanted so, in order; b"" for the others."""
+    """Return the JSON of the answer, and the bytes of each output in order; b"" for outputs in JSON."""
     about, codec = inference.model.about, inference.codec
     parameters: dict[str, str] = {"embedding_space": codec.space, "precision": about.precision}
     if codec.store != "fp32":

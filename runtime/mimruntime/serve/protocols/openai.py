@@ -46,7 +46,7 @@ ExpectedPrecision = Annotated[
 _BODY = json_body(EmbeddingRequest, examples=[{"input": EXAMPLE_IMAGE, "model": "mae-tiny-topk"}])
 _COMMAS = 1024
 _COMMAS_PER_ITEM = 16
-"""An item has three, a URL may have some of its own."""
+"""Commas per image: an item has three, and its URL may have some."""
 
 
 def router(models: Models, fetcher: Fetcher, max_items: int) -> APIRouter:
@@ -71,7 +71,7 @@ def router(models: Models, fetcher: Fetcher, max_items: int) -> APIRouter:
 
     @routes.get("/models", responses=documented(ErrorResponse, 401, 503))
     async def list_models() -> ModelList:
-        """List what is served, and what really runs it."""
+        """List the served models, and the engines that run them."""
         return ModelList(object="list", data=[_card(model) for model in models])
 
     return routes

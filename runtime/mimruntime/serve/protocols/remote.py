@@ -1,4 +1,4 @@
-"""Images behind URLs: off unless hosts are allowed, and never an address that is not public."""
+"""Fetch images by URL: only from hosts that are allowed, and only from public addresses."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from mimruntime.serve.settings import parse_remote_host
 
 _REDIRECTS = 3
 _TOTAL_S = 10.0
-"""Of one image: waiting for a place, look-ups, connections, redirects and all of its bytes."""
+"""Time limit of one image: its wait, DNS look-ups, connections, redirects and transfer."""
 _CHUNK = 65536
 _AT_ONCE = 8
 _NO_URLS = (
@@ -28,10 +28,10 @@ _URL_SAFE = "%/:?#[]@!$&'()*+,;=~"
 
 
 class Fetcher:
-    """Turns what clients name into sources; only https URLs of allowed hosts are fetched.
+    """Turn the data URIs and URLs of clients into sources; only https URLs of allowed hosts are fetched.
 
-    Everything but the look-up runs on the event loop, so that the deadline cancels it wherever it is. A look-up cannot be
-    cancelled; it has threads of its own, which nothing else waits for.
+    All but the DNS look-up runs on the event loop, so that the deadline can cancel it. A look-up cannot be cancelled; it
+    runs in threads that nothing else uses.
     """
 
     def __init__(self, hosts: Iterable[str], max_bytes: int) -> None:
@@ -41,15 +41,15 @@ class Fetcher:
         self._lookups = ThreadPoolExecutor(_AT_ONCE, "mimexport-lookup")
 
     async def resolve(self, locations: Sequence[str], *, by_item: bool = False) -> list[bytes | str | Problem]:
-        """Return data URIs as they are and URLs as the bytes behind them.
+        """Return data URIs unchanged, and the fetched bytes of URLs.
 
         Args:
-            locations: of the images of a request.
+            locations: data URIs and URLs of a request's images.
             by_item: return the 400 of an image in its place.
 
         Raises:
-            Problem: 400 with the position of a URL that is not allowed or does not answer; 413 where they are too large
-                together.
+            Problem: 400 with the position of a URL that is not allowed or does not answer; 413 if the images together are too
+                large.
 
         """
         found: list[bytes | str | Problem] = list(locations)
@@ -63,7 +63,7 @@ class Fetcher:
             for index, body in zip(remote, await asyncio.gather(*tasks, return_exceptions=by_item), strict=True):
                 if isinstance(body, BaseException) and not isinstance(body, Problem):
                     raise body
-                if isinstance(body, Problem) and body.status_code == 413:  # of all images together
+                if isinstance(body, Problem) and body.status_code == 413:  # concerns all images together
                     raise body
                 found[index] = body
         finally:
@@ -107,7 +107,7 @@ class Fetcher:
         return host, port
 
     async def _public_address(self, host: str, port: int, index: int) -> str:
-        """Return an address of `host`, all of which must be public."""
+        """Return an address of `host`; all its addresses must be public."""
         loop = asyncio.get_running_loop()
         try:
             entries = await loop.run_in_executor(self._lookups, _look_up, host, port)
@@ -122,7 +122,7 @@ class Fetcher:
 
 
 class _Room:
-    """What the images of one request may still hold, in bytes."""
+    """Bytes that the images of one request may still use."""
 
     def __init__(self, limit: int) -> None:
         self._limit = self._left = limit
@@ -140,12 +140,12 @@ def _look_up(host: str, port: int) -> list[tuple[object, object, object, object,
 
 
 async def _connect(host: str, port: int, address: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-    """Connect to the address that was checked, since a second look-up could give another."""
+    """Connect to the checked address, since a second look-up could return another."""
     return await asyncio.open_connection(address, port, ssl=ssl.create_default_context(), server_hostname=host)
 
 
 async def _get(url: str, host: str, port: int, address: str, room: _Room, index: int) -> tuple[int, str, bytes]:
-    """Return status, Location and, where the status is 200, body."""
+    """Return the status, the Location header, and the body if the status is 200."""
     reader, writer = await _connect(host, port, address)
     try:
         connection = h11.Connection(h11.CLIENT)
@@ -180,7 +180,7 @@ def _request(connection: h11.Connection, url: str, host: str, port: int) -> byte
 
 
 async def _events(connection: h11.Connection, reader: asyncio.StreamReader) -> AsyncIterator[h11.Event]:
-    """Yield what the server sends until its answer is whole."""
+    """Yield the server's events until its answer is complete."""
     while True:
         event = connection.next_event()
         if event is h11.NEED_DATA:

@@ -30,16 +30,16 @@ Location = Annotated[
 
 
 def one_of(*names: str, description: str | None = None) -> Meta:
-    """Return the constraint of a string to `names`; other than of a `Literal`, its error says what is expected."""
+    """Return a constraint of a string to `names`; unlike for a `Literal`, its error says what is expected."""
     return Meta(pattern=f"^({'|'.join(names)})$", description=description, extra_json_schema={"enum": list(names)})
 
 
 class _Request(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Fields that are not known are refused: a misspelt one would be ignored in silence."""
+    """Unknown fields are refused, since a misspelt field would be ignored silently."""
 
 
 class ImageUrl(_Request, frozen=True, kw_only=True):
-    """Where an image is."""
+    """The location of an image."""
 
     url: Location
     detail: Annotated[
@@ -48,7 +48,7 @@ class ImageUrl(_Request, frozen=True, kw_only=True):
 
 
 class ImageItem(_Request, frozen=True, kw_only=True):
-    """An image as OpenAI's messages write it."""
+    """An image in the form of OpenAI's messages."""
 
     type: Annotated[str, one_of("image_url")]
     image_url: ImageUrl
@@ -62,13 +62,13 @@ class EmbeddingRequest(_Request, frozen=True, kw_only=True):
         str, Meta(max_length=256, description="A name of `GET /v1/models`.", extra_json_schema={"format": "model-name"})
     ]
     encoding_format: Annotated[
-        str, one_of("float", "base64", description="`base64`: of the numbers, little-endian.")
+        str, one_of("float", "base64", description="`base64` encodes the numbers in little-endian order.")
     ] = "float"
     output_dtype: Annotated[
         str,
         one_of(
             "float", "float16", "int8", "ubinary",
-            description="`ubinary`: a bit a dimension, in bytes. How to read back is in `storage` of the answer.",
+            description="`ubinary`: one bit per dimension, packed in bytes. `storage` in the answer says how to decode.",
         ),
     ] = "float"  # fmt: skip
     dimensions: (
@@ -77,20 +77,20 @@ class EmbeddingRequest(_Request, frozen=True, kw_only=True):
             Meta(
                 ge=1,
                 le=65_536,
-                description="The first ones, unit length again; only whitened vectors are cut.",
+                description="Keep the first dimensions, normalized again; only whitened vectors can be cut.",
                 extra_json_schema={"format": "dim"},
             ),
         ]
         | None
     ) = None
-    selection: Annotated[bool, Meta(description="Also give the weight of every patch, where the artifact has it.")] = (
+    selection: Annotated[bool, Meta(description="Also return the weight of every patch, if the artifact has it.")] = (
         False
     )
     errors: Annotated[
         str,
         one_of(
             "request", "item",
-            description="`item`: an image at fault has its error in `errors`, the others their vectors in `data`.",
+            description="`item`: an image at fault gets an error in `errors`; the others get vectors in `data`.",
         ),
     ] = "request"  # fmt: skip
     user: Annotated[str, Meta(max_length=1024, description="Accepted from OpenAI's clients; has no effect.")] | None = (
@@ -101,7 +101,7 @@ class EmbeddingRequest(_Request, frozen=True, kw_only=True):
             str,
             Meta(
                 max_length=64,
-                description="Answer 409 unless the model has this one.",
+                description="Answer 409 unless the model has this space.",
                 extra_json_schema={"format": "embedding-space"},
             ),
         ]
@@ -110,14 +110,14 @@ class EmbeddingRequest(_Request, frozen=True, kw_only=True):
 
 
 def json_body(kind: type[msgspec.Struct], **about: Any) -> dict[str, Any]:
-    """Return what OpenAPI says of a body that is decoded to `kind`; `about` goes into its schema, as `examples`."""
+    """Return the OpenAPI description of a body of type `kind`; `about` adds to its schema, such as `examples`."""
     schema = msgspec.json.schema(kind)
     content = {"application/json": {"schema": _inlined(schema, schema["$defs"]) | about}}
     return {"requestBody": {"required": True, "content": content}}
 
 
 def _inlined(node: Any, definitions: dict[str, Any]) -> Any:
-    """Return `node` with every definition where it is referred to, so that it can stand inside OpenAPI."""
+    """Return `node` with every reference replaced by its definition, so that OpenAPI can embed it."""
     if isinstance(node, list | tuple):
         return [_inlined(element, definitions) for element in node]
     if not isinstance(node, dict):
@@ -133,7 +133,7 @@ class Embedding(BaseModel):
     object: Literal["embedding"]
     index: Annotated[int, Field(ge=0, description="Position in the request.")]
     embedding: Annotated[
-        list[float] | str, Field(description="Unit length as float; base64 of the numbers on request.")
+        list[float] | str, Field(description="The vector, of unit length in float; base64 of its numbers on request.")
     ]
     selection: Annotated[
         list[list[float]] | None,
@@ -142,14 +142,14 @@ class Embedding(BaseModel):
 
 
 class Usage(BaseModel):
-    """Patch tokens computed, all images together."""
+    """The number of patch tokens of all images."""
 
     prompt_tokens: int
     total_tokens: int
 
 
 class ItemError(BaseModel):
-    """What went wrong with one image."""
+    """The error of one image."""
 
     index: Annotated[int, Field(ge=0, description="Position in the request.")]
     message: str
@@ -163,14 +163,14 @@ class EmbeddingResponse(BaseModel):
 
     object: Literal["list"]
     data: list[Embedding]
-    errors: Annotated[list[ItemError] | None, Field(description="Only where `errors` of the request is `item`.")] = None
+    errors: Annotated[list[ItemError] | None, Field(description="Only if the request has `errors: item`.")] = None
     model: str
-    embedding_space: Annotated[str, Field(description="Compare vectors only where equal.", examples=[_SPACE_ID])]
-    precision: Annotated[str, Field(description="Of the matrix products, as they ran.", examples=["fp32"])]
+    embedding_space: Annotated[str, Field(description="Compare only vectors of the same space.", examples=[_SPACE_ID])]
+    precision: Annotated[str, Field(description="Precision of the matrix products.", examples=["fp32"])]
     storage: Annotated[
         dict[str, str] | None,
         Field(
-            description="How to read back what is no float32: `mean + scale * number`; see docs/results/stored-precision.md."
+            description="How to decode numbers other than float32: `mean + scale * number`; see docs/results/stored-precision.md."
         ),
     ] = None
     usage: Usage
@@ -198,7 +198,7 @@ class ModelList(BaseModel):
 
 
 class ErrorBody(BaseModel):
-    """What went wrong, in OpenAI's words."""
+    """An error in OpenAI's form."""
 
     message: str
     type: str

@@ -9,11 +9,13 @@ from pydantic import BaseModel
 
 from mimruntime.serve.protocols.schemas import one_of
 
-Parameters = Annotated[dict[str, bool | int | float | str], Meta(description="Of the protocol's extensions.")]
+Parameters = Annotated[
+    dict[str, bool | int | float | str], Meta(description="Parameters of the protocol's extensions.")
+]
 
 
 class _Request(Struct, frozen=True, kw_only=True):
-    """Clients of the protocol add fields of extensions; those unknown are ignored."""
+    """Unknown fields are ignored, since clients add fields of extensions."""
 
 
 class InputTensor(_Request, frozen=True, kw_only=True):
@@ -33,7 +35,7 @@ class InputTensor(_Request, frozen=True, kw_only=True):
 
 
 class RequestedOutput(_Request, frozen=True, kw_only=True):
-    """An output that is asked for; `parameters` may have `binary_data`, those of `embedding` also `datatype` and `dimensions`."""
+    """A requested output; `parameters` may have `binary_data`, and for `embedding` also `datatype` and `dimensions`."""
 
     name: Annotated[str, one_of("embedding", "selection")]
     parameters: Parameters = {}

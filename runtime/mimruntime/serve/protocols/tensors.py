@@ -29,7 +29,7 @@ def split_body(body: bytes, header_length: str | None) -> tuple[bytes, memoryvie
     """Return the JSON part and the binary part.
 
     Raises:
-        Problem: 400 where the length is no number or beyond the body.
+        Problem: 400 if the length is not a number or is larger than the body.
 
     """
     if header_length is None:
@@ -44,11 +44,11 @@ def read_images(request: InferRequest, binary: memoryview, edge: int) -> list[by
 
     Args:
         request: its JSON part.
-        binary: what follows it.
+        binary: the bytes after the JSON part.
         edge: px of the graph's square input.
 
     Raises:
-        Problem: 400, with what the input is and should be.
+        Problem: 400, with the given and the expected form of the input.
 
     """
     tensor = request.inputs[0]
@@ -83,7 +83,7 @@ def write_texts(name: str, texts: Sequence[str], *, binary: bool) -> tuple[dict[
 
 
 def _raw(tensor: InputTensor, binary: memoryview) -> memoryview | None:
-    """Return the binary part, or None where the tensor's data are in the JSON."""
+    """Return the binary part, or None if the tensor's data are in the JSON."""
     size = tensor.parameters.get("binary_data_size")
     if size is None:
         return None
@@ -106,7 +106,7 @@ def _read_image(tensor: InputTensor, raw: memoryview | None) -> Iterator[bytes |
 
 
 def _texts(tensor: InputTensor, count: int) -> list[str]:
-    """Return the base64 strings of a tensor in JSON, in one list or each in one of its own."""
+    """Return the base64 strings of a tensor in JSON: a list of strings, or a list of lists with one string each."""
     if tensor.data is UNSET:
         return []
     check_ascii(tensor.data, "inputs[0].data")
@@ -144,12 +144,12 @@ def _read_pixels(tensor: InputTensor, raw: memoryview | None, edge: int) -> np.n
 
 
 def _numbers(data: Raw | UnsetType, count: int) -> np.ndarray:
-    """Return the numbers in nested arrays, row by row, uint8 of at least `count` if they are as many.
+    """Return the numbers in nested arrays, row by row, as uint8; stop once there are at least `count`.
 
-    Some ten thousand are decoded at a time, so that they are never all Python's, and other threads run in between.
+    Numbers are decoded in steps, so that they are never all Python objects at once, and other threads run in between.
 
     Raises:
-        ValueError: one is no whole number from 0 to 255.
+        ValueError: a value is not a whole number from 0 to 255.
 
     """
     text = memoryview(b"" if data is UNSET else data)
@@ -160,7 +160,7 @@ def _numbers(data: Raw | UnsetType, count: int) -> np.ndarray:
         end = len(piece) if start + len(piece) == len(text) else piece.rfind(b",")
         if end < 0:
             raise ValueError(f"no number ends within {_STEP:,} bytes")
-        # The whole is JSON already, so that without brackets and blanks there is a number between any two commas.
+        # The body is valid JSON, so without brackets and spaces there is a number between any two commas.
         values = msgspec.json.decode(b"[" + piece[:end].translate(None, b"[] \t\r\n") + b"]", type=_PIXELS)
         numbers.append(np.array(values, np.uint8))
         found += len(values)

@@ -40,7 +40,7 @@ _BODY: dict[str, Any] = {
 ModelName = Annotated[
     str | None,
     Query(
-        description="A name of `GET /v1/models`; needless where there is one.",
+        description="A name of `GET /v1/models`; optional if there is only one model.",
         json_schema_extra={"format": "model-name"},
     ),
 ]
@@ -50,7 +50,7 @@ Dimensions = Annotated[
     Query(
         ge=1,
         le=65_536,
-        description="The first ones, unit length again; only whitened vectors are cut.",
+        description="Keep the first dimensions, normalized again; only whitened vectors can be cut.",
         json_schema_extra={"format": "dim"},
     ),
 ]
@@ -89,7 +89,7 @@ def router(models: Models, max_items: int) -> APIRouter:
 
 
 async def _read(request: Request, max_items: int) -> Form:
-    """Return the encoded files; a body that is no form is one, whatever its type: curl calls any data a form."""
+    """Return the encoded files; a body that is not a form is one file, whatever its type: curl sends any data as a form."""
     body, kind = await request.body(), request.headers.get("Content-Type", "")
     if kind.startswith("multipart/form-data"):
         return await parse(read_form, body, kind, max_items)

@@ -1,4 +1,4 @@
-"""Between messages of gRPC and the records of KServe's protocol over HTTP."""
+"""Convert between gRPC messages and the records of KServe's protocol over HTTP."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from mimruntime.serve.rpc.wire import INFER_REQUEST, check_fields
 
 _DATA_TYPES = {"TYPE_UINT8": 2, "TYPE_FP32": 11, "TYPE_STRING": 13}
 _KINDS = {"KIND_GPU": 1, "KIND_CPU": 2}
-"""Numbers of Triton's enumerations."""
+"""Numbers of Triton's enumeration values."""
 _FIELDS = 64
 _FIELDS_PER_ITEM = 2
 
@@ -25,16 +25,17 @@ def read_infer(message: bytes, max_items: int) -> tuple[str, InferRequest, bytes
     """Return the model's name, the request, and the raw contents of its one input.
 
     Raises:
-        Problem: 400 no such message, or contents given twice or not at all; 413 too many fields; 422 does not fit.
+        Problem: 400 for an invalid message, or contents that come twice or are missing; 413 for too many fields; 422 for a
+            message that does not match the schema.
 
     """
     check_fields(message, INFER_REQUEST, _FIELDS + _FIELDS_PER_ITEM * max_items)
     try:
         asked = MESSAGES["ModelInferRequest"].FromString(message)
-    except Exception as error:  # of protobuf, whose class depends on how it was built
+    except Exception as error:  # protobuf's class of error depends on its build
         raise Problem(400, "malformed", "the body is not a message of the protocol") from error
     if asked.model_version not in {"", "1"}:
-        raise Problem(404, "model_not_found", f"model '{asked.model_name}' has the version 1 alone")
+        raise Problem(404, "model_not_found", f"model '{asked.model_name}' has only version 1")
     raw = _contents(asked)
     inputs = [
         {
@@ -58,7 +59,7 @@ def read_infer(message: bytes, max_items: int) -> tuple[str, InferRequest, bytes
 
 
 def write_infer(header: dict[str, Any], raws: list[bytes]) -> bytes:
-    """Return the answer: the JSON of HTTP's, every output in bytes."""
+    """Return the answer with the header of the HTTP answer, and all outputs as raw bytes."""
     return _bytes(
         MESSAGES["ModelInferResponse"](
             model_name=header["model_name"],
@@ -72,7 +73,7 @@ def write_infer(header: dict[str, Any], raws: list[bytes]) -> bytes:
 
 
 def write_metadata(about: ModelMetadata) -> bytes:
-    """Return what is said of a model; the protocol has no place for parameters here."""
+    """Return a model's metadata; the protocol has no field for parameters here."""
     fields = about.model_dump(include={"name", "versions", "platform", "inputs", "outputs"})
     return _bytes(MESSAGES["ModelMetadataResponse"](**fields))
 
@@ -102,7 +103,7 @@ def read_name(message: bytes) -> str:
 
 
 def _contents(asked: Any) -> bytes:
-    """Return what an input holds as raw bytes, whichever way it came."""
+    """Return the contents of an input as raw bytes, in whichever field they came."""
     typed = asked.inputs[0].contents if len(asked.inputs) else None
     given: list[bytes] = [*asked.raw_input_contents]
     if typed is not None and typed.bytes_contents:

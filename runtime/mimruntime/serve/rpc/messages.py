@@ -1,6 +1,6 @@
 """The protocol's messages, after KServe's `open_inference_grpc.proto` and gRPC's `health.proto`.
 
-They live in a pool of their own, so that a process may also import a client that brings the same names.
+They are in their own pool, so that a process can also import a client that defines the same names.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ _INFERENCE = {
         "model_name string", "model_version string", "id string", "parameters ParametersEntry*",
         "outputs InferOutputTensor*", "raw_output_contents bytes*",
     ],
-    # Triton's extensions, as far as they are told
+    # Triton's extensions, as far as this service fills them
     "StatisticDuration": ["count uint64", "ns uint64"],
     "InferStatistics": [
         "success StatisticDuration", "fail StatisticDuration", "queue StatisticDuration",
@@ -79,9 +79,9 @@ _INFERENCE = {
     ],
     "ModelConfigResponse": ["config ModelConfig"],
 }  # fmt: skip
-"""Fields by their numbers, from 1 where none stands; `*` repeats. A map is what it is on the wire, a list of entries.
+"""Fields with their numbers, counted from 1 if not given; `*` marks a repeated field.
 
-An enumeration is a number there, so it is one here.
+As on the wire, a map is a list of entries and an enumeration is a number.
 """
 _HEALTH = {"HealthCheckRequest": ["service string"], "HealthCheckResponse": ["status int32"]}
 """The status is an enumeration, which is a number on the wire."""
@@ -120,7 +120,7 @@ def _describe(package: str, name: str, fields: list[str]) -> DescriptorProto:
 
 
 def _load() -> dict[str, Any]:
-    """Return the class of every message."""
+    """Return the classes of all messages by name."""
     pool, classes = DescriptorPool(), {}
     for package, messages in (("inference", _INFERENCE), ("grpc.health.v1", _HEALTH)):
         file = FileDescriptorProto(name=f"{package}.proto", package=package, syntax="proto3")

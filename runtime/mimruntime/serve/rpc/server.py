@@ -1,4 +1,4 @@
-"""The server of gRPC: where it listens, and what every connection of it goes by."""
+"""The gRPC server: its address and the limits of its connections."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from mimruntime.serve.settings import Settings
 _LOG = logging.getLogger("mimexport")
 _IDLE_S = 75
 _STREAMS = 128
-"""Calls of one connection at once."""
+"""Concurrent calls of one connection."""
 _METADATA = 16_384
 _AHEAD = 65_536
-"""Bytes of a message that arrive before it is asked for."""
+"""Bytes of a message that may arrive before the server reads it."""
 _NO_COMPRESSION = 1
-"""A set of algorithms as bits: identity alone. A compressed message could be any size."""
+"""Allowed compression algorithms as bits: only none, since a compressed message could expand to any size."""
 
 
 async def start_server(stack: contextlib.AsyncExitStack, parts: Parts) -> None:
-    """Listen on `grpc_port` of the settings until `stack` ends; what was accepted has been waited for by then."""
+    """Listen on the settings' `grpc_port` until `stack` closes; accepted calls have ended by then."""
     settings, service = parts.settings, Service(parts)
     server = aio.server(
         handlers=service.handlers(),
@@ -47,7 +47,7 @@ def _options(settings: Settings) -> dict[str, int]:
     patience_ms = int(settings.body_timeout_s * 1000)
     return {
         "grpc.max_receive_message_length": settings.max_body,
-        # What is not asked for stays with the client: neither guessed from the line's speed nor read ahead.
+        # Do not read ahead: data that the server has not asked for stays with the client.
         "grpc.http2.bdp_probe": 0,
         "grpc.http2.lookahead_bytes": _AHEAD,
         "grpc.max_metadata_size": _METADATA,
@@ -59,6 +59,6 @@ def _options(settings: Settings) -> dict[str, int]:
         "grpc.keepalive_time_ms": patience_ms,
         "grpc.keepalive_timeout_ms": patience_ms,
         "grpc.compression_enabled_algorithms_bitset": _NO_COMPRESSION,
-        # Several workers share the address; one must not share it with another program.
+        # Several workers share the address; a single process must not share it with another program.
         "grpc.so_reuseport": int(settings.workers > 1),
     }

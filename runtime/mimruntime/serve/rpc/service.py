@@ -1,4 +1,4 @@
-"""The calls of the service, each answered as its twin over HTTP is."""
+"""The gRPC calls of the service; each gives the same answer as over HTTP."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from mimruntime.serve.rpc.messages import HEALTH, NOT_SERVING, SERVICE, SERVING
 
 _LOG = logging.getLogger("mimexport")
 _SMALL = 4096
-"""Bytes of a message that carries no images."""
+"""Largest size in bytes of a message without images."""
 _STATUS = {
     401: grpc.StatusCode.UNAUTHENTICATED,
     404: grpc.StatusCode.NOT_FOUND,
@@ -38,12 +38,12 @@ _STATUS = {
     503: grpc.StatusCode.UNAVAILABLE,
     504: grpc.StatusCode.DEADLINE_EXCEEDED,
 }
-"""Of HTTP's statuses; the others are the request's fault: INVALID_ARGUMENT."""
+"""gRPC statuses by HTTP status; other HTTP statuses are errors of the request: INVALID_ARGUMENT."""
 
 
 @dataclass(slots=True)
 class _Call:
-    """One call: its metadata, and what the log says of it."""
+    """One call: its metadata, and the fields of its log line."""
 
     metadata: Mapping[str, Any]
     about: dict[str, Any] = field(default_factory=dict)
@@ -53,7 +53,7 @@ _Work = Callable[[bytes, _Call], Awaitable[bytes]]
 
 
 class Service:
-    """Handlers of every call; a body is read only once the call is let in."""
+    """Handlers of all calls; a message is read only after the call is admitted."""
 
     def __init__(self, parts: Parts) -> None:
         self._models = parts.models
@@ -63,11 +63,11 @@ class Service:
         self._metrics = parts.metrics
         self._buffer = parts.buffer
         self._version = parts.version
-        # How large a message is shows when it is there, and gRPC has it twice then: so many of the largest may arrive.
+        # The size of a message is known only when it has arrived, and gRPC then holds it twice. So limit how many arrive.
         self._arriving = asyncio.Semaphore(max(1, settings.max_buffered // (2 * settings.max_body)))
 
     def handlers(self) -> list[grpc.GenericRpcHandler]:
-        """Return what the server calls, by service."""
+        """Return the handlers by gRPC service."""
         of_protocol = {
             "ServerLive": self._handler("ServerLive", self._live, is_open=True),
             "ServerReady": self._handler("ServerReady", self._ready, is_open=True),
@@ -87,7 +87,7 @@ class Service:
     def _handler(
         self, name: str, work: _Work, *, is_open: bool = False, has_images: bool = False, service: str = SERVICE
     ) -> Any:
-        """Return the handler of one call, which on the wire is one message for one, whatever the handler's kind."""
+        """Return the handler of one call; on the wire it is unary, although the handler reads a stream."""
         path = f"/{service}/{name}"
 
         async def answer(_: object, context: Any) -> bytes:
@@ -124,7 +124,7 @@ class Service:
         return grpc.stream_unary_rpc_method_handler(answer)
 
     async def _serve(self, work: _Work, context: Any, call: _Call, *, is_open: bool, has_images: bool) -> bytes:
-        if is_open:  # what it says is not even read: nobody holds memory or a place by it
+        if is_open:  # its message is not read, so it cannot occupy memory or a slot
             return await work(b"", call)
         if self._keys and not self._keys.is_known(str(call.metadata.get("authorization", "")).encode()):
             raise Problem(401, "invalid_api_key", "send a valid key as metadata 'authorization: Bearer KEY'")
@@ -140,7 +140,7 @@ class Service:
     async def _read(self, context: Any) -> bytes:
         try:
             async with asyncio.timeout(self._settings.body_timeout_s), self._arriving:
-                message = await context.read()  # the iterator of messages would keep it until the garbage is collected
+                message = await context.read()  # an iterator would keep the message until garbage collection
         except TimeoutError as error:
             raise Problem(408, "too_slow", f"not whole within {self._settings.body_timeout_s:g} s") from error
         if message is aio.EOF:
@@ -189,7 +189,7 @@ class Service:
         return convert.write_config(configuration(model, self._settings.max_items, self._settings.max_delay_ms))
 
     async def _model_statistics(self, message: bytes, _: _Call) -> bytes:
-        """Give those of one model, or of all where none is named."""
+        """Return the statistics of one model, or of all if none is named."""
         name = convert.read_name(message)
         models = [self._models.find(name)] if name else [*self._models]
         stats = [model.statistics.describe(model.about.name) for model in models]
@@ -212,7 +212,7 @@ class Service:
 
 
 def _problem(error: Exception) -> Problem:
-    """Return what is answered, without its trace: frames would keep the message until the garbage collector comes by."""
+    """Return the problem without its traceback, whose frames would keep the message until the next garbage collection."""
     if isinstance(error, Problem):
         error.__cause__ = error.__context__ = None
         return error.with_traceback(None)
@@ -223,7 +223,7 @@ def _problem(error: Exception) -> Problem:
 
 
 def _trailing(problem: Problem, request_id: str) -> tuple[tuple[str, str], ...]:
-    """Return metadata after the answer; with the pause that gRPC's clients wait before they retry, where it helps."""
+    """Return the trailing metadata; where a retry may help, with the pause that gRPC clients wait before it."""
     pause_s = (problem.headers or {}).get("Retry-After")
     retry = () if pause_s is None else (("grpc-retry-pushback-ms", str(1000 * int(pause_s))),)
     return ((REQUEST_ID_HEADER.lower(), request_id), *retry)

@@ -1,4 +1,4 @@
-"""What a message of protobuf may cost, seen before it is parsed: two bytes can stand for a message of a hundred."""
+"""Bound the cost of a protobuf message before it is parsed: two bytes can become a message of a hundred bytes."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from mimruntime.serve.problems import Problem
 
 _MOST_NUMBERS = 8_000_000
-"""Bytes of numbers in a list, which take four each; raw contents have no such limit."""
+"""Largest size in bytes of a list of numbers, which take four bytes each; raw contents have no such limit."""
 _VARINT_BYTES = 10
 
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """What is looked into: fields that are messages, and fields of numbers that must be empty."""
+    """The fields to check: nested messages, and lists of numbers that must be empty."""
 
     inner: Mapping[int, Shape]
     empty: frozenset[int] = frozenset()
@@ -27,15 +27,15 @@ INFER_REQUEST = Shape({4: _PARAMETERS, 5: Shape({4: _PARAMETERS, 5: _CONTENTS}),
 
 
 def check_fields(message: bytes, shape: Shape, most: int) -> None:
-    """Refuse a message of more fields than any request has, wherever they are.
+    """Refuse a message with more fields, at all levels, than any request needs.
 
     Args:
-        message: not parsed yet.
-        shape: of the message.
-        most: fields, all levels together.
+        message: the unparsed message.
+        shape: the message's shape.
+        most: largest number of fields at all levels together.
 
     Raises:
-        Problem: 413 too many; 400 no message, or numbers of a type that no input has.
+        Problem: 413 for too many fields; 400 for an invalid message, or numbers of a type that no input has.
 
     """
     counted = 0
