@@ -18,7 +18,7 @@ def encoded(image: Image.Image, kind: str, **options: Any) -> bytes:
     if kind == "HEIF":
         file = pillow_heif.from_bytes(image.mode, image.size, image.tobytes())
         file.info["exif"] = options.pop("exif", Image.Exif()).tobytes()  # `from_pillow` would turn the pixels first
-        file.save(stream, format=kind, **options)
+        file.save(stream, format=kind, enc_params={"preset": "ultrafast"}, **options)
     else:
         image.save(stream, kind, **options)
     return stream.getvalue()

@@ -33,8 +33,10 @@ def test_all_threads_have_to_hang_for_decoding_to_be_stuck() -> None:
 
 def test_what_waits_when_it_is_closed_is_dropped() -> None:
     decoders, started, go_on, dropped = Decoders(1), threading.Event(), threading.Event(), threading.Event()
+    threads: list[threading.Thread] = []
 
     def hang() -> None:
+        threads.append(threading.current_thread())
         started.set()
         go_on.wait(30)
 
@@ -43,7 +45,8 @@ def test_what_waits_when_it_is_closed_is_dropped() -> None:
     decoders.submit(dropped.set)
     decoders.close()
     go_on.set()
-    next(thread for thread in threading.enumerate() if thread.name == "mimexport-decode-0").join(30)
+    threads[0].join(30)  # by itself, not by its name: a thread of another test may have it
+    assert not threads[0].is_alive()
     assert not dropped.is_set()
 
 
