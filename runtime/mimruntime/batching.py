@@ -1,4 +1,4 @@
-"""The pipeline from sources to rows of an engine: decoding into batches, runs and whoever takes the rows overlap."""
+"""The pipeline from sources to output rows: decoding, engine runs and the consumer of the rows overlap."""
 
 from __future__ import annotations
 
@@ -20,26 +20,26 @@ from mimruntime.errors import EngineError, ImageError
 from mimruntime.times import Times
 
 _WINDOW_BATCHES = 3
-"""Batches that are being decoded, waiting or running: enough to overlap, few enough for memory to stay flat."""
+"""Largest number of batches that are being decoded, waiting or running: enough to overlap, in bounded memory."""
 _CLOSED = "this Embedder is closed; use it inside its `with` block"
 
 
 class NewBatch(enum.Enum):
-    """What may stand between two sources."""
+    """A marker between two sources."""
 
     NEW_BATCH = "new batch"
 
 
 NEW_BATCH = NewBatch.NEW_BATCH
-"""What follows it begins another batch: a row may depend, in its last digits, on how many ran beside it."""
+"""Start a new batch after it: the last digits of a row may depend on the size of its batch."""
 
 Prepare = Callable[..., object]
-"""Called with a source and `out`, a row of a batch, uint8 (H, W, 3), it writes the pixels; ImageError where it is no image."""
+"""Write the pixels of a source into `out`, a row of a batch, uint8 (H, W, 3); ImageError if it is not an image."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Outcome:
-    """One source, and its row of the graph's output or the reason there is none."""
+    """One source with its row of the graph's output, or the error if it has none."""
 
     source: Source
     row: np.ndarray | None
@@ -47,13 +47,13 @@ class Outcome:
 
 
 class BatchPipeline:
-    """Decodes in threads of its own beside an engine, which runs one batch at a time; used from any number of threads.
+    """Decode in worker threads while the engine runs one batch at a time; thread-safe.
 
     Args:
-        engine: opened; `close` closes it.
-        prepare: a source to pixels.
-        sizes: what `batch_sizes` gives.
-        workers: threads that decode; None is one per CPU, at most 32.
+        engine: an opened engine; `close` closes it.
+        prepare: decodes a source to pixels.
+        sizes: the result of `batch_sizes`.
+        workers: decoding threads; None takes one per CPU, at most 32.
 
     """
 
@@ -71,15 +71,15 @@ class BatchPipeline:
         """Return the engine's outputs for one batch, uint8 (B, H, W, 3).
 
         Raises:
-            EngineError: as `Engine.run`.
+            EngineError: as in `Engine.run`.
 
         """
-        self._engine.check_process()  # before a lock that somebody may have held when the process was forked off
+        self._engine.check_process()  # before the lock: another thread may have held it when the process was forked
         with self._running:
             return self._engine.run(pixels)
 
     def outcomes(self, sources: Iterable[Source | NewBatch], output: str) -> Iterator[Outcome]:
-        """Yield one outcome per source, in order, with its row of `output`; sources are taken a few batches ahead.
+        """Yield one outcome per source, in order, with its row of `output`; sources are read a few batches ahead.
 
         Raises:
             EngineError: a run failed, or the pipeline is closed.
@@ -97,7 +97,7 @@ class BatchPipeline:
                 flight.popleft()
                 self._take_off(
                     flight, remaining, spare, output
-                )  # before the rows are handed out, which may take a while
+                )  # before the rows are yielded, since the consumer may take long
                 yield from batch.outcomes(rows)
         finally:
             for batch, landing in flight:
@@ -105,7 +105,7 @@ class BatchPipeline:
                 landing.cancel()
 
     def close(self) -> None:
-        """Stop the threads and let the engine go; a second call does nothing."""
+        """Stop the threads and close the engine; a second call does nothing."""
         if self._engine.is_inherited:
             return
         for pool in (self._decoders, self._runners):
@@ -120,7 +120,7 @@ class BatchPipeline:
         spare: list[np.ndarray],
         output: str,
     ) -> None:
-        """Begin batches until the window is full or nothing remains."""
+        """Start batches until the window is full or no source is left."""
         while len(flight) < _WINDOW_BATCHES:
             started = time.perf_counter()
             sources = _next_sources(remaining, self.sizes[0])
@@ -136,7 +136,7 @@ class BatchPipeline:
                 raise EngineError(_CLOSED) from error
 
     def _finish(self, batch: _Batch, parts: list[Future[float]], output: str) -> list[np.ndarray]:
-        """Wait until a batch is decoded, and return the rows of those images that are."""
+        """Wait until a batch is decoded, and return the rows of its decoded images."""
         try:
             decoding = sum(part.result() for part in parts)
         except CancelledError as error:
@@ -154,11 +154,11 @@ class BatchPipeline:
 
 
 class _Batch:
-    """Sources, and the pixels that several threads decode them to.
+    """A batch of sources, which several threads decode into one array.
 
     Args:
         sources: at most B.
-        pixels: uint8 (B, H, W, 3), to be written over.
+        pixels: uint8 (B, H, W, 3), which is overwritten.
 
     """
 
@@ -170,7 +170,7 @@ class _Batch:
         self._given_up = False
 
     def decode(self, prepare: Prepare) -> float:
-        """Decode one image after the other that no other thread has begun; return the seconds it took."""
+        """Decode images that no other thread has started, one by one; return the seconds it took."""
         started = time.perf_counter()
         while (index := next(self._next)) < len(self.sources) and not self._given_up:
             try:
@@ -180,18 +180,18 @@ class _Batch:
         return time.perf_counter() - started
 
     def give_up(self) -> None:
-        """Let the threads stop after the image they are at."""
+        """Make the threads stop after their current image."""
         self._given_up = True
 
     def decoded(self) -> np.ndarray:
-        """Return the pixels of those that were decoded, side by side, uint8 (≤ B, H, W, 3); once all threads are done."""
+        """Return the pixels of the decoded images, uint8 (≤ B, H, W, 3); call it when all threads are done."""
         good = [index for index, error in enumerate(self._errors) if error is None]
         if len(good) < len(self.sources):
             self.pixels[: len(good)] = self.pixels[good]
         return self.pixels[: len(good)]
 
     def outcomes(self, rows: Iterable[np.ndarray]) -> list[Outcome]:
-        """Return what became of every source, given the rows of `decoded`."""
+        """Return the outcome of every source, given the output rows for `decoded`."""
         waiting = iter(rows)
         return [
             Outcome(source, next(waiting) if error is None else None, error)
@@ -200,7 +200,7 @@ class _Batch:
 
 
 def _next_sources(remaining: Iterator[Source | NewBatch], most: int) -> list[Source]:
-    """Return the sources of the next batch; none where nothing remains."""
+    """Return the sources of the next batch; an empty list if no source is left."""
     taken: list[Source] = []
     for source in remaining:
         if not isinstance(source, NewBatch):
@@ -219,8 +219,8 @@ def split(count: int, sizes: tuple[int, ...]) -> list[int]:
     """Return sizes, largest first, that sum to `count`.
 
     Args:
-        count: images, 0 or more.
-        sizes: what `batch_sizes` gives.
+        count: number of images, 0 or more.
+        sizes: the result of `batch_sizes`.
 
     """
     full, rest = divmod(count, sizes[0])

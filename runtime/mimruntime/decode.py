@@ -1,4 +1,4 @@
-"""Anything that holds one picture becomes an upright RGB image of Pillow."""
+"""Decode any source of one picture to an upright RGB Pillow image."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from mimruntime.errors import ImageError, ImageSizeError, MimError
 from mimruntime.image_paths import open_regular
 
 Source = str | Path | bytes | bytearray | memoryview | Image.Image | np.ndarray
-"""A path, the bytes of an encoded file, an image of Pillow, or uint8 pixels (H, W, 3) or (H, W)."""
+"""A path, the bytes of an encoded file, a Pillow image, or uint8 pixels (H, W, 3) or (H, W)."""
 
 MAX_PIXELS = 89_478_485
 """Pillow's own default: a quarter of a gigabyte at three bytes a pixel."""
@@ -35,14 +35,14 @@ _LOADING = threading.Lock()
 
 @dataclass(frozen=True, slots=True)
 class OpenedImage:
-    """A picture whose header was read and found within bounds.
+    """A picture whose header was read and is within the limits.
 
     Attributes:
-        width, height: px; turning it upright may exchange them.
-        memory: bytes that `load` takes at its peak, estimated from above.
-        kept: bytes that are held once it is decoded, likewise.
-        load: decode it, to an upright RGB image; called once. Given `least`, a JPEG is decoded at a half, a quarter or an
-            eighth of its edges where both keep so many px.
+        width, height: px, before it is turned upright.
+        memory: upper bound of the bytes that `load` takes at its peak.
+        kept: upper bound of the bytes that stay in memory after decoding.
+        load: decodes it to an upright RGB image; call it once. With `least`, a JPEG is decoded at a half, a quarter or an
+            eighth of its edges, if both keep at least so many px.
 
     """
 
@@ -56,19 +56,19 @@ class OpenedImage:
 def decode(source: Source, *, max_pixels: int = MAX_PIXELS, formats: Iterable[str] = FORMATS) -> Image.Image:
     """Return the picture in `source`, upright, in mode RGB.
 
-    The format is recognised by content, never by name. The first frame of an animation is taken, EXIF orientation is
-    applied, transparent parts become white, 16-bit grey is scaled to 8 bits, palettes, grey and CMYK become RGB.
+    The format is recognised by content, not by name. Of an animation, the first frame is decoded. EXIF orientation is
+    applied, transparent parts become white, 16-bit grey is scaled to 8 bits, and palettes, grey and CMYK become RGB.
 
     Args:
         source: path, encoded bytes, Pillow image, or uint8 array (H, W, 3) or (H, W).
-        max_pixels: images of more are refused by their header, before any pixel is decoded.
-        formats: those of `FORMATS` that are let in.
+        max_pixels: larger images are refused by their header, before any pixel is decoded.
+        formats: allowed names of `FORMATS`.
 
     Raises:
         ImageFormatError: the format is unknown or not among `formats`.
-        ImageSizeError: more than `max_pixels`, or more work than so many pixels explain.
-        ImageError: anything else came; the text names the source, what it is and what was expected.
-        OptionError: `formats` names one that does not exist.
+        ImageSizeError: the image has more than `max_pixels`, or needs too much work for its pixels.
+        ImageError: any other failure; the text names the source, what it is and what was expected.
+        OptionError: `formats` has an unknown name.
 
     """
     with open_image(source, max_pixels=max_pixels, formats=formats) as opened:
@@ -79,17 +79,17 @@ def decode(source: Source, *, max_pixels: int = MAX_PIXELS, formats: Iterable[st
 def open_image(
     source: Source, *, max_pixels: int = MAX_PIXELS, formats: Iterable[str] = FORMATS
 ) -> Iterator[OpenedImage]:
-    """Read the header of `source`, and say what decoding it takes.
+    """Read the header of `source`, and estimate the cost of decoding it.
 
-    Whatever goes wrong within the context is an ImageError that names the source.
+    Every error within the context becomes an ImageError that names the source.
 
     Args:
-        source: as `decode` takes it.
-        max_pixels: as `decode` takes it.
-        formats: as `decode` takes them.
+        source: as in `decode`.
+        max_pixels: as in `decode`.
+        formats: as in `decode`.
 
     Raises:
-        ImageError, OptionError: as `decode`.
+        ImageError, OptionError: as in `decode`.
 
     """
     allowed = known_formats(formats)
@@ -100,12 +100,12 @@ def open_image(
         raise type(error)(f"{describe(source)}: {error}") from error.__cause__
     except MimError:
         raise
-    except Exception as error:  # Pillow meets damage with a dozen types, SyntaxError and struct.error among them
+    except Exception as error:  # damaged files raise many types, SyntaxError and struct.error among them
         raise ImageError(f"{describe(source)}: cannot be read ({_reason(error)})") from error
 
 
 def describe(source: object) -> str:
-    """Return a few words that let a person find `source` again."""
+    """Return a few words that identify `source` for a person."""
     if isinstance(source, str | Path):
         return str(source)
     if isinstance(source, bytes | bytearray | memoryview):
@@ -146,13 +146,13 @@ def _load_array(array: np.ndarray, least: int | None = None) -> Image.Image:  # 
 def _open_pillow(image: Image.Image, max_pixels: int) -> OpenedImage:
     _check_size(image.width, image.height, max_pixels)
     pixels = image.width * image.height
-    # Its owner opened it: what its container holds is not looked at, and it may have to be loaded first.
+    # The caller opened it, so its container is not checked. It may have to be loaded first.
     memory = converted_memory(image) + 4 * RGB_BYTES * pixels
     return OpenedImage(image.width, image.height, memory, memory, partial(_load_copy, image))
 
 
 def _load_copy(image: Image.Image, least: int | None = None) -> Image.Image:  # noqa: ARG001 - its owner opened it
-    # A Pillow image may be lazy and may stand in a list twice: two threads must not load it at once.
+    # A Pillow image may be lazy, and a list may hold it twice: two threads must not load it at once.
     with _LOADING:
         own = image.copy()
         orientation = orientation_of(image)
@@ -163,7 +163,7 @@ def _open_stream(stream: IO[bytes], allowed: tuple[str, ...], max_pixels: int) -
     name = recognise(stream, allowed)
     container = read_container(name, stream)
     container.length = length_of(stream)
-    # Before Pillow opens it, which already handles every piece of the container.
+    # Before Pillow opens it, since opening already handles every piece of the container.
     if container.size is not None:
         _check_size(*container.size, max_pixels)
     check_seconds(container.seconds, container.area or math.prod(container.size or (max_pixels,)))
@@ -195,7 +195,7 @@ def _open_with_pillow(stream: IO[bytes], name: str, container: Container, max_pi
     _check_size(image.width, image.height, max_pixels)
     if name == "TIFF":
         add_parts(container, image, stream)  # type: ignore[arg-type]
-    # Not of a PNG, which would load itself to find its EXIF block.
+    # Not for a PNG, which would load its pixels to find its EXIF block.
     turned = container.turns or (name != "PNG" and orientation_of(image) in UPRIGHT)
     cost = cost_of(image, container, turned=turned)
     check_seconds(cost.seconds, image.width * image.height)
@@ -203,7 +203,7 @@ def _open_with_pillow(stream: IO[bytes], name: str, container: Container, max_pi
 
 
 def _fraction(size: tuple[int, int], least: int | None) -> int:
-    """Return the largest of 8, 4 and 2 that leaves `least` px of both edges when they are divided by it; else 1."""
+    """Return the largest divisor of 8, 4 and 2 that leaves at least `least` px of both edges; else 1."""
     return 1 if least is None else next((part for part in (8, 4, 2) if min(size) // part >= least), 1)
 
 
@@ -211,7 +211,7 @@ def _load_file(image: ImageFile.ImageFile, least: int | None = None) -> Image.Im
     if image.format == "JPEG" and (part := _fraction(image.size, least)) > 1:
         image.draft(None, (image.width // part, image.height // part))
     image.load()
-    # After load, not before: a TIFF turns itself upright while loading and forgets its tag.
+    # After loading: Pillow turns a TIFF upright while loading and removes its tag.
     orientation = orientation_of(image)
     picture = to_rgb(image)
     if picture is not image:

@@ -1,4 +1,4 @@
-"""One source becomes the pixels that the graph takes, within a budget of memory."""
+"""Decode one source to the graph's pixels within a memory budget."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ def prepare(
     scaled: bool = False,
     out: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Read the header, wait for the memory it asks for, decode, and resize; return uint8 (size, size, 3).
+    """Read the header, wait for the memory that decoding needs, decode and resize; return uint8 (size, size, 3).
 
     Args:
-        source: as `mimruntime.decode.decode` takes it.
+        source: as in `mimruntime.decode.decode`.
         spec: the manifest's `preprocess`.
-        budget: shared with whoever else decodes.
-        max_pixels: images of more are refused by their header.
-        formats: those of `mimruntime.decoding.formats.FORMATS` that are let in.
-        scaled: decode a JPEG at a half, a quarter or an eighth of its edges where they stay twice as long as after the resize.
-        out: as `to_pixels` takes it.
+        budget: the budget that all decoding threads share.
+        max_pixels: larger images are refused by their header.
+        formats: allowed names of `mimruntime.decoding.formats.FORMATS`.
+        scaled: decode a JPEG at a half, a quarter or an eighth of its edges, if they stay twice as long as after the resize.
+        out: as in `to_pixels`.
 
     Raises:
-        ImageSizeError: more pixels, work or memory than is allowed.
-        ImageError, OptionError: as `mimruntime.decode.decode`.
+        ImageSizeError: the image needs more pixels, work or memory than allowed.
+        ImageError, OptionError: as in `mimruntime.decode.decode`.
 
     """
     with open_image(source, max_pixels=max_pixels, formats=formats) as opened:

@@ -1,4 +1,4 @@
-"""From an upright RGB image to the uint8 square the graph takes: timm's evaluation transform, less work."""
+"""Turn an upright RGB image into the graph's uint8 square: timm's evaluation transform, with less work."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ _RESAMPLING = {
     "lanczos": Image.Resampling.LANCZOS,
 }
 _SUPPORT = 3
-"""Reach of the widest filter (Lanczos), in pixels of the coarser of the two grids."""
+"""Radius of the widest filter (Lanczos), in pixels of the coarser grid."""
 _STRIP = 16
-"""Aspect ratio beyond which an enlarged picture would be giant before the crop."""
+"""Aspect ratio beyond which an enlarged picture would be huge before the crop."""
 
 _TALL = 100
-"""Pillow's own: aspect ratio beyond which it resizes columns before rows."""
+"""Pillow's aspect ratio beyond which it resizes columns before rows."""
 _COEFFICIENT_BYTES = 8 * (2 * _SUPPORT + 1)
-"""A px of either edge; Pillow keeps a float64 for every px that a filter reaches."""
+"""Bytes per px of either edge; Pillow keeps a float64 for every px that a filter reaches."""
 _RGB_BYTES = 4
 
 
@@ -35,18 +35,18 @@ def to_pixels(image: Image.Image, spec: Preprocess, out: np.ndarray | None = Non
     """Resize and centre-crop as timm's `transforms_imagenet_eval` does.
 
     Args:
-        image: upright, mode RGB.
+        image: an upright image in mode RGB.
         spec: the manifest's `preprocess`; `resize` is floor(size / crop_pct).
-        out: where the pixels go, a row of a batch; None is an array of their own.
+        out: the array for the pixels, such as a row of a batch; None allocates one.
 
     Returns:
-        `out`, uint8 (size, size, 3). A portrait equals timm's to the byte. Of a landscape, of which only the crop is computed, a
-        value differs by one grey level here and there, a few by two: Pillow rounds a box to float32, which flips roundings
-        between its two passes, and a value of the second sums several of the first. With cykooz_resizer three values in a
-        thousand differ by one, and one in some millions by two.
+        `out`, uint8 (size, size, 3). A portrait equals timm's to the byte. For a landscape, only the crop is computed; then
+        some values differ by one grey level and a few by two. The cause is that Pillow rounds a box to float32, which
+        changes roundings between its two passes, and a value of the second pass sums several of the first. With
+        cykooz_resizer three values in a thousand differ by one, and one in some millions by two.
 
     Raises:
-        OptionError: `resize` is shorter than `size`, so the crop would leave the picture.
+        OptionError: `resize` is shorter than `size`, so the crop would not fit in the picture.
 
     """
     if spec.resize < spec.size:
@@ -65,15 +65,15 @@ def _resized_by_pillow(image: Image.Image, spec: Preprocess) -> np.ndarray:
     strip, enlarged = longer > _STRIP * shorter, shorter < spec.resize
     if spec.mode == "shortest" and strip and enlarged:
         return _resize_inside(*_cut(image, crop_box(*image.size, spec), spec.size), spec)
-    # Reading only what the crop shows is safe where Pillow does as for the whole: its boxes are float32, which can show
-    # when a picture is enlarged, and it chooses the order of its two passes by the height of the result.
+    # Resizing only the crop is safe where Pillow computes the same as for the whole picture. It rounds boxes to float32,
+    # which can be visible in an enlarged picture, and chooses the order of its two passes by the height of the result.
     if spec.mode == "shortest" and not strip and not enlarged and image.width >= image.height:
         return _resize_inside(image, crop_box(*image.size, spec), spec)
     return _resize_whole(image, spec)
 
 
 def resized_edges(width: int, height: int, spec: Preprocess) -> tuple[int, int]:
-    """Return width and height, px, after the resize and before the crop, rounded as torchvision rounds them."""
+    """Return width and height in px after the resize and before the crop, rounded as in torchvision."""
     if spec.mode == "squash":
         return spec.resize, spec.resize
     longer = int(spec.resize * max(width, height) / min(width, height))
@@ -81,7 +81,7 @@ def resized_edges(width: int, height: int, spec: Preprocess) -> tuple[int, int]:
 
 
 def crop_box(width: int, height: int, spec: Preprocess) -> resampling.Box:
-    """Return what the centre crop shows of an upright image of so many px: left, top, right, bottom, px before the resize."""
+    """Return the centre crop of an upright image of this size: left, top, right, bottom, in px before the resize."""
     across, down = resized_edges(width, height, spec)
     left, right = _crop_span(width, across, spec.size)
     top, bottom = _crop_span(height, down, spec.size)
@@ -89,13 +89,13 @@ def crop_box(width: int, height: int, spec: Preprocess) -> resampling.Box:
 
 
 def resize_memory(width: int, height: int, spec: Preprocess) -> int:
-    """Return the bytes that `to_pixels` takes beside an image of so many px, estimated from above."""
+    """Return an upper bound of the bytes that `to_pixels` takes beside an image of this size."""
     shorter, longer = sorted((width, height))
     if spec.mode == "shortest" and longer > _STRIP * shorter and shorter < spec.resize:
-        return 4 * _RGB_BYTES * spec.resize * spec.resize  # only a piece of it is resized
+        return 4 * _RGB_BYTES * spec.resize * spec.resize  # only a part of it is resized
     coefficients = _COEFFICIENT_BYTES * (width + height + 2 * spec.resize)
     across, down = resized_edges(width, height, spec)
-    # Pillow resizes rows first, and columns first only where an image is very tall.
+    # Pillow resizes rows first, except in very tall images.
     between = width * down if height > _TALL * width else across * height
     return coefficients + _RGB_BYTES * (between + across * down)
 
@@ -117,12 +117,12 @@ def _crop_span(source: int, resized: int, size: int) -> tuple[float, float]:
 
 
 def _crop_offset(resized: int, size: int) -> int:
-    """Return where torchvision's centre crop of `size` px begins in an edge of `resized` px."""
+    """Return the offset of torchvision's centre crop of `size` px in an edge of `resized` px."""
     return round((resized - size) / 2.0)
 
 
 def _cut(image: Image.Image, box: resampling.Box, size: int) -> tuple[Image.Image, resampling.Box]:
-    """Cut a long strip down to what resampling `box` reads: float32 boxes are too coarse far out."""
+    """Cut a long strip to the part that resampling `box` reads, since float32 boxes are too coarse at large offsets."""
     left, top, right, bottom = box
     reach_x = math.ceil(_SUPPORT * max(1.0, (right - left) / size)) + 1
     reach_y = math.ceil(_SUPPORT * max(1.0, (bottom - top) / size)) + 1

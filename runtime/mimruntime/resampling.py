@@ -1,4 +1,4 @@
-"""Pillow's resize of a part of a picture, by cykooz_resizer where it is installed: the same two passes, vectorised."""
+"""Resize a part of a picture as Pillow does, by cykooz_resizer if it is installed: the same two passes, vectorised."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ Box = tuple[float, float, float, float]
 
 _FILTERS = {"bilinear": "bilinear", "bicubic": "catmull_rom", "lanczos": "lanczos3"}
 _REACH = 3
-"""Of the widest filter (Lanczos), in pixels of the coarser of the two grids."""
+"""Radius of the widest filter (Lanczos), in pixels of the coarser grid."""
 _KNOWN_PILLOW = {12, 13}
-"""Major versions whose images cykooz_resizer reads and writes in place; it goes by where they keep their rows."""
+"""Major versions of Pillow whose images cykooz_resizer reads and writes in place; it depends on their memory layout."""
 
 
 @functools.cache
 def library() -> Any:
-    """Return cykooz_resizer, or None where it is not installed or does not know this Pillow."""
+    """Return cykooz_resizer, or None if it is not installed or does not support this version of Pillow."""
     if int(PIL.__version__.partition(".")[0]) not in _KNOWN_PILLOW:
         return None
     try:
@@ -35,16 +35,16 @@ def library() -> Any:
 
 
 def shrink(image: Image.Image, box: Box, edges: tuple[int, int], out: np.ndarray, interpolation: str) -> None:
-    """Write into `out`, uint8 (size, size, 3), the square that a crop would show of an image resized to `edges`.
+    """Write the square crop of an image resized to `edges` into `out`, uint8 (size, size, 3).
 
-    Pillow rounds to 8 bits between its two passes, so each pass is a call of its own, in Pillow's order.
+    Pillow rounds to 8 bits between its two passes, so each pass is a separate call, in Pillow's order.
 
     Args:
-        image: mode RGB.
-        box: what the crop shows, in px of `image`.
-        edges: width and height of the whole image after the resize, px, no more than before.
-        out: whose edge is that of the square.
-        interpolation: as `mimruntime.manifest.Interpolation`.
+        image: an image in mode RGB.
+        box: the crop in px of `image`.
+        edges: width and height in px of the whole image after the resize, at most those of `image`.
+        out: the array for the square.
+        interpolation: as in `mimruntime.manifest.Interpolation`.
 
     """
     left, top, right, bottom = box
@@ -63,7 +63,7 @@ def shrink(image: Image.Image, box: Box, edges: tuple[int, int], out: np.ndarray
 
 
 def _read(low: float, high: float, size: int, edge: int) -> tuple[int, int]:
-    """Return the whole pixels that resampling `low` to `high` to `size` px reads, at least."""
+    """Return the range of whole pixels that must be read to resample `low` to `high` into `size` px."""
     reach = _REACH * max(1.0, (high - low) / size) + 1
     return max(0, math.floor(low - reach)), min(edge, math.ceil(high + reach))
 
@@ -75,6 +75,6 @@ def _pass(image: Image.Image, box: Box, size: tuple[int, int], interpolation: st
         crop_box=lib.CropBox(left, top, right - left, bottom - top),
     )
     result = np.empty((size[1], size[0], 4), np.uint8)
-    # A resizer of its own: it has a lock, which it holds while it works.
+    # A new resizer for every call: it holds a lock while it works.
     lib.Resizer().resize_pil(image, image_over(result), options)
     return result

@@ -157,7 +157,7 @@ class TestFormats:
         assert difference(decode(path), picture) == 0
 
     def test_a_format_can_be_turned_off(self, picture: Image.Image) -> None:
-        with pytest.raises(ImageError, match="is a TIFF image, which is not let in here; expected JPEG, PNG"):
+        with pytest.raises(ImageError, match="is a TIFF image, which is not allowed here; expected JPEG, PNG"):
             decode(encoded(picture, "TIFF"), formats=("JPEG", "PNG"))
 
     @pytest.mark.parametrize(("kind", "name"), [("AVIF", "AVIF"), ("HEIF", "HEIC")])
@@ -166,7 +166,7 @@ class TestFormats:
     ) -> None:
         raw = bytearray(encoded(picture, kind))
         raw[8:12] = b"mif1"
-        with pytest.raises(ImageError, match=f"is a {name} image, which is not let in"):
+        with pytest.raises(ImageError, match=f"is a {name} image, which is not allowed"):
             decode(bytes(raw), formats=("JPEG",))
 
     def test_an_unknown_format_name_is_the_callers_mistake(self, picture: Image.Image) -> None:

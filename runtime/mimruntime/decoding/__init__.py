@@ -1,1 +1,1 @@
-"""What an encoded image will take to decode, known before Pillow reads it, and the memory that decoders share."""
+"""Estimate the cost of decoding an image before Pillow reads it, and share memory between decoders."""

@@ -1,4 +1,4 @@
-"""AV1: the size that a stream is really coded in, which its container may hide, and how often a picture is coded."""
+"""AV1: the coded size of a stream, which its container may understate, and the number of coded frames."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ from mimruntime.decoding.container import check_pieces
 
 _SEQUENCE, _FRAME_HEADER, _FRAME = 1, 3, 6
 _HEADER_BYTES = 512
-"""Of a sequence header; 32 operating points take less."""
+"""Bytes that are read of a sequence header; 32 operating points take less."""
 
 
 def read_units(data: bytes) -> tuple[int, int]:
-    """Return the largest coded px of a frame, those without subsampling twice, and the number of frames.
+    """Return the largest coded area of a frame in px (doubled without chroma subsampling), and the number of frames.
 
-    Sizes are as section 5.5 of AV1's specification writes them.
+    Sizes are read as in section 5.5 of the AV1 specification.
 
     Args:
-        data: open bitstream units (OBU), as an item of an AVIF file holds them.
+        data: open bitstream units (OBU) of an item in an AVIF file.
 
     Raises:
-        ImageSizeError: too many units.
+        ImageSizeError: there are too many units.
 
     """
     place, count, area, frames = 0, 0, 0, 0
@@ -78,7 +78,7 @@ def _skip_operating_points(bits: _Bits) -> None:
 
 
 class _Bits:
-    """Bits of a header, from the first; zeros behind its end."""
+    """Read the bits of a header in order; beyond its end all bits are 0."""
 
     def __init__(self, data: bytes) -> None:
         self._value = int.from_bytes(data, "big")

@@ -1,4 +1,4 @@
-"""The items of an AVIF or HEIC file: what each is coded as, how large it says it is, where its bytes lie."""
+"""The items of an AVIF or HEIC file: the coding, the declared size, and the position of the data of each."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from mimruntime.decoding.container import check_pieces, length_of
 from mimruntime.errors import ImageError, ImageSizeError
 
 _MOST_META = 16_000_000
-"""Bytes of the box that lists the items; a telephone's photograph of 48 tiles needs ten thousand."""
+"""Largest size in bytes of the box that lists the items; a phone's photograph of 48 tiles needs ten thousand."""
 
 
 @dataclass(slots=True)
 class Item:
-    """One item: a coded picture, a picture put together of others, or metadata.
+    """One item: a coded picture, a picture composed of others, or metadata.
 
     Attributes:
         kind: four letters, such as `av01`, `hvc1`, `grid`.
-        area: px of its `ispe` property; 0 where it has none.
-        parts: items that it is derived from, one entry for each time it takes one.
-        extents: offset and length, bytes, of each piece of its data.
+        area: area in px by its `ispe` property; 0 without one.
+        parts: items from which it is derived, one entry per use.
+        extents: offset and length in bytes of each piece of its data.
 
     """
 
@@ -33,11 +33,11 @@ class Item:
 
 
 def read_items(stream: IO[bytes]) -> dict[int, Item]:
-    """Return the items of a whole file, read from its start, by their numbers.
+    """Return the items of a whole file, read from its start, by item number.
 
     Raises:
-        ImageError: no list of items.
-        ImageSizeError: more items, references or bytes of them than any camera writes, or data that overlaps.
+        ImageError: the file has no list of items.
+        ImageSizeError: there are more items, references or bytes than any camera writes, or the data overlap.
 
     """
     items: dict[int, Item] = {}
@@ -55,7 +55,7 @@ def read_items(stream: IO[bytes]) -> dict[int, Item]:
 
 
 def _find_meta(stream: IO[bytes]) -> tuple[int, bytes]:
-    """Return where the content of the `meta` box begins, and the content."""
+    """Return the offset and the content of the `meta` box."""
     total, place = length_of(stream), 0
     for count in range(total):
         check_pieces(count, "boxes")
@@ -79,7 +79,7 @@ def _find_meta(stream: IO[bytes]) -> tuple[int, bytes]:
 
 
 def _boxes(data: bytes, place: int, end: int) -> Iterator[tuple[bytes, tuple[int, int]]]:
-    """Yield the name of each box, and where its content begins and ends."""
+    """Yield the name of each box, and the start and end of its content."""
     count = 0
     while place + 8 <= end:
         count += 1
@@ -144,7 +144,7 @@ def _associate(data: bytes, start: int, areas: list[int], items: dict[int, Item]
 
 
 def _read_extents(data: bytes, place: int, items: dict[int, Item], inside: int) -> None:
-    """Read where the data lie; `inside` is where those begin that lie in the list itself."""
+    """Read the positions of the data; `inside` is the start of data that are stored in the list itself."""
     version = data[place]
     offset, length = divmod(data[place + 4], 16)
     base, index = divmod(data[place + 5], 16)

@@ -1,4 +1,4 @@
-"""Memory that decoders share: one who asks for more than is left waits until others are done."""
+"""A memory budget for decoders: a request that exceeds the free part waits."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from collections.abc import Iterator
 from mimruntime.errors import ImageSizeError, OptionError
 
 DEFAULT_MB = 1024
-"""Enough for one photograph of 89 megapixels in a progressive JPEG, or of 50 in WebP; for twenty of 12 at once."""
+"""Enough for a progressive JPEG of 89 megapixels or a WebP of 50; or for twenty photographs of 12 megapixels at once."""
 
 
 class MemoryBudget:
-    """So many megabytes (10^6 bytes) for all images that are being decoded; first come, first served.
+    """A budget of `megabytes` (10^6 bytes) for all images that are being decoded; first come, first served.
 
     Args:
         megabytes: at least 1.
@@ -30,10 +30,10 @@ class MemoryBudget:
 
     @contextlib.contextmanager
     def reserve(self, amount: int) -> Iterator[None]:
-        """Hold `amount` bytes; wait for them behind whoever came before.
+        """Reserve `amount` bytes while the block runs; wait in order of arrival.
 
         Raises:
-            ImageSizeError: more than there will ever be.
+            ImageSizeError: the amount exceeds the whole budget.
 
         """
         if amount > self._total:

@@ -1,4 +1,4 @@
-"""What the container of an encoded image tells about the work inside it."""
+"""The facts about decoding work that the container of an encoded image shows."""
 
 from __future__ import annotations
 
@@ -8,26 +8,26 @@ from typing import IO
 from mimruntime.errors import ImageSizeError
 
 MAX_PIECES = 20_000
-"""Segments, chunks or blocks beside the picture; Pillow handles each in Python. 16 MB of metadata in a JPEG are 256."""
+"""Largest number of segments, chunks or blocks of metadata; Pillow handles each in Python. 16 MB in a JPEG are 256."""
 
 
 LOSSLESS_BYTES = 4
-"""Coded bytes a px that are not held against AVIF, HEIC and JPEG 2000: noise without loss has as many."""
+"""Coded bytes per px that are normal in AVIF, HEIC and JPEG 2000: lossless noise has as many."""
 
 
 @dataclass(slots=True, kw_only=True)
 class Container:
-    """What was read; every figure is estimated from above.
+    """The facts that were read; every estimate is an upper bound.
 
     Attributes:
-        seconds: of one CPU, for the container and for all that does not follow from the mode of the picture.
+        seconds: CPU seconds for the container and for all work that does not depend on the picture's mode.
         length: bytes of the file.
-        buffer: bytes that are held beside the pixels while they are decoded.
-        size: width and height, px, as the decoder will read them; None where Pillow alone reads them.
-        area: px that the container states, where the decoder may still turn or cut them.
-        turns: whether there may be an EXIF orientation that only shows once the picture is decoded.
-        components: of a JPEG that any decoder of JPEG reads, 1 or 3; None of every other file.
-        metadata: bodies of a JPEG's segments APP1.
+        buffer: bytes in memory beside the pixels during decoding.
+        size: width and height in px, as the decoder will read them; None if only Pillow reads them.
+        area: px by the container, if the decoder may still rotate or crop the picture.
+        turns: whether there may be an EXIF orientation that is known only after decoding.
+        components: 1 or 3 for a JPEG that every JPEG decoder can read; None for other files.
+        metadata: contents of a JPEG's APP1 segments.
 
     """
 
@@ -48,7 +48,7 @@ def check_pieces(count: int, kind: str) -> None:
 
 
 def length_of(stream: IO[bytes]) -> int:
-    """Return the bytes of a whole stream; it stands where it stood."""
+    """Return the length of a whole stream in bytes; its position does not change."""
     place = stream.tell()
     length = stream.seek(0, 2)
     stream.seek(place)

@@ -1,4 +1,4 @@
-"""A loaded image of Pillow, in whatever mode and however turned, becomes upright RGB."""
+"""Convert a loaded Pillow image of any mode and orientation to upright RGB."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ UPRIGHT = {
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Return a loaded image in mode RGB, whatever mode it came in."""
+    """Convert a loaded image of any mode to mode RGB."""
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
     if image.mode == "F":
@@ -56,25 +56,25 @@ def _on_white(image: Image.Image) -> Image.Image:
 
 
 def _strips(image: Image.Image) -> Iterator[slice]:
-    """Yield rows, some megapixels at a time: what is made of them on the way takes many times the memory of the image."""
+    """Yield slices of rows of some megapixels each: intermediate results need many times the memory of the image."""
     step = max(1, STRIP // image.width)
     for start in range(0, image.height, step):
         yield slice(start, min(start + step, image.height))
 
 
 def orientation_of(image: Image.Image) -> int:
-    """Return the EXIF orientation, 1 to 8; a damaged EXIF block says nothing about the pixels, so it counts as 1."""
+    """Return the EXIF orientation, 1 to 8; 1 for a damaged EXIF block, since the pixels may be intact."""
     try:
         return int(image.getexif().get(_ORIENTATION_TAG, 1))
-    except Exception:  # as many types as for the image itself
+    except Exception:  # Pillow raises many types of error for damaged files
         return 1
 
 
 def turned_upright(image: Image.Image, orientation: int) -> Image.Image:
-    """Return an image upright that was taken with this EXIF orientation; the same one where it is."""
+    """Return the image turned upright by its EXIF orientation; the same image if it is upright."""
     turn = UPRIGHT.get(orientation)
     if turn is None:
         return image
     turned = image.transpose(turn)
-    turned.info.clear()  # or whoever decodes the result would turn it once more
+    turned.info.clear()  # else the next decoder would turn the result again
     return turned

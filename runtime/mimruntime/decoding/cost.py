@@ -1,4 +1,4 @@
-"""CPU time and memory of decoding one image, from its header; both are estimated from above."""
+"""Upper bounds of the CPU time and memory of decoding one image, from its header."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from mimruntime.errors import ImageSizeError
 
 ALPHA_MODES = {"RGBA", "LA", "PA", "RGBa", "La"}
 RGB_BYTES = 4
-"""Of a pixel in Pillow's memory, in any mode of more than one channel."""
+"""Bytes of a pixel in Pillow's memory, in any mode with more than one channel."""
 STRIP = 1 << 21
 """Pixels that are converted at a time."""
 
@@ -19,11 +19,11 @@ _STORED_BYTES = {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16L": 2, "I;16B": 2, "I;1
 _STRIP_BYTES, _STRIP_BYTES_OF_INTEGERS = 24, 8
 _SLACK = 2_000_000
 _BESIDE = {"WEBP": 16, "AVIF": 8, "HEIF": 6, "JPEG2000": 0}
-"""Bytes a pixel that a decoder holds beside the picture, and what its container says of it."""
+"""Bytes per pixel that a decoder holds beside the picture, without those that the container shows."""
 _BESIDE_KEPT = {"WEBP": 8, "AVIF": 0, "HEIF": 0, "JPEG2000": 0}
-"""Those of them that it holds until the picture is let go."""
+"""The part of these bytes that it holds until the picture is released."""
 _UNTIL_LET_GO = {"AVIF", "HEIF"}
-"""Formats whose decoder, with all that the container says of it, stays until then."""
+"""Formats whose decoder, with the buffers that the container shows, stays in memory until then."""
 
 _BASE_SECONDS = 0.5
 _SECONDS_PER_PIXEL = 8e-8
@@ -33,12 +33,12 @@ _RLE_PIXEL, _RLE_BYTE = 1.6e-7, 2.5e-7
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """What decoding takes.
+    """The cost of decoding.
 
     Attributes:
-        seconds: of one CPU.
+        seconds: CPU seconds.
         memory: bytes at the peak.
-        kept: bytes that are held once it is decoded.
+        kept: bytes that stay in memory after decoding.
 
     """
 
@@ -48,12 +48,12 @@ class Cost:
 
 
 def check_seconds(seconds: float, pixels: int) -> None:
-    """Refuse an image that costs more than its pixels explain: half a second, and a second for each 12.5 megapixels.
+    """Refuse an image whose cost is too high for its pixels: over half a second plus a second per 12.5 megapixels.
 
-    A progressive JPEG of ten scans without subsampling, or a PNG of four channels of 16 bits, is within it at any size.
+    A progressive JPEG of ten scans without subsampling, or a PNG of four 16-bit channels, passes at any size.
 
     Raises:
-        ImageSizeError: it is not within it.
+        ImageSizeError: the cost is over this limit.
 
     """
     if seconds > (most := _most_seconds(pixels)):
@@ -64,9 +64,9 @@ def check_seconds(seconds: float, pixels: int) -> None:
 
 
 def is_plain_jpeg(container: Container, pixels: int) -> bool:
-    """Tell whether a JPEG may be read whole and decoded, and decoded again where the first decoder gives up.
+    """Return whether a JPEG may be read whole and decoded, and decoded again if the first decoder fails.
 
-    Both together cost no more than one image may, and the file is not much larger than its picture.
+    Both attempts together must be within the limit of one image, and the file must not be much larger than its picture.
     """
     fits = container.length <= RGB_BYTES * pixels + _SLACK and 2 * container.seconds <= _most_seconds(pixels)
     return container.components is not None and fits
@@ -77,26 +77,26 @@ def _most_seconds(pixels: int) -> float:
 
 
 def cost_of_jpeg(container: Container, pixels: int, *, turned: bool) -> Cost:
-    """Return what decoding a JPEG of one or three components takes that is read whole first, whichever decoder it takes.
+    """Return the cost, with either decoder, of a JPEG of one or three components that is first read whole.
 
     Args:
-        container: what was read.
-        pixels: of the picture.
+        container: facts about the file.
+        pixels: number of pixels of the picture.
         turned: whether it has to be turned upright.
 
     """
     picture = RGB_BYTES * pixels
     kept = picture + container.length + _SLACK
-    made = 0 if container.components == 3 else pixels  # Pillow makes RGB of grey
+    made = 0 if container.components == 3 else pixels  # Pillow converts grey to RGB
     return Cost(container.seconds, kept + max(container.buffer, made, picture if turned else 0), kept)
 
 
 def cost_of(image: Image.Image, container: Container, *, turned: bool) -> Cost:
-    """Return what decoding an opened image takes, to an upright RGB image.
+    """Return the cost of decoding an opened image to an upright RGB image.
 
     Args:
-        image: its header was read, its pixels were not.
-        container: what was read beside Pillow.
+        image: an image whose header was read, but not its pixels.
+        container: facts about the file, read without Pillow.
         turned: whether it has to be turned upright.
 
     """
@@ -123,12 +123,12 @@ def cost_of(image: Image.Image, container: Container, *, turned: bool) -> Cost:
 
 
 def needs_conversion(image: Image.Image) -> bool:
-    """Tell whether an image is in another mode than opaque RGB."""
+    """Return whether an image has another mode than opaque RGB."""
     return image.mode != "RGB" or "transparency" in image.info
 
 
 def converted_memory(image: Image.Image) -> int:
-    """Return the bytes of an image and of all that is made of it on the way to RGB."""
+    """Return the bytes of an image and of all intermediate results of its conversion to RGB."""
     pixels = image.width * image.height
     stored = pixels * _STORED_BYTES.get(image.mode, RGB_BYTES)
     if not needs_conversion(image):

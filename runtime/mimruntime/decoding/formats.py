@@ -1,4 +1,4 @@
-"""The formats that are read: how each is recognised, what reads its container, and what opens it."""
+"""The supported formats: the signature, the container reader and the Pillow plugin of each."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from mimruntime.decoding.tiff import read_tiff
 from mimruntime.decoding.webp import read_webp
 from mimruntime.errors import ImageError, ImageFormatError, MissingExtraError, OptionError
 
-# Pillow's classes are called directly: `Image.open` imports every plugin it has and warns of large images on stderr.
+# Call Pillow's plugins directly: `Image.open` imports every plugin and warns of large images on stderr.
 _PLUGINS = {
     "JPEG": ("PIL.JpegImagePlugin", "JpegImageFile"),
     "PNG": ("PIL.PngImagePlugin", "PngImageFile"),
@@ -58,14 +58,14 @@ _BRANDS = {
 }
 _ANY_BRANDS = {b"mif1", b"msf1", b"mif2"}
 _HEAD = 64
-"""Bytes of a file that tell its format."""
+"""Bytes at the start of a file that identify its format."""
 
 
 def known_formats(names: Iterable[str]) -> tuple[str, ...]:
-    """Return the names, each of which `FORMATS` has.
+    """Check that all names are in `FORMATS`, and return them.
 
     Raises:
-        OptionError: one is not there.
+        OptionError: a name is unknown.
 
     """
     allowed = tuple(names)
@@ -76,11 +76,11 @@ def known_formats(names: Iterable[str]) -> tuple[str, ...]:
 
 
 def check_readable(names: Iterable[str]) -> None:
-    """Refuse formats that nothing here reads.
+    """Refuse formats that cannot be read here.
 
     Raises:
-        OptionError: `FORMATS` does not have it.
-        MissingExtraError: what reads it is not installed.
+        OptionError: a format is not in `FORMATS`.
+        MissingExtraError: the library for a format is not installed.
 
     """
     for name in known_formats(names):
@@ -88,11 +88,11 @@ def check_readable(names: Iterable[str]) -> None:
 
 
 def recognise(stream: IO[bytes], allowed: tuple[str, ...]) -> str:
-    """Return the format of a file that stands at its start, where it is among `allowed`.
+    """Return the format of a stream at its start, if it is in `allowed`.
 
     Raises:
-        ImageError: it is empty.
-        ImageFormatError: it is of no known format, or not of these.
+        ImageError: the file is empty.
+        ImageFormatError: the format is unknown or not allowed.
 
     """
     head = stream.read(_HEAD)
@@ -104,13 +104,13 @@ def recognise(stream: IO[bytes], allowed: tuple[str, ...]) -> str:
             f"is not an image of a known format ({', '.join(allowed)}); it starts with {head[:12]!r}"
         )
     if name not in allowed:
-        raise ImageFormatError(f"is a {name} image, which is not let in here; expected {', '.join(allowed)}")
+        raise ImageFormatError(f"is a {name} image, which is not allowed here; expected {', '.join(allowed)}")
     stream.seek(0)
     return name
 
 
 def read_container(name: str, stream: IO[bytes]) -> Container:
-    """Read what the container of a file of the format `name` tells; raises as its reader."""
+    """Read the container of a file of the format `name`; raises as its reader does."""
     return _READERS[name](stream) if name in _READERS else Container()
 
 
@@ -118,7 +118,7 @@ def open_plugin(name: str, stream: IO[bytes]) -> ImageFile.ImageFile:
     """Open a file of the format `name`, without decoding it.
 
     Raises:
-        ImageError: what reads the format is not installed.
+        ImageError: the library for the format is not installed.
 
     """
     try:
@@ -138,7 +138,7 @@ def _plugin(name: str) -> Any:
 
 
 def _format_of(head: bytes) -> str | None:
-    """Return the format whose signature opens `head`, the first bytes of a file."""
+    """Return the format whose signature starts `head`, the first bytes of a file."""
     if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
         return "WebP"
     if head[4:8] == b"ftyp":
@@ -147,7 +147,7 @@ def _format_of(head: bytes) -> str | None:
 
 
 def _format_of_brands(head: bytes) -> str | None:
-    """Return the format that the first box of an ISO media file names: its own brand first, then those it goes with."""
+    """Return the format by the first box of an ISO media file: by its major brand, then by its compatible brands."""
     end = min(len(head), struct.unpack(">I", head[:4])[0])
     brands = [head[8:12], *(head[place : place + 4] for place in range(16, end - 3, 4))]
     brands = brands[1:] if brands[0] in _ANY_BRANDS else brands[:1]
@@ -155,6 +155,6 @@ def _format_of_brands(head: bytes) -> str | None:
 
 
 def _still(stream: IO[bytes]) -> IO[bytes]:
-    """Return an AVIF file of which libavif reads the picture, not the film that may stand beside it."""
+    """Return an AVIF file from which libavif reads the still picture, not an image sequence beside it."""
     content = stream.read()
     return io.BytesIO(content[:8] + b"avif" + content[12:])

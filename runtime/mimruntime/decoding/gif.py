@@ -14,7 +14,7 @@ def read_gif(stream: IO[bytes]) -> Container:
     """Read the blocks before the first frame, from the start of the file.
 
     Raises:
-        ImageSizeError: too many blocks.
+        ImageSizeError: there are too many blocks.
 
     """
     header = stream.read(13)

@@ -1,4 +1,4 @@
-"""AVIF and HEIC: one picture may be put together of many, coded larger than it says, or coded many times over."""
+"""AVIF and HEIC: a picture may consist of many, may be coded larger than declared, or may be coded many times."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from mimruntime.errors import ImageError
 _CODED_AVIF, _CODED_HEIC = b"av01", b"hvc1"
 _PUT_TOGETHER = {b"grid", b"iovl", b"iden", b"tmap"}
 _LEAST_HEIC_AREA = 65_536
-"""What libheif lets a picture have that says it is smaller."""
+"""Area in px that libheif accepts for a picture that declares a smaller one."""
 _PARAMETER_SETS = range(32, 35)
 
 _PLANES = 3
-"""Bytes a coded px of the decoder's own pictures: 8 bits without subsampling, 10 with."""
+"""Bytes per coded px of the decoder's own buffers: 8 bits without chroma subsampling, 10 bits with it."""
 _PER_AVIF_PIXEL, _PER_HEIC_PIXEL = 1.5e-8, 5e-8
 _PER_PART = 1e-4
 _PER_AVIF_BYTE, _PER_HEIC_BYTE = 7e-8, 5e-8
@@ -27,8 +27,8 @@ def read_avif(stream: IO[bytes]) -> Container:
     """Read the items of a whole file, and the headers of their streams.
 
     Raises:
-        ImageError: no list of items, or one that goes round in a circle.
-        ImageSizeError: too many items or units.
+        ImageError: there is no list of items, or an item contains itself.
+        ImageSizeError: there are too many items or units.
 
     """
 
@@ -40,11 +40,11 @@ def read_avif(stream: IO[bytes]) -> Container:
 
 
 def read_heic(stream: IO[bytes]) -> Container:
-    """Read the items of a whole file; libheif holds a stream to the size that its item states.
+    """Read the items of a whole file; libheif checks that a stream has the size that its item declares.
 
     Raises:
-        ImageError: as `read_avif`, or a stream that states another size than the list may know of.
-        ImageSizeError: too many items or slices.
+        ImageError: as in `read_avif`, or a stream may have another size than its item declares.
+        ImageSizeError: there are too many items or slices.
 
     """
 
@@ -78,10 +78,10 @@ def _cost(
     coded: Callable[[Item], int],
     known: dict[int, tuple[int, int]],
 ) -> tuple[int, int]:
-    """Return px that are decoded for an item, and items, each counted as often as it is taken."""
+    """Return the px that are decoded for an item and the number of items, both counted once per use."""
     if number not in known:
         item = items.get(number, Item())
-        known[number] = (0, 1)  # of what is a part of itself
+        known[number] = (0, 1)  # for an item that contains itself
         if item.kind == kind:
             known[number] = (coded(item), 1)
         elif item.kind in _PUT_TOGETHER:
@@ -101,7 +101,7 @@ def _data(stream: IO[bytes], item: Item) -> bytes:
 
 
 def _count_pictures(data: bytes) -> int:
-    """Return the pictures in a stream of units (NAL) with their lengths before them, at least one."""
+    """Return the number of pictures, at least one, in a stream of length-prefixed NAL units."""
     place, count, pictures = 0, 0, 0
     while place + 7 <= len(data):
         count += 1

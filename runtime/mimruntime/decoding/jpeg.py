@@ -1,4 +1,4 @@
-"""JPEG: a file of a few kilobytes can ask for thousands of passes over all its coefficients."""
+"""JPEG: count the scans, since a file of a few kilobytes can require thousands of passes over all coefficients."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ _STANDALONE = {0x01, *range(0xD0, 0xD9)}
 _FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
 _PROGRESSIVE = {0xC2, 0xC6, 0xCA, 0xCE}
 _COMMON = {0xC0, 0xC1, 0xC2}
-"""Frames of most files: Huffman codes, baseline, extended or progressive."""
+"""Markers of common frames: Huffman coding, baseline, extended or progressive."""
 _ARITHMETIC = range(0xC9, 0xD0)
 _SCAN, _END, _EXIF, _PHOTOSHOP = 0xDA, 0xD9, 0xE1, 0xED
 _MARKER = re.compile(rb"\xff[^\xff\x00]")
 _BLOCK = 1 << 20
 
-# Seconds, measured on one core of an EPYC of 2023 on the worst that was found, and rounded up.
+# Seconds, measured on one core of an EPYC of 2023 on the worst files found, and rounded up.
 _PER_SEGMENT = 4e-6
 _PER_JUNK_BYTE = 12e-8
 _PER_FILL_BYTE = 4e-7  # 0xFF before a marker, which Pillow reads one by one
 _PER_PHOTOSHOP_BYTE = 5e-8
-_PER_EXIF_BYTE = 1e-10  # joined segment by segment, so each is copied as often as segments follow
+_PER_EXIF_BYTE = 1e-10  # segments are joined one by one, so each is copied once per later segment
 _PER_SAMPLE = 3.5e-9
 _PER_BUFFERED_SAMPLE = 7e-9
 _PER_SCANNED_SAMPLE = 0.7e-9
@@ -36,7 +36,7 @@ _PER_ARITHMETIC_BYTE = 15e-8
 
 @dataclass(frozen=True, slots=True)
 class _Frame:
-    """A frame's header; `samples` of all components, padded to whole blocks of 8 x 8; `common` as every decoder reads."""
+    """A frame's header; `samples` of all components in whole blocks of 8 x 8; `common` if every decoder can read it."""
 
     width: int
     height: int
@@ -48,11 +48,11 @@ class _Frame:
 
 
 def read_jpeg(stream: IO[bytes]) -> Container:
-    """Read the markers of a whole file, from its start, as libjpeg reads them.
+    """Read the markers of a whole file, from its start, as libjpeg does.
 
     Raises:
-        ImageError: no frame and no scan.
-        ImageSizeError: too many segments.
+        ImageError: there is no frame or no scan.
+        ImageSizeError: there are too many segments.
 
     """
     result, frame, exif = Container(), None, 0
@@ -74,7 +74,7 @@ def read_jpeg(stream: IO[bytes]) -> Container:
 
 
 def _segments(stream: IO[bytes]) -> Iterator[tuple[int, bytes, float]]:
-    """Yield marker, what follows its length, and the seconds that the junk before it costs, up to the end of the header."""
+    """Yield each marker up to the first scan, its content, and the seconds to skip the bytes before it."""
     while True:
         marker, junk_s = _next_marker(stream)
         if marker is None or marker == _END:
@@ -84,7 +84,7 @@ def _segments(stream: IO[bytes]) -> Iterator[tuple[int, bytes, float]]:
 
 
 def _next_marker(stream: IO[bytes]) -> tuple[int | None, float]:
-    """Return the next marker and the seconds that what is skipped before it costs; None at the end."""
+    """Return the next marker, None at the end, and the seconds to skip the bytes before it."""
     head = stream.read(2)
     if len(head) == 2 and head[0] == 0xFF and head[1] not in {0x00, 0xFF}:
         return head[1], 0
@@ -103,7 +103,7 @@ def _next_marker(stream: IO[bytes]) -> tuple[int | None, float]:
 
 
 def _read_frame(marker: int, body: bytes) -> _Frame:
-    """Read precision, height, width, and of each component its id, sampling factors and table."""
+    """Read the precision, height, width, and the id, sampling factors and table of each component."""
     components = body[5] if len(body) > 5 else 0
     factors = [(byte >> 4, byte & 15) for byte in body[7 : 6 + 3 * components : 3]]
     if len(body) < 6 + 3 * components or not all(across and down for across, down in factors) or not factors:
@@ -117,11 +117,11 @@ def _read_frame(marker: int, body: bytes) -> _Frame:
 
 
 def _add_scans(result: Container, frame: _Frame, stream: IO[bytes], *, first: int) -> None:
-    """Add what the scans cost; the stream stands in the first, which has `first` components."""
+    """Add the cost of the scans; the stream is within the first scan, which has `first` components."""
     several = frame.progressive or first < frame.components
     coded = length_of(stream) - stream.tell()
     if not several:
-        coded = min(coded, 4 * frame.samples)  # more cannot be in one scan; a film may follow the picture
+        coded = min(coded, 4 * frame.samples)  # the most that a scan can hold; a video may follow the picture
     result.size = (frame.width, frame.height)
     result.components = frame.components if frame.common else None
     huffman = _PER_SCANNED_BYTE if several else _PER_CODED_BYTE
@@ -134,10 +134,10 @@ def _add_scans(result: Container, frame: _Frame, stream: IO[bytes], *, first: in
 
 
 def _count_scans(stream: IO[bytes]) -> int:
-    """Return the scans from within the first to the end of the stream.
+    """Return the number of scans, from within the first scan to the end of the stream.
 
-    In coded data 0xFF is never followed by the marker's byte. What else looks like a scan (a thumbnail, a film after
-    the picture) makes the count too high, never too low.
+    In coded data the marker's byte never follows 0xFF. Other bytes that look like a scan (a thumbnail, a video after the
+    picture) can only make the count too high.
     """
     scans, last = 1, b""
     while block := stream.read(_BLOCK):

@@ -1,4 +1,4 @@
-"""JPEG 2000: tiles, layers, precincts and code blocks are made before a byte of data is asked for."""
+"""JPEG 2000: count tiles, layers, precincts and code blocks, which a decoder creates before it reads any data."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _BYTES_PER_SAMPLE, _BYTES_PER_BLOCK, _BYTES_PER_PRECINCT = 8, 200, 200
 
 @dataclass(frozen=True, slots=True)
 class _Grid:
-    """The picture on its grid: its size, that of a tile, px, and its components."""
+    """The size of the picture and of a tile in px, and the number of components."""
 
     width: int
     height: int
@@ -41,7 +41,7 @@ class _Grid:
 
 @dataclass(frozen=True, slots=True)
 class _Style:
-    """How tiles are divided: `block` and `precinct` are areas, px, of the smallest that occur."""
+    """The division of tiles: `block` and `precinct` are the smallest areas that occur, in px."""
 
     layers: int = 1
     levels: int = 0
@@ -50,11 +50,11 @@ class _Style:
 
 
 def read_jpeg2000(stream: IO[bytes]) -> Container:
-    """Read the markers of a whole file: its size, and the styles of the picture and of its tiles.
+    """Read the markers of a whole file: its size, and the coding styles of the picture and of its tiles.
 
     Raises:
-        ImageError: no codestream, or one without a size.
-        ImageSizeError: too many markers or components.
+        ImageError: there is no codestream, or it has no size.
+        ImageSizeError: there are too many markers or components.
 
     """
     stream.seek(_codestream(stream))
@@ -73,7 +73,7 @@ def _container(grid: _Grid, style: _Style, length: int) -> Container:
     samples = grid.width * grid.height * grid.components
     resolutions = style.levels + 1
     per_tile = min(grid.width, grid.tile_width) * min(grid.height, grid.tile_height)
-    # Every resolution of every tile has a precinct at least; those of all resolutions together are twice the finest's.
+    # Every resolution of every tile has at least one precinct; all resolutions have at most twice those of the finest.
     precincts = grid.components * grid.tiles * (resolutions + 2 * math.ceil(per_tile / style.precinct))
     blocks = grid.components * grid.tiles * (3 * resolutions + 2 * math.ceil(per_tile / style.block))
     excess = max(0, length - LOSSLESS_BYTES * grid.width * grid.height)
@@ -91,7 +91,7 @@ def _container(grid: _Grid, style: _Style, length: int) -> Container:
 
 
 def _codestream(stream: IO[bytes]) -> int:
-    """Return where the codestream begins, in a bare one or in the boxes of a JP2 file."""
+    """Return the offset of the codestream, in a bare codestream or in the boxes of a JP2 file."""
     total, place = length_of(stream), 0
     for count in range(total):
         check_pieces(count, "boxes")
@@ -113,7 +113,7 @@ def _codestream(stream: IO[bytes]) -> int:
 
 
 def _markers(stream: IO[bytes]) -> Iterator[tuple[int, bytes]]:
-    """Yield markers with what follows their lengths, over the data of all parts of tiles."""
+    """Yield the markers with their contents, and skip the data of all tile parts."""
     count, part, part_length = 0, 0, 0
     while len(head := stream.read(2)) == 2:
         count += 1
@@ -124,7 +124,7 @@ def _markers(stream: IO[bytes]) -> Iterator[tuple[int, bytes]]:
         if marker == _END:
             return
         if marker == _DATA:
-            if not part_length:  # to the end of the file
+            if not part_length:  # it extends to the end of the file
                 return
             stream.seek(part + part_length)
             continue
@@ -148,7 +148,7 @@ def _read_grid(body: bytes) -> _Grid:
 
 
 def _read_style(body: bytes, *, of_one: bool) -> _Style:
-    """Read COD, or COC, which has the component in front and no layers."""
+    """Read COD, or COC, which starts with the component and has no layers."""
     own = bool(body[1 if of_one else 0] & 1)
     layers = 1 if of_one else struct.unpack_from(">H", body, 2)[0]
     levels, block_width, block_height = struct.unpack_from(">BBB", body, 2 if of_one else 5)

@@ -1,4 +1,4 @@
-"""PNG: chunks without number, and texts and profiles that inflate a thousandfold."""
+"""PNG: count the chunks, and bound texts and profiles that inflate a thousandfold."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ _CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
 _INFLATED = {b"iCCP", b"zTXt", b"iTXt"}
 _ORIENTED = {b"eXIf", b"tEXt", b"zTXt", b"iTXt"}
 _LEAST_DATA = 64
-"""Bytes of a chunk of pixels, on average, that are not held against a file; libpng writes 8,192."""
+"""Average size in bytes of a chunk of pixels that counts as normal; libpng writes 8,192."""
 
 _PER_CHUNK = 4e-6
-_PER_INFLATED_CHUNK = 3e-3  # Pillow stops at a megabyte
+_PER_INFLATED_CHUNK = 3e-3  # Pillow inflates at most a megabyte
 _PER_RAW_BYTE = 6e-9
 _PER_CODED_BYTE = 5e-9
 
@@ -23,7 +23,7 @@ def read_png(stream: IO[bytes]) -> Container:
     """Read the chunks of a whole file, from its start.
 
     Raises:
-        ImageSizeError: too many chunks.
+        ImageSizeError: there are too many chunks.
 
     """
     stream.seek(8)
@@ -46,7 +46,7 @@ def read_png(stream: IO[bytes]) -> Container:
 
 
 def _add_header(result: Container, header: bytes) -> None:
-    """Take the size, and the cost of all bytes that the rows inflate to."""
+    """Add the size, and the cost of all bytes to which the rows inflate."""
     if len(header) == 13:
         width, height, bits, colours = struct.unpack(">IIBB", header[:10])
         result.size = (width, height)

@@ -1,4 +1,4 @@
-"""An image of Pillow over memory of numpy: nothing is copied, and other libraries read and write it without Python's lock."""
+"""A Pillow image that shares memory with numpy, without a copy; other libraries can use it without Python's lock."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from PIL import Image
 
 
 def image_over(pixels: np.ndarray) -> Image.Image:
-    """Return an image of mode RGB that shows `pixels`, uint8 (H, W, 4), and keeps them; the fourth byte means nothing."""
+    """Return an RGB image that shares the memory of `pixels`, uint8 (H, W, 4), and keeps it; the fourth byte is unused."""
     size = (pixels.shape[1], pixels.shape[0])
-    # Pillow keeps RGB in four bytes. It maps RGBX only, and passes memory on to another image by Arrow's interface.
+    # Pillow stores RGB in four bytes. It can map only RGBX, and shares memory with another image by Arrow's interface.
     return Image.fromarrow(Image.frombuffer("RGBX", size, pixels, "raw", "RGBX", 0, 1), "RGB", size)

@@ -1,4 +1,4 @@
-"""TIFF: strips and tiles without number, each possibly a JPEG of many scans, and tags that point anywhere."""
+"""TIFF: count strips and tiles, each of which may be a JPEG of many scans, and check where tags point."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def read_tiff(stream: IO[bytes]) -> Container:
     """Count the tags, strips and tiles of the first picture before Pillow makes objects of them.
 
     Raises:
-        ImageSizeError: too many.
+        ImageSizeError: there are too many.
 
     """
     head = stream.read(16)
@@ -53,7 +53,7 @@ def read_tiff(stream: IO[bytes]) -> Container:
 
 
 def add_parts(result: Container, image: TiffImageFile, stream: IO[bytes]) -> None:
-    """Add what the strips or tiles of an opened picture cost: their samples, and the passes over those in JPEG."""
+    """Add the cost of the strips or tiles of an opened picture: their samples, and all scans of those in JPEG."""
     tags = image.tag_v2
     width, height = _number(tags, _WIDTH, 1), _number(tags, _HEIGHT, 1)
     across = _number(tags, _TILE_WIDTH, width)
@@ -73,7 +73,7 @@ def add_parts(result: Container, image: TiffImageFile, stream: IO[bytes]) -> Non
 
 
 def _count_scans(stream: IO[bytes], offsets: tuple[int, ...], sizes: tuple[int, ...]) -> int:
-    """Return the scans of all strips or tiles, counted from above."""
+    """Return an upper bound of the number of scans in all strips or tiles."""
     if sum(sizes) > length_of(stream):
         raise ImageSizeError("has strips or tiles of more bytes than the file; they overlap")
     place, found = stream.tell(), 0

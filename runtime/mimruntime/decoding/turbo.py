@@ -1,4 +1,4 @@
-"""A JPEG decoded by simplejpeg where it is installed: Pillow's pixels, by the same libjpeg-turbo, in less time."""
+"""Decode a JPEG by simplejpeg if it is installed: the same pixels as Pillow, by the same libjpeg-turbo, in less time."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _ORIENTATION_IN_XMP = re.compile(rb'tiff:Orientation(?:="|>)([0-9])')
 
 @functools.cache
 def library() -> Any:
-    """Return simplejpeg, or None where it is not installed."""
+    """Return simplejpeg, or None if it is not installed."""
     try:
         return importlib.import_module("simplejpeg")
     except ImportError:
@@ -26,12 +26,12 @@ def library() -> Any:
 
 
 def decode_jpeg(data: bytes, size: tuple[int, int], part: int = 1) -> Image.Image | None:
-    """Return the picture in mode RGB; None for whatever Pillow has to look at, damage of any kind included.
+    """Return the picture in mode RGB; None for files that Pillow must decode, which includes all damaged files.
 
     Args:
         data: a whole file of one or three components.
-        size: width and height, px, as its header was read; no more is ever written.
-        part: by what both edges are divided: 1, 2, 4 or 8.
+        size: width and height in px by its header; no more pixels are written.
+        part: the divisor of both edges: 1, 2, 4 or 8.
 
     """
     width, height = (-(-edge // part) for edge in size)
@@ -39,17 +39,17 @@ def decode_jpeg(data: bytes, size: tuple[int, int], part: int = 1) -> Image.Imag
     scaled = {} if part == 1 else {"min_width": width, "min_height": height}
     try:
         decoded = library().decode_jpeg(data, "RGBX", fastdct=False, fastupsample=False, buffer=pixels, **scaled)
-    except (ValueError, RuntimeError):  # it is strict: what libjpeg only warns of is an error, too
+    except (ValueError, RuntimeError):  # simplejpeg is strict: it also raises for libjpeg's warnings
         return None
     return image_over(pixels) if decoded.shape == pixels.shape else None
 
 
 def orientation_in(segments: list[bytes]) -> int:
-    """Return the EXIF orientation, 1 to 8, that Pillow finds in a file with these segments APP1."""
+    """Return the EXIF orientation, 1 to 8, that Pillow finds in a file with these APP1 segments."""
     try:
         found = _in_exif([body for body in segments if body.startswith(_EXIF)])
         return int(_in_xmp(segments) if found is None else found)
-    except Exception:  # damage says nothing about the pixels; it comes in a dozen types
+    except Exception:  # the pixels may be intact; damaged metadata raises many types of error
         return 1
 
 

@@ -1,4 +1,4 @@
-"""WebP: the decoder of animations keeps two canvases, and the whole file, beside the picture."""
+"""WebP: the animation decoder keeps two canvases and the whole file in memory beside the picture."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def read_webp(stream: IO[bytes]) -> Container:
     """Read the chunks of a whole file, from its start.
 
     Raises:
-        ImageSizeError: too many chunks.
+        ImageSizeError: there are too many chunks.
 
     """
     total, count = length_of(stream), 0
