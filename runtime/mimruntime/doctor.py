@@ -1,4 +1,4 @@
-"""What this machine runs: engines with their providers and precisions, extras that are missing, and what `auto` takes."""
+"""Report what this machine can run: engines with providers and precisions, missing extras, and the choice of `auto`."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ PURPOSES = {
     "eval": "evaluation",
     "ray": "collections on a cluster",
 }
-"""What an extra is for; those for developers are left out."""
+"""The purpose of each extra, without those for developers."""
 _INSTEAD = {"cpu": "gpu", "gpu": "cpu"}
 _EXTRA = re.compile(r"^([\w.-]+).*;.*extra == ['\"]([\w-]+)['\"]")
 _NO_GPU = "runs nothing here: there is no NVIDIA GPU, or its driver does not answer"
@@ -43,13 +43,13 @@ _PRECISIONS = ("fp32", "fp16", "bf16", "int8")
 
 @dataclass(frozen=True, slots=True)
 class EngineReport:
-    """One engine here.
+    """The report on one engine.
 
     Attributes:
         name: as in `mimruntime.engines.ENGINES`.
-        version: of the library; None where it is not there or does not load.
-        runs: precisions of graphs that it runs, by provider; empty where it runs nothing here.
-        problem: why it does not run, or not on another provider, and what to do; None where nothing is amiss.
+        version: version of the library; None if it is missing or does not load.
+        runs: precisions of graphs that it runs, by provider; empty if it runs nothing here.
+        problem: why it does not run, or not on another provider, and what to do; None without a problem.
 
     """
 
@@ -61,14 +61,14 @@ class EngineReport:
 
 @dataclass(frozen=True, slots=True)
 class AutoReport:
-    """What `auto` takes for an artifact.
+    """The choice of `auto` for an artifact.
 
     Attributes:
-        engine: name, None where none opens.
-        reason: why this one.
-        ran: provider and precision, as it was opened; None where it does not open.
-        problem: why it does not open, None where it does.
-        compiled: every compiled engine of the artifact, with what becomes of it here.
+        engine: its name; None if no engine opens.
+        reason: the reason for the choice.
+        ran: provider and precision of the opened engine; None if it does not open.
+        problem: why it does not open; None if it does.
+        compiled: every compiled engine of the artifact, and whether it is used here.
 
     """
 
@@ -81,14 +81,14 @@ class AutoReport:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What `mimexport doctor` says.
+    """The report of `mimexport doctor`.
 
     Attributes:
         cpu, cpus, gpu: the hardware.
-        bf16: whether the CPU multiplies bf16.
-        engines: all of them.
-        missing: extras that are not installed, with what each is for.
-        auto: for an artifact; None without one.
+        bf16: whether the CPU has bf16 instructions.
+        engines: reports on all engines.
+        missing: extras that are not installed, with the purpose of each.
+        auto: the choice for an artifact; None without one.
 
     """
 
@@ -102,12 +102,12 @@ class Report:
 
     @property
     def can_run(self) -> bool:
-        """Whether something runs here: the artifact, or without one any engine."""
+        """Whether the artifact runs here, or without an artifact, any engine."""
         return self.auto.problem is None if self.auto else any(engine.runs for engine in self.engines)
 
 
 def examine(artifact: Artifact | None = None) -> Report:
-    """Look at this machine; with an artifact, also open it as `auto` would, its vectors checked."""
+    """Examine this machine; with an artifact, also open it with `auto` and check its vectors."""
     gpu = gpu_name()
     return Report(
         cpu=describe_cpu(),
@@ -121,7 +121,7 @@ def examine(artifact: Artifact | None = None) -> Report:
 
 
 def missing_extras() -> dict[str, str]:
-    """Return the extras one of whose packages is not installed, with what each is for."""
+    """Return the extras with a package that is not installed, with the purpose of each."""
     needed: dict[str, list[str]] = {}
     for line in metadata.requires("mimexport") or ():
         if (found := _EXTRA.match(line)) and found[2] in PURPOSES:
@@ -140,7 +140,7 @@ def _examine_engine(module: EngineModule, gpu: str) -> EngineReport:
     except MissingExtraError:
         extra = "cpu" if module.NAME == "onnxruntime" else module.NAME
         return EngineReport(module.NAME, None, {}, f"not installed; run: pip install 'mimexport[{extra}]'")
-    except EngineError as error:  # it is, and does not load
+    except EngineError as error:  # it is installed, but does not load
         return EngineReport(module.NAME, None, {}, str(error))
     if module.NEEDS_GPU:
         if gpu == NO_GPU:

@@ -1,4 +1,4 @@
-"""The selection drawn over its image: colour by the weight of a patch, grey where a patch is not read at all."""
+"""Draw the selection over its image: each patch is coloured by its weight, and grey if its weight is 0."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from mimruntime.preprocess import crop_box
 from mimruntime.resampling import Box
 
 _STOPS = np.array([[38, 12, 82, 168], [176, 48, 92, 138], [255, 199, 102, 46]], np.float64)
-"""Red, green, blue and opacity at weight 0, half and all of the largest: dark, and clear where the model looks most."""
+"""Red, green, blue and opacity at weight 0, at half the largest and at the largest: dark for low, clear for high weights."""
 _UNREAD = (84, 84, 90, 204)
-"""Of a patch of weight 0."""
+"""Colour of a patch of weight 0."""
 _OUTSIDE = (84, 84, 90, 230)
-"""Of what the crop leaves out."""
+"""Colour of the area outside the crop."""
 
 
 def overlay(weights: np.ndarray) -> np.ndarray:
-    """Return the colours of a selection, RGBA uint8 (gh, gw, 4), for weights float32 (gh, gw); the largest counts as full."""
+    """Return colours RGBA uint8 (gh, gw, 4) for weights float32 (gh, gw), relative to the largest weight."""
     share = weights / max(float(weights.max()), np.finfo(np.float32).tiny)
     colours = np.stack([np.interp(share, (0, 0.5, 1), _STOPS[:, channel]) for channel in range(4)], axis=-1)
     colours[weights <= 0] = _UNREAD
@@ -26,13 +26,13 @@ def overlay(weights: np.ndarray) -> np.ndarray:
 
 
 def draw(image: Image.Image, weights: np.ndarray, spec: Preprocess, *, longest: int = 1024) -> Image.Image:
-    """Return an upright RGB image with its selection over it, at most `longest` px wide or high.
+    """Return an upright RGB image with its selection drawn over it, at most `longest` px wide or high.
 
     Args:
-        image: whole, as `mimruntime.decode.decode` gives it.
-        weights: of its patches, float32 (gh, gw).
-        spec: how the image became the graph's input, which says where the patches lie.
-        longest: px.
+        image: the whole image from `mimruntime.decode.decode`.
+        weights: weights of its patches, float32 (gh, gw).
+        spec: the preprocessing, which determines the positions of the patches.
+        longest: largest edge in px.
 
     """
     box = crop_box(*image.size, spec)

@@ -1,4 +1,4 @@
-"""The selection of images, written as pictures, contact sheets and numbers."""
+"""Write the patch selection of images as pictures, contact sheets and numbers."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ from mimruntime.resampling import Box
 from mimruntime.writing import write_file
 
 _AT_ONCE = 8
-"""Images that are held decoded."""
+"""Decoded images in memory at a time."""
 _COLUMNS, _ROWS, _CELL, _GAP, _CAPTION = 6, 8, 220, 10, 16
-"""Of a contact sheet: cells, and px."""
+"""Size of a contact sheet in cells and px."""
 _QUALITY = 88
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Selection:
-    """What one image's vector is made of.
+    """The weights of the patches in one image's vector.
 
     Attributes:
-        path: of the image.
-        weights: float32 (gh, gw), the share of every patch; see `Embedder.select`.
-        box: what of the upright image the patches cover: left, top, right, bottom, px.
-        size: of the upright image, px.
+        path: path of the image.
+        weights: float32 (gh, gw), the weight of every patch; see `Embedder.select`.
+        box: the area of the upright image that the patches cover: left, top, right, bottom, in px.
+        size: size of the upright image in px.
         picture: the selection drawn over the image.
 
     """
@@ -48,7 +48,7 @@ class Selection:
 
 
 def select(embedder: Embedder, paths: Iterable[Path]) -> Iterator[Selection | ImageError]:
-    """Yield the selection of every image, in order, or why it cannot be read.
+    """Yield the selection of every image, in order, or the error if it cannot be read.
 
     Raises:
         OptionError: the graph has no output "selection".
@@ -65,12 +65,12 @@ def select(embedder: Embedder, paths: Iterable[Path]) -> Iterator[Selection | Im
 
 
 def write(selections: Iterable[Selection], out: Path, total: int) -> Iterator[Path]:
-    """Write a picture for each selection, contact sheets and `selection.npz`, and yield every file once it is written.
+    """Write a picture per selection, contact sheets and `selection.npz`; yield every file when it is written.
 
     Args:
-        selections: in order.
-        out: folder; made where it is missing.
-        total: of them, at most; pictures are numbered with as many digits.
+        selections: the selections, in order.
+        out: the folder; created if missing.
+        total: largest number of selections; it sets the number of digits in file names.
 
     Raises:
         OutputError: the folder cannot be written.
@@ -99,7 +99,7 @@ def write(selections: Iterable[Selection], out: Path, total: int) -> Iterator[Pa
 
 
 def contact_sheet(pictures: Sequence[tuple[str, Image.Image]]) -> Image.Image:
-    """Return one picture of many, each with its name."""
+    """Return one picture that shows all pictures with their names."""
     columns = min(_COLUMNS, len(pictures))
     rows = -(-len(pictures) // columns)
     step_x, step_y = _CELL + _GAP, _CELL + _CAPTION + _GAP

@@ -1,1 +1,1 @@
-"""A page in the browser on images and their neighbours; needs the extra `browse`."""
+"""A web page of images and their nearest neighbours; needs the extra `browse`."""

@@ -1,4 +1,4 @@
-"""The page and what it reads, as one ASGI application: images by number, queries by the digest of their content."""
+"""The page and its API as one ASGI application: images by number, queries by the digest of their content."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ from mimruntime.serve.settings import Settings
 
 _TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
 _THREADS = 8
-"""That decode and search."""
+"""Number of threads that decode and search."""
 _FOR_EVER = {"Cache-Control": "private, max-age=31536000, immutable"}
-"""Of pictures, whose address names the version of the gallery."""
+"""Cache header of pictures, whose address contains the version of the gallery."""
 
 Number = Annotated[int, Path(ge=0, description="Of an image.")]
 Digest = Annotated[str, Path(pattern="^[0-9a-f]{16}$", description="Of a query's content.")]
@@ -42,10 +42,10 @@ def create_app(session: Session, settings: Settings, *, hosts: tuple[str, ...], 
     """Return the application.
 
     Args:
-        session: opened.
-        settings: limits of the service, those of its requests apply here too.
+        session: an open session.
+        settings: the service's settings; its request limits apply here too.
         hosts: see `GuardMiddleware`.
-        key: likewise.
+        key: see `GuardMiddleware`.
 
     """
     lifecycle = Lifecycle(settings.grace_s)
@@ -77,7 +77,7 @@ def create_app(session: Session, settings: Settings, *, hosts: tuple[str, ...], 
 
 
 def _add_page(app: FastAPI) -> None:
-    """Serve the files of the page, each read once; no path of a request reaches the disk."""
+    """Serve the files of the page, each read once; a request's path is never used on disk."""
     page = {
         file.name: (file.read_bytes(), _TYPES["." + file.name.rpartition(".")[2]])
         for file in files("mimruntime.browse").joinpath("page").iterdir()

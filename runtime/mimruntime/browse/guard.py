@@ -1,4 +1,4 @@
-"""What a request meets first: the host it names, the key, where it comes from; and what every answer forbids the browser."""
+"""Check the host, the key and the origin of each request, and add the browser's security headers to each answer."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ _HEADERS = {
 
 
 class GuardMiddleware:
-    """ASGI middleware: lets in who was meant.
+    """ASGI middleware: refuse requests from other sites or without the key.
 
     Args:
-        app: what is guarded.
-        hosts: names that `Host` may have, without the port; a page of a stranger, whose name was bound to this address, sends
-            its own. Empty: any, for then there is a key.
-        key: asked of everybody, in the cookie that `/?key=KEY` sets; None: no key.
+        app: the application.
+        hosts: allowed names in `Host`, without the port. A foreign page whose name was bound to this address (DNS
+            rebinding) sends its own name. Empty allows all, since then there is a key.
+        key: the required key, in the cookie that `/?key=KEY` sets; None requires no key.
 
     """
 
@@ -91,7 +91,7 @@ def _without_port(host: str) -> str:
 
 
 def _is_own(headers: Headers, host: str) -> bool:
-    """Tell whether a request comes from the page itself, or from no page at all."""
+    """Return whether a request comes from this page or from no page."""
     if "Sec-Fetch-Site" in headers:
         return headers["Sec-Fetch-Site"] in {"same-origin", "none"}
     origin = headers.get("Origin")

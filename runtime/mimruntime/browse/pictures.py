@@ -1,4 +1,4 @@
-"""Images as the page shows them: JPEG made from the pixels alone, small ones made once and kept."""
+"""Images for the page as JPEG without metadata; thumbnails are made once and cached."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ _QUALITY = 86
 
 
 class Pictures:
-    """Thumbnails of a gallery, kept in one file, and larger pictures; used from any number of threads.
+    """Thumbnails of a gallery, cached in one file, and larger pictures; thread-safe.
 
     Args:
         gallery: the images.
-        file: SQLite's; made where it is missing.
+        file: the SQLite file; created if missing.
 
     Raises:
-        OutputError: the file cannot be made, or is another.
+        OutputError: the file cannot be created, or is not such a cache.
 
     """
 
@@ -40,7 +40,7 @@ class Pictures:
             file.parent.mkdir(parents=True, exist_ok=True)
             self._kept = sqlite3.connect(file, timeout=30, check_same_thread=False, isolation_level=None)
             self._kept.execute("PRAGMA journal_mode=WAL")
-            self._kept.execute("PRAGMA synchronous=OFF")  # what is lost is made again
+            self._kept.execute("PRAGMA synchronous=OFF")  # lost thumbnails are made again
             self._kept.execute("CREATE TABLE IF NOT EXISTS thumbnail (key BLOB PRIMARY KEY, jpeg BLOB) WITHOUT ROWID")
         except (OSError, sqlite3.Error) as error:
             raise OutputError(f"cannot keep thumbnails in {file} ({error}); name another folder: --cache") from error
@@ -49,7 +49,7 @@ class Pictures:
         """Return a JPEG of an image, at most `SMALL` px; made at the first call.
 
         Raises:
-            ImageError: it cannot be decoded.
+            ImageError: the image cannot be decoded.
 
         """
         path = self._gallery.paths[number]
@@ -65,11 +65,11 @@ class Pictures:
         return jpeg
 
     def picture(self, number: int) -> bytes:
-        """Return a JPEG of an image, at most `LARGE` px; raises as `thumbnail`."""
+        """Return a JPEG of an image, at most `LARGE` px; raises as `thumbnail` does."""
         return self._render(number, LARGE)
 
     def render(self, source: Source, longest: int) -> bytes:
-        """Return an upright JPEG of pixels and nothing else, at most `longest` px; raises as `thumbnail`."""
+        """Return an upright JPEG without metadata, at most `longest` px; raises as `thumbnail` does."""
         image = self.load(source, least=longest)
         image.thumbnail((longest, longest), Image.Resampling.BICUBIC, reducing_gap=2)
         image.info.clear()  # comments and colour profiles would be written
@@ -78,11 +78,11 @@ class Pictures:
         return stream.getvalue()
 
     def load(self, source: Source, least: int | None = None) -> Image.Image:
-        """Return an image decoded, upright, in RGB, within the memory that all share; raises as `thumbnail`.
+        """Return an upright RGB image, decoded within the shared memory budget; raises as `thumbnail` does.
 
         Args:
-            source: as `mimruntime.decode.decode` takes it.
-            least: a JPEG may come smaller, its shorter edge no shorter than so many px.
+            source: as in `mimruntime.decode.decode`.
+            least: a JPEG may be decoded smaller, with a shorter edge of at least so many px.
 
         """
         with open_image(source) as opened, self._budget.reserve(opened.memory):

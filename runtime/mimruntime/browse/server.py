@@ -1,4 +1,4 @@
-"""The process around the page: address, key, and the browser that is opened."""
+"""Run the page: choose its address and key, and open a browser."""
 
 from __future__ import annotations
 
@@ -29,18 +29,18 @@ _GRACE_S = 2
 
 
 class _Browsed(Server):
-    """A server that opens a browser once it listens."""
+    """A server that opens a browser when it starts to listen."""
 
     key: str | None = None
     opens = True
 
     async def startup(self, sockets: Any = None) -> None:
-        """Start, print where the page is, and open it."""
+        """Start, print the address of the page, and open it."""
         await super().startup(sockets)
         page = url_of(self.config, self.servers[0].sockets[0]) + ("/" if self.key is None else f"/?key={self.key}")
         _LOG.info("the page: %s", page)
         if self.opens and has_screen():
-            # In a thread: what is opened may stay in the foreground until it is closed.
+            # In a thread: the browser may block until it is closed.
             threading.Thread(target=webbrowser.open, args=(page,), daemon=True).start()
 
 
@@ -48,13 +48,13 @@ def browse(settings: BrowseSettings, *, opens: bool = True) -> None:
     """Serve the page until SIGTERM or Ctrl-C.
 
     Args:
-        settings: what is browsed, and where.
-        opens: whether a browser is opened on it.
+        settings: the images, artifacts and address.
+        opens: whether to open a browser.
 
     Raises:
-        MimError: an artifact that cannot be opened, no images, vectors of another space, an address that is taken.
+        MimError: an artifact cannot be opened, there are no images, vectors have another space, or the address is taken.
         KeyboardInterrupt: after Ctrl-C, once it has stopped.
-        SystemExit: after SIGTERM, likewise, with 0.
+        SystemExit: with status 0 after SIGTERM, once it has stopped.
 
     """
     set_up_logs(as_json=False)
@@ -80,7 +80,7 @@ def browse(settings: BrowseSettings, *, opens: bool = True) -> None:
 
 
 def has_screen() -> bool:
-    """Tell whether a browser would have a window; where there is none, one of text might take the terminal."""
+    """Return whether a browser can open a window; without a screen, a text browser might take over the terminal."""
     return sys.platform != "linux" or bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
 
 

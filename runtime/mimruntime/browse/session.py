@@ -1,4 +1,4 @@
-"""What a page is about: a gallery, its vectors by every artifact, queries that were dropped; filled in the background."""
+"""The state of a page: a gallery, its vectors by every artifact, and dropped queries; embedded in the background."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from mimruntime.vectors import Vectors
 
 _LOG = logging.getLogger("mimexport")
 _TURN = 64
-"""Images that one artifact embeds before the next has its turn."""
+"""Images that one artifact embeds before the next artifact continues."""
 _MOST_QUERIES = 16
 _MOST_HEATMAPS = 20_000
 
@@ -40,10 +40,10 @@ class Query:
     """An image that was dropped on the page.
 
     Attributes:
-        key: of its content.
+        key: digest of its content.
         content: the encoded file.
-        picture: as the page shows it, JPEG.
-        vectors: by artifact.
+        picture: JPEG for the page.
+        vectors: its vector by artifact.
 
     """
 
@@ -55,10 +55,10 @@ class Query:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Heatmap:
-    """Where an artifact looked.
+    """The patch weights of an artifact on an image.
 
     Attributes:
-        box: what of the image the patches cover: left, top, right, bottom, as shares of its edges.
+        box: the area that the patches cover: left, top, right, bottom, as fractions of the image's edges.
         colours: RGBA uint8 (gh, gw, 4).
 
     """
@@ -68,19 +68,19 @@ class Heatmap:
 
 
 class Session:
-    """Everything the routes read; opened with `with`, which also ends the background.
+    """The data of all routes; a context manager that starts and ends the background embedding.
 
     Args:
-        names: of the artifacts, as the page calls them.
+        names: names of the artifacts on the page.
         gallery: the images.
-        collections: one for each artifact.
-        pictures: of the images.
+        collections: one per artifact.
+        pictures: the pictures of the images.
 
     Attributes:
-        numbers: of the images, by their names.
-        classes: name, first image and number of images of each.
-        problem: what ended the embedding, "" where nothing did.
-        right: for each artifact, how many images their neighbours classify rightly, and of how many.
+        numbers: image numbers by name.
+        classes: name, first image and number of images of each class.
+        problem: the error that ended the embedding, or "".
+        right: for each artifact, how many images their neighbours classify correctly, and of how many.
 
     """
 
@@ -109,11 +109,11 @@ class Session:
 
     @property
     def is_full(self) -> bool:
-        """Whether every image is embedded, and judged."""
+        """Whether all images are embedded and classified."""
         return not self._filler.is_alive()
 
     def add_query(self, content: bytes) -> Query:
-        """Embed an encoded image with every artifact, and remember it.
+        """Embed an encoded image with every artifact, and store it.
 
         Raises:
             ImageError: it cannot be decoded.
@@ -130,10 +130,10 @@ class Session:
         return query
 
     def query(self, key: str) -> Query:
-        """Return a query that was dropped before.
+        """Return a query that was dropped earlier.
 
         Raises:
-            ImageError: it is not remembered.
+            ImageError: the query is not stored.
 
         """
         with self._lock:
@@ -143,13 +143,13 @@ class Session:
             return self._queries[key]
 
     def neighbours(self, of: int | Query, count: int) -> list[Neighbours | None]:
-        """Return the nearest images by each artifact; None where an image is not embedded, or not yet."""
+        """Return the nearest images by each artifact; None if the image has no vector, or none yet."""
         if isinstance(of, Query):
             return [each.nearest(vector, count) for each, vector in zip(self.collections, of.vectors, strict=True)]
         return [each.neighbours(of, count) if of in each.index else None for each in self.collections]
 
     def heatmap(self, artifact: int, of: int | Query) -> Heatmap | None:
-        """Return where an artifact looked; None where its graph does not say.
+        """Return the heatmap of an artifact; None if its graph has no output for it.
 
         Raises:
             ImageError: the image cannot be decoded.
@@ -177,7 +177,7 @@ class Session:
         return Heatmap(box, heatmaps.overlay(encoder.select([image])[0]))
 
     def _fill(self) -> None:
-        """Embed by turns, so that a comparison soon has both sides; judge when twice as much is there, and at the end."""
+        """Embed with the artifacts in turn, so that they can be compared early; classify each time the number has doubled."""
         try:
             working = {number: each.fill() for number, each in enumerate(self.collections)}
             judged = [0] * len(self.collections)
@@ -196,7 +196,7 @@ class Session:
             _LOG.error("%s", error)
 
     def _turn(self, images: Iterator[int]) -> bool:
-        """Embed some images; return whether that were all."""
+        """Embed some images; return whether all are done."""
         for _ in range(_TURN):
             if self._stop.is_set():
                 return False
@@ -207,12 +207,12 @@ class Session:
 
 @contextlib.contextmanager
 def open_session(settings: BrowseSettings) -> Iterator[Session]:
-    """Yield what `settings` ask for, its engines open as long as the block runs.
+    """Open a session for `settings`; its engines are open while the block runs.
 
     Raises:
-        ImageError: no images.
-        SpaceError: vectors of a space that no artifact embeds into.
-        MimError: an artifact that cannot be opened.
+        ImageError: there are no images.
+        SpaceError: vectors have a space that no artifact embeds into.
+        MimError: an artifact cannot be opened.
 
     """
     gallery = open_gallery(settings.images)
@@ -236,7 +236,7 @@ def open_session(settings: BrowseSettings) -> Iterator[Session]:
 
 
 def short_names(artifacts: Sequence[str]) -> list[str]:
-    """Return what the page calls artifacts: the last part of their places, numbered where they are called the same."""
+    """Return the artifacts' names on the page: the last part of each path, numbered if two are the same."""
     last = [name.rstrip("/").rpartition("/")[2] or name for name in artifacts]
     return [f"{name} {number}" if last.count(name) > 1 else name for number, name in enumerate(last, 1)]
 

@@ -1,4 +1,4 @@
-"""What `mimexport browse` is asked for."""
+"""The settings of `mimexport browse`."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BrowseSettings:
-    """What is browsed, and where.
+    """The images, artifacts and address of a page.
 
     Attributes:
         artifacts: folders, or addresses of services.
         images: folders, files and patterns.
-        vectors: what `mimexport embed` wrote of these images; each is for the artifacts of its embedding space.
+        vectors: outputs of `mimexport embed` for these images; each is used for the artifacts of its embedding space.
         cache: folder of vectors and thumbnails.
-        host: address to listen on; other machines reach it where it is not one of this machine alone.
-        port: 0 takes one that is free.
-        engine: what `Embedder.open` takes.
+        host: address to listen on; other machines can connect unless it is a loopback address.
+        port: 0 takes a free one.
+        engine: as in `Embedder.open`.
 
     """
 

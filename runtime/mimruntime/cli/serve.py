@@ -172,7 +172,7 @@ def _load_settings() -> type[Settings]:
         envvar="MIMEXPORT_FORMAT",
         metavar="NAME",
         callback=_read_formats,
-        help="Formats let in; repeat for more.  [default: JPEG PNG WebP GIF BMP]",
+        help="Allowed formats; repeat for more.  [default: JPEG PNG WebP GIF BMP]",
     ),
     option(
         "--api-key",

@@ -1,1 +1,1 @@
-"""A collection of images becomes a folder of shards, here or on a cluster, and a job that was killed goes on."""
+"""Embed a collection of images into a folder of shards, locally or on a cluster; a killed job can be resumed."""

@@ -1,4 +1,4 @@
-"""What a list or a table may lead to: someone else may have written it, unlike the command line."""
+"""Limit the paths and URLs that a list or table may name, since other people may have written it."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ _HTTP = frozenset({"http", "https"})
 
 
 class RefusedError(OSError):
-    """A name that is not allowed; its text, to stand after the name, says what would allow it."""
+    """A path or URL that is not allowed; its text follows the name and says which option allows it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """The URLs that may be read where a list, a Parquet cell or a redirect names them, and the largest object.
+    """The URLs that lists, Parquet cells and redirects may name, and the largest object.
 
     Attributes:
-        allowed: beginnings of URLs: `s3://bucket/photos`, `https://host`, or `https://` for every public host.
-        max_bytes: of one fetched object or one Parquet cell.
+        allowed: prefixes of URLs: `s3://bucket/photos`, `https://host`, or `https://` for every public host.
+        max_bytes: largest size of a fetched object or a Parquet cell.
 
     """
 
@@ -35,10 +35,10 @@ class Access:
 
     @classmethod
     def of(cls, inputs: Iterable[str], allow: Iterable[str] = (), max_object_mb: int = MAX_OBJECT_MB) -> Access:
-        """Allow what the user allows, and the bucket or host of each URL the user names as an input.
+        """Allow the URLs in `allow`, and the bucket or host of each URL that is an input.
 
         Raises:
-            OptionError: something in `allow` is no URL.
+            OptionError: an entry of `allow` is not a URL.
 
         """
         given = tuple(allow)
@@ -53,7 +53,7 @@ class Access:
         """Refuse a path or URL that was found in `within`, the path or URL of a list or table.
 
         Raises:
-            RefusedError: it is not allowed.
+            RefusedError: the path or URL is not allowed.
 
         """
         if is_url(name):
@@ -66,20 +66,20 @@ class Access:
                 )
 
     def check_url(self, url: str) -> None:
-        """Refuse a URL that no beginning covers; raises as `check`."""
+        """Refuse a URL that no allowed prefix covers; raises as `check` does."""
         if not self._covers(url):
             raise RefusedError(f"is not allowed where a list, table or redirect names it; {_allow(_origin(url))}")
         if _split(url)[0] in _HTTP and not self.names_host(url) and not _may_be_public(url):
             raise RefusedError(f"has an address that is not public; {_allow(_origin(url))}")
 
     def check_size(self, size: int) -> None:
-        """Refuse `size` bytes, read so far, if that is too large; raises as `check`."""
+        """Refuse an object of which `size` bytes were read, if that is too many; raises as `check` does."""
         if size > self.max_bytes:
             most = self.max_bytes // 1_000_000
             raise RefusedError(f"is larger than {most} MB; to read it: --max-object-mb {2 * most}")
 
     def names_host(self, url: str) -> bool:
-        """Tell whether the user named the host of an http URL; such a host may have a private address."""
+        """Return whether the user named the host of an http URL; such a host may have a private address."""
         return any(_split(one)[:2] == _split(url)[:2] for one in self.allowed)
 
     def _covers(self, url: str) -> bool:
@@ -87,11 +87,11 @@ class Access:
 
 
 LOCAL_ONLY = Access()
-"""No URL out of a list or a table."""
+"""Allow no URL from a list or table."""
 
 
 def _begins(url: str, beginning: str) -> bool:
-    """Tell whether `url` is `beginning` or below it, by whole parts; `..` is below nothing."""
+    """Return whether `url` is `beginning` or below it, by whole path parts; a URL with `..` never is."""
     scheme, authority, path = _split(url)
     wanted_scheme, wanted_authority, wanted_path = _split(beginning)
     if scheme != wanted_scheme or (wanted_authority and authority != wanted_authority):
@@ -104,14 +104,14 @@ def _begins(url: str, beginning: str) -> bool:
 
 
 def _split(url: str) -> tuple[str, str, str]:
-    """Return scheme, authority and path, the last without slashes at its ends."""
+    """Return the scheme, authority and path; the path has no slash at its ends."""
     scheme, _, rest = url.partition("://")
     authority, _, path = rest.partition("/")
     return scheme.lower(), authority.lower(), path.strip("/")
 
 
 def _origin(url: str) -> str:
-    """Return the beginning that would allow `url` and its neighbours."""
+    """Return the prefix that would allow `url` and its neighbours."""
     scheme, authority, path = _split(url)
     return f"{scheme}://{authority or '/' + posixpath.dirname(path)}"
 
@@ -121,7 +121,7 @@ def _allow(place: str) -> str:
 
 
 def _may_be_public(url: str) -> bool:
-    """Tell whether the host of an http URL is a name, or a public address."""
+    """Return whether the host of an http URL is a name or a public address."""
     try:
         host = urlsplit(url).hostname or ""
     except ValueError:
@@ -133,7 +133,7 @@ def _may_be_public(url: str) -> bool:
 
 
 def refusal(error: BaseException | None) -> RefusedError | None:
-    """Return the refusal that led to an error of a library, if one did."""
+    """Return the RefusedError that caused a library's error, if there is one."""
     while error is not None and not isinstance(error, RefusedError):
         error = error.__cause__ or error.__context__
     return error

@@ -1,4 +1,4 @@
-"""Images in a zip or tar, local or by URL: counted, then read one by one; nothing is unpacked to the disk."""
+"""Read images of a zip or tar, local or by URL: count them, then read them one by one; nothing is unpacked to disk."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from mimruntime.image_paths import as_text, open_regular
 
 MOST_MEMBERS = 1_000_000
 _MOST_EXPANSION = 100
-"""Images are compressed already: a tar that grows more than this when it is unpacked holds something else."""
+"""Images are already compressed, so a tar that expands more than this contains something else."""
 _LONGEST_NAME = 4096
 _TARS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
 _PACKINGS: dict[bytes, Callable[[IO[bytes]], Any]] = {
@@ -42,19 +42,19 @@ _DAMAGE = (
 )
 
 Member = tuple[str, Callable[[], bytes]]
-"""A name in an archive, and what reads it; to be called before the next one is asked for."""
+"""A name in an archive, and a function that reads it; call it before the next member is requested."""
 
 
 def is_archive(name: str) -> bool:
-    """Tell by its name whether a path or URL is a zip or tar."""
+    """Return whether a path or URL is a zip or tar by its name."""
     return name.lower().endswith((".zip", *_TARS))
 
 
 def count_images(source: str, access: Access, passed: PassedOver) -> int:
-    """Return how many members are images by their names; the others are counted in `passed`.
+    """Return the number of members that are images by their names; count the others in `passed`.
 
     Raises:
-        ImageError: missing, broken, of too many members, or one that grows as no images do.
+        ImageError: the archive is missing or damaged, has too many members, or expands too much for images.
 
     """
     with _opened(source, access) as members:
@@ -68,10 +68,10 @@ def count_images(source: str, access: Access, passed: PassedOver) -> int:
 
 
 def read_images_of(source: str, start: int, stop: int, access: Access) -> Iterator[tuple[str, bytes | ImageError]]:
-    """Yield images `start` to `stop` of an archive, called ARCHIVE/NAME, each with its bytes or why it is not read.
+    """Yield images `start` to `stop` of an archive: the name ARCHIVE/NAME, and the bytes or the error.
 
     Raises:
-        ImageError: as `count_images`.
+        ImageError: as in `count_images`.
 
     """
     with _opened(source, access) as members:
@@ -94,7 +94,7 @@ def _content(read: Callable[[], bytes]) -> bytes | ImageError:
 
 @contextlib.contextmanager
 def _opened(source: str, access: Access) -> Iterator[Iterator[Member]]:
-    """Open an archive; its members that are regular files and not hidden, a zip's by name, a tar's as they lie."""
+    """Open an archive and yield its regular, visible files: of a zip sorted by name, of a tar in stored order."""
     try:
         with _file(source, access) as stream:
             listed = _members_of_zip if source.lower().endswith(".zip") else _members_of_tar
@@ -145,7 +145,7 @@ def _members_of_tar(stream: IO[bytes], access: Access) -> Iterator[Member]:
 
 
 def _take(stream: Any, access: Access) -> bytes:
-    """Read a member, which may say anything of its size."""
+    """Read a member; its declared size is not trusted."""
     with stream:
         content: bytes = stream.read(access.max_bytes + 1)
     access.check_size(len(content))
@@ -153,7 +153,7 @@ def _take(stream: Any, access: Access) -> bytes:
 
 
 class _Bounded(io.RawIOBase):
-    """A stream of which no more is read at once than one object may have, and no place beyond `most` is gone to."""
+    """A stream that limits one read to the size of an object, and positions to `most`."""
 
     def __init__(self, stream: Any, most: int, access: Access) -> None:
         self._stream, self._most, self._access = stream, most, access

@@ -1,4 +1,4 @@
-"""What a job needs of the folder it writes to, wherever that lies."""
+"""The operations of a job's output folder, for local and remote storage."""
 
 from __future__ import annotations
 
@@ -12,50 +12,50 @@ from mimruntime.errors import OutputError
 
 PARTIAL = ".partial"
 STALE_S = 3600
-"""What a writer left unfinished, and has not touched for so long, belongs to nobody; younger, it may be another's."""
+"""Age in seconds after which an unfinished file counts as abandoned; a younger file may belong to another writer."""
 PIECE = 1 << 20
-"""Bytes that are copied at a time."""
+"""Bytes copied at a time."""
 
 
 class Folder(Protocol):
     """The folder a job writes to."""
 
     def names(self) -> list[str]:
-        """Return the names of the files directly in the folder; none where it does not exist."""
+        """Return the names of the files directly in the folder; none if it does not exist."""
 
     def read(self, name: str) -> bytes:
-        """Return a file's content; FileNotFoundError where it is not there."""
+        """Return a file's content; FileNotFoundError if it is missing."""
 
     def open(self, name: str) -> Any:
-        """Open a file for pyarrow, which reads the parts it wants; FileNotFoundError where it is not there."""
+        """Open a file for pyarrow, which reads parts of it; FileNotFoundError if it is missing."""
 
     def write(self, name: str, content: memoryview | bytes) -> None:
-        """Write a file, whole or not at all; OutputError where that cannot be done."""
+        """Write a file, whole or not at all; OutputError if that fails."""
 
     def upload(self, name: str, source: Path) -> None:
-        """Write what the local file `source` holds, likewise, in pieces where the storage takes them."""
+        """Write the content of the local file `source` in the same way, in pieces if the storage allows it."""
 
     def create(self, name: str, content: bytes) -> bool:
-        """Write a file that is not there; of writers of different contents, no two are ever told True."""
+        """Write a new file and return whether this succeeded; of two writers with different contents, at most one gets True."""
 
     def remove(self, name: str) -> None:
-        """Remove a file, which may be gone already."""
+        """Remove a file if it exists."""
 
     def hold(self) -> contextlib.AbstractContextManager[None]:
-        """Keep other processes out, where the storage has locks that end with a process; OutputError if one is in."""
+        """Lock out other processes, if the storage has locks that end with a process; OutputError if it is locked."""
 
     def sweep(self) -> None:
-        """Remove what killed writers left behind."""
+        """Remove files that killed writers left behind."""
 
 
 def partial_name(name: str) -> str:
-    """Return a hidden name, new at each call, for what will be called `name` once it is whole."""
+    """Return a new hidden name for a file that will be renamed to `name` when it is complete."""
     return f".{name}.{uuid.uuid4().hex}{PARTIAL}"
 
 
 @contextlib.contextmanager
 def said(target: object, doing: str = "cannot write") -> Iterator[None]:
-    """Make one line of what a storage raises."""
+    """Turn errors of a storage into one line."""
     try:
         yield
     except (OSError, NotImplementedError) as error:

@@ -1,4 +1,4 @@
-"""What a user names (images, folders, patterns, lists, Parquet files, URLs) becomes entries of a work list."""
+"""Expand inputs (images, folders, patterns, lists, Parquet files, URLs) into entries of a work list."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ _MAGIC = re.compile(r"[*?\[]")
 _IMAGE_COLUMNS = ("image", "bytes", "path")
 _PATH_COLUMN = "path"
 _LONGEST_LINE = 1 << 16
-"""Bytes of a line of a list."""
+"""Largest length of a line of a list, in bytes."""
 _BUFFER_BYTES = 1 << 20
-"""Of a column of a Parquet file; without it pyarrow holds the whole column of a row group."""
+"""Buffer in bytes per Parquet column; without it pyarrow reads the whole column of a row group."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,9 +36,9 @@ class Entry:
     """An image file, or images `start` to `stop` of a Parquet file, zip or tar.
 
     Attributes:
-        source: path or URL, as it was named.
-        start: the first; -1 for an image file.
-        stop: one past the last; -1 for an image file.
+        source: path or URL, as given.
+        start: the first image; -1 for an image file.
+        stop: one past the last image; -1 for an image file.
 
     """
 
@@ -48,22 +48,22 @@ class Entry:
 
     @property
     def is_range(self) -> bool:
-        """Whether it stands for images within a file."""
+        """Whether it is a range of images within a file."""
         return self.start >= 0
 
     @property
     def images(self) -> int:
-        """How many images it stands for."""
+        """Number of images."""
         return self.stop - self.start if self.is_range else 1
 
 
 @dataclass(frozen=True, slots=True)
 class Columns:
-    """Which columns of a Parquet file hold what; None takes the first of image, bytes, path; and path.
+    """The columns of a Parquet file; None takes the first of image, bytes, path for `image`, and path for `path`.
 
     Attributes:
         image: binary (an encoded file), text (a path or URL), or a struct of both, as Hugging Face's datasets have.
-        path: what a row is called in the output; without it, FILE#ROW.
+        path: the name of a row in the output; without this column, FILE#ROW.
 
     """
 
@@ -71,10 +71,10 @@ class Columns:
     path: str | None = None
 
     def of(self, schema: Any, file: str) -> tuple[str, str | None]:
-        """Return the names for one file.
+        """Return the column names for one file.
 
         Raises:
-            OptionError: a column that is not there, or none to choose.
+            OptionError: a column is missing, or no column can be chosen.
 
         """
         names = schema.names
@@ -92,17 +92,17 @@ class Columns:
 
 
 def find_entries(names: Iterable[str], columns: Columns, access: Access = LOCAL_ONLY) -> Iterator[Entry]:
-    """Yield what `names` stand for, in the order given, each folder's in order of name.
+    """Yield the entries of `names` in the given order, those of a folder sorted by name.
 
-    A local path, folder or pattern is read as `mimruntime.image_paths.find_images` says; a URL likewise in its file system,
-    but that a pattern's images come in order of name.
-    `@FILE` is a list, one path or URL a line, taken as it stands: what is missing is found out when it is read; `-` is
-    such a list on standard input. What ends in `.parquet` stands for its rows, a zip or tar for the images in it. Files
-    of a folder or archive that are no images are counted in one line of the log.
+    A local path, folder or pattern is expanded as in `mimruntime.image_paths.find_images`. A URL is expanded in the same
+    way in its file system, with a pattern's images sorted by name.
+    `@FILE` is a list with one path or URL a line; `-` is such a list on standard input. A missing image of a list is
+    reported when it is read. A `.parquet` file stands for its rows, a zip or tar for the images in it. The log counts
+    other files of a folder or archive in one line.
 
     Raises:
-        ImageError: nothing there, or nothing to embed.
-        OptionError: a Parquet file without the columns, or a list that names what `access` does not allow.
+        ImageError: an input is missing, or has no images.
+        OptionError: a Parquet file lacks the columns, or a list has a name that `access` does not allow.
 
     """
     passed = PassedOver()
@@ -114,10 +114,10 @@ def find_entries(names: Iterable[str], columns: Columns, access: Access = LOCAL_
 def open_table(source: str, access: Access) -> Any:
     """Open a Parquet file, by path or URL, as a `pyarrow.parquet.ParquetFile`.
 
-    Columns of bytes and of texts are read as dictionaries: a value that many rows share is held once.
+    Columns of bytes and texts are read as dictionaries: a value that many rows share is in memory once.
 
     Raises:
-        ImageError: missing or broken.
+        ImageError: the file is missing or damaged.
 
     """
     try:
@@ -191,7 +191,7 @@ def _open_list(name: str, access: Access) -> Any:
 
 
 def _expand_url(url: str, access: Access, passed: PassedOver) -> Iterator[str]:
-    """Yield the URLs of an object, of a folder's images, or of what a pattern matches, by name."""
+    """Yield the URLs of an object, of a folder's images, or of a pattern's matches, sorted by name."""
     try:
         filesystem, path = open_source(url, access)
         info = filesystem.get_file_info(path.rstrip("/") or "/")
@@ -210,7 +210,7 @@ def _expand_url(url: str, access: Access, passed: PassedOver) -> Iterator[str]:
 
 
 def _cut_pattern(url: str) -> tuple[str, list[str] | None]:
-    """Return the folder that is listed, and the parts of the pattern below it; None where there is none."""
+    """Return the folder to list, and the parts of the pattern below it; None without a pattern."""
     scheme, _, rest = url.partition("://")
     parts = rest.rstrip("/").split("/")
     first = next((index for index, part in enumerate(parts) if _MAGIC.search(part)), len(parts))
@@ -218,22 +218,22 @@ def _cut_pattern(url: str) -> tuple[str, list[str] | None]:
 
 
 def _files_below(folder: str, access: Access) -> list[list[str]]:
-    """List a folder to the bottom; return the parts of each file's path in it, sorted."""
+    """List a folder recursively; return the parts of each file's relative path, sorted."""
     filesystem, path = open_source(folder, access)
     inside = filesystem.get_file_info(arrow().fs.FileSelector(path, recursive=True))
-    above = path.strip("/")  # some file systems put a slash in front of what they list, and some do not
+    above = path.strip("/")  # some file systems put a slash in front of listed paths, and some do not
     return sorted(info.path.strip("/").removeprefix(above).strip("/").split("/") for info in inside if info.is_file)
 
 
 def _is_named(parts: list[str], pattern: list[str]) -> bool:
-    """Tell whether the pattern names a file, or a folder that holds it as an image."""
+    """Return whether the pattern matches a file, or a folder that contains it as an image."""
     if _matches(parts, pattern):
         return True
     return any(_matches(parts[:end], pattern) and _is_image(parts[end:]) for end in range(len(parts)))
 
 
 def _matches(parts: list[str], pattern: list[str]) -> bool:
-    """Match part by part, so that `*` stays inside a folder and `**` does not; neither takes what is hidden."""
+    """Match part by part, so that `*` stays inside a folder and `**` does not; neither matches hidden names."""
     if not pattern or not parts:
         return not parts and set(pattern) <= {"**"}
     hidden = parts[0].startswith(".") and not pattern[0].startswith(".")

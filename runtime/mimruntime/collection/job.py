@@ -1,4 +1,4 @@
-"""A job: which artifact turns which list of images into which shards, kept in the output folder so it can go on."""
+"""A job: its artifact, its list of images and its shards, recorded in the output folder so that it can resume."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ from mimruntime.errors import ImageError, OutputError
 from mimruntime.storage import Store, codec_for
 
 _BASE = b"base"
-"""Metadata of the list: the folder that relative names start from, in it and in Parquet files."""
+"""Metadata of the list: the folder to which relative names in the list and in Parquet files refer."""
 _BUFFER_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """Everything a worker needs to know, small enough to send.
+    """The description of a job for a worker, small enough to send.
 
     Attributes:
         out: the output folder, absolute path or URL.
-        columns: of Parquet inputs.
-        record: what is written.
-        access: what Parquet cells may name; how large an object may be.
+        columns: columns of Parquet inputs.
+        record: the record of the shards.
+        access: URLs that Parquet cells may name, and the largest object.
 
     """
 
@@ -45,7 +45,7 @@ class Job:
     access: Access = LOCAL_ONLY
 
     def pending(self) -> list[int]:
-        """Return the shards that are not there yet, in order."""
+        """Return the missing shards, in order."""
         present = set(open_folder(self.out).names())
         return [index for index in range(self.record.shards) if self.record.shard_name(index) not in present]
 
@@ -61,17 +61,17 @@ def plan(
     store: Store = "fp32",
     dims: int | None = None,
 ) -> Job:
-    """List the inputs, and begin a job in the folder `out` or take up the one that is there.
+    """List the inputs, and start a job in the folder `out` or resume the job there.
 
-    The list goes to a file as it is found; what is held of it is an entry of its index per shard, and one folder's
-    names, or one listing of an object store, at a time. Relative names go on meaning what they meant where the job
-    was begun.
+    The list is written to a file while the inputs are expanded. Only an index entry per shard and the names of one folder,
+    or one listing of an object store, are in memory at a time. Relative names keep referring to the folder in which the
+    job was started.
 
     Raises:
-        ImageError: an input that is not there, or no images at all.
-        OptionError: a Parquet file without the columns, a list that names what `access` does not allow, or a `store` or
-            `dims` that the artifact does not have.
-        OutputError: the folder holds something else, or another job.
+        ImageError: an input is missing, or there are no images.
+        OptionError: a Parquet file lacks the columns, a list has a name that `access` does not allow, or the artifact does
+            not support `store` or `dims`.
+        OutputError: the folder contains other files or another job.
         SpaceError: the folder holds vectors of another embedding space.
 
     """
@@ -100,32 +100,30 @@ def plan(
 
 
 def _begin(out: str, record: Record, work_list: Path) -> Record:
-    """Make the folder this job's; return the record that stands there, another job's where that was first."""
+    """Claim the folder for this job; return the record in it, which is another job's if that was first."""
     folder = open_folder(out)
     folder.upload(record.list_name, work_list)
     if folder.create(RECORD, record.encode()):
         return record
     found = read_record(out)
     if found is None:
-        raise OutputError(
-            f"{out}: another job begins in it at this moment; run the command again, or choose another --out"
-        )
+        raise OutputError(f"{out}: another job is starting in it; run the command again, or choose another --out")
     if found.digest != record.digest:
         folder.remove(record.list_name)
     return found
 
 
 class WorkList:
-    """The work list of a job, opened; it is read in parts.
+    """The open work list of a job; it is read in parts.
 
     Args:
-        job: begun by `plan`.
+        job: a job from `plan`.
 
     Attributes:
-        base: absolute folder that relative names of images start from.
+        base: absolute folder to which relative names of images refer.
 
     Raises:
-        OutputError: missing, as where the output folder is not shared between machines, or damaged.
+        OutputError: the list is damaged or missing, for example because the output folder is not shared between machines.
 
     """
 
@@ -137,9 +135,9 @@ class WorkList:
             self.base = os.fsdecode(self._file.schema_arrow.metadata[_BASE])
 
     def entries(self, index: int) -> list[Entry]:
-        """Return the entries of one shard; raises as the class."""
+        """Return the entries of one shard; raises as the class does."""
         with self._said():
-            columns = self._file.read_row_group(index).to_pydict()  # row group i is what shard i holds
+            columns = self._file.read_row_group(index).to_pydict()  # row group i has the entries of shard i
         rows = zip(columns["source"], columns["start"], columns["stop"], strict=True)
         return [Entry(os.fsdecode(source), start, stop) for source, start, stop in rows]
 
@@ -160,7 +158,7 @@ class WorkList:
 
 
 def cut(entries: Iterable[Entry], size: int) -> Iterator[list[Entry]]:
-    """Yield groups of `size` images, the last one smaller; rows of a Parquet file are divided where a group is full."""
+    """Yield groups of `size` images, the last one smaller; a Parquet file may be split between groups."""
     group: list[Entry] = []
     room = size
     for entry in entries:
@@ -179,7 +177,7 @@ def cut(entries: Iterable[Entry], size: int) -> Iterator[list[Entry]]:
 
 
 def _write_list(stream: Any, entries: Iterator[Entry], columns: Columns, shard_size: int) -> tuple[int, int, str]:
-    """Write the list, a row group per shard; return images, shards, digest."""
+    """Write the list with a row group per shard; return the numbers of images and shards, and the digest."""
     pa = arrow()
     base = os.getcwd()  # noqa: PTH109 - a text
     fields = [("source", pa.binary()), ("start", pa.int64()), ("stop", pa.int64())]

@@ -1,4 +1,4 @@
-"""The shards of a job, one after the other in this process."""
+"""Run a job's shards one after the other in this process."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from mimruntime.collection.worker import ShardResult, ShardWorker
 
 
 def run(worker: ShardWorker, shards: Sequence[int]) -> Iterator[ShardResult]:
-    """Yield each shard when it is written; raises what the worker raises."""
+    """Yield the result of each shard when it is written; raises as the worker does."""
     try:
         yield from worker.each(shards)
     finally:

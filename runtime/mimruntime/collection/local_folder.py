@@ -1,4 +1,4 @@
-"""A folder of this machine, or of a disk that several share."""
+"""An output folder on a local or shared disk."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from mimruntime.filesystem import sync
 from mimruntime.writing import staged_file, sweep, write_file
 
 LOCK = "_job/lock"
-"""Locked while a process writes shards; holds that process's number and machine."""
+"""The file that is locked while a process writes shards; it contains the process id and the machine."""
 
 
 class LocalFolder:
@@ -50,7 +50,7 @@ class LocalFolder:
             shutil.copyfileobj(pieces, stream, PIECE)
 
     def create(self, name: str, content: bytes) -> bool:
-        """Write a new file: linked into place, which fails where the name is taken, on NFS as well."""
+        """Write a new file by a hard link, which fails if the name exists, also on NFS."""
         target = self._place(name)
         stage = target.with_name(partial_name(target.name))
         write_file(stage, content)
@@ -72,7 +72,7 @@ class LocalFolder:
 
     @contextlib.contextmanager
     def hold(self) -> Iterator[None]:
-        """Lock the folder. The system unlocks it when the process ends, however that ends."""
+        """Lock the folder. The system unlocks it when the process ends for any reason."""
         place = self._place(LOCK)
         with said(place):
             stream = place.open("a+")
@@ -94,7 +94,7 @@ class LocalFolder:
             sweep(folder)
 
     def _place(self, name: str) -> Path:
-        """Return where a file goes, in a folder that is there."""
+        """Return the path of a file, and create its folder."""
         place = self._path / name
         with said(place):
             place.parent.mkdir(parents=True, exist_ok=True)
@@ -102,23 +102,23 @@ class LocalFolder:
 
 
 def _lock(stream: IO[str]) -> bool:
-    """Lock an open file; False where another process has locked it. Without locks, the record alone keeps jobs apart."""
+    """Lock an open file; False if another process has locked it. On a disk without locks, only the record separates jobs."""
     try:
         import fcntl  # noqa: PLC0415 - absent on Windows
     except ImportError:
         return True
     try:
-        # Of the process, not of the open file: a process that was forked off and lives on does not hold it.
+        # The lock belongs to the process, not to the open file: a forked process that lives on does not hold it.
         fcntl.lockf(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError):
         return False
-    except OSError:  # a disk that has none
+    except OSError:  # a disk without locks
         pass
     return True
 
 
 def _link(source: Path, target: Path) -> bool:
-    """Give a file a second name that nothing has; False on a disk that knows no such links."""
+    """Give a file a second, new name by a hard link; False on a disk without hard links."""
     try:
         os.link(source, target)
     except FileExistsError:

@@ -1,4 +1,4 @@
-"""The shards of a job on Ray Data: a pool of actors that hold one embedder each."""
+"""Run a job's shards on Ray Data: a pool of actors with one embedder each."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from mimruntime.collection.worker import ShardResult, ShardWorker
 from mimruntime.errors import EngineError, MimError, MissingExtraError, OptionError
 
 _MOST_THREADS = 4
-"""CPUs of an actor where nothing else is said: more embedders use a CPU better, fewer need less memory."""
+"""Default CPUs of an actor: more embedders use the CPUs better, fewer need less memory."""
 _MOST_BLOCKS = 4096
-"""Tasks that Ray keeps track of; beyond that, one task is several shards."""
+"""Largest number of Ray tasks; with more shards, a task has several of them."""
 
 
 @dataclass(frozen=True, slots=True)
 class Pool:
-    """How many actors, and what each may use.
+    """The number of actors and the resources of each.
 
     Attributes:
-        actors: how many.
-        threads: CPUs of each.
-        gpus: GPUs of each, 0 or 1.
+        actors: number of actors.
+        threads: CPUs per actor.
+        gpus: GPUs per actor, 0 or 1.
 
     """
 
@@ -35,18 +35,18 @@ class Pool:
 
 
 def connect(address: str) -> list[dict[str, float]]:
-    """Join the cluster at `address` and return the resources of each of its nodes by name (CPU, GPU).
+    """Connect to the cluster at `address`; return the resources of each node by name (CPU, GPU).
 
     Args:
-        address: "auto" is the cluster that RAY_ADDRESS names or that runs on this machine, else one started here for as
-            long as this process lives; anything else as `ray.init` takes it.
+        address: "auto" takes the cluster in RAY_ADDRESS or the one on this machine, or else starts one for the life of this
+            process; other values are passed to `ray.init`.
 
     Raises:
         MissingExtraError: Ray is not installed.
-        EngineError: no cluster there.
+        EngineError: there is no cluster.
 
     """
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # the runtime opens no connection of its own
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # this package opens no connections that were not requested
     try:
         import ray  # noqa: PLC0415 - optional
         import ray.data  # noqa: PLC0415
@@ -65,10 +65,10 @@ def connect(address: str) -> list[dict[str, float]]:
 
 
 def pool(nodes: Sequence[Mapping[str, float]], *, actors: int | None, threads: int | None, gpu: bool) -> Pool:
-    """Divide a cluster so that its CPUs are used once; an actor has all its threads on one node.
+    """Divide the CPUs of a cluster between actors; an actor has all its threads on one node.
 
     Raises:
-        OptionError: what was asked for is more than the cluster has, and would wait for ever.
+        OptionError: the request exceeds the cluster, so it would wait forever.
 
     """
     cpus = [int(node.get("CPU", 0)) for node in nodes]
@@ -77,7 +77,7 @@ def pool(nodes: Sequence[Mapping[str, float]], *, actors: int | None, threads: i
         raise OptionError(f"{actors or 1} workers with a GPU each were asked for, the cluster has {sum(gpus)} GPUs")
 
     def room(each: int) -> int:
-        """Return how many actors of so many threads fit."""
+        """Return how many actors of `each` threads fit."""
         return sum(min(cpu // each, has) if gpu else cpu // each for cpu, has in zip(cpus, gpus, strict=True))
 
     choice = range(1, max(cpus, default=0) + 1)
@@ -97,10 +97,10 @@ def pool(nodes: Sequence[Mapping[str, float]], *, actors: int | None, threads: i
 
 
 def run(worker: ShardWorker, shards: Sequence[int], using: Pool) -> Iterator[ShardResult]:
-    """Yield each shard when it is written, in any order; a lost actor's shard is done again by another.
+    """Yield the result of each shard when it is written, in any order; another actor repeats a lost actor's shard.
 
     Raises:
-        MimError: what a worker met; finished shards stay.
+        MimError: a worker failed; finished shards stay.
 
     """
     import ray  # noqa: PLC0415 - optional
@@ -121,13 +121,13 @@ def run(worker: ShardWorker, shards: Sequence[int], using: Pool) -> Iterator[Sha
 
 
 class ShardActor:
-    """A `ShardWorker` in the shape of Ray Data: a batch of one index in, what became of it out."""
+    """A `ShardWorker` for Ray Data: takes a batch of one index and returns its result."""
 
     def __init__(self, worker: ShardWorker) -> None:
         self._worker = worker
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list[Any]]:
-        """Embed and write one shard; an error on purpose travels as text, or Ray would print pages of trace."""
+        """Embed and write one shard; return a MimError as text, since Ray would print a long traceback."""
         done, failure = ShardResult(0), ""
         try:
             done = self._worker(int(batch["item"][0]))

@@ -1,4 +1,4 @@
-"""Entries of a work list become named images: paths and bytes as they are, URLs fetched ahead."""
+"""Read the named images of a work list; URLs are fetched ahead."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from mimruntime.image_paths import as_text
 
 _FETCHERS = 16
 _AHEAD = 32
-"""Objects that are being fetched or wait to be decoded."""
+"""Number of objects that are being fetched or wait to be decoded."""
 _ROWS = 64
-"""Rows of a Parquet file that are held as Python objects."""
+"""Rows of a Parquet file that are Python objects at a time."""
 _PIECE = 1 << 20
-"""Bytes of an object that are read at a time."""
+"""Bytes of an object read at a time."""
 _MOST_EXPANSION = 100
 _LONGEST_NAME = 1 << 16
 
 Named = tuple[str, Source | ImageError]
-"""What the row is called, and its image or the reason there is none."""
+"""The name of a row, and its image or error."""
 
 
 def read_images(
@@ -41,9 +41,9 @@ def read_images(
 
     Args:
         entries: files, and ranges of images within files.
-        columns: of the Parquet files among them.
-        base: folder that relative paths start from.
-        access: what cells of Parquet files may name, and how large an object or a cell may be.
+        columns: columns of Parquet files.
+        base: folder to which relative paths refer.
+        access: URLs that Parquet cells may name, and the largest object or cell.
 
     """
     return _fetched((named for entry in entries for named in _named(entry, columns, base, access)), base, access)
@@ -61,14 +61,14 @@ def _named(entry: Entry, columns: Columns, base: str, access: Access) -> Iterato
         if row < entry.stop:
             raise ImageError(f"the file ends at row {row}; it held more when the list was made")
     except (ImageError, OptionError, OSError, ValueError) as error:
-        # The file was changed or lost after the list was made: each row that is left says so.
+        # The file was changed or lost after the list was made: every remaining row gets this error.
         for left in range(row, entry.stop):
             yield f"{as_text(entry.source)}#{left}", ImageError(str(error).split("\n")[0])
 
 
 def _images_of(entry: Entry, columns: Columns, base: str, access: Access) -> Iterator[Named]:
     if is_archive(entry.source):
-        # Named as the entry is, opened where the job was begun.
+        # The name is that of the entry; the path refers to the folder in which the job was started.
         place = _absolute(entry.source, base)
         for name, image in read_images_of(place, entry.start, entry.stop, access):
             yield as_text(entry.source) + name.removeprefix(as_text(place)), image
@@ -77,7 +77,7 @@ def _images_of(entry: Entry, columns: Columns, base: str, access: Access) -> Ite
 
 
 def _checked(image: Source | ImageError, table: str, base: str, access: Access) -> Source | ImageError:
-    """Return what a cell of `table` holds, or why it is not read."""
+    """Return the image in a cell of `table`, or an error if it may not be read."""
     try:
         if isinstance(image, str):
             access.check(_absolute(image, base), table)
@@ -105,10 +105,10 @@ def _rows(entry: Entry, columns: Columns, base: str, access: Access) -> Iterator
 
 
 def _check_expansion(metadata: Any, column: str, access: Access) -> None:
-    """Refuse pages that grow as no images do: they are compressed already.
+    """Refuse pages that expand too much for images, which are already compressed.
 
     Raises:
-        ImageError: a row group of the column says so.
+        ImageError: a row group of the column declares such sizes.
 
     """
     for group in range(metadata.num_row_groups):
@@ -125,7 +125,7 @@ def _check_expansion(metadata: Any, column: str, access: Access) -> None:
 
 
 def _groups(metadata: Any, entry: Entry) -> tuple[list[int], int]:
-    """Return the row groups that hold the entry's rows, and the first row of the first."""
+    """Return the row groups with the entry's rows, and the first row of the first group."""
     groups: list[int] = []
     begin = row = 0
     for group in range(metadata.num_row_groups):
@@ -139,7 +139,7 @@ def _groups(metadata: Any, entry: Entry) -> tuple[list[int], int]:
 
 
 def _cell(place: str, value: object, name: object) -> Named:
-    """Return what one cell holds: bytes, a path, or Hugging Face's {bytes, path}."""
+    """Return the name and image of a cell: bytes, a path, or Hugging Face's {bytes, path}."""
     path = None
     if isinstance(value, dict):
         path = value.get("path")
@@ -155,7 +155,7 @@ def _cell(place: str, value: object, name: object) -> Named:
 
 
 def _fetched(images: Iterable[Named], base: str, access: Access) -> Iterator[Named]:
-    """Replace URLs by the bytes behind them, a window ahead of the one who reads."""
+    """Replace URLs by their bytes, fetched up to a window ahead of the reader."""
     window: deque[tuple[str, Source | ImageError | Future[bytes]]] = deque()
     pool = ThreadPoolExecutor(_FETCHERS, "mimruntime-fetch")
     try:
@@ -168,7 +168,7 @@ def _fetched(images: Iterable[Named], base: str, access: Access) -> Iterator[Nam
                 yield _arrived(*window.popleft())
         while window:
             yield _arrived(*window.popleft())
-    finally:  # what is still fetched where this is given up, nobody waits for
+    finally:  # if the reader stops early, do not wait for fetches in progress
         pool.shutdown(wait=False, cancel_futures=True)
 
 
@@ -177,7 +177,7 @@ def _arrived(name: str, image: Source | ImageError | Future[bytes]) -> Named:
         return name, image
     try:
         return name, image.result()
-    except Exception as error:  # every file system has its own
+    except Exception as error:  # every file system has its own errors
         if refused := refusal(error):
             return name, ImageError(str(refused))
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)

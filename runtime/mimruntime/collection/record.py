@@ -1,4 +1,4 @@
-"""The record of a folder of shards: what they are, written once, by the job that begins the folder."""
+"""The record of a folder of shards, written once by the job that starts the folder."""
 
 from __future__ import annotations
 
@@ -14,39 +14,39 @@ from mimruntime.storage import Codec, Store
 FORMAT = "mimexport-shards"
 SCHEMA = 2
 _LIST_ONLY = 1
-"""The schema whose digest is that of the list alone; its folders are still taken up."""
+"""The schema whose digest covers only the list; its folders can still be resumed."""
 RECORD = "_job/record.json"
-"""Underscored, so that readers of a folder of Parquet files pass over it."""
+"""Starts with an underscore, so that readers of a folder of Parquet files skip it."""
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True):
-    """`_job/record.json`: what the shards beside it are."""
+    """`_job/record.json`: the description of the shards beside it."""
 
     format: str = FORMAT
     schema: int = SCHEMA
     model: str
     embedding_space: str
     dim: int
-    """That are kept of a vector; fewer than the artifact's where the space says "SPACE/DIM"."""
+    """Stored dimensions of a vector; fewer than the artifact's if the space is "SPACE/DIM"."""
     graph_sha256: str
     images: int
     shards: int
     shard_size: int
     digest: str
-    """Of the job; see `job_digest`."""
+    """The job's digest; see `job_digest`."""
     stored_as: Store = "fp32"
 
     @property
     def list_name(self) -> str:
-        """Where the work list lies; two jobs that begin in one folder do not share it."""
+        """Name of the work list; two jobs that start in one folder have different lists."""
         return f"_job/list-{self.digest[:12]}.parquet"
 
     def shard_name(self, index: int) -> str:
-        """Return the file name of one shard: its place in the list, and the job it belongs to."""
+        """Return the file name of one shard, made of its index and its job's digest."""
         return f"part-{index:07d}-{self.digest[:12]}.parquet"
 
     def images_of(self, index: int) -> int:
-        """Return how many images one shard holds."""
+        """Return the number of images in one shard."""
         return min(self.shard_size, self.images - index * self.shard_size)
 
     def encode(self) -> bytes:
@@ -55,25 +55,25 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def job_digest(list_digest: str, codec: Codec, graph_sha256: str) -> str:
-    """Return the sha256 that tells jobs, and so their shards, apart: by list, space, graph, and how vectors are stored.
+    """Return a sha256 that identifies a job and its shards: by list, space, graph, and stored form of the vectors.
 
     Args:
         list_digest: sha256 of the work list: every name in order, the columns, the shard size.
-        codec: of the vectors, which knows their space.
-        graph_sha256: of the artifact's graph.
+        codec: encodes the vectors and knows their space.
+        graph_sha256: sha256 of the artifact's graph.
 
     """
     parts: tuple[object, ...] = (list_digest, codec.space, graph_sha256)
-    if codec.store != "fp32":  # jobs from before there was a choice go on
+    if codec.store != "fp32":  # float32 adds nothing, so that older jobs can be resumed
         parts = (*parts, codec.labels())
     return hashlib.sha256(msgspec.json.encode(parts, order="deterministic")).hexdigest()
 
 
 def read_record(out: str) -> Record | None:
-    """Return the record of the job in `out`; None where the folder is empty or not there.
+    """Return the record of the job in `out`; None if the folder is empty or missing.
 
     Raises:
-        OutputError: the folder holds other files, or a record that this program cannot read.
+        OutputError: the folder contains other files, or a record that this version cannot read.
 
     """
     folder = open_folder(out)
@@ -83,7 +83,7 @@ def read_record(out: str) -> Record | None:
         others = [name for name in folder.names() if not name.startswith(("_", "."))]
         if others:
             raise OutputError(
-                f"{out} holds other files ({others[0]} …) and no job of mimexport; it is left alone, choose another --out"
+                f"{out} holds other files ({others[0]} …) and no job of mimexport; nothing was changed, choose another --out"
             ) from None
         return None
     except OSError as error:
@@ -93,11 +93,11 @@ def read_record(out: str) -> Record | None:
 
 
 def check_same(out: str, found: Record, wanted: Record, list_digest: str) -> None:
-    """Refuse to go on with `found`, the record in `out`, where the job of `wanted` and `list_digest` is another.
+    """Refuse to resume `found`, the record in `out`, if the job of `wanted` and `list_digest` is another.
 
     Raises:
-        OutputError: another graph or list.
-        SpaceError: another embedding space.
+        OutputError: the graph, the list or the stored form differs.
+        SpaceError: the embedding space differs.
 
     """
     if found.embedding_space != wanted.embedding_space:

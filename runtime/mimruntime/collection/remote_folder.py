@@ -1,4 +1,4 @@
-"""A folder of a file system of pyarrow or fsspec, most often in an object store."""
+"""An output folder in a file system of pyarrow or fsspec, usually an object store."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class RemoteFolder:
         """Put one object."""
         with self._staged(name) as place:
             if self._fsspec is not None:
-                self._fsspec.pipe_file(place, bytes(content))  # closing a stream of fsspec would keep half of it
+                self._fsspec.pipe_file(place, bytes(content))  # closing an fsspec stream would keep a partial object
                 return
             with self._filesystem.open_output_stream(place) as stream:
                 stream.write(content)
@@ -61,11 +61,11 @@ class RemoteFolder:
                 shutil.copyfileobj(pieces, stream, PIECE)
 
     def create(self, name: str, content: bytes) -> bool:
-        """Put a new object, on storage that lists at once what was put.
+        """Put a new object, on storage whose listings are consistent.
 
-        pyarrow has no conditional put. So each writer announces itself beside the place, and then looks: who sees the
-        object, or an announcement of another content, withdraws. Of two, the one that looked last saw the other. An
-        announcement an hour older than one's own is of a writer that was killed between two requests.
+        pyarrow has no conditional put. So each writer first puts an announcement beside the object, then lists the folder. It
+        withdraws if it sees the object, or an announcement of another content. Of two writers, the one that lists last sees
+        the other. An announcement an hour older than its own belongs to a writer that was killed between two requests.
         """
         parent, _, base = name.rpartition("/")
         kind = f"{base}.{hashlib.sha256(content).hexdigest()[:12]}."
@@ -80,7 +80,7 @@ class RemoteFolder:
             self.write(name, content)
         finally:
             self.remove(f"{parent}/{own}")
-        for info in announced:  # the object itself speaks from now on
+        for info in announced:  # the object replaces the announcements
             self.remove(f"{parent}/{info.base_name}")
         return True
 
@@ -94,7 +94,7 @@ class RemoteFolder:
         return contextlib.nullcontext()
 
     def sweep(self) -> None:
-        """Remove hidden partial files, of which an object store has none."""
+        """Remove hidden partial files; an object store has none."""
         if self._is_object_store:
             return
         with said(self._url):
@@ -104,7 +104,7 @@ class RemoteFolder:
                     self._filesystem.delete_file(info.path)
 
     def _listed(self, folder: str) -> dict[str, Any]:
-        """Return what is directly in a folder below, by name, as it is now and not as it was listed before."""
+        """Return the entries of a folder by name, listed anew and not from a cache."""
         if self._fsspec is not None:
             self._fsspec.invalidate_cache()
         place = f"{self._path}/{folder}"
@@ -113,7 +113,7 @@ class RemoteFolder:
 
     @contextlib.contextmanager
     def _staged(self, name: str) -> Iterator[str]:
-        """Yield where to put an object; where there are files instead, that is beside the place, and is renamed."""
+        """Yield the path to write an object; on a file system this is a temporary file, which is then renamed."""
         place = f"{self._path}/{name}"
         folder, _, base = place.rpartition("/")
         stage = place if self._is_object_store else f"{folder}/{partial_name(base)}"
@@ -131,7 +131,7 @@ class RemoteFolder:
 
 
 def _is_dead(other: Any, own: Any) -> bool:
-    """Tell whether an announcement is an hour older than ours, by the clock of the storage."""
+    """Return whether an announcement is an hour older than ours, by the storage's clock."""
     if other.mtime is None or own.mtime is None:
         return False
     return bool((own.mtime - other.mtime).total_seconds() > STALE_S)

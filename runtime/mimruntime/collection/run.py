@@ -1,4 +1,4 @@
-"""The flow: list, plan, embed what is missing, here or on Ray."""
+"""Run a job: list the inputs, plan, and embed the missing shards, locally or on Ray."""
 
 from __future__ import annotations
 
@@ -30,25 +30,25 @@ from mimruntime.times import Times
 from mimruntime.vectors import PRECISION
 
 SHARD_SIZE = 1000
-"""Images of one shard."""
+"""Default number of images in a shard."""
 
 Progress = Callable[[Iterable[ShardResult], int], Iterator[ShardResult]]
-"""Passes shards through and shows them; the number is how many will come."""
+"""Shows progress and passes the shards on; the number is that of the shards to come."""
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What one run of a job did.
+    """The result of one run of a job.
 
     Attributes:
-        record: of the job.
-        found: shards that were there already.
-        images: rows this run wrote.
-        errors: how many of them have no vector.
-        first_error: one of their texts, or "".
-        seconds: from the first shard's beginning to the last one's end, workers' start included.
-        where: what ran it.
-        spent: where the time went; "" on Ray, whose workers say nothing of it.
+        record: the record of the job.
+        found: number of shards that existed already.
+        images: rows that this run wrote.
+        errors: number of these rows without a vector.
+        first_error: one of their errors, or "".
+        seconds: duration of all shards, with the start of the workers.
+        where: the engine that ran it.
+        spent: the time by stage; "" on Ray, whose workers do not report it.
 
     """
 
@@ -80,28 +80,28 @@ def embed_collection(
     progress: Progress = lambda written, total: iter(written),
     **settings: Any,
 ) -> Report:
-    """Embed `inputs` into shards in the folder `out`, leaving out the shards that are there.
+    """Embed `inputs` into shards in the folder `out`, and skip the shards that exist.
 
     Args:
-        inputs: what `collection.inputs.find_entries` takes.
+        inputs: as in `collection.inputs.find_entries`.
         out: folder or URL.
-        columns: of Parquet inputs.
-        path: of the artifact, as every worker sees it.
-        shard_size: images of one shard.
-        access: what lists and Parquet cells may name; how large an object may be.
-        ray: address of a cluster, or "auto"; None runs local. The engine "auto" is chosen where this runs.
-        workers: embedders on Ray.
-        threads: CPUs of one embedder.
+        columns: columns of Parquet inputs.
+        path: path of the artifact, as every worker sees it.
+        shard_size: number of images in a shard.
+        access: URLs that lists and Parquet cells may name, and the largest object.
+        ray: address of a cluster, or "auto"; None runs locally. This process chooses the engine for "auto".
+        workers: number of embedders on Ray.
+        threads: CPUs per embedder.
         strict: stop at the first image that cannot be read.
         expect_space: refuse an artifact of another embedding space.
         store: one of `mimruntime.storage.STORES`.
-        dims: keep so many dimensions of a vector; None keeps all.
-        progress: shows shards as they come; Ray shows its own.
-        settings: of `Embedder.open`: engine, provider, batch_size, public_key, check_reference.
+        dims: number of dimensions to keep; None keeps all.
+        progress: shows the progress of shards; Ray shows its own.
+        settings: settings of `Embedder.open`: engine, provider, batch_size, public_key, check_reference.
 
     Raises:
-        ImageError: a whole job without one image that can be read; its shards hold the errors.
-        MimError: each with what to do; finished shards stay, and the same call goes on from them.
+        ImageError: no image of the whole job could be read; the shards contain the errors.
+        MimError: any other failure; finished shards stay, and the same call resumes after them.
 
     """
     if workers is not None and ray is None:
@@ -148,7 +148,7 @@ def _precision_of(job: Job, shard: int) -> str | None:
 
 
 def _only_errors(job: Job, shards: set[int]) -> str | None:
-    """Return the first error of these shards, "" where there are none; None at the first shard that holds a vector."""
+    """Return the first error of these shards, or "" without shards; None if one has a vector or cannot be read."""
     first = ""
     folder = open_folder(job.out)
     for index in sorted(shards):
@@ -202,7 +202,7 @@ def _run_on_ray(
 
 
 def _needs(artifact: Artifact, engine: str, provider: str | None) -> tuple[bool, bool]:
-    """Return whether an engine takes `threads`, and whether it runs on a GPU; those that take none do."""
+    """Return whether an engine has the option `threads`, and whether it runs on a GPU; engines without the option do."""
     module = engine_module(engine)
     takes_threads = not module.NEEDS_GPU
     compiled = choose_compiled(artifact, module, provider) if takes_threads and provider is None else None

@@ -1,4 +1,4 @@
-"""Storage that images are read from; http:// and https:// are held to `Access` at every redirect and address."""
+"""Open the storage of images; for http:// and https://, `Access` is checked at every redirect and address."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mimruntime.collection.urls import arrow, locate
 
 
 def open_source(url: str, access: Access) -> tuple[Any, str]:
-    """Return the file system of pyarrow behind `url`, which is read from, and the path in it; see `urls.locate`."""
+    """Return a pyarrow file system for reading `url`, and the path in it; see `urls.locate`."""
     if not _is_http(url):
         return locate(url)
     fs = arrow().fs
@@ -20,15 +20,15 @@ def open_source(url: str, access: Access) -> tuple[Any, str]:
 
 
 def open_stream(url: str, access: Access) -> Any:
-    """Open an object to read it once, from its beginning; nothing is decompressed.
+    """Open an object to read it once from the start, without decompression.
 
     Raises:
         MissingExtraError: fsspec or pyarrow is not installed.
-        OSError: it cannot be reached or is not there.
+        OSError: the object cannot be reached or is missing.
 
     """
     if _is_http(url):
-        # One request, read as it comes: what answers a request for a part may be of any size. A size is not asked for.
+        # One streamed request: an answer to a range request could have any size. Do not ask for the size.
         return _http(access).open(url, block_size=0, size=1)
     filesystem, path = locate(url)
     return filesystem.open_input_stream(path, compression=None)
@@ -48,11 +48,11 @@ def _http(access: Access) -> Any:
 
 @functools.cache
 def _client_maker(access: Access) -> Any:
-    """Return the function by which fsspec opens its session; the same one for the same access, or it opens many."""
+    """Return the function with which fsspec opens its session; cached by access, so that fsspec reuses the session."""
     import aiohttp  # noqa: PLC0415 - optional
 
     class CheckedResolver(aiohttp.ThreadedResolver):
-        """Gives addresses that are public, unless the user named the host; they are what is connected to."""
+        """Resolve only to public addresses, unless the user named the host; connections go to these addresses."""
 
         async def resolve(self, host: str, port: int = 0, family: Any = 0) -> Any:
             found = await super().resolve(host, port, family)
@@ -74,14 +74,14 @@ def _client_maker(access: Access) -> Any:
         trace = aiohttp.TraceConfig()
         trace.on_request_redirect.append(check_redirect)
         connector = aiohttp.TCPConnector(resolver=CheckedResolver())
-        # What says that it is compressed is not: a few bytes of it could be of any size.
+        # Do not decompress: a few compressed bytes could expand to any size.
         return aiohttp.ClientSession(connector=connector, trace_configs=[trace], auto_decompress=False, **options)
 
     return make
 
 
 def _places(host: str, port: int) -> list[tuple[str, str]]:
-    """Return scheme and authority of every way to write a host and port in a URL."""
+    """Return the scheme and authority of every form of a host and port in a URL."""
     usual = {80: "http", 443: "https"}
     written = [(scheme, f"{host}:{port}") for scheme in usual.values()]
     return [*written, (usual[port], host)] if port in usual else written

@@ -1,4 +1,4 @@
-"""The output folder by its name: a path, or a URL of object storage."""
+"""Open the output folder by its name: a path, or a URL of object storage."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from mimruntime.collection.urls import is_url, locate
 
 
 def open_folder(name: str) -> Folder:
-    """Return the output folder called `name`, a path or a URL.
+    """Return the output folder at `name`, a path or a URL.
 
     Raises:
-        OutputError: a URL of no known storage, or of one that cannot be reached.
+        OutputError: the storage of a URL is unknown or cannot be reached.
 
     """
     if is_url(name):

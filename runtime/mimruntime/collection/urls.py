@@ -1,4 +1,4 @@
-"""A URL becomes a file system of pyarrow, or one of fsspec behind the same methods, and the path in it."""
+"""Turn a URL into a pyarrow file system, or an fsspec one with the same methods, and a path."""
 
 from __future__ import annotations
 
@@ -22,37 +22,37 @@ _ARROW_AUTHORITIES = {
     "s3": _BUCKET,
     "viewfs": _HOST,
 }
-"""What stands between `://` and the path, by scheme, for those pyarrow opens by itself; fsspec opens the others. pyarrow
-reads options there too (`s3://bucket?endpoint_override=…`), and a list of images must not send keys where it likes."""
+"""Allowed text between `://` and the path, for the schemes that pyarrow opens; fsspec opens the others. pyarrow would also
+read options there (`s3://bucket?endpoint_override=…`), by which a list of images could send keys to another server."""
 
 
 def is_url(name: str) -> bool:
-    """Tell `s3://bucket/key` from a path."""
+    """Return whether `name` is a URL such as `s3://bucket/key` and not a path."""
     return "://" in name
 
 
 def locate(url: str) -> tuple[Any, str]:
-    """Return the file system of pyarrow behind `url` and the path in it.
+    """Return a pyarrow file system for `url`, and the path in it.
 
     Raises:
         MissingExtraError: fsspec or pyarrow is not installed.
-        OSError: it cannot be reached, or is no URL of a known storage.
+        OSError: the storage is unknown or cannot be reached.
 
     """
     scheme, _, rest = url.partition("://")
     if scheme not in _ARROW_AUTHORITIES:
         return _through_fsspec(scheme, url)
     authority, _, key = rest.partition("/")
-    # Without the path: an image's name may hold characters that a URI must not.
+    # Without the path: an image's name may have characters that are not allowed in a URI.
     filesystem, root = _through_arrow(scheme, authority)
     return filesystem, f"{root}/{key}" if key else root or "/"
 
 
 def arrow() -> ModuleType:
-    """Return pyarrow with its parquet, dataset-free parts loaded.
+    """Return pyarrow with its file-system and Parquet modules loaded.
 
     Raises:
-        MissingExtraError: it is not installed.
+        MissingExtraError: pyarrow is not installed.
 
     """
     try:
@@ -67,7 +67,7 @@ def arrow() -> ModuleType:
 
 @functools.cache
 def _through_arrow(scheme: str, authority: str) -> tuple[Any, str]:
-    """Open a file system once per process; return it and the path of its root."""
+    """Open a file system once per process; return it with the path of its root."""
     pattern, expected = _ARROW_AUTHORITIES[scheme]
     if not re.fullmatch(pattern, authority, re.ASCII):
         raise OSError(f"{scheme}://{authority} is refused; expected {expected}")

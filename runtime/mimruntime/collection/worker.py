@@ -1,4 +1,4 @@
-"""What every worker does: embed shards of the list and write each, whole or not at all."""
+"""A worker of a job: embed shards of the list and write each, whole or not at all."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from mimruntime.vectors import MODEL, PRECISION, SPACE, encode_rows
 
 @dataclass(frozen=True, slots=True)
 class ShardResult:
-    """One shard that is written.
+    """The result of one written shard.
 
     Attributes:
-        images: its rows.
-        errors: how many of them have no vector.
-        first_error: the first one's text, or "".
+        images: number of rows.
+        errors: number of rows without a vector.
+        first_error: the first error, or "".
 
     """
 
@@ -39,12 +39,12 @@ class ShardResult:
 
 
 class ShardWorker:
-    """Holds one embedder, and turns shards of a job into files; picklable.
+    """Embed shards of a job into files with one embedder; picklable.
 
     Args:
-        embedder: opened at the first shard.
-        job: what to do.
-        strict: stop at the first image that cannot be read, without writing its shard.
+        embedder: the embedder, opened at the first shard.
+        job: the job.
+        strict: stop at the first unreadable image, without writing its shard.
 
     """
 
@@ -53,15 +53,15 @@ class ShardWorker:
         self._list: WorkList | None = None
 
     def __call__(self, index: int) -> ShardResult:
-        """Embed and write shard `index`; raises as `each`."""
+        """Embed and write shard `index`; raises as `each` does."""
         return next(self.each([index]))
 
     def each(self, indices: Sequence[int]) -> Iterator[ShardResult]:
         """Embed and write shards in order, as one stream of images: while one is written, the next is embedded.
 
         Raises:
-            ImageError: an image that cannot be read, if `strict`; shards before its own are written.
-            MimError: the artifact or the list does not open here, or a shard cannot be written.
+            ImageError: an image cannot be read and `strict` is set; earlier shards are written.
+            MimError: the artifact or the list cannot be opened here, or a shard cannot be written.
 
         """
         if self._list is None:
@@ -79,7 +79,7 @@ class ShardWorker:
                 yield written.result()
 
     def _images(self, work: WorkList, index: int) -> Iterator[Named | NewBatch]:
-        yield NEW_BATCH  # a shard that is made again is the same, whatever came before it
+        yield NEW_BATCH  # so that a repeated shard has the same bytes, independent of the shards before it
         yield from read_images(work.entries(index), self.job.columns, work.base, self.job.access)
 
     def _accepted(self, row: Row) -> Row:
@@ -97,7 +97,7 @@ class ShardWorker:
 
 
 def shard(rows: Sequence[Row], record: Record, codec: Codec, precision: str) -> memoryview:
-    """Return a Parquet file of `rows`: path, vector, error, embedding_space; its metadata say how vectors are stored."""
+    """Return a Parquet file of `rows`: path, vector, error, embedding_space; its metadata describe the stored vectors."""
     pa = arrow()
     missing = np.array([row.vector is None for row in rows])
     flat = encode_rows(codec, [row.vector for row in rows]).ravel()
@@ -118,6 +118,6 @@ def shard(rows: Sequence[Row], record: Record, codec: Codec, precision: str) -> 
         },
     )
     stream = io.BytesIO()
-    # Vectors do not repeat: a dictionary of them costs time and space.
+    # Vectors do not repeat, so a dictionary would cost time and space.
     pa.parquet.write_table(table, stream, use_dictionary=["path", "embedding_space"], compression="zstd")
     return stream.getbuffer()

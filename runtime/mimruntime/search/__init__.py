@@ -1,1 +1,1 @@
-"""Nearest neighbours of images: what is embedded once is kept, indexed by FAISS and searched."""
+"""Nearest neighbours of images: embed each image once, store its vector, and search with FAISS."""

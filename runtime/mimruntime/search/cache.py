@@ -1,4 +1,4 @@
-"""Vectors of images that were embedded before, kept in a folder: an image that has changed since counts as new."""
+"""A cache of image vectors in a folder; an image that has changed counts as new."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ _PART = "part-*.npz"
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Kept:
-    """One image that was embedded.
+    """The cached result of one image.
 
     Attributes:
-        vector: float32 (D,); None where it could not be read.
-        error: the reason, one line; "" where there is a vector.
+        vector: float32 (D,); None if the image could not be read.
+        error: the reason in one line; "" if there is a vector.
 
     """
 
@@ -34,14 +34,14 @@ class Kept:
 
 
 class VectorCache:
-    """A folder of parts, each written whole; what is read of it is found by `image_key`.
+    """A folder of files, each written whole; entries are found by `image_key`.
 
     Args:
-        folder: made where it is missing.
+        folder: the folder; created if missing.
         dim: length of a vector.
 
     Raises:
-        OutputError: the folder cannot be made.
+        OutputError: the folder cannot be created.
 
     """
 
@@ -55,7 +55,7 @@ class VectorCache:
         sweep(folder)
 
     def read(self) -> dict[bytes, Kept]:
-        """Return everything that is kept; a part that is damaged is passed over, for its images can be embedded again."""
+        """Return all entries; skip a damaged file, since its images can be embedded again."""
         found: dict[bytes, Kept] = {}
         for part in sorted(self.folder.glob(_PART)):
             try:
@@ -69,10 +69,10 @@ class VectorCache:
         return found
 
     def write(self, rows: Sequence[tuple[bytes, Kept]]) -> None:
-        """Keep more, as a part of its own.
+        """Store more entries in a new file.
 
         Raises:
-            OutputError: it cannot be written.
+            OutputError: the file cannot be written.
 
         """
         if not rows:
@@ -84,12 +84,12 @@ class VectorCache:
                 place[:] = kept.vector
         stream = io.BytesIO()
         np.savez(stream, keys=keys, vectors=vectors, errors=np.array([kept.error for _, kept in rows], np.str_))
-        # A name that no other program takes: two may embed one folder.
+        # A unique name, since two programs may embed the same folder.
         write_file(self.folder / f"part-{secrets.token_hex(8)}.npz", stream.getbuffer())
 
 
 def image_key(path: str) -> bytes | None:
-    """Return what an image is known by: place, size and time of its last change; None where it is gone."""
+    """Return the key of an image, made of its path, size and time of change; None if it is missing."""
     try:
         about = os.stat(path)  # noqa: PTH116 - paths travel as text
     except OSError:
@@ -99,6 +99,6 @@ def image_key(path: str) -> bytes | None:
 
 
 def cache_folder(cache: Path, kind: str, parts: Iterable[str]) -> Path:
-    """Return where in `cache` what depends on `parts` is kept."""
+    """Return the folder in `cache` for data of `kind` that depend on `parts`."""
     name = hashlib.sha256("\0".join(parts).encode(errors="surrogateescape")).hexdigest()[:16]
     return cache.expanduser() / kind / name

@@ -1,4 +1,4 @@
-"""The images of a gallery in one embedding space: embedded as far as they were not before, searched all the while."""
+"""The images of a gallery in one embedding space: embed those that are not cached, and search at any time."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ from mimruntime.search.voting import K, vote
 from mimruntime.vectors import Vectors
 
 _PART = 512
-"""Images that are embedded between two writes: what a crash costs."""
+"""Images between two writes of the cache; a crash loses at most so many."""
 _JUDGED, _AT_ONCE = 2000, 64
 
 
 class Collection:
-    """What can be searched; made by `open_collection`.
+    """Searchable images; made by `open_collection`.
 
     Args:
-        encoder: of the queries, and of what has no vector yet.
+        encoder: embeds the queries, and images without a vector.
         gallery: the images.
-        cache: where vectors are kept; None: those that are given are all there are.
-        dim: of a vector.
-        space: of the vectors.
+        cache: stores new vectors; None if no more images will be embedded.
+        dim: length of a vector.
+        space: embedding space of the vectors.
 
     Attributes:
-        errors: why an image has no vector, by its number.
+        errors: the errors of images without a vector, by image number.
 
     """
 
@@ -49,20 +49,20 @@ class Collection:
 
     @property
     def done(self) -> int:
-        """How many images have a vector, or an error."""
+        """Number of images with a vector or an error."""
         return len(self.index) + len(self.errors)
 
     def add(self, numbers: Sequence[int], vectors: np.ndarray) -> None:
-        """Take vectors, float32 (n, D), that are there already; those that are NaN count as missing."""
+        """Add existing vectors, float32 (n, D); vectors with NaN count as missing."""
         there = np.isfinite(vectors).all(axis=1)
         self.index.add(list(np.asarray(numbers)[there]), vectors[there])
 
     def fill(self) -> Generator[int, None, None]:
-        """Embed every image that has neither vector nor error, and yield its number once it has; stop it at any time.
+        """Embed every image without a vector or error, and yield its number when done; it may be stopped at any time.
 
         Raises:
-            EngineError: a run failed; what was embedded before is kept.
-            OutputError: it cannot be kept.
+            EngineError: a run failed; earlier results are stored.
+            OutputError: the results cannot be stored.
 
         """
         missing = [n for n in range(len(self.gallery)) if n not in self.index and n not in self.errors]
@@ -87,7 +87,7 @@ class Collection:
         """Return the vector of a query, float32 (D,).
 
         Raises:
-            ImageError: it cannot be decoded.
+            ImageError: the query cannot be decoded.
             EngineError: the run failed.
 
         """
@@ -97,14 +97,14 @@ class Collection:
         return np.asarray(_cut(result.vector[None], self._dim)[0])
 
     def nearest(self, query: np.ndarray, count: int) -> Neighbours:
-        """Return the nearest images of a vector that `embed` gave."""
+        """Return the nearest images to a vector from `embed`."""
         return self.index.nearest(query, count)
 
     def neighbours(self, number: int, count: int) -> Neighbours:
-        """Return the nearest other images of an image.
+        """Return the nearest other images to an image.
 
         Raises:
-            ImageError: it has no vector, or none yet.
+            ImageError: the image has no vector, or none yet.
 
         """
         if number not in self.index:
@@ -112,7 +112,7 @@ class Collection:
         return self.index.nearest(self.index.vector(number), count, without=number)
 
     def predict(self, neighbours: Neighbours) -> str | None:
-        """Return the class that the first `K` neighbours vote for; None without classes or neighbours."""
+        """Return the class by vote of the first `K` neighbours; None without classes or neighbours."""
         numbers, cosines = neighbours.numbers[:K], neighbours.cosines[:K]
         if not self.gallery.labels or not len(numbers):
             return None
@@ -121,7 +121,7 @@ class Collection:
         return self.gallery.labels[int(numbers[first[labels == chosen][0]])]
 
     def judge(self) -> tuple[int, int]:
-        """Return how many images are of the class that their neighbours vote for, and of how many: 2,000 drawn by a seed."""
+        """Return how many images their neighbours classify correctly, and of how many: up to 2,000, drawn with a fixed seed."""
         known = self.index.known()
         if not self.gallery.labels or len(known) <= K:
             return 0, 0
@@ -155,17 +155,17 @@ class Collection:
 def open_collection(
     encoder: Encoder, gallery: Gallery, *, roots: Iterable[str], cache: Path, stored: Vectors | None = None
 ) -> Collection:
-    """Return a gallery with the vectors that are kept of it, and those of `stored`, which `mimexport embed` wrote.
+    """Return a collection of a gallery with its cached vectors and those of `stored`, from `mimexport embed`.
 
     Args:
-        encoder: what embeds the rest.
+        encoder: embeds the other images.
         gallery: the images.
-        roots: the folders they were found in; each set of them has vectors of its own in the cache.
-        cache: folder of what is kept.
-        stored: taken for the images it names.
+        roots: the folders of the images; each set of folders has its own vectors in the cache.
+        cache: the folder of the cache.
+        stored: vectors for the images that it names.
 
     Raises:
-        SpaceError: `stored` is of another embedding space.
+        SpaceError: `stored` has another embedding space.
         OutputError: the cache cannot be written.
 
     """
@@ -184,10 +184,10 @@ def open_collection(
 
 
 def open_stored(encoder: Encoder, gallery: Gallery, stored: Vectors) -> Collection:
-    """Return the vectors that `mimexport embed` wrote, of the gallery of their own paths, to be searched.
+    """Return a collection of the vectors that `mimexport embed` wrote, with their own paths as the gallery.
 
     Raises:
-        SpaceError: they are of another embedding space.
+        SpaceError: they have another embedding space.
 
     """
     check_space(encoder, stored)
@@ -198,9 +198,9 @@ def open_stored(encoder: Encoder, gallery: Gallery, stored: Vectors) -> Collecti
 
 
 def check_space(encoder: Encoder, stored: Vectors) -> None:
-    """Refuse vectors that do not compare with those of `encoder`; a space whose dimensions were cut does.
+    """Refuse vectors that cannot be compared with those of `encoder`; fewer dimensions of the same space can.
 
-    Another precision is named in the log.
+    Warn in the log if the precision differs.
     """
     about = encoder.describe()
     if stored.space.partition("/")[0] != about.space:
@@ -235,7 +235,7 @@ def _take_kept(collection: Collection, cache: VectorCache) -> None:
 
 
 def _cut(vectors: np.ndarray, dim: int) -> np.ndarray:
-    """Return the first dimensions of unit vectors (n, D), of unit length again."""
+    """Return the first dimensions of unit vectors (n, D), normalized again."""
     if vectors.shape[1] == dim:
         return vectors
     cut = vectors[:, :dim]

@@ -1,4 +1,4 @@
-"""What turns images into vectors for a search: an artifact that is opened here, or a service that runs."""
+"""Encoders for a search: an artifact that is opened here, or a running service."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from mimruntime.search.service import ServiceEncoder
 
 
 class Encoder(AbstractContextManager[Any], Protocol):
-    """Images in, vectors out; `mimruntime.Embedder` is one."""
+    """Embeds images; `mimruntime.Embedder` is one."""
 
     @property
     def has_selection(self) -> bool:
-        """Whether `select` gives the weight of every patch."""
+        """Whether `select` returns the weights of patches."""
 
     def describe(self) -> Description:
-        """Return what really runs."""
+        """Return a description of what runs."""
 
     def stream(self, sources: Iterable[Source]) -> Iterator[Result]:
         """Yield a result per source, in order; see `Embedder.stream`."""
@@ -35,7 +35,7 @@ def open_encoder(name: str, **settings: Any) -> Encoder:
     """Open the artifact in the folder `name`, with `settings` of `Embedder.open`, or reach the service at a URL.
 
     Raises:
-        MimError: as `Embedder.open`, or a service that cannot be reached.
+        MimError: as in `Embedder.open`, or the service cannot be reached.
 
     """
     if name.startswith(("http://", "https://")):
@@ -44,5 +44,5 @@ def open_encoder(name: str, **settings: Any) -> Encoder:
 
 
 def graph_of(encoder: Encoder) -> str:
-    """Return the digest of the graph that runs, or the service's address: vectors of two graphs are kept apart."""
+    """Return the digest of the graph, or the service's address; the cache separates vectors by it."""
     return encoder.artifact.graph_sha256 if isinstance(encoder, Embedder) else str(getattr(encoder, "url", ""))

@@ -1,4 +1,4 @@
-"""The images that are searched: numbered, named, and where their folders are classes, labelled."""
+"""The searched images with numbers, names, and labels if their folders are classes."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ _DIVISIONS = {*TRAIN_PARTS, *TEST_PARTS}
 
 @dataclass(frozen=True, slots=True)
 class Gallery:
-    """Images by number, which is their place in these lists.
+    """Images by number, which is the index in these lists.
 
     Attributes:
-        paths: where each is read from.
-        names: what each is called, below the folder that they share.
-        labels: the class of each; empty where the folders are no classes.
-        version: changes with the list.
+        paths: path of each image.
+        names: path of each image relative to their common folder.
+        labels: class of each image; empty if the folders are not classes.
+        version: a digest that changes with the list.
 
     """
 
@@ -38,14 +38,14 @@ class Gallery:
 
     @contextlib.contextmanager
     def named(self, number: int) -> Iterator[None]:
-        """Have an error about an image call it by its name: others need not know where it lies."""
+        """Use the name of an image in its errors, so that they do not reveal its path."""
         try:
             yield
         except ImageError as error:
             raise type(error)(self.without_place(number, str(error))) from error
 
     def without_place(self, number: int, text: str) -> str:
-        """Return a text about an image that calls it by its name."""
+        """Return a text with the path of an image replaced by its name."""
         return text.replace(as_text(self.paths[number]), self.names[number])
 
 
@@ -53,7 +53,7 @@ def open_gallery(inputs: Iterable[str]) -> Gallery:
     """Return the images of folders, files and patterns, as `mimruntime.image_paths.find_images` lists them.
 
     Raises:
-        ImageError: something that does not exist, or no image at all.
+        ImageError: an input does not exist, or there are no images.
 
     """
     return gallery_of([os.fspath(path) for path in find_images(inputs)])
@@ -67,13 +67,13 @@ def gallery_of(paths: Sequence[str]) -> Gallery:
 
 
 def class_folders(names: Sequence[str]) -> tuple[str, ...]:
-    """Return the class of every image: its first folder, train/ and val/ passed over.
+    """Return the class of every image: its first folder other than train/ and val/.
 
     Args:
-        names: of images, relative, with `/` between folders.
+        names: relative names of images, with `/` between folders.
 
     Returns:
-        A label for each; empty where an image lies in no such folder, or where all are of one class.
+        A label for each image; empty if an image is in no such folder, or if all have the same class.
 
     """
     labels = []
@@ -90,6 +90,6 @@ def _below_common(paths: Sequence[str]) -> list[str]:
     folders = {os.path.dirname(path) for path in paths}  # noqa: PTH120 - paths travel as text
     try:
         common = os.path.commonpath([folder or "." for folder in folders])
-    except ValueError:  # relative and absolute ones, or two drives
+    except ValueError:  # relative and absolute paths, or two drives
         return list(paths)
     return [PurePath(os.path.relpath(path, common)).as_posix() for path in paths]

@@ -1,4 +1,4 @@
-"""A FAISS index of unit vectors by image number, searched while it grows: flat, and in lists once there are many."""
+"""A FAISS index of unit vectors by image number, searchable while it grows: flat, and IVF for many vectors."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from mimruntime import records
 from mimruntime.writing import staged_file, write_file
 
 FLAT_MOST = 200_000
-"""Vectors that are compared with every query; with a thousand numbers each that takes some 80 ms on one core."""
+"""Largest size of a flat index; with a thousand dimensions a query takes some 80 ms on one core."""
 PROBED = 16
-"""A query looks into one of so many lists of an IVF index."""
+"""A query searches one in so many lists of an IVF index."""
 _TRAINED_ON = 64
-"""Vectors for each list that k-means sees."""
+"""Training vectors of k-means per list."""
 FORMAT, SCHEMA = "mimexport-index", 1
 
 
 class _About(msgspec.Struct, frozen=True, kw_only=True):
-    """`index.json`: which vectors `index.faiss` holds."""
+    """`index.json`: identifies the vectors in `index.faiss`."""
 
     format: str = FORMAT
     schema: int = SCHEMA
@@ -38,8 +38,8 @@ class Neighbours:
     """Images by similarity, nearest first.
 
     Attributes:
-        numbers: of the images, int64 (n,).
-        cosines: to the query, float32 (n,).
+        numbers: image numbers, int64 (n,).
+        cosines: cosines to the query, float32 (n,).
 
     """
 
@@ -48,12 +48,12 @@ class Neighbours:
 
 
 class Index:
-    """Finds the nearest of so many vectors; used from any number of threads.
+    """Find the nearest vectors; thread-safe.
 
     Args:
         dim: length of a vector.
         capacity: image numbers are below it.
-        flat_most: beyond so many vectors `settle` makes an IVF index.
+        flat_most: with more vectors than this, `settle` builds an IVF index.
 
     """
 
@@ -73,11 +73,11 @@ class Index:
 
     @property
     def kind(self) -> str:
-        """What searches: "flat" compares with every vector, "IVF" with those of some lists."""
+        """The kind of index: "flat" compares a query with all vectors, "IVF" with those of some lists."""
         return "flat" if isinstance(self._faiss, faiss.IndexFlat) else "IVF"
 
     def add(self, numbers: Sequence[int], vectors: np.ndarray) -> None:
-        """Add the unit vectors, float32 (n, D), of images that are not there yet."""
+        """Add unit vectors, float32 (n, D), of images that are not in the index."""
         with self._lock:
             start = self._faiss.ntotal
             self._faiss.add(np.ascontiguousarray(vectors, np.float32))
@@ -96,7 +96,7 @@ class Index:
     def search(self, queries: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
         """Return numbers int64 and cosines float32, (q, k) with k = min(count, len(self)), nearest first.
 
-        An IVF index may find fewer; their number is -1 then.
+        An IVF index may find fewer; the missing numbers are -1.
         """
         with self._lock:
             found = min(count, self._faiss.ntotal)
@@ -107,23 +107,23 @@ class Index:
             return np.where(rows < 0, -1, self._numbers[rows]), cosines
 
     def nearest(self, query: np.ndarray, count: int, *, without: int | None = None) -> Neighbours:
-        """Return the `count` nearest images of one vector, float32 (D,); `without` an image that is the query itself."""
-        # In this thread: for one query, several would wait for one another longer than they compute.
+        """Return the `count` nearest images to one vector, float32 (D,), except the image `without`, which is the query."""
+        # In this thread: for one query, several threads would wait for each other longer than they compute.
         faiss.omp_set_num_threads(1)
         numbers, cosines = (found[0] for found in self.search(query[None], count + (without is not None)))
         kept = (numbers >= 0) & (numbers != (-1 if without is None else without))
         return Neighbours(numbers[kept][:count], cosines[kept][:count])
 
     def settle(self, folder: Path, space: str, version: str) -> None:
-        """Sort the vectors into lists where there are many: read from `folder`, or made and kept there.
+        """Build an IVF index if there are many vectors: read it from `folder`, or train it and store it there.
 
         Args:
-            folder: beside the vectors.
+            folder: the folder of the vectors.
             space: their embedding space.
-            version: of the list of images.
+            version: version of the list of images.
 
         Raises:
-            OutputError: it cannot be written.
+            OutputError: the index cannot be written.
 
         """
         if len(self) <= self._flat_most or self.kind != "flat":
@@ -151,17 +151,17 @@ class Index:
 
 
 def _read(folder: Path, wanted: _About) -> faiss.IndexIVFFlat | None:
-    """Return the lists kept in `folder`, where they are of these vectors."""
+    """Return the index in `folder` if it is of these vectors; else None."""
     try:
         about = records.decode((folder / "index.json").read_bytes(), _About, format_name=FORMAT, schema=SCHEMA)
         found = faiss.deserialize_index(np.fromfile(folder / "index.faiss", np.uint8)) if about == wanted else None
-    except (OSError, ValueError, RuntimeError):  # missing or damaged: it is made again
+    except (OSError, ValueError, RuntimeError):  # missing or damaged: it is built again
         return None
     return found if isinstance(found, faiss.IndexIVFFlat) else None
 
 
 def _write(folder: Path, about: _About, lists: faiss.IndexIVFFlat) -> None:
-    (folder / "index.json").unlink(missing_ok=True)  # a new index never stands beside an old record
+    (folder / "index.json").unlink(missing_ok=True)  # so that a new index never has an old record
     with staged_file(folder / "index.faiss") as stream:
         stream.write(faiss.serialize_index(lists).data)
     write_file(folder / "index.json", msgspec.json.encode(about))

@@ -1,4 +1,4 @@
-"""A running `mimexport serve` as the source of vectors."""
+"""An encoder that uses a running `mimexport serve`."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ from mimruntime.image_paths import open_regular
 from mimruntime.results import Description, Result
 
 _AT_ONCE = 8
-"""Requests in flight; the service makes batches of them."""
+"""Number of requests in flight, from which the service makes batches."""
 _TIMEOUT_S = 60
 
 
 class ServiceEncoder:
-    """Embeds by `POST /v1/embeddings/image`; the key is that of MIMEXPORT_API_KEY, where there is one.
+    """Embed by `POST /v1/embeddings/image`, with the key in MIMEXPORT_API_KEY if it is set.
 
     Args:
         url: "http://HOST:PORT".
 
     Raises:
-        EngineError: nothing answers there, or not as this program does.
-        OptionError: it serves several artifacts.
+        EngineError: nothing answers there, or another program does.
+        OptionError: the service has several artifacts.
 
     """
 
@@ -52,7 +52,7 @@ class ServiceEncoder:
             raise OptionError(f"{url} serves several artifacts; expected one, start a service for it alone") from error
 
     def describe(self) -> Description:
-        """Return what the service says it runs."""
+        """Return the service's description of what it runs."""
         fields = {name: self._about[name] for name in Description.__slots__}
         return Description(**{**fields, "batch_sizes": tuple(fields["batch_sizes"])})
 
@@ -60,7 +60,7 @@ class ServiceEncoder:
         """Yield a result per source, in order; see `Embedder.stream`.
 
         Raises:
-            EngineError: the service is gone, or refuses for another reason than an image.
+            EngineError: the service does not answer, or refuses a request for a reason other than its image.
 
         """
         waiting: deque[tuple[Source, Future[np.ndarray]]] = deque()
@@ -72,7 +72,7 @@ class ServiceEncoder:
             yield _result(*waiting.popleft())
 
     def select(self, images: Iterable[Source]) -> np.ndarray:  # noqa: ARG002 - as `Embedder.select`
-        """Refuse: a service gives vectors alone."""
+        """Raise OptionError: a service returns only vectors here."""
         raise OptionError(f"{self.url} gives vectors and no selection; name the artifact's folder instead")
 
     def __enter__(self) -> Self:

@@ -1,4 +1,4 @@
-"""What `mimexport embed` wrote, a file or a folder of shards, read as one."""
+"""Read the output of `mimexport embed`: a file or a folder of shards."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mimruntime.vectors import SUFFIXES, Vectors, read_vectors
 
 
 def is_stored(source: Path) -> bool:
-    """Tell whether `source` is named as a file of vectors, or is a folder of shards."""
+    """Return whether `source` has the name of a file of vectors, or is a folder of shards."""
     return source.suffix.lower() in SUFFIXES or (source / RECORD).is_file()
 
 
@@ -22,8 +22,8 @@ def read_stored(source: Path) -> Vectors:
     """Return the vectors of a file, or of every shard of a finished job.
 
     Raises:
-        VectorsError: missing, broken, or shards of a job that is not finished.
-        MissingExtraError: Parquet without pyarrow.
+        VectorsError: the vectors are missing or damaged, or their job is not finished.
+        MissingExtraError: a Parquet file needs pyarrow.
 
     """
     if not source.is_dir():

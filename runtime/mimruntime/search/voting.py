@@ -1,6 +1,6 @@
-"""Weighted k-nearest-neighbour classification, as the field reports it for frozen features.
+"""Weighted k-nearest-neighbour classification, the usual measure of frozen features.
 
-Every query takes a vote of its k most similar images, weighted exp(cosine / T): Wu et al., 'Unsupervised feature learning via
+The k most similar images of a query vote with weights exp(cosine / T): Wu et al., 'Unsupervised feature learning via
 non-parametric instance discrimination' (CVPR 2018), with k = 20 and T = 0.07 as in DINO.
 """
 
@@ -10,21 +10,21 @@ import numpy as np
 
 K, TEMPERATURE = 20, 0.07
 _VOTES_AT_ONCE = 1024
-"""Queries; each has a vote for every class."""
+"""Queries per step; each needs a number for every class."""
 
 
 def vote(labels: np.ndarray, cosines: np.ndarray, *, temperature: float = TEMPERATURE) -> np.ndarray:
-    """Return the label (m,) with the most votes among each query's neighbours; of two with equal votes, the smaller.
+    """Return the label (m,) with the most votes among each query's neighbours; in a tie, the smaller label.
 
     Args:
-        labels: (m, k) of the neighbours, nearest first.
-        cosines: (m, k) to them.
-        temperature: T above; small values let the nearest decide.
+        labels: labels (m, k) of the neighbours, nearest first.
+        cosines: cosines (m, k) to them.
+        temperature: T above; a small value gives the nearest neighbours more weight.
 
     """
     names, classes = np.unique(labels, return_inverse=True)
     classes = classes.reshape(labels.shape)
-    # Relative to the nearest, or exp would overflow at small temperatures.
+    # Relative to the nearest, since exp would overflow at small temperatures.
     weights = np.exp((cosines - cosines[:, :1]) / np.float32(temperature))
     chosen = np.empty(len(labels), np.int64)
     for start in range(0, len(labels), _VOTES_AT_ONCE):
