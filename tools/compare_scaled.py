@@ -1,4 +1,4 @@
-"""What `--scaled-decoding` does to vectors: cosines to those of the whole pictures, by the fraction a JPEG is decoded at.
+"""Measure the effect of `--scaled-decoding` on vectors: cosines to full decoding, by the scale of the JPEG.
 
 python tools/compare_scaled.py ARTIFACT [FOLDER|ZIP] [--count 200]
 """
@@ -19,7 +19,7 @@ from mimruntime import Embedder
 
 
 def cut(picture: Image.Image, rng: random.Random) -> Image.Image:
-    """Return a part of a picture at its own resolution: what is enlarged has no detail that a fraction could lose."""
+    """Return a part of a picture at its own resolution; an enlarged picture has no detail that scaled decoding could lose."""
     width, height = (rng.randint(edge // 2, edge) for edge in picture.size)
     left, top = rng.randint(0, picture.width - width), rng.randint(0, picture.height - height)
     return picture.crop((left, top, left + width, top + height))
@@ -28,9 +28,9 @@ def cut(picture: Image.Image, rng: random.Random) -> Image.Image:
 @click.command()
 @click.argument("artifact", type=click.Path(exists=True, path_type=Path))
 @click.argument("place", type=click.Path(exists=True, path_type=Path), required=False)
-@click.option("--count", default=200, show_default=True, help="Parts of photographs.")
+@click.option("--count", default=200, show_default=True, help="Number of parts of photographs.")
 def main(artifact: Path, place: Path | None, count: int) -> None:
-    """Print a table."""
+    """Print a table of cosines by scale."""
     rng, pictures = random.Random(0), load(place, 1000)
     files: dict[int, list[bytes]] = defaultdict(list)
     with Embedder.open(artifact) as whole, Embedder.open(artifact, scaled_decoding=True) as scaled:

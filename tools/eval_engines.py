@@ -1,6 +1,6 @@
-"""The regression gate: artifacts of both embedded backbones in every precision, on every engine here, against the baseline.
+"""The regression gate: compare artifacts of both embedded backbones, on every engine here, with the baseline.
 
-Its exit status is the verdict: 0 pass, 1 fail (or an error, in one line), 3 undecided; 2 is wrong usage.
+The exit status is the verdict: 0 pass, 1 fail (or an error, in one line), 3 undecided; 2 is wrong usage.
 """
 
 from __future__ import annotations
@@ -42,17 +42,17 @@ from mimruntime.writing import write_file
 
 
 class Plan(NamedTuple):
-    """How much of a backbone is judged.
+    """The images and artifacts of a backbone in the gate.
 
     Attributes:
-        images: test images in torch.
-        deployed: of these, what every engine sees.
-        training: training images, in torch.
-        narrow: artifacts in every one of `precisions`; the others in fp32 alone.
-        keep: of the artifact whose encoder drops patches: how many stay, before which block, and the rule.
-        precisions: of `narrow`.
-        only: artifacts besides the baseline; none stands for all.
-        cls_norm: of the [cls] that gains are counted from; None takes that of the build.
+        images: number of test images in torch.
+        deployed: number of these images on every engine.
+        training: number of training images, in torch.
+        narrow: artifacts that are judged in all `precisions`; the others only in fp32.
+        keep: `--keep` and `--keep-by` of the artifact whose encoder drops patches.
+        precisions: precisions of the artifacts in `narrow`.
+        only: artifacts besides the baseline; empty means all.
+        cls_norm: token norm of the [cls] from which gains are counted; None takes that of the build.
     """
 
     images: int
@@ -66,9 +66,10 @@ class Plan(NamedTuple):
 
 
 PLANS = {
-    # One head of every kind in every precision: others of the kind have the same graph, whose heads stay in fp32.
+    # One head of each kind in every precision: other heads of the kind have the same graph, and heads stay in fp32.
     "mae-tiny": Plan(4000, 500, 6000, ("cls", "mean", "topk", "abmilp", "ep"), ("50%@4", "center-norm")),
-    # Four times the work an image, and twice the gain: fewer images decide. In fp16 a CPU rounds the weights alone.
+    # An image takes four times the work, and the gain is twice as large, so fewer images decide. fp16 is left out, since
+    # a CPU rounds only the weights in it.
     "mae-small": Plan(
         1000, 400, 2000, ("cls", "topk"), ("50%", "center-checkerboard"), ("fp32", "bf16", "int8"),
         only=("topk", "abmilp-unlabelled", "topk-keep50"), cls_norm="raw",
@@ -81,29 +82,31 @@ BASELINE = Path("eval/baseline.json")
 SHARED = Path("../shared/data/tiny-imagenet-64.zip")
 TABLE_MARKER = "<!-- written by `make eval-table`, below this line -->"
 CALIBRATION = "calibration"
-"""Folder of photographs, beside what is built."""
+"""Folder of photographs, beside the artifacts."""
 MARGIN = 0.01
 """One point of k-NN accuracy, less than half of the smallest gain that is judged."""
 
 
 @click.command()
-@click.option("--data", help="[default: Tiny ImageNet where it lies beside the checkout, else the drawn set]")
-@click.option("--model", "models", multiple=True, type=click.Choice([*PLANS]), default=[*PLANS], show_default=True)
-@click.option("--images", type=click.IntRange(min=1), help="Test images in torch.  [default: by backbone]")
-@click.option("--deployed", type=click.IntRange(min=0), help="Of these, what every engine sees; 0 for all.")
-@click.option("--training", type=click.IntRange(min=1), help="Training images, in torch.")
 @click.option(
-    "--own/--no-own", default=False, help="Also fit on every engine's own training features: many times as long."
+    "--data", help="Data set.  [default: Tiny ImageNet if it lies beside the checkout, else synthetic images (drawn)]"
+)
+@click.option("--model", "models", multiple=True, type=click.Choice([*PLANS]), default=[*PLANS], show_default=True)
+@click.option("--images", type=click.IntRange(min=1), help="Number of test images in torch.  [default: by backbone]")
+@click.option("--deployed", type=click.IntRange(min=0), help="Number of these on every engine; 0 for all.")
+@click.option("--training", type=click.IntRange(min=1), help="Number of training images, in torch.")
+@click.option(
+    "--own/--no-own", default=False, help="Also fit on every engine's own training features; takes many times as long."
 )
 @click.option("--engine", "engines", multiple=True, default=("all",), show_default=True, help="NAME or NAME:PRECISION.")
 @click.option("--metric", "metrics", multiple=True, default=("knn", "retrieval"), show_default=True)
-@click.option("--only", multiple=True, help="Artifacts by name, besides the baseline.  [default: all]")
+@click.option("--only", multiple=True, help="Names of artifacts besides the baseline.  [default: all]")
 @click.option("--cache", type=click.Path(path_type=Path), default=Path("~/.cache/mimexport"), show_default=True)
 @click.option(
     "--artifacts", "folder", type=click.Path(path_type=Path), default=Path("artifacts/eval"), show_default=True
 )
 @click.option("--out", type=click.Path(path_type=Path), default=Path("reports/engines"), show_default=True)
-@click.option("--write-baseline", "rewrite", is_flag=True, help="Make what is found the baseline.")
+@click.option("--write-baseline", "rewrite", is_flag=True, help="Replace the baseline by this result.")
 @click.option("--table", type=click.Path(path_type=Path), help="Also write the table into this page, below its marker.")
 def main(
     data: str | None, models: tuple[str, ...], images: int | None, deployed: int | None, training: int | None, own: bool,
@@ -112,7 +115,7 @@ def main(
 ) -> None:  # fmt: skip
     """Run the gate."""
     if rewrite and (only or engines != ("all",)):
-        raise click.UsageError("--write-baseline takes the place of all rows; leave --only and --engine out")
+        raise click.UsageError("--write-baseline replaces all rows; leave out --only and --engine")
     if table and len(models) > 1:
         raise click.UsageError("--table takes one backbone: --model NAME")
     shown = ConsoleProgress()
@@ -148,7 +151,7 @@ def main(
 
 
 def write_table(text: str, page: Path) -> None:
-    """Put `text` below the marker of a page, whose prose above it stays."""
+    """Write `text` below the marker of a page; keep the prose above it."""
     prose = page.read_text(encoding="utf-8").split(TABLE_MARKER)[0] if page.exists() else ""
     write_file(page, f"{prose}{TABLE_MARKER}\n\n{text}".encode())
 
@@ -157,7 +160,7 @@ def judge(
     built: Sequence[Artifact], dataset: Dataset, engines: Sequence[str], options: EvalOptions, cache: Path,
     shown: ConsoleProgress,
 ) -> Report:  # fmt: skip
-    """Evaluate what was built for one backbone, counted from its [cls]: red where the other norm is shown to be stronger."""
+    """Evaluate the artifacts of one backbone against its [cls]; fail if [cls] with the other norm is shown to be stronger."""
     baselines, _ = find_baselines(built)
     return evaluate(
         built,
@@ -167,7 +170,7 @@ def judge(
         open_references=References().open,
         store=FeatureStore(cache.expanduser() / "features", shown.say, shown.progress),
         options=options,
-        # Of two that are as good, another machine might choose the other: the rows of a baseline would be of neither.
+        # Fixed: of two equally good [cls], another machine might choose the other, and its rows would not match the baseline.
         fixed={artifact.manifest.embedding_space for artifact in baselines},
     )
 
@@ -175,13 +178,13 @@ def judge(
 def build_all(
     model: str, folder: Path, only: tuple[str, ...], shown: ConsoleProgress
 ) -> tuple[list[Artifact], list[SkippedDeployment]]:
-    """Build, or reuse if the code that built them is the same, the artifacts of a backbone.
+    """Build the artifacts of a backbone, or reuse those that the same code built.
 
     Args:
         model: a name in `PLANS`.
-        folder: where they lie.
-        only: those that are wanted, in every precision; none stands for what the plan has.
-        shown: told how far it is.
+        folder: the folder of the artifacts.
+        only: names of artifacts to build in every precision; if empty, those of the plan.
+        shown: shows the progress.
     """
     home = folder / code_digest()
     for stale in set(folder.glob("[0-9a-f]" * len(home.name))) - {home}:
@@ -190,8 +193,8 @@ def build_all(
     calibration_images(home / CALIBRATION)
     built, skipped = [], []
     new = [options for options in wanted if not (options.out / MANIFEST).is_file()]
-    new.sort(key=lambda options: options.precision != "int8")  # what takes longest begins first
-    # An export is one thread's work, and about 1 GB.
+    new.sort(key=lambda options: options.precision != "int8")  # start the longest builds first
+    # An export uses one thread and about 1 GB.
     with ProcessPoolExecutor(
         min(4, available_cpus()), get_context("spawn"), initializer=torch.set_num_threads, initargs=(1,)
     ) as pool:
@@ -218,7 +221,7 @@ def planned(model: str, possible: Sequence[BuildOptions], only: Sequence[str]) -
     """Return which of the `possible` artifacts are built; see `build_all`.
 
     Raises:
-        UnknownNameError: `only` names another.
+        UnknownNameError: `only` has an unknown name.
 
     """
     plan = PLANS[model]
@@ -239,7 +242,7 @@ def planned(model: str, possible: Sequence[BuildOptions], only: Sequence[str]) -
 
 
 def calibration_images(folder: Path) -> None:
-    """Fill `folder` with photographs for int8: crops of those that packages ship, whatever is evaluated."""
+    """Fill `folder` with photographs for int8 calibration: crops from installed packages, for every data set."""
     if not folder.is_dir():
         images = open_crops().test
         stage = folder.with_name(f".{folder.name}.partial")
@@ -250,7 +253,7 @@ def calibration_images(folder: Path) -> None:
 
 
 def _possible(model: str, home: Path, photos: Path) -> Iterator[BuildOptions]:
-    """Yield plain aggregators, one that drops patches early, and every embedded head: learned, or else as a whitening."""
+    """Yield the plain aggregators, one that drops patches early, and all embedded heads; heads without weights whiten."""
     plan = PLANS[model]
     for precision in get_args(Precision):
         suffix = "" if precision == "fp32" else f".{precision}"
@@ -266,7 +269,7 @@ def _possible(model: str, home: Path, photos: Path) -> Iterator[BuildOptions]:
             head = load_head(path)
             learned = bool(head.tensors)
             if precision != "fp32" and not learned:
-                # Whitening magnifies what is lost of [cls], which the others are compared with: the build refuses it.
+                # Whitening magnifies the loss of [cls], the baseline of the others, so the build refuses it.
                 continue
             yield _selected(
                 replace(

@@ -4,10 +4,10 @@
     python tools/frontier.py ../shared/data/tiny-imagenet-64.zip --model mae-tiny --rates
     python tools/frontier.py ../shared/data/tiny-imagenet-64.zip --model mae-tiny --explore --training 3000
 
-The first command computes vectors in torch, in bf16 where the CPU multiplies it, and judges them. The second builds every row
-and runs it in two engines in turn with the full encoder, on a quiet machine. Both write what was found to `--results`, and then
-the page. Vectors are kept in `--work`. [cls] and the full encoder are those of `aggregators-MODEL.json`, measured on the same
-images in fp32.
+The first command measures accuracy with vectors from torch, in bf16 if the CPU supports it. The second builds every row and
+runs it in two engines, in turn with the full encoder; it needs a quiet machine. The third compares rules on training images.
+Results are stored in `--results`, and the page is written from them. Vectors are stored in `--work`. [cls] and the full
+encoder are those in `aggregators-MODEL.json`, measured on the same images in fp32.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ from mimruntime.preprocess import to_pixels
 
 PRECISION: Precision = "bf16" if multiplies_bf16() else "fp32"
 ENGINES = (("onnxruntime", None), ("openvino", PRECISION))
-"""Where speed is measured."""
+"""Engines and precisions in which speed is measured."""
 MEASURED = Path(__file__).parents[1] / "docs" / "results"
 BATCH = 16
 NEIGHBOURS = 20
@@ -60,20 +60,22 @@ _CHUNK = 50
 @click.command()
 @click.argument("archive", type=click.Path(path_type=Path, exists=True))
 @click.option("--model", "models", multiple=True, required=True, help="Embedded backbones.")
-@click.option("--training", default=10_000, show_default=True, help="Images whose neighbours vote.")
-@click.option("--images", default=10_000, show_default=True, help="Images that are judged.")
-@click.option("--row", "titles", multiple=True, help="These rows alone; the others stay as they are.")
+@click.option("--training", default=10_000, show_default=True, help="Number of training images.")
+@click.option("--images", default=10_000, show_default=True, help="Number of test images.")
+@click.option("--row", "titles", multiple=True, help="Measure only these rows, again; keep the others.")
 @click.option("--rates", is_flag=True, help="Measure speed alone.")
-@click.option("--probe", is_flag=True, help="Linear probes as well.")
-@click.option("--explore", is_flag=True, help="Judge training images by each other: to choose rules by.")
-@click.option("--pairs", default=9, show_default=True, help="Runs of each row in turn with the full encoder.")
+@click.option("--probe", is_flag=True, help="Also measure linear probes.")
+@click.option("--explore", is_flag=True, help="Compare rules on training images, in order to choose one.")
+@click.option(
+    "--pairs", default=9, show_default=True, help="Number of runs of each row, in turn with the full encoder."
+)
 @click.option("--work", type=click.Path(path_type=Path), default=Path("build/frontier"), show_default=True)
 @click.option("--results", type=click.Path(path_type=Path), default=Path("docs/results"), show_default=True)
 def main(
     archive: Path, models: tuple[str, ...], training: int, images: int, titles: tuple[str, ...], rates: bool, probe: bool,
     explore: bool, pairs: int, work: Path, results: Path,
 ) -> None:  # fmt: skip
-    """Measure what the results do not hold yet; rows that are named are measured again."""
+    """Measure rows that are missing in the results, and measure named rows again."""
     if unknown := set(titles) - {row.title for row in ROWS}:
         raise click.BadParameter(f"no row {', '.join(sorted(unknown))}; there are: {', '.join(r.title for r in ROWS)}")
     data = beginning(open_dataset(f"zip:{archive}", cache=work), training, images)
@@ -97,7 +99,7 @@ def main(
 
 
 class Bench:
-    """A backbone, the images, and what was made of both."""
+    """A backbone and the images, with its networks and stored vectors."""
 
     def __init__(self, model: str, data: Dataset, work: Path) -> None:
         self._model, self._data, self._work = model, data, work
@@ -137,7 +139,7 @@ class Bench:
         return sum(need[:-1]) / (need[-1] * len(counts))
 
     def accuracy(self, row: Row, *, probe: bool) -> dict[str, np.ndarray]:
-        """Return right or wrong of every judged image."""
+        """Return the correctness of every test image."""
         train, test = (self._vectors(row, part) for part in self._parts())
         learned, truth = (part.labels for part in self._parts())
         if probe:
@@ -145,7 +147,7 @@ class Bench:
         return {"k-NN": knn.predict(train, learned, test) == truth}
 
     def same_class(self, row: Row) -> np.ndarray:
-        """Return how many of the 20 nearest other training images are of each one's class, as shares (n,)."""
+        """Return for each training image the share of its 20 nearest neighbours that have its class, (n,)."""
         part = self._parts()[0]
         indices, _ = nearest(*[self._vectors(row, part)] * 2, NEIGHBOURS, leave_one_out=True)
         return np.asarray((part.labels[indices] == part.labels[:, None]).mean(1))
@@ -166,7 +168,7 @@ class Bench:
         return self._data.train, self._data.test
 
     def _vectors(self, row: Row, part: Split) -> np.ndarray:
-        """Return the vectors (n, D) of an aggregator; one pass of the encoder gives those of all `AGGREGATORS`."""
+        """Return the vectors (n, D) of a row; one pass of the encoder computes those of all `AGGREGATORS`."""
         folder = self._work / "vectors"
         files = {
             agg: folder / f"{self._model}-{replace(row, agg=agg).folder}-{part.digest[:12]}.npy" for agg in AGGREGATORS
@@ -195,7 +197,7 @@ class Bench:
         return {agg: np.concatenate(parts) for agg, parts in found.items()}
 
     def _network(self, row: Row) -> EmbeddingModel:
-        """Return the network of a row; those of one encoder are made of one backbone."""
+        """Return the network of a row; networks with the same encoder share one backbone."""
         key = replace(row, agg="topk")
         if key not in self._networks:
             options = self._options(key, Path())
@@ -216,7 +218,7 @@ class Bench:
         return engine
 
     def _graph(self, row: Row) -> Path:
-        """Return the ONNX file of a row, built where it is not there yet."""
+        """Return the ONNX file of a row; build it if it is missing."""
         folder = self._work / self._model / row.folder
         if (folder / FILE).exists():
             return folder / FILE

@@ -1,4 +1,4 @@
-"""What `frontier.py` found, as a page and a plot."""
+"""Write the results of `frontier.py` as a page and a plot."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _COLOURS = {
 
 
 def write_page(results: Path) -> None:
-    """Write the page below its prose, and the plot, from the results of every backbone."""
+    """Write the tables below the page's prose, and the plot, from the results of all backbones."""
     files = sorted(results.glob("early-selection-*.json"), reverse=True)
     explored = [aggregator_tables.read(file) for file in files if file.stem.endswith("-explored")]
     everything = [aggregator_tables.read(file) for file in files if not file.stem.endswith("-explored")]
@@ -58,9 +58,9 @@ def kept_gain(row: np.ndarray, cls: np.ndarray, full: np.ndarray) -> tuple[float
     """Return the share of the full encoder's gain over [cls] that a row keeps, with its paired bootstrap interval.
 
     Args:
-        row: right or wrong, bool (n,).
-        cls: of [cls], likewise.
-        full: of the full encoder, likewise.
+        row: correctness of the row, bool (n,).
+        cls: correctness of [cls], bool (n,).
+        full: correctness of the full encoder, bool (n,).
 
     """
     draws = bootstrap_means(np.stack([row, cls, full], 1).astype(float))

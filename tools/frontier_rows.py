@@ -1,4 +1,4 @@
-"""The rows of `frontier.py`: what is kept, by which rule, of which image, and how it is aggregated."""
+"""The rows of `frontier.py`: the number of patches, the rule, the size of the image, and the aggregator."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ class Row:
     """One line of the table.
 
     Attributes:
-        group: as the plot colours it.
-        keep: as for `build`; None keeps all.
-        by: likewise.
-        size: edge of the image, px; None is the backbone's own.
-        agg: aggregator; of merged patches "topk" stands for their mean by size.
-        merge: pairs that are merged in each block; () merges none.
+        group: the group, which sets the colour in the plot.
+        keep: as `--keep` of `build`; None keeps all patches.
+        by: as `--keep-by` of `build`.
+        size: edge of the image in px; None takes that of the backbone.
+        agg: aggregator; for merged patches "topk" means their mean weighted by size.
+        merge: number of pairs that are merged in each block; () merges none.
 
     """
 
@@ -37,7 +37,7 @@ class Row:
 
     @property
     def title(self) -> str:
-        """As a user would type it."""
+        """The options of the row, as a user would type them."""
         options = [f"--image-size {self.size}"] if self.size else []
         options += [f"--keep {self.keep}"] if self.keep else []
         options += [f"--keep-by {self.by}"] if self.by else []
@@ -50,11 +50,11 @@ class Row:
 
     @property
     def folder(self) -> str:
-        """Name of its artifact."""
+        """Name of the folder of its artifact."""
         return "".join(sign if sign.isalnum() else "-" for sign in self.title)
 
     def tokens(self, patches: int, depth: int) -> list[int]:
-        """Return how many patches enter each block."""
+        """Return the number of patches that enter each block."""
         keep = resolve_keep(self.keep, self.by, patches, depth)
         counts, left = [], patches
         for block in range(depth):

@@ -1,7 +1,8 @@
-"""The published rival of `--keep`: ToMe (Bolya et al., 'Token Merging: Your ViT But Faster', ICLR 2023).
+"""ToMe (Bolya et al., 'Token Merging: Your ViT But Faster', ICLR 2023), to compare with `--keep`.
 
-Before the MLP of a block the r pairs of most similar keys become one token, the mean weighted by how many patches each
-stands for; attention counts a token as often. No training. r is a constant, so the graph is static and has no loop.
+Before the MLP of a block, each of the r pairs with the most similar keys is merged into one token. The token is the mean of
+the pair, weighted by size: the number of patches that a token represents. Attention also weights tokens by size. There is no
+training. r is a constant, so the graph is static and has no loop.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from mimexport.grid import closeness_to_center
 
 
 class Merged(NamedTuple):
-    """Tokens, how many patches each stands for (B, S), and the mean of their closeness to the centre (B, S)."""
+    """Tokens (B, S, D), the number of patches in each (B, S), and the mean closeness of these to the centre (B, S)."""
 
     tokens: Tensor
     size: Tensor
@@ -30,9 +31,9 @@ class MergingModel(EmbeddingModel):
     """uint8 images (B, H, W, 3) -> unit vectors of merged patches, weighted by size and, if asked, closeness to the centre.
 
     Args:
-        model: of a plain vision transformer with one prefix token, [cls]; its aggregator has no part.
+        model: a model of a plain vision transformer with one prefix token, [cls]; its aggregator is not used.
         merge: r of every block.
-        centered: whether closeness to the centre counts.
+        centered: whether to weight by closeness to the centre.
 
     """
 
@@ -60,7 +61,7 @@ class MergingModel(EmbeddingModel):
 
 
 def run_block(block: OpenBlock, state: Merged, pairs: int) -> Merged:
-    """Return what leaves a block in which `pairs` pairs of tokens are merged."""
+    """Run a block that merges `pairs` pairs of tokens."""
     tokens, size, near = state
     context = block.norm1(tokens)
     query, key, value = (
@@ -76,11 +77,11 @@ def run_block(block: OpenBlock, state: Merged, pairs: int) -> Merged:
 
 
 def merge_pairs(state: Merged, keys: Tensor, pairs: int) -> Merged:
-    """Merge the `pairs` most similar pairs of a token of even place and one of odd place; [cls], at place 0, stays.
+    """Merge the `pairs` most similar pairs of a token at an even and one at an odd position; keep [cls], at position 0.
 
     Args:
         state: S tokens.
-        keys: (B, S, d), what similarity is taken of.
+        keys: (B, S, d), the keys to compare.
         pairs: at most S // 2 - 1.
 
     """

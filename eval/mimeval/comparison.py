@@ -1,4 +1,4 @@
-"""Two artifacts on the same images, each as it is deployed, with classifiers fitted on its own features."""
+"""Compare two deployed artifacts on the same images, with classifiers fitted on the features of each."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from mimruntime.artifact import Artifact
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """Both artifacts by one metric; `difference` is second minus first, paired over images."""
+    """The scores of both artifacts by one metric; `difference` is second minus first, paired over images."""
 
     metric: str
     first: Interval
@@ -30,16 +30,16 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """Two artifacts on the same images.
+    """The comparison of two artifacts on the same images.
 
     Attributes:
-        dataset: its name.
-        images: test images that could be read.
-        engines: what ran the two.
-        rows: one a metric.
-        notes: what a reader must know of the data.
-        names: of the two, for people.
-        metric: the verdict rests on it.
+        dataset: name of the data set.
+        images: number of readable test images.
+        engines: the engines of the two.
+        rows: one per metric.
+        notes: notes on the data for the reader.
+        names: display names of the two.
+        metric: the metric that decides the verdict.
 
     """
 
@@ -53,11 +53,11 @@ class Comparison:
 
     @property
     def deciding(self) -> Row:
-        """The row that a verdict rests on."""
+        """The row that decides the verdict."""
         return next((row for row in self.rows if row.metric == self.metric), self.rows[0])
 
     def verdict(self) -> str:
-        """Return which is better in a sentence or two, by the deciding metric."""
+        """Say in a sentence or two which is better by the deciding metric."""
         row = self.deciding
         first, second = self.names
         change, better, worse = row.difference, second, first
@@ -72,9 +72,9 @@ class Comparison:
 
     def _needed(self, change: Interval) -> str:
         if change.value <= 0:
-            return "No number of images would decide it as it looks."
+            return "As estimated, no number of images would decide it."
         needed = self.images * ((change.value - change.low) / change.value) ** 2
-        return f"About {math.ceil(needed):,} images would decide it as it looks; {self.images:,} were seen."
+        return f"As estimated, about {math.ceil(needed):,} images would decide it; {self.images:,} were seen."
 
 
 def compare_artifacts(
@@ -87,19 +87,19 @@ def compare_artifacts(
     store: FeatureStore,
     seed: int = 0,
 ) -> Comparison:
-    """Return how `second` does against `first`.
+    """Compare `second` with `first`.
 
     Args:
         first: an artifact.
         second: another, of any backbone.
-        dataset: labelled images, or queries with what they ought to find.
-        engine: a name of `mimruntime.engines.ENGINES`, or "auto".
-        metrics: names in `METRICS`; none stands for all that the data set allows.
-        store: where features are kept.
-        seed: of the order and the bootstrap.
+        dataset: labelled images, or queries with their correct results.
+        engine: a name in `mimruntime.engines.ENGINES`, or "auto".
+        metrics: names in `METRICS`; if empty, all that the data set allows.
+        store: the store of features.
+        seed: seed of the image order and the bootstrap.
 
     Raises:
-        MimError: of any kind.
+        MimError: any failure, in one line.
 
     """
     chosen = find_metrics(metrics, dataset)
@@ -136,7 +136,7 @@ def compare_artifacts(
 
 
 def _names(first: Artifact, second: Artifact) -> tuple[str, str]:
-    """Return the artifacts' names; their paths where these are the same."""
+    """Return the artifacts' names, or their paths if the names are the same."""
     names = first.manifest.name, second.manifest.name
     return names if names[0] != names[1] else (str(first.path), str(second.path))
 

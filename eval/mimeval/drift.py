@@ -1,4 +1,4 @@
-"""How far an engine's vectors are from torch's: cosine, neighbours, selected patches."""
+"""Measure how far an engine's vectors are from torch's: by cosine, neighbours and selected patches."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ NEIGHBOURS = 10
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What a precision may cost.
+    """The limits of a precision's drift.
 
     Attributes:
-        cosine_p1: least 1st percentile of the cosine to torch.
-        overlap: least mean share of the 10 nearest neighbours that stay.
+        cosine_p1: lower limit of the 1st percentile of the cosine to torch.
+        overlap: lower limit of the mean share of the 10 nearest neighbours that stay.
 
     """
 
@@ -31,20 +31,20 @@ LIMITS = {
     "bf16": Limits(0.99, 0.80),
     "int8": Limits(0.90, 0.50),
 }
-"""By precision; the worst image decides nothing, since two patches of equal score may change places."""
+"""Limits by precision; the worst image has no limit, since two patches of nearly equal score may swap."""
 
 
 @dataclass(frozen=True, slots=True)
 class Drift:
-    """An engine's vectors against torch's of the same images.
+    """The drift of an engine's vectors from torch's on the same images.
 
     Attributes:
         cosine_worst: least cosine.
         cosine_p1: its 1st percentile.
         cosine_median: its median.
         overlap: mean share of the 10 nearest neighbours in torch that are among the 10 nearest on the engine.
-        jaccard: mean Jaccard overlap of the patches that hold at least their even share; None without a selection.
-        images: on which it was measured.
+        jaccard: mean Jaccard overlap of the patches with at least the mean weight; None without a selection.
+        images: number of images.
 
     """
 
@@ -61,20 +61,20 @@ _SAME_NEIGHBOURS = 0.999
 
 
 def to_rounding(drift: Drift) -> bool:
-    """Tell whether vectors are those of torch but for rounding in float32, on every image."""
+    """Return whether the vectors of all images equal torch's up to rounding in float32."""
     return drift.cosine_worst >= 1 - _ROUNDING and drift.overlap >= _SAME_NEIGHBOURS
 
 
 def measure(
     reference: np.ndarray, deployed: np.ndarray, selections: tuple[np.ndarray, np.ndarray] | None = None
 ) -> Drift:
-    """Compare features (n, D) of the same images, and where there are any the shares of patches (n, gh, gw) of both."""
+    """Compare features (n, D) of the same images, and if given, the patch weights (n, gh, gw) of both."""
     cosines = (unit(reference) * unit(deployed)).sum(axis=1)
     worst, first, median = np.quantile(cosines, [0, 0.01, 0.5])
     jaccard = None
     if selections is not None:
         chosen = [part.reshape(len(part), -1) for part in selections]
-        # Shares of topk are 1/k or 0, those of AbMILP anything: 'chosen' is what has more than an even share.
+        # Weights of topk are 1/k or 0, those of AbMILP any value: a patch is chosen if it has at least the mean weight.
         first_set, second_set = (part >= (1 - 1e-3) / part.shape[1] for part in chosen)
         union = np.maximum((first_set | second_set).sum(axis=1), 1)
         jaccard = float(((first_set & second_set).sum(axis=1) / union).mean())
@@ -84,9 +84,9 @@ def measure(
 
 
 def too_far(drift: Drift, precision: str) -> str | None:
-    """Return what passes the limits of `precision`, in one line, or None."""
+    """Return the limit of `precision` that is exceeded, in one line, or None."""
     limits = LIMITS.get(precision, LIMITS["int8"])
-    # Written so that NaN, which compares false with everything, is too far.
+    # NaN compares false with everything; written so that NaN exceeds the limits.
     if not drift.cosine_p1 >= limits.cosine_p1:
         return (
             f"vectors are not torch's: 1st percentile of the cosine {drift.cosine_p1:.5f},"
@@ -102,4 +102,4 @@ def too_far(drift: Drift, precision: str) -> str | None:
 
 def _overlap(reference: np.ndarray, deployed: np.ndarray) -> float:
     wanted, found = (nearest(table, table, NEIGHBOURS, leave_one_out=True)[0] for table in (reference, deployed))
-    return float(overlap(found, wanted).mean()) if wanted.shape[1] else 1.0  # one image has no neighbours to lose
+    return float(overlap(found, wanted).mean()) if wanted.shape[1] else 1.0  # a single image has no neighbours

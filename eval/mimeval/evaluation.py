@@ -1,4 +1,4 @@
-"""The flow: the same images through torch and every engine, scores, gains, drift, verdict."""
+"""Run an evaluation: the same images in torch and on every engine, then scores, gains, drift and verdict."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ from mimruntime.artifact import Artifact
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvalOptions:
-    """How much is measured, and what is tolerated.
+    """The extent of an evaluation, and its tolerance.
 
     Attributes:
-        metrics: names in `METRICS`; none stands for all that the data set allows.
-        deployed: test images that engines see, at most; torch sees all of them.
+        metrics: names in `METRICS`; if empty, all that the data set allows.
+        deployed: largest number of test images on engines; torch uses all of them.
         own: also fit on each engine's own features of the training images.
-        stored: names in `stored.WAYS`: k-NN among training vectors of torch that are stored so is judged like an engine.
-        margin: the loss of gain that is tolerated.
-        seed: of the image draw and of the bootstrap.
+        stored: names in `stored.WAYS`; k-NN with torch's training vectors in this stored form is judged like an engine.
+        margin: the tolerated loss of gain.
+        seed: seed of the image draw and of the bootstrap.
 
     """
 
@@ -59,22 +59,22 @@ def evaluate(
     fixed: Collection[str] = (),
     build_baseline: BuildBaseline | None = None,
 ) -> Report:
-    """Evaluate `artifacts` and `baselines` on `dataset`, in torch and in every engine of `wanted`.
+    """Evaluate `artifacts` and `baselines` on `dataset`, in torch and on every engine of `wanted`.
 
     Args:
-        artifacts: whose gain is judged, in any precisions.
-        baselines: what gains are counted from, one for each backbone and precision; may also be among `artifacts`. Each is
-            measured before and after the final norm, and the stronger counts.
-        dataset: labelled images, or queries with what they ought to find.
-        wanted: engines.
-        open_references: gives the torch models.
-        store: where features are kept.
-        options: how much is measured.
-        fixed: embedding spaces of baselines that were asked for: they count even where they are the weaker.
-        build_baseline: makes the stronger one where it is not at hand.
+        artifacts: artifacts whose gain is judged, in any precision.
+        baselines: artifacts from which gains are counted, one per backbone and precision; they may also be in `artifacts`.
+            Each is measured before and after the final norm, and the stronger counts.
+        dataset: labelled images, or queries with their correct results.
+        wanted: the engines.
+        open_references: opens the torch models.
+        store: the store of features.
+        options: the extent of the evaluation.
+        fixed: embedding spaces of baselines that the user chose; they count even if they are the weaker.
+        build_baseline: builds the stronger baseline if it is missing.
 
     Raises:
-        MimError: of any kind, each with one line; features that were computed are kept.
+        MimError: any failure, in one line; computed features stay in the store.
 
     """
     metrics = find_metrics(options.metrics, dataset)
@@ -118,7 +118,7 @@ def _add_stored(
     if not ways:
         return
     if "knn" not in metrics or images.dataset.relevance:
-        raise DataError("a stored precision is judged by k-NN, which these images or --metric leave out")
+        raise DataError("a stored precision is judged by k-NN, which needs labelled images and knn in --metric")
     rows = images.test_rows(deployed=False)
     truth = images.task(rows).test_labels
     for way, right in k_nn_correct(ways, known.features, known.labels, test[rows], truth).items():
@@ -134,7 +134,7 @@ def _choose(
     seed: int,
     fixed: Collection[str],
 ) -> Choice:
-    """Choose the baselines by training images, or by test images where training images have no labels."""
+    """Choose the baselines by training images, or by test images if training images have no labels."""
     candidates = [model for model in models if model.baseline is None]
     labelled = next(iter(known.values())).labels
     if len(np.unique(labelled)) > 1 and not images.dataset.relevance:
@@ -201,7 +201,7 @@ def _report(
 
 
 def _examples(models: Sequence[Model], found: Measurements, deciding: str, images: Images) -> list[Example]:
-    """Return images that the first judged model and its baseline differ on, where they are right or wrong."""
+    """Return images on which the first judged model and its baseline differ, if scores are right or wrong."""
     model = next((model for model in models if model.judged), None)
     if model is None or model.baseline is None or images.dataset.relevance:
         return []

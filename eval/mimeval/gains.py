@@ -1,4 +1,4 @@
-"""What models gain over their baselines, in torch and in every deployment."""
+"""Compute the gains of models over their baselines, in torch and in every deployment."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from mimeval.models import Model
 from mimeval.report import TORCH, Gain
 from mimeval.statistics import judge_gain, mcnemar
 
-SAME = "the engine's vectors are torch's to rounding, and every image is judged alike"
+SAME = "the engine's vectors equal torch's up to rounding, and every image is judged alike"
 
 
 def gains_of(models: Sequence[Model], found: Measurements, deciding: str, *, margin: float, seed: int) -> list[Gain]:
     """Return every model's gain over its baseline in every deployment, by every metric.
 
-    Where too few images were seen to exclude a loss, but the vectors of both are torch's to rounding and no image is judged
-    otherwise, there is nothing that could be lost.
+    Too few images may have been seen to exclude a loss. If the vectors of both equal torch's up to rounding and no image is
+    judged differently, nothing can be lost, and the row passes.
 
     Args:
-        models: with their baselines.
-        found: scores; a deployment whose baseline did not run is added to what was skipped.
-        deciding: the score that a verdict rests on.
-        margin: the loss of gain that is tolerated.
-        seed: of the bootstrap.
+        models: the models and their baselines.
+        found: the scores; a deployment whose baseline did not run is added to the skipped ones.
+        deciding: the metric that decides the verdict.
+        margin: the tolerated loss of gain.
+        seed: seed of the bootstrap.
 
     """
     titles = {model.title: model.baseline for model in models}

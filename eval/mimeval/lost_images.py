@@ -1,4 +1,4 @@
-"""The images that torch got right and an engine wrong, as links into the page of `mimexport browse`."""
+"""List the images that torch got right and an engine wrong, with links to the page of `mimexport browse`."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ import numpy as np
 from mimeval.report import TORCH, Report, Score
 
 PAGE = "http://127.0.0.1:8010/"
-"""Where `mimexport browse` shows its page unless told otherwise."""
+"""Default address of the page of `mimexport browse`."""
 _MOST_SHOWN = 200
 
 
 @dataclass(frozen=True, slots=True)
 class LostImages:
-    """What one engine changed of one model.
+    """The images of one model that one engine classifies differently from torch.
 
     Attributes:
-        model: its title.
+        model: title of the model.
         deployment: engine and precision.
         lost: names of images that torch got right and the engine wrong.
-        won: how many it is the other way round for.
+        won: number of images that torch got wrong and the engine right.
 
     """
 
@@ -35,7 +35,7 @@ class LostImages:
 
 
 def lost_images(report: Report) -> Iterator[LostImages]:
-    """Yield what every engine changed by the deciding metric, where scores are right or wrong."""
+    """Yield the lost images of every engine by the deciding metric, if scores are right or wrong."""
     rows = [
         row for row in report.scores if row.metric == report.metric and row.fitted == "torch" and row.bits is not None
     ]
@@ -44,13 +44,13 @@ def lost_images(report: Report) -> Iterator[LostImages]:
         if row.deployment == TORCH or row.model not in torch:
             continue
         now = row.scores()
-        before = torch[row.model].scores()[: len(now)]  # engines see the first of the images
+        before = torch[row.model].scores()[: len(now)]  # engines see the first images
         lost = tuple(report.names[at] for at in np.flatnonzero(before & ~now))
         yield LostImages(row.model, row.deployment, lost, int((~before & now).sum()))
 
 
 def as_section(report: Report) -> str:
-    """Return these images as HTML, "" where no engine changed any."""
+    """Return these images as HTML; "" if there are none."""
     found = [each for each in lost_images(report) if each.lost]
     if not found:
         return ""

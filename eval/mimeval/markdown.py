@@ -1,4 +1,4 @@
-"""The report as tables in Markdown."""
+"""The report as Markdown tables."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from mimeval.statistics import Interval
 from mimeval.summary import GLOSSARY, counted_from, headlines, labelled, open_questions
 
 _NAMED = 3
-"""Artifacts that are listed by name; of more their number is given."""
+"""Largest number of artifacts that are listed by name; for more, only the number is given."""
 
 
 def as_markdown(report: Report) -> str:
-    """Return the verdict, what led to it, and the tables of gains, accuracies and drift."""
+    """Return the verdict with its reasons, and the tables of gains, accuracies and drift."""
     report, images = labelled(report), report.images
     questions = open_questions(report)
     lines = [
@@ -42,7 +42,7 @@ def as_markdown(report: Report) -> str:
 
 
 def skipped_rows(skipped: Sequence[SkippedDeployment]) -> list[tuple[str, str, str]]:
-    """Return what did not run as artifacts, engine and precisions, reason: one row for an engine and a reason."""
+    """Return the skipped deployments as (artifacts, engine and precisions, reason), one row per engine and reason."""
     groups: dict[tuple[str, str], list[SkippedDeployment]] = {}
     for skip in skipped:
         groups.setdefault((skip.deployment.split()[0], skip.reason), []).append(skip)
@@ -61,7 +61,7 @@ def points(interval: Interval) -> str:
 
 
 def _gains(report: Report) -> list[str]:
-    """One row a model, deployment and side of the deciding metric."""
+    """Return a row per model, deployment and `fitted` of the deciding metric."""
     rows = [gain for gain in report.gains if gain.decides]
     if not rows:
         return []
@@ -81,7 +81,7 @@ def _gain(gain: Gain) -> str:
 
 
 def _accuracies(report: Report) -> list[str]:
-    """One row a model, deployment and side; one column a metric, with the gain of the deployment."""
+    """Return a row per model, deployment and `fitted`, and a column per metric with the gain on the deployment."""
     metrics = list(dict.fromkeys(score.metric for score in report.scores))
     keyed = {(row.model, row.deployment, row.fitted, row.metric): row for row in report.scores}
     gains = {(row.model, row.deployment, row.fitted, row.metric): row for row in report.gains}

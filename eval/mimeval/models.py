@@ -1,4 +1,4 @@
-"""Artifacts of one embedding space are one model in several precisions; each is compared with its baseline."""
+"""Group artifacts into models, one per embedding space with its precisions, and find their baselines."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from mimruntime.errors import OptionError
 from mimruntime.manifest import Manifest, Preprocess, TokenNorm
 
 BASELINES = ("cls", "mean")
-"""What a gain is counted from: [cls], and the mean where a backbone has none."""
+"""Aggregators from which gains are counted: [cls], or the mean if a backbone has no [cls]."""
 Family = tuple[str, Preprocess, bool]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Model:
-    """One embedding space.
+    """The artifacts of one embedding space.
 
     Attributes:
-        title: the shortest name among its artifacts; its path where another model has the same.
+        title: the shortest name of its artifacts, or the path if another model has the same name.
         space: the manifests' `embedding_space`.
-        artifacts: its precisions, no two of the same.
+        artifacts: its artifacts, one per precision.
         baseline: title of the model its gain is counted from; None for a baseline itself.
-        judged: whether its gain is; not of a baseline.
+        judged: whether its gain is judged; False for a baseline.
 
     """
 
@@ -37,24 +37,24 @@ class Model:
 
     @property
     def family(self) -> Family:
-        """What it shares with those it may be compared with."""
+        """The properties that models must share to be compared."""
         return family_of(self.artifacts[0].manifest)
 
     @property
     def token_norm(self) -> TokenNorm:
-        """Of the tokens it aggregates."""
+        """The norm of the tokens that it aggregates."""
         return self.artifacts[0].manifest.aggregator.token_norm
 
 
 def group_models(artifacts: Sequence[Artifact], baselines: Sequence[Artifact]) -> list[Model]:
     """Return the models of `artifacts` and `baselines`, baselines first.
 
-    A backbone may have two baselines, one of each token norm: others are counted from the first of them until
-    `baselines.choose` knows the stronger.
+    A backbone may have two baselines, one per token norm. Gains are counted from the first until `baselines.choose` knows
+    the stronger.
 
     Raises:
-        OptionError: two artifacts of one space and precision, or one without a baseline of its backbone and whitening, or
-            with two that differ in more than the token norm.
+        OptionError: two artifacts have the same space and precision; or an artifact has no baseline of its backbone and
+            whitening, or two that differ in more than the token norm.
 
     """
     spaces: dict[str, dict[str, Artifact]] = {}
@@ -92,9 +92,9 @@ def group_models(artifacts: Sequence[Artifact], baselines: Sequence[Artifact]) -
 def find_baselines(
     artifacts: Sequence[Artifact], given: Sequence[Artifact] = ()
 ) -> tuple[list[Artifact], list[Artifact]]:
-    """Return the artifacts that others can be compared with, and those that lack one of their family and precision.
+    """Return the baselines, and the artifacts without a baseline of their family and precision.
 
-    A backbone's baseline is what was given for it, whatever it aggregates; else [cls]; the mean, where it has none.
+    A backbone's baseline is the given one, with any aggregator; else [cls]; or the mean, if it has no [cls].
 
     Raises:
         OptionError: a baseline was given, but not in the precision of an artifact.
@@ -121,12 +121,12 @@ def find_baselines(
 
 
 def family_of(manifest: Manifest) -> Family:
-    """Return what artifacts must share to be compared: weights, preprocessing, and whether they are whitened."""
+    """Return the properties that artifacts must share to be compared: weights, preprocessing, and whether they are whitened."""
     return manifest.backbone.weights_sha256, manifest.preprocess, manifest.embedding.whitening is not None
 
 
 def labels_of(models: Sequence[Model]) -> dict[str, str]:
-    """Return what people call the models whose titles are the program's: [cls], with its norm where two are there."""
+    """Return the display names of [cls] models: [cls], with its token norm if there are two."""
     manifests = {model.title: model.artifacts[0].manifest for model in models}
     plain = {
         title: "whitened [cls]" if manifest.embedding.whitening else "[cls]"
@@ -142,7 +142,7 @@ def labels_of(models: Sequence[Model]) -> dict[str, str]:
 
 
 def _titles(spaces: Mapping[str, Mapping[str, Artifact]]) -> dict[str, str]:
-    """Return a title for every space, no two the same: scores are kept by it."""
+    """Return a unique title for every space, by which scores are stored."""
     shortest = {
         space: min(found.values(), key=lambda artifact: len(artifact.manifest.name)) for space, found in spaces.items()
     }

@@ -1,4 +1,4 @@
-"""The report as one HTML page that needs nothing beside it."""
+"""The report as one self-contained HTML page."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ dl { display: grid; grid-template-columns: max-content 1fr; gap: .2rem 1rem; fon
 dt { font-weight: 600 } dd { margin: 0 }
 """
 _EDGE = 100
-"""Of a sample, in the units of its own drawing."""
+"""Edge of a sample, in SVG units."""
 
 
 def as_page(report: Report) -> str:
-    """Return the page: the finding in words, what is open, examples, gains, throughput, tables, terms."""
+    """Return the page: findings in words, open questions, examples, gains, throughput, tables and terms."""
     report = with_engine_names(labelled(report))
     decisive = [gain for gain in report.gains if gain.decides]
     parts = [
@@ -51,7 +51,7 @@ def as_page(report: Report) -> str:
         f"<div class='plot' id='gains'>{gains_plot(decisive)}</div>",
         _details("All gains, by every metric", _gain_table(report.gains)),
         "<h2>Accuracy and throughput</h2>",
-        "<p>Measured while the evaluation ran, whatever else the machine did; the line joins what nothing beats in both.</p>",
+        "<p>Measured during the evaluation, on a machine that may have been busy. No point beats those on the line in both.</p>",
         f"<div class='plot' id='frontier'>{frontier_plot(report)}</div>",
         "<h2>Vectors against torch's</h2>",
         _drift_table(report.drifts),
@@ -66,7 +66,7 @@ def as_page(report: Report) -> str:
 
 
 def document(title: str, parts: Sequence[str]) -> str:
-    """Return a page of its own with these parts, HTML already."""
+    """Return a complete page with these parts, which are HTML."""
     head = f"<meta charset='utf-8'><meta name='viewport' content='width=device-width'><title>{escape(title)}</title>"
     return (
         f"<!doctype html><html lang='en'><head>{head}<style>{_STYLE}</style></head><body>{''.join(parts)}</body></html>"
@@ -94,7 +94,7 @@ def _details(title: str, content: str) -> str:
 
 
 def _examples(examples: Sequence[Example]) -> str:
-    """Return pictures that one model alone gets right, one line a model."""
+    """Return the pictures that only one model classifies correctly, one line per model."""
     parts = []
     for right, wrong in dict.fromkeys((one.right, one.wrong) for one in examples):
         drawn = "".join(
@@ -113,12 +113,12 @@ def terms(chosen: Collection[str] = tuple(GLOSSARY)) -> str:
 
 
 def items(name: str, texts: Sequence[str]) -> str:
-    """Return a list of texts; nothing where there are none."""
+    """Return an HTML list of texts; "" if there are none."""
     return f"<ul id='{name}'>{''.join(f'<li>{escape(text)}</li>' for text in texts)}</ul>" if texts else ""
 
 
 def table(name: str, head: Sequence[str], rows: Iterator[Sequence[str]]) -> str:
-    """Return a table; its cells are HTML already."""
+    """Return a table; its cells are HTML."""
     cells = "".join(f"<th>{escape(text)}</th>" for text in head)
     body = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in rows)
     return f"<table id='{name}'><thead><tr>{cells}</tr></thead><tbody>{body}</tbody></table>"
@@ -166,11 +166,13 @@ def _selections(samples: Sequence[Sample]) -> str:
     if not samples:
         return ""
     drawn = "".join(_sample(sample) for sample in samples)
-    return f"<h2>What was selected</h2><p>Dark: left out; bright: a large share.</p><div id='selections'>{drawn}</div>"
+    return (
+        f"<h2>Selected patches</h2><p>Dark: small weight. Bright: large weight.</p><div id='selections'>{drawn}</div>"
+    )
 
 
 def _sample(sample: Sample) -> str:
-    """Return the image under one dark square a patch, the darker the smaller its share."""
+    """Return the image with a dark square over each patch; a smaller weight gives a darker square."""
     rows, columns = len(sample.shares), len(sample.shares[0])
     most = max(max(row) for row in sample.shares) or 1
     height, width = _EDGE / rows, _EDGE / columns

@@ -1,4 +1,4 @@
-"""The figures of the report's page, as SVG whose text is text."""
+"""The figures of the report's page, as SVG with searchable text."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _COLOURS = {"pass": "#2a7f62", "fail": "#c0392b", "undecided": "#b8860b"}
 
 
 def gains_plot(gains: Sequence[Gain]) -> str:
-    """Return gains with their intervals, one row a model, deployment and side; torch's gain is the open mark above."""
+    """Plot gains with intervals, one row per model, deployment and `fitted`; the open mark above is the gain in torch."""
     rows = sorted(gains, key=lambda gain: (gain.model, gain.deployment, gain.fitted), reverse=True)
     figure, axes = _figure(9, 1.2 + _ROW_INCHES * 1.6 * max(1, len(rows)))
     for place, gain in enumerate(rows):
@@ -35,7 +35,7 @@ def gains_plot(gains: Sequence[Gain]) -> str:
 
 
 def differences_plot(rows: Sequence[Row]) -> str:
-    """Return differences with their intervals, one row a metric; coloured where the interval leaves zero out."""
+    """Plot differences with intervals, one row per metric; coloured if the interval excludes zero."""
     figure, axes = _figure(9, 0.9 + 0.35 * len(rows))
     for place, row in enumerate(reversed(rows)):
         value, low, high = (100 * part for part in (row.difference.value, row.difference.low, row.difference.high))
@@ -50,7 +50,7 @@ def differences_plot(rows: Sequence[Row]) -> str:
 
 
 def frontier_plot(report: Report) -> str:
-    """Return accuracy by the deciding metric against images per second; the line joins what nothing beats in both."""
+    """Plot accuracy by the deciding metric against images per second; no other point beats those on the line in both."""
     rates = {(row.model, row.deployment): row.rate for row in report.drifts if row.rate is not None}
     found = {
         (row.model, row.deployment): 100 * row.accuracy.value
@@ -74,7 +74,7 @@ def frontier_plot(report: Report) -> str:
 
 
 def frontier(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Return the points (x, y) that no other beats in both, by falling x."""
+    """Return the points (x, y) that no other point beats in both, by decreasing x."""
     kept: list[tuple[float, float]] = []
     for x, y in sorted(points, reverse=True):
         if not kept or y > kept[-1][1]:
@@ -83,7 +83,7 @@ def frontier(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]
 
 
 def _plain(name: str) -> str:
-    """Return a name as matplotlib prints it: between two dollars it would set formulas."""
+    """Escape a name for matplotlib, which typesets text between two dollars as formulas."""
     return name.replace("$", r"\$")
 
 
@@ -103,7 +103,7 @@ def _svg(figure: Any) -> str:
     import matplotlib as mpl  # noqa: PLC0415 - as above
 
     stream = io.StringIO()
-    # Text stays text, for readers and searches; the salt makes a page the same each time.
+    # Keep text as text, so that it can be searched; the fixed salt makes pages reproducible.
     with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "mimeval"}):
         figure.savefig(stream, format="svg", metadata={"Date": None})
     drawn = stream.getvalue()

@@ -1,4 +1,4 @@
-"""What an evaluation found, whole: the content of the JSON file, from which the other forms are written."""
+"""The records of an evaluation report: the content of its JSON file, from which the other forms are written."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ Fitted = Literal["torch", "own"]
 
 
 class Score(msgspec.Struct, frozen=True, kw_only=True):
-    """One model on one deployment by one metric.
+    """The score of one model on one deployment by one metric.
 
     Attributes:
-        model: its title.
+        model: title of the model.
         deployment: engine and precision, or `TORCH`.
-        metric: its name.
-        fitted: on whose features the classifier was fitted, or whose were searched: torch's or the deployment's own.
+        metric: name of the metric.
+        fitted: source of the features to fit or search: torch's or the deployment's own.
         accuracy: mean over images with its interval.
-        images: how many.
-        bits: right or wrong for every image, packed as `numpy.packbits` does, base64; None where scores are fractions.
-        values: score of every image where `bits` is None.
+        images: number of images.
+        bits: correctness of every image, packed by `numpy.packbits`, in base64; None if scores are fractions.
+        values: score of every image if `bits` is None.
 
     """
 
@@ -50,17 +50,17 @@ class Score(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Gain(msgspec.Struct, frozen=True, kw_only=True):
-    """What a model gains over its baseline on one deployment, beside what it gains in torch.
+    """The gain of a model over its baseline on one deployment, beside its gain in torch.
 
     Attributes:
-        model: its title.
-        baseline: title of what it is compared with.
+        model: title of the model.
+        baseline: title of its baseline.
         deployment: engine and precision.
-        metric: its name.
+        metric: name of the metric.
         fitted: see `Score`.
         found: gains, their change, and the verdict on it.
-        mcnemar: the model on the deployment (first) against itself in torch (second); None for fractional scores.
-        decides: whether the evaluation's verdict rests on it.
+        mcnemar: the model on the deployment (first) against the model in torch (second); None for fractional scores.
+        decides: whether the evaluation's verdict depends on it.
 
     """
 
@@ -75,14 +75,14 @@ class Gain(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class DeploymentDrift(msgspec.Struct, frozen=True, kw_only=True):
-    """The vectors of one model on one deployment against torch's.
+    """The difference of one model's vectors on one deployment from torch's.
 
     Attributes:
-        model: its title.
+        model: title of the model.
         deployment: engine and precision.
-        drift: what was measured.
-        problem: which limit it passes, or None.
-        rate: images per second of the engine alone, median over batches; None where they were not timed.
+        drift: the measured drift.
+        problem: the limit that it exceeds, or None.
+        rate: images per second of the engine alone, median over batches; None if not timed.
 
     """
 
@@ -94,14 +94,14 @@ class DeploymentDrift(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Sample(msgspec.Struct, frozen=True, kw_only=True):
-    """The selection of one model over one image, for people to look at.
+    """The selection of one model on one image, for the page.
 
     Attributes:
-        model: its title.
+        model: title of the model.
         deployment: engine and precision.
-        image: its name.
-        png: what the graph was given, base64.
-        shares: of every patch, rows from top.
+        image: name of the image.
+        png: the graph's input, base64.
+        shares: weight of every patch, rows from the top.
 
     """
 
@@ -113,12 +113,12 @@ class Sample(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Example(msgspec.Struct, frozen=True, kw_only=True):
-    """A test image that one of two models gets right in torch and the other does not, for people to look at.
+    """A test image that only one of two models classifies correctly in torch, for the page.
 
     Attributes:
         right: title of the model that finds its class.
-        wrong: title of the other.
-        image: its name.
+        wrong: title of the other model.
+        image: name of the image.
         label: its class.
         png: a small picture, base64.
 
@@ -132,16 +132,16 @@ class Example(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class BaselineChoice(msgspec.Struct, frozen=True, kw_only=True):
-    """Which of two baselines is the stronger in torch, [cls] raw or after the final norm.
+    """The choice of the stronger of two baselines in torch: [cls] raw or after the final norm.
 
     Attributes:
-        stronger: its title.
-        weaker: title of the other.
-        metric: what they were compared by.
-        on: which images chose.
-        images: how many.
-        accuracy: of the stronger.
-        weaker_accuracy: of the other.
+        stronger: title of the stronger baseline.
+        weaker: title of the weaker baseline.
+        metric: the metric of the comparison.
+        on: the images of the comparison.
+        images: number of these images.
+        accuracy: accuracy of the stronger.
+        weaker_accuracy: accuracy of the weaker.
         difference: stronger minus weaker, paired over images.
 
     """
@@ -156,7 +156,7 @@ class BaselineChoice(msgspec.Struct, frozen=True, kw_only=True):
     difference: Interval
 
     def sentence(self) -> str:
-        """Return it for people."""
+        """Return the choice as a sentence."""
         change = self.difference
         return (
             f"{self.metric} of {self.stronger} {100 * self.accuracy.value:.1f}, of {self.weaker}"
@@ -169,25 +169,25 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     """One evaluation.
 
     Attributes:
-        verdict: of all that decides.
-        reasons: what led to it, worst first; a sentence each.
-        dataset: its name.
-        digest: of the test images that engines saw and of those learned from, with their order and labels.
-        images: test images in torch, those on engines, training images.
-        classes: number of them.
-        metric: the verdict rests on it.
-        margin: the loss of gain that is tolerated, in the unit of the scores.
-        seed: of the image draw and the bootstrap.
-        names: test images, in the order of the scores.
-        notes: what a reader must know of the data.
-        skipped: what did not run, each with its reason.
-        baselines: how the baselines were chosen, one a backbone.
-        scores: one a model, deployment, metric and side.
-        gains: likewise, for all but the baselines.
-        drifts: one a model and deployment.
-        samples: selections to look at.
-        examples: images that one model gets right and the other does not.
-        labels: the name that people know a model by, where it is not its title.
+        verdict: the verdict on all rows that decide.
+        reasons: the reasons for it, worst first, one sentence each.
+        dataset: name of the data set.
+        digest: digest of the test images on engines and of the training images, with order and labels.
+        images: numbers of test images in torch, of test images on engines, and of training images.
+        classes: number of classes.
+        metric: the metric that decides the verdict.
+        margin: the tolerated loss of gain, in the unit of the scores.
+        seed: seed of the image draw and the bootstrap.
+        names: names of the test images, in the order of the scores.
+        notes: notes on the data for the reader.
+        skipped: deployments that did not run, with reasons.
+        baselines: the choice of the baseline for each backbone.
+        scores: one per model, deployment, metric and `fitted`.
+        gains: the same for all models but the baselines.
+        drifts: one per model and deployment.
+        samples: selections for the page.
+        examples: images that only one of two models classifies correctly.
+        labels: display names of models, if they differ from the titles.
 
     """
 

@@ -1,4 +1,4 @@
-"""A report as files: JSON, Markdown and a page of HTML."""
+"""Write a report as JSON, Markdown and an HTML page."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def write_reports(report: Report, stem: Path) -> str:
     Old files are replaced after all new ones are written, so that a full disk leaves the old ones.
 
     Args:
-        report: an evaluation.
+        report: the report of an evaluation.
         stem: path without its suffix.
 
     Raises:
@@ -29,7 +29,7 @@ def write_reports(report: Report, stem: Path) -> str:
     parts = {".json": encode(report), ".md": text.encode(), ".html": as_page(report).encode()}
     try:
         stem.parent.mkdir(parents=True, exist_ok=True)
-        with contextlib.ExitStack() as stack:  # all are written before the first is put in its place
+        with contextlib.ExitStack() as stack:  # write all files before the first replaces an old one
             for suffix, raw in parts.items():
                 stream = stack.enter_context(staged_file(stem.with_name(stem.name + suffix)))
                 stream.write(raw)

@@ -1,4 +1,4 @@
-"""A few images with the selection of a deployed model, for people to look at."""
+"""Choose images for the page: selections of a deployed model, and images on which two models differ."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from mimruntime.errors import ImageError
 
 SAMPLES = 4
 EXAMPLES = 4
-"""Images of each kind: that the model alone gets right, and that its baseline alone does."""
+"""Number of images of each kind: those that only the model gets right, and those that only its baseline does."""
 _EDGE = 128
-"""Of an example, px."""
+"""Edge of an example in px."""
 
 
 def draw_samples(deployment: Deployment, title: str, selection: np.ndarray, images: Images) -> list[Sample]:
-    """Return the first images that can be read, with the shares of their patches.
+    """Return the first readable images with the weights of their patches.
 
     Args:
-        deployment: whose preprocessing shows what the graph was given.
-        title: of its model.
+        deployment: the deployment, whose preprocessing gives the graph's input.
+        title: title of its model.
         selection: float32 (n, gh, gw), in the order of `images`.
-        images: of the evaluation.
+        images: the images of the evaluation.
 
     """
     samples = []
@@ -49,14 +49,14 @@ def draw_samples(deployment: Deployment, title: str, selection: np.ndarray, imag
 
 
 def draw_examples(model: str, baseline: str, right: np.ndarray, base: np.ndarray, images: Images) -> list[Example]:
-    """Return images that one of two models gets right and the other does not.
+    """Return images that only one of two models classifies correctly.
 
     Args:
-        model: a title.
-        baseline: another's.
-        right: bool (n,), what the model gets right in torch, of the rows that torch saw.
-        base: likewise, of the baseline.
-        images: of the evaluation.
+        model: title of the model.
+        baseline: title of its baseline.
+        right: correctness of the model in torch, bool (n,), for all rows in torch.
+        base: correctness of the baseline, bool (n,).
+        images: the images of the evaluation.
 
     """
     examples = []
@@ -68,7 +68,7 @@ def draw_examples(model: str, baseline: str, right: np.ndarray, base: np.ndarray
             label = classes[int(test.labels[index])] if classes else ""
             try:
                 picture = decode(test.load(index))
-            except ImageError:  # it was readable a moment ago
+            except ImageError:  # the image was readable before
                 continue
             picture.thumbnail((_EDGE, _EDGE))
             stream = io.BytesIO()

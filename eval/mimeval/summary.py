@@ -1,4 +1,4 @@
-"""What an evaluation found, in sentences: what is gained, which engines keep it, what is open and what would decide it."""
+"""The findings of an evaluation in sentences: gains, the engines that keep them, and open questions."""
 
 from __future__ import annotations
 
@@ -20,33 +20,34 @@ _ENGINES = {
     "stored": "storage as",
 }
 _NOTHING = 0.0005
-"""Loss of a gain, as a share of the images, that one decimal of a point does not show."""
+"""Loss of a gain, as a fraction of the images, that rounds to zero at one decimal of a point."""
 
 GLOSSARY = {
-    "gain": "how many more of 100 images a model gets right than its baseline, [cls], in points",
-    "[a, b]": "the 95 % interval: of evaluations like this on other images, 19 of 20 give an interval that holds the true"
-    " value",
+    "gain": "accuracy of a model minus accuracy of its baseline, [cls], in percentage points",
+    "[a, b]": "the 95 % confidence interval: in 19 of 20 such evaluations on other images, it contains the true value",
     "change": "gain on the engine minus gain in torch, on the same images",
-    "margin": "the loss of gain that is tolerated",
+    "margin": "the tolerated loss of gain",
     "k-NN": "an image gets the class of its 20 nearest training images, weighted by cosine",
-    "linear probe": "a linear classifier learned on frozen vectors",
-    "5-shot": "an image gets the class whose mean of five known images lies nearest; the mean over 20 draws of the five",
-    "recall@k": "share of searches with a right image among the first k",
-    "mAP": "how far in front the right images stand in a list of search results; 100 is perfect",
-    "fitted on": "whose vectors the classifier learned from: torch's, or the engine's own",
-    "McNemar p": "how likely so uneven a split of the images that only one side gets right would be by chance",
+    "linear probe": "a linear classifier trained on frozen vectors",
+    "5-shot": "an image gets the class with the nearest mean of five training images; averaged over 20 draws of the five",
+    "recall@k": "share of queries with a correct image among the first k results",
+    "mAP": "mean average precision of the ranked results; 100 if all correct images come first",
+    "fitted on": "the vectors that the classifier was trained on: torch's, or the engine's own",
+    "McNemar p": "probability by chance of so uneven a split of the images that only one side gets right",
     "top-10 overlap": "share of the ten nearest images in torch that are among the ten nearest on the engine",
     "Jaccard": "overlap of the selected patches in torch and on the engine",
-    "images needed": "about how many test images would decide the row",
+    "images needed": "estimated number of test images that would decide the row",
 }
-"""Terms of the report, each in a line."""
+"""Terms of the report, with a line on each."""
 
 
 def labelled(report: Report) -> Report:
-    """Return the report with every model under the name that people know it by."""
+    """Return the report with the display name of every model."""
 
     def renamed(text: str) -> str:
-        for title, label in sorted(report.labels.items(), key=lambda pair: -len(pair[0])):  # one may begin another
+        for title, label in sorted(
+            report.labels.items(), key=lambda pair: -len(pair[0])
+        ):  # a title may be a prefix of another
             text = re.sub(rf"(?<![\w+./\[-]){re.escape(title)}(?![\w+/\]-])", label.replace("\\", r"\\"), text)
         return text
 
@@ -67,7 +68,7 @@ def labelled(report: Report) -> Report:
 
 
 def with_engine_names(report: Report) -> Report:
-    """Return the report with every deployment under the name that `engine_name` gives it."""
+    """Return the report with every deployment under its `engine_name`."""
     rows = {
         name: [msgspec.structs.replace(row, deployment=engine_name(row.deployment)) for row in getattr(report, name)]
         for name in ("scores", "gains", "drifts", "samples")
@@ -76,16 +77,16 @@ def with_engine_names(report: Report) -> Report:
 
 
 def headlines(report: Report) -> list[str]:
-    """Return a paragraph for each model that was judged: what it gains in torch, and which engines keep that."""
+    """Return a paragraph for each judged model: its gain in torch, and the engines that keep it."""
     deciding = [gain for gain in report.gains if gain.decides]
     models = dict.fromkeys((gain.model, gain.baseline) for gain in deciding)
     return [_headline(report, *pair, [gain for gain in deciding if gain.model == pair[0]]) for pair in models]
 
 
 def open_questions(report: Report) -> list[str]:
-    """Return what is undecided, a sentence each, with the images that would decide it, the nearest first."""
+    """Return a sentence on each undecided question with the number of images that would decide it, smallest first."""
     rows = [gain for gain in report.gains if gain.decides and gain.found.verdict == "undecided"]
-    # Of several engines the one that needs fewest images: what they all wait for is the gain in torch.
+    # Take the engine that needs the fewest images, since all engines wait for the gain in torch.
     unproven = {
         gain.model: gain
         for gain in sorted(rows, key=lambda gain: -(gain.found.images_needed or math.inf))
@@ -106,13 +107,13 @@ def open_questions(report: Report) -> list[str]:
 
 
 def counted_from(report: Report) -> list[str]:
-    """Return how each baseline that gains are counted from was found to be the stronger, a sentence each."""
+    """Return a sentence on the choice of each baseline from which gains are counted."""
     used = {gain.baseline for gain in report.gains}
     return [chosen.sentence() for chosen in report.baselines if chosen.stronger in used]
 
 
 def engine_name(deployment: str) -> str:
-    """Return a deployment as people call it: 'ONNX Runtime fp32'."""
+    """Return the display name of a deployment, such as 'ONNX Runtime fp32'."""
     engine, _, rest = deployment.partition(" ")
     return f"{_ENGINES.get(engine, engine)} {rest}".strip()
 
@@ -134,7 +135,7 @@ def _headline(report: Report, model: str, baseline: str, gains: Sequence[Gain]) 
     if reference.high < 0:
         return f"{text} It is worse."
     if reference.low <= 0:
-        return f"{text} That it is better is not shown."
+        return f"{text} It is not shown to be better."
     return " ".join([text, *_on_engines(gains)])
 
 
@@ -173,7 +174,7 @@ def _needed(gains: Sequence[Gain]) -> str:
         seen += f" on the engine, {gains[0].found.reference_images:,} in torch"
     needed = [gain.found.images_needed for gain in gains]
     if None in needed:
-        return f"No number of images would decide it as it looks; {seen}."
+        return f"As estimated, no number of images would decide; {seen}."
     return f"About {max(filter(None, needed), default=0):,} test images would decide; {seen}."
 
 

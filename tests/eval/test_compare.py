@@ -47,7 +47,7 @@ def test_the_difference_of_two_artifacts_is_that_of_the_second_from_the_first(to
     assert found.verdict().startswith(
         "No difference is shown. B finds the right class for 75.0 of 100 images, A for 25.0: +50.0 ["
     )
-    assert found.verdict().endswith("images would decide it as it looks; 4 were seen.")
+    assert found.verdict().endswith("images would decide it; 4 were seen.")
     clear = replace(found, rows=(replace(row, difference=Interval(-0.5, -0.6, -0.4)),))
     assert clear.verdict().startswith("A is better. A finds the right class for 25.0 of 100 images, B for 75.0")
     page = as_comparison_page(found)

@@ -117,7 +117,7 @@ def test_every_precision_is_built_and_judged(tmp_path: Path) -> None:
 def test_a_part_takes_no_baselines_place(gate: Callable[..., Result], part: tuple[str, str]) -> None:
     done = gate("--write-baseline", *part)
     assert done.exit_code == 2
-    assert "--write-baseline takes the place of all rows" in done.stderr
+    assert "--write-baseline replaces all rows" in done.stderr
 
 
 def test_a_place_that_takes_nothing_is_one_clear_line(gate: Callable[..., Result], tmp_path: Path) -> None:

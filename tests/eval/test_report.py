@@ -189,11 +189,11 @@ class TestWords:
         undecided = msgspec.structs.replace(report, gains=rows)
         assert open_questions(undecided) == [
             "Does ort fp32 keep the gain of topk? About 9,000 test images would decide; 2,000 were seen.",
-            "Is mean better than cls at all? No number of images would decide it as it looks; 2,000 were seen.",
+            "Is mean better than cls at all? As estimated, no number of images would decide; 2,000 were seen.",
         ]
         page = as_page(undecided)
         assert page.index("Undecided, and what would decide it") < page.index("Gains by k-NN")
-        assert "That it is better is not shown." in page
+        assert "It is not shown to be better." in page
 
     def test_the_page_explains_its_terms_and_shows_where_the_two_differ(self, report) -> None:
         example = Example(right="topk", wrong="cls", image="a/b.jpg", label="a <b>", png=PNG)
