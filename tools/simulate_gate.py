@@ -1,6 +1,7 @@
 """How often the gate is wrong: false alarms and missed losses, by simulation from measured per-image correctness.
 
-    make eval-engines; python tools/simulate_gate.py
+    make eval-engines
+    python tools/simulate_gate.py
 
 Uses the artifacts and torch features that the gate stores, and makes them where they are missing. Scores every aggregator
 that the gate judges in narrow precisions: in fp32, and with as much noise on its vectors as a deployed engine adds. Then
