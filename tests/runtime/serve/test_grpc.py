@@ -152,7 +152,7 @@ def test_each_refusal_has_its_code_and_text(channel, photo: Path, toy: Service) 
     other, narrow = (("x-embedding-space", "f" * 16),), (("x-embedding-precision", "int8"),)
     for fields, code, text in (
         ({"model_name": "tey", "inputs": [image(data)]}, "NOT_FOUND", "did you mean toy"),
-        ({"model_version": "2", "inputs": [image(data)]}, "NOT_FOUND", "version 1 alone"),
+        ({"model_version": "2", "inputs": [image(data)]}, "NOT_FOUND", "has only version 1"),
         ({"inputs": [image(data[:500])]}, "INVALID_ARGUMENT", "image 0: 500 bytes: cannot be read"),
         ({"inputs": []}, "INVALID_ARGUMENT", "came 0 times; send them once"),
         ({"inputs": [image(data)], "raw_input_contents": [b""]}, "INVALID_ARGUMENT", "came 2 times"),

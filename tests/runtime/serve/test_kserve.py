@@ -183,7 +183,7 @@ def tensor(**change: object) -> dict:
             400,
             "'errors' is 'all'; expected 'request' or 'item'",
         ),
-        ({"inputs": [tensor()], "outputs": [{"name": "embedding"}] * 2}, 400, "asked for twice: embedding, embedding"),
+        ({"inputs": [tensor()], "outputs": [{"name": "embedding"}] * 2}, 400, "requested twice: embedding, embedding"),
     ],
 )
 def test_each_refusal_has_its_status_and_reason(toy: Service, request_: dict, status: int, text: str) -> None:
