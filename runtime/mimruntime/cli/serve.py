@@ -87,15 +87,17 @@ def _load_settings() -> type[Settings]:
     option("--port", default=8000, type=Number(0, 65535), help="Port to listen on."),
     option("--grpc-port", type=Number(0, 65535), help="Port for KServe's protocol over gRPC.  [default: none]"),
     option("--tls-cert", type=_FILE, metavar="FILE", help="Serve https: certificate chain, PEM."),
-    option("--tls-key", type=_FILE, metavar="FILE", help="Its private key, PEM, not encrypted."),
+    option("--tls-key", type=_FILE, metavar="FILE", help="Private key of the certificate, PEM, unencrypted."),
 )
 @ENGINE_OPTIONS
 @group(
     "Engine",
-    option("--max-batch", type=COUNT, help="Images of one run at most.  [default: as tuned, or 8]"),
-    option("--max-delay-ms", default=5.0, type=click.FloatRange(min=0), metavar="MS", help="Wait to fill a batch."),
+    option("--max-batch", type=COUNT, help="Largest batch.  [default: as tuned, or 8]"),
+    option(
+        "--max-delay-ms", default=5.0, type=click.FloatRange(min=0), metavar="MS", help="Longest wait to fill a batch."
+    ),
     option("--workers", default=1, type=COUNT, help="Processes, each with its own engine."),
-    option("--decode-threads", type=COUNT, help="Threads that decode.  [default: one per CPU, at most 32]"),
+    option("--decode-threads", type=COUNT, help="Decoding threads.  [default: one per CPU, at most 32]"),
 )
 @group(
     "Times",
@@ -105,7 +107,7 @@ def _load_settings() -> type[Settings]:
         default=30.0,
         type=SECONDS,
         envvar="MIMEXPORT_DEADLINE",
-        help="From admission to answer, else 504.",
+        help="Time from admission to answer, else 504.",
     ),
     option(
         "--grace",
@@ -114,7 +116,7 @@ def _load_settings() -> type[Settings]:
         type=COUNT,
         metavar="S",
         envvar="MIMEXPORT_GRACE",
-        help="From SIGTERM on, to answer what was accepted.",
+        help="Time after SIGTERM for accepted requests to finish.",
     ),
     option(
         "--body-timeout",
@@ -122,7 +124,7 @@ def _load_settings() -> type[Settings]:
         default=20.0,
         type=SECONDS,
         envvar="MIMEXPORT_BODY_TIMEOUT",
-        help="To receive a request, else 408; to send its answer.",
+        help="Time to receive a request, else 408, or to answer.",
     ),
     option(
         "--watchdog",
@@ -151,7 +153,7 @@ def _load_settings() -> type[Settings]:
         default=512,
         type=_MEGABYTES,
         envvar="MIMEXPORT_MAX_BUFFERED_MB",
-        help="All bodies held at once, else 429.",
+        help="All bodies in memory, else 429.",
     ),
     option("--max-pixels", type=COUNT, help="Pixels of one image, else 413.  [default: 89478485]"),
     option(
@@ -159,7 +161,7 @@ def _load_settings() -> type[Settings]:
         default=1024,
         type=COUNT,
         metavar="MB",
-        help="Memory for decoding; an image that needs more: 413.",
+        help="Memory for decoding; larger images get 413.",
     ),
     option("--max-connections", default=1024, type=COUNT, help="Open connections, else 503."),
 )
@@ -181,7 +183,7 @@ def _load_settings() -> type[Settings]:
         type=_Key(),
         metavar="KEY",
         envvar=_KEY_VARIABLES[0],
-        help="Key asked of clients; safer in MIMEXPORT_API_KEY.",
+        help="Key that clients must send; safer in MIMEXPORT_API_KEY.",
     ),
     option(
         "--api-key-file",
@@ -204,12 +206,12 @@ def _load_settings() -> type[Settings]:
         multiple=True,
         envvar="MIMEXPORT_TRUSTED_PROXY",
         metavar="IP|NET",
-        help="Believe X-Forwarded-For and -Proto of this address.",
+        help="Trust X-Forwarded-For and -Proto from this address.",
     ),
 )
 @group(
     "Output",
-    option("--log-json", is_flag=True, help="Write JSON alone to stderr, and a line per request."),
+    option("--log-json", is_flag=True, help="Write only JSON to stderr, with a line per request."),
     option("--check", is_flag=True, help="Print what would be served, and exit."),
 )
 @gather(_load_settings, "settings")

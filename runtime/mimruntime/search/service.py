@@ -73,7 +73,7 @@ class ServiceEncoder:
 
     def select(self, images: Iterable[Source]) -> np.ndarray:  # noqa: ARG002 - as `Embedder.select`
         """Raise OptionError: a service returns only vectors here."""
-        raise OptionError(f"{self.url} gives vectors and no selection; name the artifact's folder instead")
+        raise OptionError(f"{self.url} returns no selection here; name the artifact's folder instead")
 
     def __enter__(self) -> Self:
         return self

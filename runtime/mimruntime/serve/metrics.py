@@ -50,7 +50,11 @@ class Metrics:
             "mimexport_decode_seconds", "Decoding of one image.", model, registry=registry, buckets=_SECONDS
         )
         self.queue_seconds = Histogram(
-            "mimexport_queue_seconds", "Wait of one decoded image.", model, registry=registry, buckets=_SECONDS
+            "mimexport_queue_seconds",
+            "Wait of one decoded image in the queue.",
+            model,
+            registry=registry,
+            buckets=_SECONDS,
         )
         self.inference_seconds = Histogram(
             "mimexport_inference_seconds", "One run of the engine.", model, registry=registry, buckets=_SECONDS
@@ -62,13 +66,15 @@ class Metrics:
             "mimexport_queue_length", "Decoded images waiting.", model, registry=registry, multiprocess_mode="livesum"
         )
         self.in_flight = Gauge(
-            "mimexport_images_in_flight", "Images admitted, not done.", model,
+            "mimexport_images_in_flight", "Images admitted and not done.", model,
             registry=registry, multiprocess_mode="livesum",
         )  # fmt: skip
         self.ready = Gauge(
-            "mimexport_ready", "1 where the model answers.", model, registry=registry, multiprocess_mode="livemin"
+            "mimexport_ready", "1 if the model is ready.", model, registry=registry, multiprocess_mode="livemin"
         )
-        self.rebuilds = Counter("mimexport_engine_rebuilds", "Engines opened anew.", model, registry=registry)
+        self.rebuilds = Counter(
+            "mimexport_engine_rebuilds", "Number of times the engine was reopened.", model, registry=registry
+        )
         self._build = Gauge(
             "mimexport_build_info",
             "What really runs.",

@@ -117,7 +117,7 @@ class _Supervisor(Multiprocess):
         pause_s = _RETRY_S if could_not_start else 0
         self._retry_at[index] = time.monotonic() + pause_s
         what = "could not start" if could_not_start else f"has ended (exit status {process.exitcode})"
-        _LOG.error("worker %s %s; the others serve on, it is started again in %g s", process.pid, what, pause_s)
+        _LOG.error("worker %s %s; the others keep serving; it restarts in %g s", process.pid, what, pause_s)
 
     def handle_int(self) -> None:
         """Stop, and record that Ctrl-C was the reason."""

@@ -350,7 +350,7 @@ def test_a_worker_that_would_embed_into_another_space_does_not_serve(pair: tuple
     service, artifact = pair
     seal(artifact, msgspec.structs.replace(Artifact.open(artifact).manifest, embedding_space="another"))
     os.kill(max(workers(service)), signal.SIGKILL)  # the other is ready for sure
-    wait_for(lambda: "the others serve on, it is started again in 10 s" in service.log.read_text())
+    wait_for(lambda: "the others keep serving; it restarts in 10 s" in service.log.read_text())
     assert f"embeds into space another, expected {space}" in service.log.read_text()
     assert {service.call("/ready").headers["X-Embedding-Space"] for _ in range(5)} == {space}
     service.process.send_signal(signal.SIGINT)

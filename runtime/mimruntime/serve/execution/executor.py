@@ -110,7 +110,7 @@ class Executor(threading.Thread):
         error = self._attempt(mine)
         if error is None:
             return
-        _LOG.warning("%s: a batch of %d failed and is tried again in halves: %s", self._model, len(mine), error)
+        _LOG.warning("%s: a batch of %d failed; retrying in halves: %s", self._model, len(mine), error)
         middle = (len(mine) + 1) // 2
         failures = [(half, self._attempt(half)) for half in (mine[:middle], mine[middle:]) if half]
         last = next((failure for _, failure in failures if failure), None)
@@ -191,7 +191,7 @@ class Executor(threading.Thread):
         """Close and reopen the engine until it works or the service ends."""
         self._set_ready(False)
         for pause_s in chain(_PAUSES_S, repeat(_PAUSES_S[-1])):
-            _LOG.error("%s: the engine is opened anew: %s", self._model, cause)
+            _LOG.error("%s: reopening the engine: %s", self._model, cause)
             self._metrics.rebuilds.labels(self._model).inc()
             try:
                 self._embedder.close()
