@@ -42,7 +42,7 @@ class OpenedImage:
         memory: upper bound of the bytes that `load` takes at its peak.
         kept: upper bound of the bytes that stay in memory after decoding.
         load: decodes it to an upright RGB image; call it once. With `least`, a JPEG is decoded at a half, a quarter or an
-            eighth of its edges, if both keep at least so many px.
+            eighth of its edges, if both keep at least `least` px.
 
     """
 

@@ -82,7 +82,7 @@ class Pictures:
 
         Args:
             source: as in `mimruntime.decode.decode`.
-            least: a JPEG may be decoded smaller, with a shorter edge of at least so many px.
+            least: a JPEG may be decoded smaller, with a shorter edge of at least `least` px.
 
         """
         with open_image(source) as opened, self._budget.reserve(opened.memory):

@@ -19,7 +19,7 @@ from mimruntime.search.voting import K, vote
 from mimruntime.vectors import Vectors
 
 _PART = 512
-"""Images between two writes of the cache; a crash loses at most so many."""
+"""Number of images between two writes of the cache, which a crash can lose."""
 _JUDGED, _AT_ONCE = 2000, 64
 
 

@@ -17,7 +17,7 @@ from mimruntime.writing import staged_file, write_file
 FLAT_MOST = 200_000
 """Largest size of a flat index; with a thousand dimensions a query takes some 80 ms on one core."""
 PROBED = 16
-"""A query searches one in so many lists of an IVF index."""
+"""An IVF search reads the number of lists divided by this."""
 _TRAINED_ON = 64
 """Training vectors of k-means per list."""
 FORMAT, SCHEMA = "mimexport-index", 1
