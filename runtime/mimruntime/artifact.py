@@ -12,7 +12,7 @@ from pathlib import Path
 import msgspec
 
 from mimruntime import writing
-from mimruntime.errors import ArtifactError, OutputError
+from mimruntime.errors import ArtifactError, OutputError, SpaceError
 from mimruntime.manifest import Manifest, decode, encode
 from mimruntime.signatures import PublicKey
 
@@ -40,15 +40,19 @@ class Artifact:
     public_key: PublicKey | None = None
 
     @classmethod
-    def open(cls, path: str | os.PathLike[str], *, public_key: str | Path | None = None) -> Artifact:
+    def open(
+        cls, path: str | os.PathLike[str], *, expect_space: str | None = None, public_key: str | Path | None = None
+    ) -> Artifact:
         """Open the folder at `path` and check the sha256 of every file it lists.
 
         Args:
             path: the folder.
+            expect_space: raise SpaceError unless the artifact has this embedding space.
             public_key: a minisign public key, as text or file; require a signature by this key.
 
         Raises:
             ArtifactError: the folder is missing, damaged, not an artifact, changed, or newer than this program.
+            SpaceError: the embedding space is not `expect_space`.
             SignatureError: the key did not sign it.
             OptionError: `public_key` is not a minisign public key.
             MissingExtraError: a key was given, but `cryptography` is not installed.
@@ -71,6 +75,9 @@ class Artifact:
             raise ArtifactError(f"{folder / MANIFEST}: its graph '{manifest.graph.file}' is not among its files")
         for name, expected in manifest.files.items():
             _check_file(folder, name, expected)
+        space = manifest.embedding_space
+        if expect_space is not None and expect_space != space:
+            raise SpaceError(f"{folder} embeds into space {space}, expected {expect_space}; vectors would not compare")
         return cls(folder, manifest, key)
 
     def check_in_place(self) -> None:

@@ -19,7 +19,7 @@ from mimruntime.decoding.budget import DEFAULT_MB, MemoryBudget
 from mimruntime.decoding.formats import FORMATS
 from mimruntime.engines.base import EMBEDDING, SELECTION, Engine
 from mimruntime.engines.opening import open_for
-from mimruntime.errors import ImageError, OptionError, PrecisionError, SpaceError
+from mimruntime.errors import ImageError, OptionError, PrecisionError
 from mimruntime.preparation import prepare
 from mimruntime.results import Description, Result
 from mimruntime.times import Times
@@ -113,7 +113,7 @@ class Embedder:
             OptionError: a number is below 1, or the compiled engine does not support the batch size.
 
         """
-        artifact = open_artifact(path, expect_space, public_key)
+        artifact = Artifact.open(path, expect_space=expect_space, public_key=public_key)
         opened = open_for(artifact, engine, provider=provider, threads=threads, check_reference=check_reference)
         try:
             embedder = cls(
@@ -282,19 +282,6 @@ class Embedder:
                 raise ImageError(f"image {index}: {outcome.error}") from outcome.error
             rows.append(outcome.row)
         return np.stack(rows) if rows else np.empty((0, *shape), np.float32)
-
-
-def open_artifact(
-    path: str | os.PathLike[str], expect_space: str | None, public_key: str | Path | None = None
-) -> Artifact:
-    """Open the artifact at `path`; raise SpaceError unless its embedding space is `expect_space`, if given."""
-    artifact = Artifact.open(path, public_key=public_key)
-    space = artifact.manifest.embedding_space
-    if expect_space is not None and expect_space != space:
-        raise SpaceError(
-            f"{artifact.path} embeds into space {space}, expected {expect_space}; vectors would not compare"
-        )
-    return artifact
 
 
 def _result(outcome: Outcome) -> Result:

@@ -19,7 +19,6 @@ from mimruntime.collection.record import Record
 from mimruntime.collection.store import open_folder
 from mimruntime.collection.urls import arrow
 from mimruntime.collection.worker import ShardResult, ShardWorker
-from mimruntime.embedder import open_artifact
 from mimruntime.engines import engine_module
 from mimruntime.engines.auto import choose_engine
 from mimruntime.engines.compiled import choose_compiled
@@ -106,7 +105,7 @@ def embed_collection(
     """
     if workers is not None and ray is None:
         raise OptionError("--workers is for --ray; here one embedder uses every CPU, or --threads of them")
-    artifact = open_artifact(path, expect_space, settings.get("public_key"))
+    artifact = Artifact.open(path, expect_space=expect_space, public_key=settings.get("public_key"))
     job = plan(inputs, out, artifact, columns=columns, shard_size=shard_size, access=access, store=store, dims=dims)
     pending = job.pending()
     started = time.perf_counter()

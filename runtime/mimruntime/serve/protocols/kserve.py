@@ -13,7 +13,7 @@ from starlette.responses import Response
 
 from mimruntime.serve.admission.lifecycle import Lifecycle
 from mimruntime.serve.admission.queue import EmbeddingResult
-from mimruntime.serve.execution.model import Outcome
+from mimruntime.serve.execution.model import Model, Outcome
 from mimruntime.serve.execution.models import Models
 from mimruntime.serve.protocols.answers import admit, documented, timing
 from mimruntime.serve.protocols.jsonbody import check_marks, decode, measure
@@ -93,20 +93,23 @@ def router(models: Models, lifecycle: Lifecycle, version: str, settings: Setting
         request: Request, model: ModelName, _: ExpectedSpace = None, __: ExpectedPrecision = None
     ) -> Response:
         """Embed `pixels` or encoded images, in JSON or in the binary-tensor extension."""
-        chosen = models.find(model)
-        edge = chosen.manifest.preprocess.size
-        text, binary = split_body(await request.body(), request.headers.get(HEADER_LENGTH))
-        asked = await parse(_decode, text, min(max_items * edge * edge * 3, _MOST_NUMBERS))
-        inference = read_request(chosen, asked)
-        count = asked.inputs[0].shape[0]
-        admit(request, chosen, inference.codec, inference.expected_space, count)
-        chosen.check_request(count)
-        images = await parse(lambda _: read_images(asked, binary, edge), text)
-        outcomes = await chosen.embed(images, param="inputs[0]", by_item=inference.by_item)
-        header, raws = write_answer(inference, outcomes)
-        return _respond(header, raws, outcomes)
+        return await _infer(request, models.find(model), max_items)
 
     return routes
+
+
+async def _infer(request: Request, model: Model, max_items: int) -> Response:
+    edge = model.manifest.preprocess.size
+    text, binary = split_body(await request.body(), request.headers.get(HEADER_LENGTH))
+    asked = await parse(_decode, text, min(max_items * edge * edge * 3, _MOST_NUMBERS))
+    inference = read_request(model, asked)
+    count = asked.inputs[0].shape[0]
+    admit(request, model, inference.codec, inference.expected_space, count)
+    model.check_request(count)
+    images = await parse(lambda _: read_images(asked, binary, edge), text)
+    outcomes = await model.embed(images, param="inputs[0]", by_item=inference.by_item)
+    header, raws = write_answer(inference, outcomes)
+    return _respond(header, raws, outcomes)
 
 
 def _decode(text: bytes, most_numbers: int) -> InferRequest:
