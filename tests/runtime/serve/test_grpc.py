@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 import threading
 import time
@@ -181,6 +182,31 @@ def test_what_no_client_of_good_will_sends_is_refused(channel, photo: Path, toy:
     assert refused(lambda: large(bytes(5000), timeout=20)) == ("INVALID_ARGUMENT", "the message is over 4,096 bytes")
     assert refused(lambda: channel.unary_unary(f"/{SERVICE}/Nothing")(b"", timeout=20))[0] == "UNIMPLEMENTED"
     assert len(call(channel, inputs=[image(photo.read_bytes())]).raw_output_contents[0]) == 64
+
+
+@pytest.mark.parametrize(
+    ("path", "message", "status", "reason"),
+    [
+        (f"/{SERVICE}/Nothing", b"", "UNIMPLEMENTED", "method_not_found"),
+        ("/other.Service/Call", bytes(9_000_000), "UNIMPLEMENTED", "method_not_found"),
+        (INFER, bytes(9_000_000), "RESOURCE_EXHAUSTED", "no_message|cancelled"),
+    ],
+)
+def test_what_is_refused_before_its_message_is_read_is_counted(
+    channel, toy: Service, path: str, message: bytes, status: str, reason: str
+) -> None:
+    before = failures(toy, reason)
+    assert refused(lambda: channel.unary_unary(path)(message, timeout=20))[0] == status
+    assert failures(toy, reason) == before + 1
+    assert "Nothing" not in toy.call("/metrics").body.decode()
+
+
+def failures(service: Service, reason: str) -> float:
+    """Failures of a reason, which is a pattern."""
+    counted = re.findall(
+        rf'mimexport_failures_total{{reason="(?:{reason})"}} (\S+)', service.call("/metrics").body.decode()
+    )
+    return sum(map(float, counted))
 
 
 def test_health_is_answered_while_others_send_without_end(channel, toy: Service) -> None:

@@ -35,6 +35,7 @@ _STATUS = {
     409: grpc.StatusCode.FAILED_PRECONDITION,
     429: grpc.StatusCode.RESOURCE_EXHAUSTED,
     500: grpc.StatusCode.INTERNAL,
+    501: grpc.StatusCode.UNIMPLEMENTED,
     503: grpc.StatusCode.UNAVAILABLE,
     504: grpc.StatusCode.DEADLINE_EXCEEDED,
 }
@@ -69,26 +70,35 @@ class Service:
     def handlers(self) -> list[grpc.GenericRpcHandler]:
         """Return the handlers by gRPC service."""
         of_protocol = {
-            "ServerLive": self._handler("ServerLive", self._live, is_open=True),
-            "ServerReady": self._handler("ServerReady", self._ready, is_open=True),
-            "ModelReady": self._handler("ModelReady", self._model_ready),
-            "ServerMetadata": self._handler("ServerMetadata", self._server_metadata),
-            "ModelMetadata": self._handler("ModelMetadata", self._model_metadata),
-            "ModelConfig": self._handler("ModelConfig", self._model_config),
-            "ModelStatistics": self._handler("ModelStatistics", self._model_statistics),
-            "ModelInfer": self._handler("ModelInfer", self._infer, has_images=True),
+            "ServerLive": self._handler(f"/{SERVICE}/ServerLive", self._live, is_open=True),
+            "ServerReady": self._handler(f"/{SERVICE}/ServerReady", self._ready, is_open=True),
+            "ModelReady": self._handler(f"/{SERVICE}/ModelReady", self._model_ready),
+            "ServerMetadata": self._handler(f"/{SERVICE}/ServerMetadata", self._server_metadata),
+            "ModelMetadata": self._handler(f"/{SERVICE}/ModelMetadata", self._model_metadata),
+            "ModelConfig": self._handler(f"/{SERVICE}/ModelConfig", self._model_config),
+            "ModelStatistics": self._handler(f"/{SERVICE}/ModelStatistics", self._model_statistics),
+            "ModelInfer": self._handler(f"/{SERVICE}/ModelInfer", self._infer, has_images=True),
         }
-        of_health = {"Check": self._handler("Check", self._health, is_open=True, service=HEALTH)}
+        of_health = {"Check": self._handler(f"/{HEALTH}/Check", self._health, is_open=True)}
         return [
             grpc.method_handlers_generic_handler(SERVICE, of_protocol),
             grpc.method_handlers_generic_handler(HEALTH, of_health),
+            _Rest(lambda path: self._handler(path, _refuse, endpoint="none", is_open=True)),
         ]
 
     def _handler(
-        self, name: str, work: _Work, *, is_open: bool = False, has_images: bool = False, service: str = SERVICE
+        self, path: str, work: _Work, *, endpoint: str | None = None, is_open: bool = False, has_images: bool = False
     ) -> Any:
-        """Return the handler of one call; on the wire it is unary, although the handler reads a stream."""
-        path = f"/{service}/{name}"
+        """Return the handler of one call; on the wire it is unary, although the handler reads a stream.
+
+        Args:
+            path: the call's path, for the log.
+            work: answers a message.
+            endpoint: the path in metrics, if it is another.
+            is_open: answer without a key and without reading the message.
+            has_images: the message may be as large as `max_body`, and needs room in a queue.
+
+        """
 
         async def answer(_: object, context: Any) -> bytes:
             call = _Call(dict(context.invocation_metadata() or ()))
@@ -112,12 +122,12 @@ class Service:
                         "path": path,
                         "status": status.name,
                         **call.about,
-                        "reason": problem and problem.code,
+                        "reason": problem.code if problem else ("cancelled" if status.name == "CANCELLED" else None),
                         "client": context.peer(),
                         "scheme": "grpc",
                     }
                     failed, seconds = status is not grpc.StatusCode.OK, time.monotonic() - started
-                    record_request(self._metrics, path, "POST", status.name, seconds, seen, failed=failed)
+                    record_request(self._metrics, endpoint or path, "POST", status.name, seconds, seen, failed=failed)
             await context.abort(status, problem.detail, _trailing(problem, request_id))
             raise problem  # abort has raised
 
@@ -144,7 +154,8 @@ class Service:
         except TimeoutError as error:
             raise Problem(408, "too_slow", f"not whole within {self._settings.body_timeout_s:g} s") from error
         if message is aio.EOF:
-            raise Problem(400, "malformed", "the call has no message")
+            # So it also looks where gRPC's library has refused the message for its size; the client is told that.
+            raise Problem(400, "no_message", "the call has no message")
         return bytes(message)
 
     async def _live(self, _: bytes, __: _Call) -> bytes:
@@ -209,6 +220,21 @@ class Service:
         images = await parse(lambda _: read_images(asked, memoryview(raw), model.manifest.preprocess.size), raw)
         outcomes = await model.embed(images, param="inputs[0]", by_item=inference.by_item)
         return convert.write_infer(*write_answer(inference, outcomes))
+
+
+class _Rest(grpc.GenericRpcHandler):  # type: ignore[misc]
+    """Takes the calls that no handler before it takes, so that they are counted and logged too."""
+
+    def __init__(self, handler: Callable[[str], Any]) -> None:
+        self._handler = handler
+
+    def service(self, handler_call_details: Any) -> Any:
+        """Return the handler of a call."""
+        return self._handler(handler_call_details.method)
+
+
+async def _refuse(_: bytes, __: _Call) -> bytes:
+    raise Problem(501, "method_not_found", f"no such method; {SERVICE} and {HEALTH} are served")
 
 
 def _problem(error: Exception) -> Problem:
