@@ -14,6 +14,7 @@ from mimexport.aggregators import Aggregator
 from mimexport.backbone import Backbone, Encoded
 from mimexport.features import ComputedFeatures, Features
 from mimexport.whitening import Whitening
+from mimruntime.engines.base import EMBEDDING, KEPT, SELECTION
 from mimruntime.manifest import Precision, TokenNorm
 
 _EPSILON = 1e-6
@@ -28,7 +29,7 @@ _DTYPES: dict[Precision, torch.dtype] = {
 
 
 class EmbeddingModel(nn.Module):
-    """uint8 images (B, H, W, 3) -> float32 vectors (B, D') of length 1 [, selection (B, gh, gw)].
+    """uint8 images (B, H, W, 3) -> float32 vectors (B, D') of length 1 [, selection [, kept], both (B, gh, gw)].
 
     It starts in float32; `set_precision` changes only the backbone. Pixel normalisation, token norm, selection, pooling and
     L2 normalisation always run in float32.
@@ -40,7 +41,7 @@ class EmbeddingModel(nn.Module):
         mean: mean of the training pixels per channel, in [0, 1].
         std: standard deviation of the training pixels per channel, in the same units.
         whitening: applied to the pooled vector before L2 normalisation.
-        with_selection: also return the weight of each patch.
+        with_selection: also return the weight of each patch and, if the backbone drops patches, which ones it kept (1 or 0).
 
     """
 
@@ -70,6 +71,13 @@ class EmbeddingModel(nn.Module):
         self.with_selection = with_selection
         self.register_buffer("mean", backbone.per_channel(255 * torch.tensor(mean)), persistent=False)
         self.register_buffer("std", backbone.per_channel(255 * torch.tensor(std)), persistent=False)
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """Names of what `forward` returns."""
+        if not self.with_selection or not self.aggregator.has_weights:
+            return (EMBEDDING,)
+        return (EMBEDDING, SELECTION) if self.backbone.keep is None else (EMBEDDING, SELECTION, KEPT)
 
     def set_precision(self, precision: Precision) -> None:
         """Set the precision of the backbone."""
@@ -101,13 +109,14 @@ class EmbeddingModel(nn.Module):
         return vector / vector.square().sum(-1, keepdim=True).sqrt().clamp_min(_EPSILON), weights
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, ...]:
-        """Return (embedding,) or (embedding, selection)."""
+        """Return the outputs that `outputs` names."""
         tokens, kept = self.encode(pixels)
         features = ComputedFeatures(self.backbone, tokens, self.norm, kept)
         embedding, weights = self.embed(features)
         if not self.with_selection or weights is None:
             return (embedding,)
-        return embedding, features.to_grid(weights)
+        selection = embedding, features.to_grid(weights)
+        return selection if kept is None else (*selection, features.to_grid(torch.ones_like(weights)))
 
 
 class EmulatedHalf(TorchFunctionMode):

@@ -6,7 +6,7 @@ import contextlib
 import io
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import onnx
@@ -49,7 +49,6 @@ def export_graph(model: EmbeddingModel, folder: Path, size: int) -> tuple[tuple[
         GraphError: the exporter failed, or the graph breaks a rule.
 
     """
-    outputs = ["embedding", "selection"] if model.with_selection else ["embedding"]
     # Two images, because tracing would fix a dimension of size 1.
     example = torch.zeros(2, size, size, 3, dtype=torch.uint8)
     path = folder / FILE
@@ -61,7 +60,7 @@ def export_graph(model: EmbeddingModel, folder: Path, size: int) -> tuple[tuple[
                 dynamo=True,
                 opset_version=OPSET,
                 input_names=[_INPUT],
-                output_names=outputs,
+                output_names=model.outputs,
                 dynamic_shapes=({0: torch.export.Dim("batch")},),
                 optimize=True,
                 verbose=False,
@@ -77,10 +76,10 @@ def export_graph(model: EmbeddingModel, folder: Path, size: int) -> tuple[tuple[
         while cause.__cause__ is not None:  # the outer messages are advice for developers of the exporter
             cause = cause.__cause__
         raise GraphError(f"the ONNX exporter failed: {(str(cause) or type(cause).__name__).splitlines()[0]}") from error
-    return check_graph(path, outputs)
+    return check_graph(path, model.outputs)
 
 
-def check_graph(path: Path, outputs: list[str]) -> tuple[tuple[Port, ...], tuple[Port, ...]]:
+def check_graph(path: Path, outputs: Sequence[str]) -> tuple[tuple[Port, ...], tuple[Port, ...]]:
     """Check the graph at `path` against the rules, and return its inputs and outputs.
 
     Raises:
@@ -95,7 +94,7 @@ def check_graph(path: Path, outputs: list[str]) -> tuple[tuple[Port, ...], tuple
     if opset != OPSET:
         raise GraphError(f"the graph has opset {opset}, expected {OPSET}")
     ports_in, ports_out = (tuple(map(_port, side)) for side in (graph.graph.input, graph.graph.output))
-    if [port.name for port in ports_in] != [_INPUT] or [port.name for port in ports_out] != outputs:
+    if [port.name for port in ports_in] != [_INPUT] or [port.name for port in ports_out] != list(outputs):
         names = [port.name for port in ports_in + ports_out]
         raise GraphError(f"the graph has the inputs and outputs {names}, expected {[_INPUT, *outputs]}")
     for port in ports_in + ports_out:

@@ -117,6 +117,13 @@ def describe(source: object) -> str:
     return f"object of type {type(source).__name__}"
 
 
+def refuse_single(images: object) -> None:
+    """Raise ImageError for a single image: iterating over a str would give letters, over an array rows."""
+    single = isinstance(images, str | Path | bytes | bytearray | memoryview | Image.Image)
+    if single or (isinstance(images, np.ndarray) and images.ndim in {2, 3}):
+        raise ImageError(f"expected a list of images, got one ({describe(images)}); put it in a list: [image]")
+
+
 def _open(source: object, allowed: tuple[str, ...], max_pixels: int, stack: contextlib.ExitStack) -> OpenedImage:
     if isinstance(source, np.ndarray):
         return _open_array(source, max_pixels)

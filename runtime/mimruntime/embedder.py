@@ -10,14 +10,13 @@ from types import TracebackType
 from typing import Self
 
 import numpy as np
-from PIL import Image
 
 from mimruntime.artifact import Artifact
 from mimruntime.batching import BatchPipeline, NewBatch, Outcome, batch_sizes
-from mimruntime.decode import MAX_PIXELS, Source, describe
+from mimruntime.decode import MAX_PIXELS, Source, refuse_single
 from mimruntime.decoding.budget import DEFAULT_MB, MemoryBudget
 from mimruntime.decoding.formats import FORMATS
-from mimruntime.engines.base import EMBEDDING, SELECTION, Engine
+from mimruntime.engines.base import EMBEDDING, KEPT, SELECTION, Engine
 from mimruntime.engines.opening import open_for
 from mimruntime.errors import ImageError, OptionError, PrecisionError
 from mimruntime.preparation import prepare
@@ -195,6 +194,17 @@ class Embedder:
             )
         return self._stacked(images, SELECTION, self._artifact.manifest.backbone.grid)
 
+    def kept(self, images: Iterable[Source]) -> np.ndarray | None:
+        """Return which patches stayed in the encoder, bool (n, gh, gw); None if the graph does not say, or drops none.
+
+        Raises:
+            ImageError, EngineError: as `embed`.
+
+        """
+        if KEPT not in self._engine.outputs:
+            return None
+        return self._stacked(images, KEPT, self._artifact.manifest.backbone.grid) > 0
+
     def stream(self, sources: Iterable[Source | NewBatch]) -> Iterator[Result]:
         """Yield a result per source, in order. Sources are read only a few batches ahead.
 
@@ -206,7 +216,7 @@ class Embedder:
             EngineError: a run failed, or the embedder is closed.
 
         """
-        _refuse_single(sources)
+        refuse_single(sources)
         return (_result(outcome) for outcome in self._pipeline.outcomes(sources, EMBEDDING))
 
     def prepare(
@@ -247,7 +257,7 @@ class Embedder:
         return self.outputs(pixels)[EMBEDDING]
 
     def outputs(self, pixels: np.ndarray) -> dict[str, np.ndarray]:
-        """Return all outputs for one prepared batch: "embedding", and "selection" if the graph has it.
+        """Return all outputs for one prepared batch: "embedding", and "selection" and "kept" if the graph has them.
 
         Raises:
             EngineError: as `run`.
@@ -275,7 +285,7 @@ class Embedder:
         self.close()
 
     def _stacked(self, images: Iterable[Source], output: str, shape: tuple[int, ...]) -> np.ndarray:
-        _refuse_single(images)
+        refuse_single(images)
         rows = []
         for index, outcome in enumerate(self._pipeline.outcomes(images, output)):
             if outcome.row is None:
@@ -286,10 +296,3 @@ class Embedder:
 
 def _result(outcome: Outcome) -> Result:
     return Result(outcome.source, outcome.row, None if outcome.error is None else str(outcome.error))
-
-
-def _refuse_single(images: object) -> None:
-    """Raise ImageError for a single image: iterating over a str would give letters, over an array rows."""
-    single = isinstance(images, str | Path | bytes | bytearray | memoryview | Image.Image)
-    if single or (isinstance(images, np.ndarray) and images.ndim in {2, 3}):
-        raise ImageError(f"expected a list of images, got one ({describe(images)}); put it in a list: [image]")

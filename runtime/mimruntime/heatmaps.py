@@ -1,4 +1,4 @@
-"""Draw the selection over its image: each patch is coloured by its weight, and grey if its weight is 0."""
+"""Draw the selection over its image: patches are coloured by their weight; those that do not count are pale or dark grey."""
 
 from __future__ import annotations
 
@@ -11,26 +11,44 @@ from mimruntime.resampling import Box
 
 _STOPS = np.array([[38, 12, 82, 168], [176, 48, 92, 138], [255, 199, 102, 46]], np.float64)
 """Red, green, blue and opacity at weight 0, at half the largest and at the largest: dark for low, clear for high weights."""
-_UNREAD = (84, 84, 90, 204)
-"""Colour of a patch of weight 0."""
-_OUTSIDE = (84, 84, 90, 230)
-"""Colour of the area outside the crop."""
+_UNSELECTED = (205, 207, 212, 176)
+"""Colour of a patch that the encoder reads and whose own weight is 0."""
+_DROPPED = (56, 57, 62, 236)
+"""Colour of a patch that left the encoder early, and of the area outside the crop."""
+LEGEND = (
+    ("counts little", tuple(int(value) for value in _STOPS[0, :3])),
+    ("counts most", tuple(int(value) for value in _STOPS[2, :3])),
+    ("not selected", _UNSELECTED[:3]),
+    ("dropped early, or outside of the crop", _DROPPED[:3]),
+)
+"""What each colour means, red, green and blue."""
 
 
-def overlay(weights: np.ndarray) -> np.ndarray:
-    """Return colours RGBA uint8 (gh, gw, 4) for weights float32 (gh, gw), relative to the largest weight."""
+def overlay(weights: np.ndarray, kept: np.ndarray | None = None) -> np.ndarray:
+    """Return colours RGBA uint8 (gh, gw, 4) of patches.
+
+    Args:
+        weights: float32 (gh, gw); colours are relative to the largest.
+        kept: bool (gh, gw), which patches stayed in the encoder; None: all.
+
+    """
     share = weights / max(float(weights.max()), np.finfo(np.float32).tiny)
     colours = np.stack([np.interp(share, (0, 0.5, 1), _STOPS[:, channel]) for channel in range(4)], axis=-1)
-    colours[weights <= 0] = _UNREAD
+    colours[weights <= 0] = _UNSELECTED
+    if kept is not None:
+        colours[~kept] = _DROPPED
     return np.asarray(np.rint(colours), np.uint8)
 
 
-def draw(image: Image.Image, weights: np.ndarray, spec: Preprocess, *, longest: int = 1024) -> Image.Image:
+def draw(
+    image: Image.Image, weights: np.ndarray, kept: np.ndarray | None, spec: Preprocess, *, longest: int = 1024
+) -> Image.Image:
     """Return an upright RGB image with its selection drawn over it, at most `longest` px wide or high.
 
     Args:
         image: the whole image from `mimruntime.decode.decode`.
-        weights: weights of its patches, float32 (gh, gw).
+        weights: as in `overlay`.
+        kept: as in `overlay`.
         spec: the preprocessing, which determines the positions of the patches.
         longest: largest edge in px.
 
@@ -40,8 +58,8 @@ def draw(image: Image.Image, weights: np.ndarray, spec: Preprocess, *, longest: 
     shown.thumbnail((longest, longest))
     box_shown = _scaled(box, shown.width / image.width, shown.height / image.height)
     left, top, right, bottom = box_shown
-    layer = Image.new("RGBA", shown.size, _OUTSIDE)
-    patches = Image.fromarray(overlay(weights)).resize((right - left, bottom - top), Image.Resampling.NEAREST)
+    layer = Image.new("RGBA", shown.size, _DROPPED)
+    patches = Image.fromarray(overlay(weights, kept)).resize((right - left, bottom - top), Image.Resampling.NEAREST)
     layer.paste(patches, (left, top))
     return Image.alpha_composite(shown.convert("RGBA"), layer).convert("RGB")
 

@@ -22,8 +22,10 @@ from mimexport.options import BuildOptions
 from mimexport.pipeline import build
 from mimexport.references import References
 from mimexport.weights import load_model
+from mimruntime import Embedder, heatmaps
 from mimruntime.engines import open_engine
 from mimruntime.errors import ArtifactError, OptionError, UnknownNameError
+from mimruntime.selection import select, write
 
 pytestmark = pytest.mark.usefixtures("small_alias")
 
@@ -226,13 +228,15 @@ def test_engines_choose_what_torch_chooses(name, by, tmp_path):
     pixels[2, :, :16] = 0
     pixels[3] = 0
     with torch.no_grad():
-        _, shares = model(torch.from_numpy(pixels))
+        _, shares, kept = model(torch.from_numpy(pixels))
     assert ((shares > 0).sum((1, 2)) == 6).all()  # 75 % of half of 16
+    assert (kept.sum((1, 2)) == 8).all()
     for engine_name in ("onnxruntime", "openvino"):
         with open_engine(engine_name, tmp_path / FILE) as engine:
             found = engine.run(pixels)
             alone = engine.run(pixels[2:3])
         np.testing.assert_allclose(found["selection"], shares, atol=1e-6)
+        np.testing.assert_array_equal(found["kept"], kept)
         np.testing.assert_allclose(found["embedding"], embed_with_torch(model, pixels), atol=1e-5)
         np.testing.assert_allclose(found["embedding"][2:3], alone["embedding"], atol=1e-6)
 
@@ -257,9 +261,22 @@ def test_the_reference_keeps_what_the_artifact_keeps(half):
     pixels = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), np.uint8)
     with References().open([half])[0] as reference, open_engine("onnxruntime", half.graph) as engine:
         ours, theirs = reference.run(pixels), engine.run(pixels)
-    for name, values in theirs.items():
-        np.testing.assert_allclose(ours[name], values, atol=1e-5)
+    for name, values in ours.items():
+        np.testing.assert_allclose(theirs[name], values, atol=1e-5)
     assert ((theirs["selection"] > 0).sum((1, 2)) == 6).all()
+    assert (theirs["kept"].sum((1, 2)) == 8).all()
+    assert (theirs["kept"][theirs["selection"] > 0] == 1).all()
+
+
+def test_dropped_patches_are_drawn_unlike_those_that_are_not_selected(half, photos, tmp_path):
+    with Embedder.open(half.path, engine="onnxruntime") as embedder:
+        list(write(select(embedder, photos[:2]), tmp_path, 2))
+    with np.load(tmp_path / "selection.npz") as found:
+        weights, kept = found["selection"], found["kept"]
+    for patches, stayed in zip(weights, kept, strict=True):
+        colours = heatmaps.overlay(patches, stayed).reshape(16, 4).tolist()
+        assert colours.count(heatmaps.overlay(np.zeros((1, 1)), np.zeros((1, 1), bool))[0, 0].tolist()) == 8
+        assert colours.count(heatmaps.overlay(np.zeros((1, 1)))[0, 0].tolist()) == 8 - 6
 
 
 def test_the_worst_instead_of_the_best_gives_other_vectors(half, monkeypatch):

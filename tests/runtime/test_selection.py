@@ -15,8 +15,9 @@ from mimruntime.cli import COMMANDS
 from mimruntime.cli.frame import make_program
 from mimruntime.decode import decode
 from mimruntime.preprocess import crop_box
-from mimruntime.selection import select
+from mimruntime.selection import contact_sheet, select
 
+DROPPED = np.array([[True, False]])
 SUBJECT = (0.30, 0.40, 0.50, 0.65)
 """Of the drawn scene: left, top, right, bottom as shares of the upright image."""
 TURNED = {1: None, 6: Image.Transpose.ROTATE_90, 3: Image.Transpose.ROTATE_180, 5: Image.Transpose.TRANSPOSE}
@@ -79,7 +80,7 @@ def test_the_picture_is_clear_at_the_subject_and_grey_outside_of_the_crop(embedd
     weights = np.zeros((8, 8), np.float32)
     weights[2, 5] = 1
     spec = embedder.artifact.manifest.preprocess
-    drawn = np.asarray(heatmaps.draw(image, weights, spec))
+    drawn = np.asarray(heatmaps.draw(image, weights, None, spec))
     left, top, right, bottom = crop_box(300, 200, spec)
     at = round(top + 2.5 * (bottom - top) / 8), round(left + 5.5 * (right - left) / 8)
     corner = drawn[2, 2]
@@ -90,12 +91,34 @@ def test_the_picture_is_clear_at_the_subject_and_grey_outside_of_the_crop(embedd
     assert (drawn[at[0], at[1] + round((right - left) / 8)] != drawn[at]).any()
 
 
-def test_patches_that_are_not_read_are_grey_and_those_that_count_most_are_clear():
-    colours = heatmaps.overlay(np.array([[0, 0.1], [0.4, 0.5]], np.float32)).astype(int)
+def test_patches_that_count_most_are_clear_and_both_kinds_that_do_not_are_grey_and_told_apart():
+    weights = np.array([[0, 0.1, 0], [0.4, 0.5, 0.5]], np.float32)
+    kept = np.array([[True, True, False], [True, True, True]])
+    colours = heatmaps.overlay(weights, kept).astype(int)
     opacity = colours[..., 3]
-    assert np.ptp(colours[0, 0, :3]) < 10
-    assert opacity[0, 0] > opacity[0, 1] > opacity[1, 0] > opacity[1, 1]
-    assert (heatmaps.overlay(np.zeros((2, 2), np.float32)) == colours[0, 0]).all()
+    assert opacity[0, 1] > opacity[1, 0] > opacity[1, 1]
+    unselected, dropped = colours[0, 0], colours[0, 2]
+    assert np.ptp(unselected[:3]) < 10
+    assert np.ptp(dropped[:3]) < 10
+    assert (unselected[:3] > dropped[:3] + 100).all()
+    assert opacity[0, 2] > opacity[0, 0]
+    assert (heatmaps.overlay(weights)[0, 2] == unselected).all()
+    assert (heatmaps.overlay(np.zeros((2, 2), np.float32)) == unselected).all()
+
+
+def test_the_page_and_the_contact_sheet_explain_the_colours_that_are_drawn():
+    page = Path(heatmaps.__file__).parent / "browse" / "page"
+    style, html = ((page / name).read_text() for name in ("style.css", "index.html"))
+    drawn = [
+        tuple(map(int, heatmaps.overlay(np.eye(1, 2, dtype=np.float32), kept)[0, 1, :3])) for kept in (None, DROPPED)
+    ]
+    assert [colour for _, colour in heatmaps.LEGEND[2:]] == drawn
+    for name, colour in zip(("unselected", "dropped"), drawn, strict=True):
+        assert f".swatch.{name} {{ background: rgb({' '.join(map(str, colour))}); }}" in style
+        assert f'class="swatch {name}"' in html
+    sheet = contact_sheet([("a.jpg", Image.new("RGB", (9, 9)))])
+    colours = {colour for _, colour in sheet.getcolors(1 << 16)}
+    assert {colour for _, colour in heatmaps.LEGEND} <= colours
 
 
 def test_a_selection_of_photographs_is_the_output_of_the_graph(embedder, photos, tmp_path):

@@ -174,7 +174,8 @@ class Session:
         image = self.pictures.load(source)
         left, top, right, bottom = crop_box(*image.size, encoder.artifact.manifest.preprocess)
         box = (left / image.width, top / image.height, right / image.width, bottom / image.height)
-        return Heatmap(box, heatmaps.overlay(encoder.select([image])[0]))
+        (weights,), kept = encoder.select([image]), encoder.kept([image])
+        return Heatmap(box, heatmaps.overlay(weights, None if kept is None else kept[0]))
 
     def _fill(self) -> None:
         """Embed with the artifacts in turn, so that they can be compared early; classify each time the number has doubled."""

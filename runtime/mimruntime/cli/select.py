@@ -34,7 +34,8 @@ def select_command(artifact: Path, inputs: tuple[str, ...], out: Path, engine: E
     """Draw the patches that make an image's vector over the image.
 
     INPUT is an image, a folder (with all below it) or a quoted pattern. Colour says how much a patch counts: dark
-    little, clear most. Grey patches are not read. The artifact needs the output `selection`: build --with-selection.
+    little, clear most. Pale grey patches are not selected; dark grey ones are dropped early in the encoder (--keep), or
+    lie outside of the crop. The artifact needs the output `selection`: build --with-selection.
     """
     from mimruntime.embedder import Embedder
     from mimruntime.image_paths import find_images

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 EMBEDDING = "embedding"
 SELECTION = "selection"
+KEPT = "kept"
 
 Progress = Callable[[str, int, int], None]
 """Called with the phase of a compilation, the number of steps done and the total; raise an exception in it to cancel."""
@@ -45,7 +46,7 @@ class Engine(ABC):
         provider: the hardware that actually runs it ("cpu", "cuda" …).
         version: the library's version.
         pixel_shape: (H, W, 3) of an image.
-        outputs: names of the arrays that `run` returns: "embedding", and "selection" if the graph has it.
+        outputs: names of the arrays that `run` returns: "embedding", and "selection" and "kept" if the graph has them.
         precision: precision of the matrix products, as reported by the library; None if only the graph determines it.
         threads: CPU threads of one run; None if it does not run on the CPU.
         streams: number of batch parts that run concurrently.
@@ -98,7 +99,7 @@ class Engine(ABC):
             pixels: uint8 (B, H, W, 3), B ≥ 1.
 
         Returns:
-            "embedding": float32 (B, D); "selection", if the graph has it: float32 (B, gh, gw).
+            "embedding": float32 (B, D); "selection" and "kept", if the graph has them: float32 (B, gh, gw).
 
         Raises:
             EngineError: pixels have another shape or dtype, the run failed, or the process was forked.

@@ -11,7 +11,7 @@ import numpy as np
 from mimruntime.artifact import Artifact
 from mimruntime.cpus import available_cpus, describe_cpu
 from mimruntime.engines import openvino_model
-from mimruntime.engines.base import EMBEDDING, SELECTION, Engine, Progress, Setting
+from mimruntime.engines.base import EMBEDDING, KEPT, SELECTION, Engine, Progress, Setting
 from mimruntime.engines.openvino_model import (
     check_precision,
     compile_graph,
@@ -125,7 +125,7 @@ class OpenVinoEngine(Engine):
         self.provider = "cpu"
         self.version = library_version()
         names = (port.get_any_name() for port in model.outputs if port.get_names())
-        self.outputs = tuple(name for name in names if name in {EMBEDDING, SELECTION})
+        self.outputs = tuple(name for name in names if name in {EMBEDDING, SELECTION, KEPT})
         self.precision = running_precision(model)
         self.pixel_shape = tuple(int(str(edge)) for edge in list(model.inputs[0].get_partial_shape())[1:])
         self.threads, self.streams = setting.threads, setting.streams
