@@ -9,7 +9,6 @@ from typing import Annotated, Any
 
 import anyio.to_thread
 from fastapi import FastAPI, Path, Query
-from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
@@ -17,7 +16,6 @@ from starlette.responses import Response
 from mimruntime.browse import session as sessions
 from mimruntime.browse.guard import GuardMiddleware
 from mimruntime.browse.session import Session
-from mimruntime.errors import MimError
 from mimruntime.search.index import Neighbours
 from mimruntime.serve import problems
 from mimruntime.serve.admission.buffer import Buffer
@@ -60,10 +58,7 @@ def create_app(session: Session, settings: Settings, *, hosts: tuple[str, ...], 
     _add_page(app)
     _add_pictures(app, session)
     _add_answers(app, session)
-    app.add_exception_handler(HTTPException, problems.on_http)
-    app.add_exception_handler(MimError, problems.on_runtime_error)
-    app.add_exception_handler(RequestValidationError, problems.on_invalid)
-    app.add_exception_handler(Exception, problems.on_bug)
+    problems.install(app)
     app.add_middleware(
         AdmissionMiddleware,
         settings=settings,

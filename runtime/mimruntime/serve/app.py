@@ -6,10 +6,8 @@ import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
 from fastapi import FastAPI
-from fastapi.exceptions import RequestValidationError
-from starlette.exceptions import HTTPException
 
-from mimruntime.errors import MimError, needs
+from mimruntime.errors import needs
 from mimruntime.serve import problems
 from mimruntime.serve.admission.middleware import AdmissionMiddleware
 from mimruntime.serve.observability import ObservabilityMiddleware
@@ -75,11 +73,8 @@ def _add_routes(app: FastAPI, parts: Parts) -> None:
 
 
 def _add_layers(app: FastAPI, parts: Parts) -> None:
-    """Add the middleware, the outermost last."""
-    app.add_exception_handler(HTTPException, problems.on_http)
-    app.add_exception_handler(MimError, problems.on_runtime_error)
-    app.add_exception_handler(RequestValidationError, problems.on_invalid)
-    app.add_exception_handler(Exception, problems.on_bug)
+    """Add the error answers and the middleware, the outermost last."""
+    problems.install(app)
     app.add_middleware(
         AdmissionMiddleware,
         settings=parts.settings,

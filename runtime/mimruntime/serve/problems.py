@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -98,7 +99,15 @@ def describe(problem: Problem) -> dict[str, str | None]:
     return {"message": problem.detail, "type": kind, "param": problem.param, "code": problem.code}
 
 
-async def on_http(request: Request, error: Exception) -> JSONResponse:
+def install(app: FastAPI) -> None:
+    """Make `app` answer every error as a `Problem`."""
+    app.add_exception_handler(HTTPException, _on_http)
+    app.add_exception_handler(MimError, _on_runtime_error)
+    app.add_exception_handler(RequestValidationError, _on_invalid)
+    app.add_exception_handler(Exception, _on_bug)
+
+
+async def _on_http(request: Request, error: Exception) -> JSONResponse:
     """Answer a `Problem`, or an error of the router."""
     if isinstance(error, Problem):
         return respond(request, error)
@@ -108,13 +117,13 @@ async def on_http(request: Request, error: Exception) -> JSONResponse:
     return respond(request, problem)
 
 
-async def on_runtime_error(request: Request, error: Exception) -> JSONResponse:
+async def _on_runtime_error(request: Request, error: Exception) -> JSONResponse:
     """Answer an error of the runtime."""
     assert isinstance(error, MimError)  # noqa: S101 - the handler is registered for this class
     return respond(request, from_error(error))
 
 
-async def on_invalid(request: Request, error: Exception) -> JSONResponse:
+async def _on_invalid(request: Request, error: Exception) -> JSONResponse:
     """Answer 422 to a query parameter or header that does not match the schema."""
     assert isinstance(error, RequestValidationError)  # noqa: S101 - the handler is registered for this class
     first = error.errors()[0]
@@ -122,6 +131,6 @@ async def on_invalid(request: Request, error: Exception) -> JSONResponse:
     return respond(request, Problem(422, "schema", f"{where}: {first['msg']}", param=where))
 
 
-async def on_bug(request: Request, _: Exception) -> JSONResponse:
+async def _on_bug(request: Request, _: Exception) -> JSONResponse:
     """Answer an unexpected exception without its details, which are in the log."""
     return respond(request, Problem(500, "internal_error", "the service failed on this request; its log says why"))
