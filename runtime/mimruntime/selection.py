@@ -154,6 +154,7 @@ def _write_numbers(path: Path, selections: Sequence[Selection]) -> Path:
     kept = [one.kept for one in selections if one.kept is not None]
     np.savez_compressed(
         stream,
+        allow_pickle=False,
         path=np.array([as_text(one.path) for one in selections], np.str_),
         selection=np.stack([one.weights for one in selections]),
         box=np.array([one.box for one in selections], np.float32),
