@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import itertools
 import threading
@@ -19,8 +20,8 @@ from mimruntime.engines.base import Engine
 from mimruntime.errors import EngineError, ImageError
 from mimruntime.times import Times
 
-_WINDOW_BATCHES = 3
-"""Largest number of batches that are being decoded, waiting or running: enough to overlap, in bounded memory."""
+_AHEAD = 2
+"""Batches that are being decoded or waiting beside those that run: enough to overlap, in bounded memory."""
 _CLOSED = "this Embedder is closed; use it inside its `with` block"
 
 
@@ -47,7 +48,7 @@ class Outcome:
 
 
 class BatchPipeline:
-    """Decode in worker threads while the engine runs one batch at a time; thread-safe.
+    """Decode in worker threads while the engine runs; thread-safe.
 
     Args:
         engine: an opened engine; `close` closes it.
@@ -64,8 +65,9 @@ class BatchPipeline:
         self._prepare = prepare
         self._workers = workers or decoding_threads()
         self._decoders = ThreadPoolExecutor(self._workers, "mimruntime-decode")
-        self._runners = ThreadPoolExecutor(_WINDOW_BATCHES, "mimruntime-run")
-        self._running = threading.Lock()
+        self._window = _AHEAD + engine.parallel_runs
+        self._runners = ThreadPoolExecutor(self._window, "mimruntime-run")
+        self._running = threading.BoundedSemaphore(engine.parallel_runs)
 
     def run(self, pixels: np.ndarray) -> dict[str, np.ndarray]:
         """Return the engine's outputs for one batch, uint8 (B, H, W, 3).
@@ -110,7 +112,9 @@ class BatchPipeline:
             return
         for pool in (self._decoders, self._runners):
             pool.shutdown(wait=True, cancel_futures=True)
-        with self._running:
+        with contextlib.ExitStack() as idle:
+            for _ in range(self._engine.parallel_runs):
+                idle.enter_context(self._running)
             self._engine.close()
 
     def _take_off(
@@ -121,7 +125,7 @@ class BatchPipeline:
         output: str,
     ) -> None:
         """Start batches until the window is full or no source is left."""
-        while len(flight) < _WINDOW_BATCHES:
+        while len(flight) < self._window:
             started = time.perf_counter()
             sources = _next_sources(remaining, self.sizes[0])
             self.times.add(reading=time.perf_counter() - started)

@@ -57,6 +57,20 @@ class RecordingEngine(Engine):
         self.closed = True
 
 
+class PairedEngine(RecordingEngine):
+    """Two runs may go on at once; a run of a full batch does not end before a second one has begun."""
+
+    parallel_runs = 2
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.both = threading.Barrier(2, timeout=60)
+
+    def _run(self, pixels: np.ndarray) -> dict[str, np.ndarray]:
+        self.both.wait()
+        return {"embedding": pixels.reshape(len(pixels), -1, 3).mean(axis=1, dtype=np.float32)}
+
+
 @pytest.fixture
 def engine() -> RecordingEngine:
     return RecordingEngine()
@@ -299,6 +313,18 @@ class TestOpen:
         embedder.close()
         with pytest.raises(EngineError, match="this Embedder is closed"):
             embedder.embed([plain(1)])
+
+    def test_an_engine_that_allows_two_runs_gets_two_at_once_and_the_order_stays(self, toy_artifact: Path) -> None:
+        with Embedder(Artifact.open(toy_artifact), PairedEngine(), batch_size=2) as embedder:
+            vectors = embedder.embed([plain(value) for value in range(8)])
+        assert vectors[:, 0].round().tolist() == list(range(8))
+
+    def test_an_engine_that_reads_only_the_hosts_memory_says_so(self, toy_artifact: Path) -> None:
+        with (
+            open_engine("onnxruntime", toy_artifact / "model.onnx") as engine,
+            pytest.raises(EngineError, match="on cpu reads pixels from the host's memory only"),
+        ):
+            engine.run_on_device(0, 1)
 
     def test_a_stream_that_outlives_its_embedder_says_so(self, toy_artifact: Path, engine: RecordingEngine) -> None:
         with Embedder(Artifact.open(toy_artifact), engine) as embedder:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -96,3 +97,26 @@ def test_tensorrt_that_is_not_installed_is_an_error_not_cuda(toy_artifact: Path)
             open_for(Artifact.open(toy_artifact), "onnxruntime", provider="tensorrt")
     else:
         pytest.skip("TensorRT is installed")
+
+
+def test_pixels_on_the_card_give_the_vectors_of_pixels_on_the_host(toy_artifact: Path) -> None:
+    import onnxruntime as ort
+
+    pixels = images(5)
+    with open_for(Artifact.open(toy_artifact), "onnxruntime", provider="cuda") as engine:
+        there = ort.OrtValue.ortvalue_from_numpy(pixels, "cuda", 0)
+        on_device, from_host = engine.run_on_device(there.data_ptr(), len(pixels)), engine.run(pixels)
+    assert on_device.keys() == from_host.keys()
+    for name, array in from_host.items():
+        np.testing.assert_array_equal(on_device[name], array)
+
+
+def test_runs_at_the_same_time_give_the_vectors_of_runs_in_turn(toy_artifact: Path) -> None:
+    batches = [images(count) for count in (32, 31, 30, 29) * 5]
+    with open_for(Artifact.open(toy_artifact), "onnxruntime", provider="cuda") as engine:
+        in_turn = [engine.run(batch)["embedding"] for batch in batches]
+        with ThreadPoolExecutor(engine.parallel_runs) as pool:
+            at_once = list(pool.map(lambda batch: engine.run(batch)["embedding"], batches))
+    assert engine.parallel_runs > 1
+    for ours, theirs in zip(at_once, in_turn, strict=True):
+        np.testing.assert_array_equal(ours, theirs)

@@ -39,7 +39,7 @@ class Setting:
 class Engine(ABC):
     """A graph loaded by one library on one provider.
 
-    Call `run` from one thread at a time; an engine need not be thread-safe.
+    At most `parallel_runs` threads may be in `run` or `run_on_device` at once.
 
     Attributes:
         name: name in `mimruntime.engines.ENGINES`.
@@ -53,6 +53,8 @@ class Engine(ABC):
         best_batch: the fastest batch size measured; None if not measured.
         largest_batch: largest batch size; None means no limit.
         compiled: name of the compiled engine's folder; None if it was opened from the graph.
+        parallel_runs: number of runs that may go on at once.
+        reads_device: whether `run_on_device` is supported.
 
     """
 
@@ -67,6 +69,8 @@ class Engine(ABC):
     best_batch: int | None = None
     largest_batch: int | None = None
     compiled: str | None = None
+    parallel_runs: int = 1
+    reads_device: bool = False
 
     _process: int
 
@@ -114,6 +118,19 @@ class Engine(ABC):
     @abstractmethod
     def _run(self, pixels: np.ndarray) -> dict[str, np.ndarray]:
         """Run checked pixels; see `run`."""
+
+    def run_on_device(self, address: int, count: int) -> dict[str, np.ndarray]:  # noqa: ARG002 - for engines that have it
+        """As `run`, for pixels in the memory of the engine's GPU; outputs are on the host.
+
+        Args:
+            address: of uint8 (count, H, W, 3), complete, and unchanged until this returns.
+            count: number of images, ≥ 1.
+
+        Raises:
+            EngineError: as `run`, or the engine reads only the host's memory (`reads_device`).
+
+        """
+        raise EngineError(f"the engine '{self.name}' on {self.provider} reads pixels from the host's memory only")
 
     def close(self) -> None:
         """Free the library's memory. Further calls, and calls in a forked process, do nothing."""

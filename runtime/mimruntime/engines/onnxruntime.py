@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import io
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -133,18 +134,41 @@ class OnnxRuntimeEngine(Engine):
         self.provider = provider
         self.version = version
         self.outputs = tuple(port.name for port in session.get_outputs())
+        self.reads_device = provider == "cuda"
+        self.parallel_runs = 1 if provider == "cpu" else 2  # one batch is copied while another is computed
         self._input = session.get_inputs()[0].name
         self.pixel_shape = tuple(session.get_inputs()[0].shape[1:])
         self._session = session
 
     def _run(self, pixels: np.ndarray) -> dict[str, np.ndarray]:
         """See base class."""
+        return self._guarded(len(pixels), lambda session: session.run(self.outputs, {self._input: pixels}))
+
+    def run_on_device(self, address: int, count: int) -> dict[str, np.ndarray]:
+        """See base class."""
+        self.check_process()
+        if not self.reads_device:
+            return super().run_on_device(address, count)
+
+        def bound(session: Any) -> list[np.ndarray]:
+            binding = session.io_binding()
+            binding.bind_input(self._input, "cuda", 0, np.uint8, (count, *self.pixel_shape), address)
+            for output in self.outputs:
+                binding.bind_output(output)  # in the host's memory
+            session.run_with_iobinding(binding)
+            arrays: list[np.ndarray] = binding.copy_outputs_to_cpu()
+            return arrays
+
+        return self._guarded(count, bound)
+
+    def _guarded(self, count: int, run: Callable[[Any], list[np.ndarray]]) -> dict[str, np.ndarray]:
+        """Return the arrays of a run by name; any failure is an EngineError."""
         if self._session is None:
             raise EngineError("this engine is closed")
         try:
-            arrays = self._session.run(self.outputs, {self._input: pixels})
+            arrays = run(self._session)
         except Exception as error:  # one type per status code, none of them public
-            raise EngineError(f"onnxruntime failed on a batch of {len(pixels)}: {_first_line(error)}") from error
+            raise EngineError(f"onnxruntime failed on a batch of {count}: {_first_line(error)}") from error
         return dict(zip(self.outputs, arrays, strict=True))
 
     def _close(self) -> None:
