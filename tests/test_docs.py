@@ -79,7 +79,7 @@ def test_every_other_line_names_what_is_there():
             assert {word for word in words[1:] if "=" not in word} <= targets, f"{page}: {line}"
         if words[:1] == ["python"]:
             assert (ROOT / words[1]).is_file(), f"{page}: {line}"
-        for named in re.findall(r"mimexport\[([\w,-]+)\]", line):
+        for named in re.findall(r"(?:mimexport|'\.)\[([\w,-]+)\]", line):
             assert set(named.split(",")) <= set(extras), f"{page}: {line}"
 
 
@@ -92,7 +92,7 @@ def test_every_python_block_compiles(page):
 @pytest.fixture
 def workplace(tmp_path, toy_artifact, photos, commands):
     """A folder with the artifacts, photographs and vectors that pages speak of."""
-    for name in ("mae-tiny-topk", "with-selection"):
+    for name in ("mae-tiny-topk", "with-selection", "first"):
         shutil.copytree(toy_artifact, tmp_path / "artifacts" / name)
     (tmp_path / "photos").mkdir()
     for name in ("a.jpg", "b.jpg", "photos/a.jpg"):
@@ -117,12 +117,19 @@ def test_the_python_blocks_of_a_page_run(page, workplace):
                 assert np.allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
 
 
-def test_the_table_of_the_readme_is_what_was_measured():
-    import aggregator_tables
-
-    files = sorted((ROOT / "docs" / "results").glob("aggregators-*.json"), reverse=True)
-    table = aggregator_tables._short([aggregator_tables.read(file) for file in files])
-    assert table in (ROOT / "README.md").read_text(encoding="utf-8")
+def test_an_edited_figure_and_a_page_of_results_without_date_are_found(tmp_path, monkeypatch):
+    files = check_docs.tables()
+    names = {path.relative_to(ROOT).as_posix() for path in files}
+    assert {"README.md", "docs/results/aggregators.md", "docs/results/early-selection.md"} < names
+    assert [*check_docs.stale_tables(files), *check_docs.without_date()] == []
+    monkeypatch.setattr(check_docs, "ROOT", tmp_path)
+    page = tmp_path / "docs" / "results" / "page.md"
+    page.parent.mkdir(parents=True)
+    page.write_text(files[ROOT / "README.md"][0].replace("10.8 (+2.3", "10.9 (+2.3"))
+    assert [*check_docs.stale_tables({page: files[ROOT / "README.md"]})] == [
+        "docs/results/page.md: differs from the stored results; run: python tools/measure_aggregators.py"
+    ]
+    assert [line.split(":")[0] for line in check_docs.without_date()] == ["docs/results/page.md"]
 
 
 def test_a_broken_link_a_missing_heading_and_a_page_outside_the_menu_are_found(tmp_path, monkeypatch):

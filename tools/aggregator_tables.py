@@ -59,15 +59,17 @@ def summary(found: dict[str, Any]) -> str:
     return ", ".join(f"{key} {100 * value.mean():.2f}" for key, value in found.items() if isinstance(value, np.ndarray))
 
 
-def write_all(folder: Path) -> None:
-    """Write the page, the README's table and the package's file from the results of all backbones."""
+def written(folder: Path) -> dict[Path, str]:
+    """Return the complete text of the page, the README and the package's file, from the results of all backbones."""
     everything = [read(file) for file in sorted(folder.glob("aggregators-*.json"), reverse=True)]
     prose = PAGE.read_text(encoding="utf-8").partition(MARKER)[0]
-    PAGE.write_text(prose + MARKER + "\n\n" + "\n\n".join(map(_section, everything)) + "\n", encoding="utf-8")
     before, _, rest = README.read_text(encoding="utf-8").partition(BEGIN)
-    README.write_text(f"{before}{BEGIN}\n{_short(everything)}\n{END}{rest.partition(END)[2]}", encoding="utf-8")
-    raw = msgspec.json.format(msgspec.json.encode([_known(stored) for stored in everything]), indent=1)
-    (ASSETS / FILE).write_bytes(raw + b"\n")
+    known = msgspec.json.format(msgspec.json.encode([_known(stored) for stored in everything]), indent=1)
+    return {
+        PAGE: prose + MARKER + "\n\n" + "\n\n".join(map(_section, everything)) + "\n",
+        README: f"{before}{BEGIN}\n{_short(everything)}\n{END}{rest.partition(END)[2]}",
+        ASSETS / FILE: known.decode() + "\n",
+    }
 
 
 def strongest(stored: dict[str, Any], space: str) -> str:

@@ -1,4 +1,4 @@
-"""Check README and docs/: links, sizes, long sentences, the site's menu, and that generated pages are up to date.
+"""Check README and docs/: links, sizes, long sentences, the site's menu, when results were measured, stale pages.
 
 python tools/check_docs.py            # exit status 1 if something is wrong
 python tools/check_docs.py --long     # also print the long sentences
@@ -11,7 +11,9 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import aggregator_tables
 import click
+import frontier_page
 from write_reference import MARKER, ROOT, stale
 
 README_BYTES = 6144
@@ -22,6 +24,8 @@ MOST_LONG = 0.05
 """Largest share of sentences with more words."""
 LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
 WRITTEN = re.compile(r"<!-- written by .*?below this line -->")
+MEASURED = re.compile(r"# [^\n]+\n\n(Measured|Looked up) on \d{4}-\d{2}-\d{2}: [^`\n]+, `[^`\n]+`\.\n")
+"""Title and first line of a page in docs/results/: date, machine, command."""
 
 
 @click.command()
@@ -29,7 +33,14 @@ WRITTEN = re.compile(r"<!-- written by .*?below this line -->")
 def main(show_long: bool) -> None:
     """Print problems, and exit with status 1 if there are any."""
     files = [*ROOT.glob("*.md"), *sorted((ROOT / "docs").rglob("*.md"))]
-    wrong = [*broken_links(files), *too_large(files), *outside_the_site(), *stale()]
+    wrong = [
+        *broken_links(files),
+        *too_large(files),
+        *outside_the_site(),
+        *without_date(),
+        *stale(),
+        *stale_tables(tables()),
+    ]
     sentences = [(path, each) for path in files if path.name != "CHANGELOG.md" for each in sentences_of(path)]
     long = [(path, each) for path, each in sentences if len(each.split()) > LONG_WORDS]
     if len(long) > MOST_LONG * len(sentences):
@@ -81,6 +92,30 @@ def outside_the_site() -> Iterator[str]:
     for path in sorted((ROOT / "docs").rglob("*.md")):
         if path.relative_to(ROOT / "docs").as_posix() not in menu:
             yield f"{path.relative_to(ROOT)}: not in the menu; add it to `nav` in mkdocs.yml"
+
+
+def without_date() -> Iterator[str]:
+    """Yield a line for each page of results that does not begin with date, machine and command."""
+    for path in sorted((ROOT / "docs" / "results").glob("*.md")):
+        if path.name != "README.md" and not MEASURED.match(path.read_text(encoding="utf-8")):
+            yield (
+                f"{path.relative_to(ROOT)}: the line below the title does not say date, machine and command; expected:"
+                " Measured on YYYY-MM-DD: MACHINE, `COMMAND`."
+            )
+
+
+def tables() -> dict[Path, tuple[str, str]]:
+    """Return the complete text of each file with tables from stored results, and the tool that writes it."""
+    results = ROOT / "docs" / "results"
+    found = {path: (text, "measure_aggregators") for path, text in aggregator_tables.written(results).items()}
+    return found | {results / frontier_page.PAGE: (frontier_page.written(results), "frontier")}
+
+
+def stale_tables(files: dict[Path, tuple[str, str]]) -> Iterator[str]:
+    """Yield a line for each file whose tables differ from the stored results."""
+    for path, (text, tool) in files.items():
+        if path.read_text(encoding="utf-8") != text:
+            yield f"{path.relative_to(ROOT)}: differs from the stored results; run: python tools/{tool}.py"
 
 
 def sentences_of(path: Path) -> Iterator[str]:

@@ -24,16 +24,22 @@ _COLOURS = {
 
 
 def write_page(results: Path) -> None:
-    """Write the tables below the page's prose, and the plot, from the results of all backbones."""
-    files = sorted(results.glob("early-selection-*.json"), reverse=True)
-    explored = [aggregator_tables.read(file) for file in files if file.stem.endswith("-explored")]
-    everything = [aggregator_tables.read(file) for file in files if not file.stem.endswith("-explored")]
-    page = results / PAGE
-    prose = page.read_text(encoding="utf-8").partition(MARKER)[0]
-    sections = [*map(_section, everything), *map(_explored, explored)]
-    page.write_text(prose + MARKER + "\n\n" + "\n\n".join(sections) + "\n", encoding="utf-8")
-    if everything:
+    """Write the page and the plot from the results of all backbones."""
+    (results / PAGE).write_text(written(results), encoding="utf-8")
+    if everything := _read(results, explored=False):
         _plot(everything, results.parent / PLOT)
+
+
+def written(results: Path) -> str:
+    """Return the complete text of the page: its prose, and below it the tables of all backbones."""
+    prose = (results / PAGE).read_text(encoding="utf-8").partition(MARKER)[0]
+    sections = [*map(_section, _read(results, explored=False)), *map(_explored, _read(results, explored=True))]
+    return prose + MARKER + "\n\n" + "\n\n".join(sections) + "\n"
+
+
+def _read(results: Path, *, explored: bool) -> list[dict[str, Any]]:
+    files = sorted(results.glob("early-selection-*.json"), reverse=True)
+    return [aggregator_tables.read(file) for file in files if file.stem.endswith("-explored") == explored]
 
 
 def _explored(stored: dict[str, Any]) -> str:

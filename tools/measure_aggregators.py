@@ -147,7 +147,8 @@ def main(
             and (row.agg != "cls" or aggregator_tables.strongest(stored, ", whitened") == row.title)
         ):
             save_head(head, SHIPPED / model_name / f"{row.shipped}.safetensors")
-    aggregator_tables.write_all(results)
+    for path, text in aggregator_tables.written(results).items():
+        path.write_text(text, encoding="utf-8")
 
 
 def beginning(dataset: Dataset, training: int, images: int) -> Dataset:
