@@ -1,4 +1,9 @@
-"""Store the results of `measure_aggregators.py`, one file per backbone, and write tables from all of them."""
+"""Store the results of `measure_aggregators.py`, one file per backbone, and write tables from all of them.
+
+    python tools/aggregator_tables.py
+
+It writes docs/results/aggregators.md, the README's table and the package's `measured.json`.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import click
 import msgspec
 import numpy as np
 
@@ -99,7 +105,8 @@ def _section(stored: dict[str, Any]) -> str:
     text = [
         f"## {stored['model']}",
         f"Centred images: {counts['centred']}; shifted: {counts['shifted']}; two views of {stored['views']:,} images; mAP among"
-        f" {stored['ranked']:,}. {best}: k-NN of the training images, each left out in turn, {_choices(stored)}.",
+        f" {stored.get('ranked', sizes['centred'][1]):,}; computed on {stored.get('device', 'cpu')}. {best}: k-NN of the"
+        f" training images, each left out in turn, {_choices(stored)}.",
         "\n".join(lines),
         "Without labels and against the mean, k-NN in points:",
         _against_mean(stored),
@@ -210,3 +217,15 @@ def _unpack(value: Any) -> Any:
     if isinstance(value, dict) and value.keys() == {"shares"}:
         return np.frombuffer(base64.b64decode(value["shares"]), "<u2") / _WHOLE
     return value
+
+
+@click.command()
+@click.option("--results", type=click.Path(path_type=Path, exists=True), default=PAGE.parent, show_default=True)
+def main(results: Path) -> None:
+    """Write the page, the README's table and the package's file from the results of all backbones."""
+    for path, text in written(results).items():
+        path.write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

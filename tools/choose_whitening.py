@@ -8,6 +8,7 @@ One training image of six is a query, the others are the gallery; validation ima
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor
 
 from mimeval import knn
+from mimeval.cli.options import DEVICE
 from mimeval.datasets import open_dataset
 from mimexport.aggregators import AGGREGATORS
 from mimexport.fitting.fitter import FitOptions, Fitter, plain_head
@@ -33,13 +35,13 @@ _ASKING = 6
 @click.command()
 @click.argument("archive", type=click.Path(path_type=Path, exists=True))
 @click.option("--cache", type=click.Path(path_type=Path), required=True, help="Folder for tokens.")
-def main(archive: Path, cache: Path) -> None:
+@DEVICE
+def main(archive: Path, cache: Path, device: str) -> None:
     """Write the k-NN accuracy by whitening, aggregator, shrinkage and dimension."""
     train = open_dataset(f"zip:{archive}", cache=cache).train
     images, labels = LazySources(range(len(train)), train.load), train.labels
-    fitter = Fitter(
-        FitOptions(model="mae-tiny", agg="mean", images=images, labels=None, digest=train.digest, cache=cache)
-    )
+    options = FitOptions(model="mae-tiny", agg="mean", images=images, labels=None, digest=train.digest, cache=cache)
+    fitter = Fitter(replace(options, device=device))
     whole, views = fitter.tokens(images, train.digest, "training"), fitter.views()
     lines = [f"| aggregator | whitening | {' | '.join(f'{s:g}' for s in SHRINKAGES)} | {_dims_title()} |"]
     lines.append("|---" * (2 + len(SHRINKAGES) + len(DIMS) - 1) + "|")

@@ -1,10 +1,11 @@
 """Fit all heads of the embedded backbones and measure all aggregators on labelled images, centred and shifted.
 
     python tools/measure_aggregators.py ../shared/data/tiny-imagenet-64.zip --cache ~/.cache/mimexport --model mae-small --ship
+    python tools/aggregator_tables.py
 
 For aggregators that learn nothing, the better token norm is chosen on training images. Results are stored in `--results`, one
-file per backbone. docs/results/aggregators.md, the README's table and the package's `measured.json` are written from them.
-`--ship` writes the heads into the package. Tokens are stored in the cache.
+file per backbone, after each row; a second run measures the rows that are missing. The second command writes the pages from
+them. `--ship` writes the heads into the package. Tokens are stored in the cache.
 """
 
 from __future__ import annotations
@@ -19,23 +20,26 @@ import click
 import numpy as np
 
 from mimeval import knn, linear_probe
+from mimeval.accelerator import accelerated
 from mimeval.baselines import leave_one_out
+from mimeval.cli.options import DEVICE
+from mimeval.cli.progress import ConsoleProgress
 from mimeval.datasets import Dataset, Split, open_dataset
 from mimeval.datasets.dataset import others_of_class
 from mimeval.datasets.shifted import KINDS, kind_of, shift
 from mimeval.datasets.subset import balanced_order
 from mimeval.retrieval import retrieve
 from mimexport.aggregators import AGGREGATORS, make_aggregator
+from mimexport.device import describe_device
 from mimexport.fitting.fitter import FitOptions, Fitter
 from mimexport.fitting.sources import LazySources
 from mimexport.fitting.stored_features import pool
 from mimexport.fitting.tokens import Tokens
+from mimexport.gpu_products import products_on
 from mimexport.heads import Head, save_head
 from mimruntime.manifest import TokenNorm
 
 SHIPPED = Path(__file__).parents[1] / "export" / "mimexport" / "assets" / "heads"
-RANKED = 2000
-"""Number of test images for mAP."""
 
 
 @dataclass(frozen=True)
@@ -120,9 +124,10 @@ def _sources(split: Split) -> LazySources:
 @click.option("--probe/--no-probe", default=True, help="Also measure linear probes, which take most of the time.")
 @click.option("--row", "titles", multiple=True, help="Measure only these rows; keep the others.")
 @click.option("--results", type=click.Path(path_type=Path), default=Path("docs/results"), show_default=True)
+@DEVICE
 def main(
     archive: Path, cache: Path, model_name: str, training: int, images: int, views: int, shifted: tuple[int, int],
-    ship: bool, probe: bool, titles: tuple[str, ...], results: Path,
+    ship: bool, probe: bool, titles: tuple[str, ...], results: Path, device: str,
 ) -> None:  # fmt: skip
     """Measure all rows that are not in the results yet."""
     if unknown := set(titles) - {row.title for row in ROWS}:
@@ -130,25 +135,30 @@ def main(
     whole = open_dataset(f"zip:{archive}", cache=cache)
     centred = beginning(whole, training, images)
     moved = shift(beginning(whole, *shifted), tuple(KINDS))
-    bench = Bench(model_name, centred, moved, views, cache)
     file = results / f"aggregators-{model_name}.json"
-    stored = aggregator_tables.read(file) if file.exists() else bench.describe()
-    for row in ROWS:
-        if row.title in stored["rows"] or (titles and row.title not in titles):
-            continue
-        started = time.perf_counter()
-        head, found = bench.measure(row, stored["norms"], probe=probe)
-        stored["rows"][row.title] = found | {"agg": row.agg, "options": row.options, "labels": row.labels}
-        aggregator_tables.write(stored, file)
-        click.echo(f"{row.title}: {aggregator_tables.summary(found)}, {time.perf_counter() - started:.0f} s", err=True)
-        if (
-            ship
-            and row.shipped
-            and (row.agg != "cls" or aggregator_tables.strongest(stored, ", whitened") == row.title)
-        ):
-            save_head(head, SHIPPED / model_name / f"{row.shipped}.safetensors")
-    for path, text in aggregator_tables.written(results).items():
-        path.write_text(text, encoding="utf-8")
+    bench = Bench(model_name, centred, moved, views, cache, device)
+    with accelerated(products_on(bench.fitter.backbone.device)):
+        stored = aggregator_tables.read(file) if file.exists() else bench.describe()
+        if stored["sizes"] != bench.sizes:
+            raise click.UsageError(f"{file} has other sizes, {stored['sizes']}; remove it or give other --results")
+        for row in ROWS:
+            if row.title in stored["rows"] or (titles and row.title not in titles):
+                continue
+            started = time.perf_counter()
+            head, found = bench.measure(row, stored["norms"], probe=probe)
+            stored["rows"][row.title] = found | {"agg": row.agg, "options": row.options, "labels": row.labels}
+            aggregator_tables.write(stored, file)
+            seconds = time.perf_counter() - started
+            click.echo(f"{row.title}: {aggregator_tables.summary(found)}, {seconds:.1f} s", err=True)
+            if ship and _ships(row, stored):
+                save_head(head, SHIPPED / model_name / f"{row.shipped}.safetensors")
+
+
+def _ships(row: Row, stored: dict[str, Any]) -> bool:
+    """Return whether the package has a head of this row; of the two [cls], of the stronger one alone."""
+    return row.shipped is not None and (
+        row.agg != "cls" or aggregator_tables.strongest(stored, ", whitened") == row.title
+    )
 
 
 def beginning(dataset: Dataset, training: int, images: int) -> Dataset:
@@ -163,35 +173,46 @@ def beginning(dataset: Dataset, training: int, images: int) -> Dataset:
 class Bench:
     """A backbone with the tokens of all training and test images."""
 
-    def __init__(self, model: str, centred: Dataset, shifted: Dataset, views: int, cache: Path) -> None:
-        self._model, self._cache, self._views = model, cache, views
-        self._train = centred.train
-        self.fitter = self._fitter(Row("mean"))
+    def __init__(
+        self, model: str, centred: Dataset, shifted: Dataset, views: int, cache: Path, device: str = "auto"
+    ) -> None:
+        train = centred.train
+        options = FitOptions(
+            model=model, agg="mean", images=_sources(train), labels=None, digest=train.digest, cache=cache,
+            two_view=_sources(train.take(np.arange(views))), device=device,
+        )  # fmt: skip
+        self._model, self._views = model, views
+        self.fitter = Fitter(options, lambda line: click.echo(line, err=True), ConsoleProgress().progress)
         self.centred, self.shifted = (self._parts(dataset) for dataset in (centred, shifted))
+        self._pairs = self.fitter.views()
+
+    @property
+    def sizes(self) -> dict[str, list[int]]:
+        """Numbers of training and test images by set."""
+        sets = (("centred", self.centred), ("shifted", self.shifted))
+        return {name: [len(part.split) for part in parts] for name, parts in sets}
 
     def describe(self) -> dict[str, Any]:
         """Return the results without rows: sizes of the data and the norms."""
-        sizes = {
-            name: [len(p.split) for p in parts]
-            for name, parts in (("centred", self.centred), ("shifted", self.shifted))
-        }
         free = [agg for agg, kind in AGGREGATORS.items() if not kind.needs_head]
         return {
-            "model": self._model, "weights_sha256": self.fitter.loaded.sha256, "sizes": sizes, "views": self._views,
-            "ranked": RANKED, "kinds": self._kinds(), "norms": {agg: self._norms(agg) for agg in free}, "rows": {},
+            "model": self._model, "weights_sha256": self.fitter.loaded.sha256, "sizes": self.sizes, "views": self._views,
+            "device": describe_device(self.fitter.backbone.device), "kinds": self._kinds(),
+            "norms": {agg: self._norms(agg) for agg in free}, "rows": {},
         }  # fmt: skip
 
     def measure(self, row: Row, norms: dict[str, dict[str, float]], *, probe: bool) -> tuple[Head, dict[str, Any]]:
         """Return the head of a row, and the scores per image by metric, space and set."""
         norm = row.norm or (None if row.learned else max(norms[row.agg], key=lambda name: norms[row.agg][name]))
-        fitter = self._fitter(row, norm)
-        head = fitter.fit()
+        labels = self.centred[0].split.labels if row.labels else None
+        fitter = self.fitter.for_head(agg=row.agg, agg_options=row.options, labels=labels, token_norm=norm)
+        head = fitter.fit(self.centred[0].tokens, self._pairs)
         found: dict[str, Any] = {"norm": head.token_norm, "recall": head.figures["two_view_recall_at_1"]}
         for space, whitened in (("", False), (", whitened", True)):
             train, test = (fitter.vectors(head, part.tokens, whitened=whitened) for part in self.centred)
             learned, truth = self.centred[0].split.labels, self.centred[1].split.labels
             found[f"k-NN{space}"] = knn.predict(train, learned, test) == truth
-            found[f"mAP{space}"] = _average_precision(test[:RANKED], truth[:RANKED])
+            found[f"mAP{space}"] = _average_precision(test, truth)
             if row.agg == "cls":
                 found[f"training{space}"] = leave_one_out(train, learned)
             if probe and (row.shipped or not whitened):
@@ -209,22 +230,11 @@ class Bench:
         return {
             norm: round(100 * float(leave_one_out(vectors, part.split.labels).mean()), 2)
             for norm in get_args(TokenNorm)
-            for vectors in [pool(aggregator, part.tokens, self.fitter.backbone, final=norm == "final").numpy()]
+            for vectors in [pool(aggregator, part.tokens, self.fitter.backbone, final=norm == "final").cpu().numpy()]
         }
 
     def _kinds(self) -> list[str]:
         return [kind_of(name, tuple(KINDS), 0) for name in self.shifted[1].split.names]
-
-    def _fitter(self, row: Row, norm: TokenNorm | None = None) -> Fitter:
-        split = self._train
-        options = FitOptions(
-            model=self._model, agg=row.agg, images=_sources(split), labels=split.labels if row.labels else None,
-            digest=split.digest, cache=self._cache, agg_options=row.options, token_norm=norm,
-            two_view=_sources(split.take(np.arange(self._views))),
-        )  # fmt: skip
-        return Fitter(
-            options, progress=lambda name, done, total: click.echo(f"\r{name} {done}/{total}", nl=False, err=True)
-        )
 
     def _parts(self, dataset: Dataset) -> tuple[Part, Part]:
         splits = (dataset.train, dataset.test)

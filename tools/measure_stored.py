@@ -15,11 +15,14 @@ import numpy as np
 from measure_aggregators import beginning
 
 from mimeval import knn
+from mimeval.accelerator import accelerated
+from mimeval.cli.options import DEVICE
 from mimeval.datasets import open_dataset
 from mimeval.neighbours import overlap, unit
 from mimeval.stored import searches
 from mimexport.fitting.fitter import FitOptions, Fitter
 from mimexport.fitting.sources import LazySources
+from mimexport.gpu_products import products_on
 from mimexport.heads import embedded_heads, load_head
 from mimruntime.storage import Codec, codec_of, measure_statistics
 
@@ -36,12 +39,15 @@ WAYS = ("fp32", "fp16", "int8", "bits", "bits, rescored", "bits, rescored by int
 @click.option("--model", required=True, help="An embedded backbone.")
 @click.option("--training", default=10_000, show_default=True, help="Number of gallery images.")
 @click.option("--images", default=10_000, show_default=True, help="Images that search.")
-def main(archive: Path, cache: Path, model: str, training: int, images: int) -> None:
+@DEVICE
+def main(archive: Path, cache: Path, model: str, training: int, images: int, device: str) -> None:
     """Measure every head of `model` and write its rows."""
     dataset = beginning(open_dataset(f"zip:{archive}", cache=cache), training, images)
     train, test = dataset.train, dataset.test
     sources = [LazySources(range(len(part)), part.load) for part in (train, test)]
-    fitter = Fitter(FitOptions(model=model, agg="mean", images=sources[0], labels=None, digest="", cache=cache))
+    fitter = Fitter(
+        FitOptions(model=model, agg="mean", images=sources[0], labels=None, digest="", cache=cache, device=device)
+    )
     tokens = [fitter.tokens(source, part.digest, "") for source, part in zip(sources, (train, test), strict=True)]
     shipped = embedded_heads(model)
     lines = []
@@ -49,7 +55,8 @@ def main(archive: Path, cache: Path, model: str, training: int, images: int) -> 
         head = load_head(shipped[name])
         for whitened in (False, True):
             vectors = [unit(fitter.vectors(head, part, whitened=whitened)) for part in tokens]
-            cells = measure(*vectors, train.labels, test.labels)
+            with accelerated(products_on(fitter.backbone.device)):
+                cells = measure(*vectors, train.labels, test.labels)
             lines.append(f"| {model} | `{name}`{', whitened' if whitened else ''} | {' | '.join(cells)} |")
             click.echo(lines[-1])
     write(model, lines, f"{model}: {len(test):,} validation images search {len(train):,} training images.")

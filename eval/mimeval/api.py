@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Protocol
 
 from mimeval import comparison, evaluation
+from mimeval.accelerator import Accelerator, accelerated
 from mimeval.datasets import Dataset, open_dataset
 from mimeval.deployments import parse_engines
 from mimeval.feature_store import FeatureStore
@@ -29,6 +30,14 @@ _TORCH_SIDE = "mimeval.torch_side"
 
 class TorchSide(Protocol):
     """The interface of the torch side: it opens reference models and builds missing baselines."""
+
+    @property
+    def device_text(self) -> str:
+        """The device on which the models compute, for a message."""
+
+    @property
+    def accelerator(self) -> Accelerator | None:
+        """What computes the large products of an evaluation on that device; None on the CPU."""
 
     def open(self, artifacts: Sequence[Artifact], *, narrow: bool = False) -> Sequence[Engine]:
         """Return the torch model of each artifact; see `mimeval.deployments.OpenReferences`."""
@@ -78,6 +87,7 @@ def evaluate(
     margin: float = MARGIN,
     seed: int = 0,
     cache: _Path = CACHE,
+    device: str = "auto",
     torch_side: TorchSide | None = None,
     progress: Progress = NO_PROGRESS,
 ) -> Report:
@@ -104,8 +114,9 @@ def evaluate(
         margin: tolerated loss of gain, as a share of images.
         seed: seed of the image sample and the bootstrap.
         cache: folder of stored features and downloaded data.
+        device: where torch, k-NN and linear probes compute: "cpu", "cuda", or "auto", the GPU if torch sees one.
         torch_side: rebuilds the torch models; None means `mimexport.References()`. Pass one with `models` or `aggregators`
-            if an artifact was built from your own.
+            if an artifact was built from your own; it has a device of its own.
         progress: receives the progress.
 
     Returns:
@@ -115,7 +126,8 @@ def evaluate(
         MimError: data cannot be read, an engine given by name does not run, or weights cannot be found.
 
     """
-    side = torch_side or _installed_torch_side()
+    side = torch_side or _installed_torch_side(device)
+    progress.say(f"torch computes on {side.device_text}")
     opened = [Artifact.open(path) for path in artifacts]
     given = [baseline] if isinstance(baseline, (str, os.PathLike)) else baseline
     folder = Path(cache).expanduser()
@@ -130,19 +142,20 @@ def evaluate(
         return side.build_baseline(artifact, folder / "baselines", token_norm)
 
     baselines += [build_baseline(artifact) for artifact in lacking]
-    return evaluation.evaluate(
-        opened,
-        baselines,
-        dataset,
-        parse_engines([engines] if isinstance(engines, str) else engines),
-        open_references=side.open,
-        store=FeatureStore(folder / "features", progress.say, progress.progress),
-        options=evaluation.EvalOptions(
-            metrics=tuple(metrics), deployed=deployed, own=own, stored=tuple(stored), margin=margin, seed=seed
-        ),
-        fixed={artifact.manifest.embedding_space for artifact in named},
-        build_baseline=build_baseline,
-    )
+    with accelerated(side.accelerator):
+        return evaluation.evaluate(
+            opened,
+            baselines,
+            dataset,
+            parse_engines([engines] if isinstance(engines, str) else engines),
+            open_references=side.open,
+            store=FeatureStore(folder / "features", progress.say, progress.progress),
+            options=evaluation.EvalOptions(
+                metrics=tuple(metrics), deployed=deployed, own=own, stored=tuple(stored), margin=margin, seed=seed
+            ),
+            fixed={artifact.manifest.embedding_space for artifact in named},
+            build_baseline=build_baseline,
+        )
 
 
 def compare(
@@ -156,9 +169,13 @@ def compare(
     train_limit: int | None = None,
     seed: int = 0,
     cache: _Path = CACHE,
+    device: str = "auto",
+    torch_side: TorchSide | None = None,
     progress: Progress = NO_PROGRESS,
 ) -> comparison.Comparison:
     """Compare two artifacts on the same images, each with its own classifiers.
+
+    If one of them is plain [cls], torch also measures it with the other token norm, on up to 10,000 training images.
 
     >>> import mimeval
     >>> found = mimeval.compare("artifacts/tiny", "artifacts/tiny", data="folder:labelled", metrics=["knn"])
@@ -175,25 +192,31 @@ def compare(
         train_limit: as in `evaluate`.
         seed: as in `evaluate`.
         cache: as in `evaluate`.
+        device: as in `evaluate`; engines are not concerned.
+        torch_side: as in `evaluate`; without an installed one the other token norm is not measured.
         progress: as in `evaluate`.
 
     Returns:
-        One row per metric: both accuracies, their paired difference with its 95 % interval, and McNemar's test.
+        One row per metric: both accuracies, their paired difference with its 95 % interval, and McNemar's test. The verdict
+        says if a [cls] is weaker than with the other token norm.
 
     Raises:
         MimError: as `evaluate`.
 
     """
     folder = Path(cache).expanduser()
-    return comparison.compare_artifacts(
-        Artifact.open(first),
-        Artifact.open(second),
-        _dataset(data, folder, limit, train_limit, seed, progress),
-        engine=engine,
-        metrics=tuple(metrics),
-        store=FeatureStore(folder / "features", progress.say, progress.progress),
-        seed=seed,
-    )
+    side = torch_side or _torch_side_if_installed(device)
+    opened = Artifact.open(first), Artifact.open(second)
+    with accelerated(None if side is None else side.accelerator):
+        return comparison.compare_artifacts(
+            *opened,
+            _dataset(data, folder, limit, train_limit, seed, progress),
+            engine=engine,
+            metrics=tuple(metrics),
+            store=FeatureStore(folder / "features", progress.say, progress.progress),
+            seed=seed,
+            open_references=None if side is None else side.open,
+        )
 
 
 def _dataset(
@@ -209,8 +232,17 @@ def _dataset(
     return open_dataset(name, cache=cache, limit=limit, train_limit=train_limit, seed=seed, progress=reading)
 
 
-def _installed_torch_side() -> TorchSide:
+def _torch_side_if_installed(device: str) -> TorchSide | None:
+    try:
+        return _installed_torch_side(device)
+    except ImportError:
+        if device == "cuda":
+            raise
+        return None
+
+
+def _installed_torch_side(device: str) -> TorchSide:
     for found in entry_points(group=_TORCH_SIDE):
-        side: Callable[[], TorchSide] = found.load()
-        return side()
+        side: Callable[..., TorchSide] = found.load()
+        return side(device=device)
     raise MissingExtraError("an evaluation against torch", "export")

@@ -6,6 +6,7 @@ On the published MAE ViT-B the norm alone changes k-NN by 19 points, more than a
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -13,17 +14,23 @@ import msgspec
 import numpy as np
 
 from mimeval import knn
+from mimeval.datasets import Dataset, Split
+from mimeval.datasets.subset import balanced
+from mimeval.deployments import OpenReferences, reference_identity
+from mimeval.feature_store import FeatureStore
 from mimeval.models import BASELINES, Model
 from mimeval.report import BaselineChoice
 from mimeval.statistics import mean_interval, paired_difference
 from mimeval.verdict import Reason
 from mimruntime.artifact import Artifact
+from mimruntime.embedder import Embedder
 from mimruntime.errors import MimError, OptionError
 from mimruntime.manifest import TokenNorm, embedding_space
+from mimruntime.rows import CHUNK
 
 JUDGED_BY = 10_000
 """Largest number of training images used for the choice."""
-
+ON_TRAINING = "training images, each left out in turn"
 
 BuildBaseline = Callable[[Artifact, TokenNorm], Artifact]
 """Function that builds the baseline of an artifact's backbone, size and precision with a token norm."""
@@ -93,18 +100,13 @@ def choose(
         if len(found) < 2:
             continue
         better, worse = sorted(found, key=lambda model: -float(scores[model.title].mean()))
-        difference = paired_difference(scores[better.title], scores[worse.title], seed=seed)
-        record = BaselineChoice(
-            stronger=better.title, weaker=worse.title, metric=metric, on=on, images=len(scores[better.title]),
-            accuracy=mean_interval(scores[better.title], seed=seed),
-            weaker_accuracy=mean_interval(scores[worse.title], seed=seed), difference=difference,
-        )  # fmt: skip
+        record = _compared({title: scores[title] for title in (better.title, worse.title)}, metric, on, seed)
         choice.chosen.append(record)
         winners[family] = better
         if worse.space in fixed:
             winners[family] = worse
             text = f"gains are counted from {worse.title}, the weaker of two baselines: {record.sentence()}"
-            if difference.low > 0:
+            if record.difference.low > 0:
                 choice.reasons.append(("fail", text))
             else:
                 choice.notes.append(text)
@@ -116,6 +118,73 @@ def choose(
         )
     choice.models.sort(key=lambda model: model.baseline is not None)
     return choice
+
+
+def compare_norms(
+    artifacts: Sequence[Artifact],
+    dataset: Dataset,
+    open_references: OpenReferences,
+    store: FeatureStore,
+    *,
+    seed: int = 0,
+) -> list[BaselineChoice]:
+    """Return a record for each baseline among `artifacts` that another token norm makes stronger on training images.
+
+    Both norms are measured in torch on up to `JUDGED_BY` training images. The list is empty if these have no labels.
+
+    Args:
+        artifacts: artifacts; those of other aggregators, whitened ones and both norms of one backbone are skipped.
+        dataset: provides the training images.
+        open_references: opens torch models.
+        store: stores features.
+        seed: seed of the sample of images and of the bootstrap.
+
+    Raises:
+        MimError: the torch models cannot be opened.
+
+    """
+    train, given = dataset.train, {artifact.manifest.embedding_space for artifact in artifacts}
+    if train is None or dataset.relevance or len(np.unique(train.labels)) < 2:
+        return []
+    part = train.take(balanced(train, JUDGED_BY, seed))
+    pairs = [with_rivals([artifact]) for artifact in artifacts if artifact.manifest.keep is None]
+    found = []
+    for pair in pairs:
+        if len(pair) < 2 or pair[1].manifest.embedding_space in given:
+            continue
+        scores = _leave_one_out_in_torch(pair, part, open_references, store)
+        mine, other = scores.values()
+        if other.mean() > mine.mean():
+            ordered = dict(reversed(scores.items()))
+            found.append(_compared(ordered, "k-NN", ON_TRAINING, seed))
+    return found
+
+
+def _leave_one_out_in_torch(
+    artifacts: Sequence[Artifact], part: Split, open_references: OpenReferences, store: FeatureStore
+) -> dict[str, np.ndarray]:
+    """Return whether each training image is classified correctly, (n,), by name of the artifact."""
+    with contextlib.ExitStack() as stack:
+        jobs = []
+        for artifact, engine in zip(artifacts, open_references(artifacts), strict=True):
+            embedder = stack.enter_context(Embedder(artifact, engine, batch_size=CHUNK))
+            jobs.append((embedder, f"{reference_identity(artifact, engine)} {part.digest}"))
+        tables = store.tables(jobs, part, np.arange(len(part)), "token norms of [cls]")
+    readable = np.array([row for row in range(len(part)) if row not in tables[0].errors])
+    return {
+        artifact.manifest.name: leave_one_out(table.embedding[readable], part.labels[readable])
+        for artifact, table in zip(artifacts, tables, strict=True)
+    }
+
+
+def _compared(scores: Mapping[str, np.ndarray], metric: str, on: str, seed: int) -> BaselineChoice:
+    """Return the record of two baselines, the stronger first."""
+    (stronger, better), (weaker, worse) = scores.items()
+    return BaselineChoice(
+        stronger=stronger, weaker=weaker, metric=metric, on=on, images=len(better),
+        accuracy=mean_interval(better, seed=seed), weaker_accuracy=mean_interval(worse, seed=seed),
+        difference=paired_difference(better, worse, seed=seed),
+    )  # fmt: skip
 
 
 def leave_one_out(features: np.ndarray, labels: np.ndarray, *, seed: int = 0) -> np.ndarray:

@@ -7,14 +7,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from mimeval.baselines import compare_norms
 from mimeval.datasets import Dataset
-from mimeval.deployments import Deployment, open_embedder
+from mimeval.deployments import Deployment, OpenReferences, open_embedder
 from mimeval.feature_store import FeatureStore, Table
 from mimeval.images import choose_images
 from mimeval.metrics import Scores, check_measured, decisive, find_metrics
 from mimeval.statistics import Interval, McNemar, mcnemar, mean_interval, paired_difference
 from mimeval.summary import compared
 from mimruntime.artifact import Artifact
+from mimruntime.errors import MimError
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +42,7 @@ class Comparison:
         notes: notes on the data for the reader.
         names: display names of the two.
         metric: the metric that decides the verdict.
+        stronger: a sentence for each [cls] of the two that is shown to be weaker than with the other token norm.
 
     """
 
@@ -50,6 +53,7 @@ class Comparison:
     notes: tuple[str, ...]
     names: tuple[str, str] = ("A", "B")
     metric: str = ""
+    stronger: tuple[str, ...] = ()
 
     @property
     def deciding(self) -> Row:
@@ -57,7 +61,10 @@ class Comparison:
         return next((row for row in self.rows if row.metric == self.metric), self.rows[0])
 
     def verdict(self) -> str:
-        """Say in a sentence or two which is better by the deciding metric."""
+        """Say in a few sentences which is better by the deciding metric, and if a [cls] is not the strongest."""
+        return " ".join((self._better(), *self.stronger))
+
+    def _better(self) -> str:
         row = self.deciding
         first, second = self.names
         change, better, worse = row.difference, second, first
@@ -86,8 +93,9 @@ def compare_artifacts(
     metrics: tuple[str, ...] = (),
     store: FeatureStore,
     seed: int = 0,
+    open_references: OpenReferences | None = None,
 ) -> Comparison:
-    """Compare `second` with `first`.
+    """Compare `second` with `first`, and a [cls] among them with the same [cls] of the other token norm.
 
     Args:
         first: an artifact.
@@ -97,6 +105,7 @@ def compare_artifacts(
         metrics: names in `METRICS`; if empty, all that the data set allows.
         store: the store of features.
         seed: seed of the image order and the bootstrap.
+        open_references: opens torch models; None leaves out the other token norm.
 
     Raises:
         MimError: any failure, in one line.
@@ -124,15 +133,37 @@ def compare_artifacts(
         for metric in chosen.values():
             found.update(metric.score(images.task(rows), known, searched, test.embedding[rows]))
     check_measured(scores[0], dataset)
+    weaker, untried = _weaker_norms((first, second), dataset, open_references, store, seed)
     return Comparison(
         dataset.name,
         len(rows),
         (engines[0], engines[1]),
         tuple(_row(name, scores[0][name], scores[1][name], seed) for name in scores[0]),
-        (*dataset.notes, *images.notes),
+        (*dataset.notes, *images.notes, *untried),
         _names(first, second),
         decisive(scores[0], chosen)[0],
+        weaker,
     )
+
+
+def _weaker_norms(
+    artifacts: tuple[Artifact, Artifact],
+    dataset: Dataset,
+    open_references: OpenReferences | None,
+    store: FeatureStore,
+    seed: int,
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return sentences on baselines shown to be weaker than with the other token norm, and notes on the others."""
+    if open_references is None:
+        return (), ()
+    try:
+        found = compare_norms(artifacts, dataset, open_references, store, seed=seed)
+    except MimError as error:
+        return (), (f"the other token norm of [cls] was not tried: {error}",)
+    shown = tuple(
+        f"But {one.weaker} reads the weaker token norm: {one.sentence()}." for one in found if one.difference.low > 0
+    )
+    return shown, tuple(f"token norms: {one.sentence()}" for one in found if one.difference.low <= 0)
 
 
 def _names(first: Artifact, second: Artifact) -> tuple[str, str]:

@@ -111,7 +111,8 @@ class Deployment:
 def reference_identity(artifact: Artifact, engine: Engine) -> str:
     """Return text that changes whenever torch's vectors might; the same for every precision of one model."""
     stored = artifact.manifest.files.get(REFERENCE, "")
-    running = (engine.name, engine.version, sorted(engine.outputs))
+    # The device too: results of a GPU differ in the last bits, and vectors of [cls] differ by little more.
+    running = (engine.name, engine.provider, engine.version, sorted(engine.outputs))
     return f"{artifact.manifest.embedding_space} {stored} {running} {code_digest()}"
 
 

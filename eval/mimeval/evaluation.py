@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from mimeval import verdict
-from mimeval.baselines import BuildBaseline, Choice, choose, complete, leave_one_out, with_rivals
+from mimeval.baselines import ON_TRAINING, BuildBaseline, Choice, choose, complete, leave_one_out, with_rivals
 from mimeval.datasets import Dataset
 from mimeval.deployments import EngineRequest, OpenReferences, deploy
 from mimeval.errors import DataError
@@ -139,8 +139,7 @@ def _choose(
     labelled = next(iter(known.values())).labels
     if len(np.unique(labelled)) > 1 and not images.dataset.relevance:
         scores = {m.title: leave_one_out(known[m.space].features, labelled, seed=seed) for m in candidates}
-        on = "training images, each left out in turn"
-        return choose(models, scores, metric="k-NN", on=on, fixed=fixed, seed=seed)
+        return choose(models, scores, metric="k-NN", on=ON_TRAINING, fixed=fixed, seed=seed)
     measured = {name for _, _, name, _ in found.scores}
     check_measured(measured, images.dataset)
     deciding, _ = decisive(measured, metrics)

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from mimeval.accelerator import accelerator
+
 _CHUNK_FLOATS, _CHUNK_QUERIES = 1 << 25, 1024
 """Limits of similarities per chunk (128 MiB) and of queries per chunk, because sorting needs as much memory again."""
 _BLOCK = 64
@@ -54,15 +56,18 @@ def nearest(
         leave_one_out: the queries are the gallery, and a row is not its own neighbour.
 
     Returns:
-        Indices int64 (m, k) and cosines float32 (m, k).
+        Indices int64 (m, k) and cosines float32 (m, k); of equal cosines the first row comes first. On a GPU it may
+        be any of those equal at the last place.
 
     """
+    if (gpu := accelerator()) is not None:
+        return gpu.nearest(queries, gallery, k, leave_one_out=leave_one_out)
     k = min(k, len(gallery) - leave_one_out)
     indices, cosines = np.empty((len(queries), k), np.int64), np.empty((len(queries), k), np.float32)
     for part, table in similarities(queries, gallery):
         if leave_one_out:
             table[np.arange(len(table)), np.arange(part.start, part.stop)] = -np.inf
-        indices[part] = _top(table, k)
+        indices[part] = top(table, k)
         cosines[part] = np.take_along_axis(table, indices[part], axis=1)
     return indices, cosines
 
@@ -72,7 +77,7 @@ def overlap(found: np.ndarray, wanted: np.ndarray) -> np.ndarray:
     return np.array([len(set(a) & set(b)) / len(b) for a, b in zip(found.tolist(), wanted.tolist(), strict=True)])
 
 
-def _top(table: np.ndarray, k: int) -> np.ndarray:
+def top(table: np.ndarray, k: int) -> np.ndarray:
     """Return the columns of the k largest values of every row, largest first, equal values by column.
 
     The k largest lie in the k blocks whose maxima are largest, so that only these blocks are searched; a maximum costs

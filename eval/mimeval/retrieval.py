@@ -9,6 +9,7 @@ the first k, as in metric learning (Jégou et al., TPAMI 2011).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +17,7 @@ import numpy as np
 from mimeval.checks import check_features
 from mimeval.errors import FeaturesError
 from mimeval.neighbours import similarities
+from mimruntime.cpus import available_cpus
 
 RECALL_AT = (1, 5, 10)
 
@@ -61,12 +63,16 @@ def retrieve(
         raise FeaturesError(f"{len(matches)} lists of matches for {len(queries)} queries, {len(empty)} of them empty")
     precisions = np.empty(len(queries))
     found = {k: np.empty(len(queries), bool) for k in RECALL_AT}
-    for part, table in similarities(queries, gallery):
-        for row, cosines in enumerate(table, start=part.start):
-            ranks = _ranks(cosines, matches[row], None if ignored is None else ignored[row])
-            precisions[row] = _average_precision(ranks, trapezoid)
-            for k, hits in found.items():
-                hits[row] = ranks[0] < k
+
+    def rank(row: int, cosines: np.ndarray) -> None:
+        ranks = _ranks(cosines, matches[row], None if ignored is None else ignored[row])
+        precisions[row] = _average_precision(ranks, trapezoid)
+        for k, hits in found.items():
+            hits[row] = ranks[0] < k
+
+    with ThreadPoolExecutor(available_cpus()) as pool:  # sorting is most of the work, and NumPy sorts without the GIL
+        for part, table in similarities(queries, gallery):
+            list(pool.map(rank, range(part.start, part.stop), table))
     return Retrieval(precisions, found)
 
 
@@ -84,15 +90,18 @@ def guessed_precision(matches: int, gallery: int) -> float:
 
 
 def _ranks(cosines: np.ndarray, matches: np.ndarray, ignored: np.ndarray | None) -> np.ndarray:
-    """Return the ranks of the matches, from 0 and ascending, in the ranking without ignored rows."""
-    order = np.argsort(-cosines, kind="stable")
-    right = np.zeros(len(cosines), bool)
-    right[matches] = True
+    """Return the ranks of the matches, from 0 and ascending, in the ranking without ignored rows; `cosines` is overwritten."""
     if ignored is not None and len(ignored):
-        kept = np.ones(len(cosines), bool)
-        kept[ignored] = False
-        order = order[kept[order]]
-    return np.flatnonzero(right[order])
+        cosines[ignored] = -np.inf
+    right = matches[cosines[matches] > -np.inf]
+    found = cosines[right]
+    # Counting what is larger in sorted values takes a tenth of the time of sorting indices.
+    ascending = np.sort(cosines)
+    ranks = len(cosines) - np.searchsorted(ascending, found, "right")
+    equal = len(cosines) - np.searchsorted(ascending, found, "left") - ranks
+    for place in np.flatnonzero(equal > 1):  # of equal cosines the first row comes first
+        ranks[place] += np.count_nonzero(cosines[: right[place]] == found[place])
+    return np.sort(ranks)
 
 
 def _average_precision(ranks: np.ndarray, trapezoid: bool) -> float:

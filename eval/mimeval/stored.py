@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection
 import numpy as np
 
 from mimeval import knn
-from mimeval.neighbours import nearest, unit
+from mimeval.neighbours import nearest, top, unit
 from mimruntime.storage import Codec, Store, codec_of, measure_statistics
 
 OVERSAMPLING = 10
@@ -100,5 +100,5 @@ def _in_tf32(queries: np.ndarray, gallery: np.ndarray, k: int) -> tuple[np.ndarr
 
 
 def _largest(table: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    order = np.argsort(-table, axis=1, kind="stable")[:, :k]
+    order = top(table, k)
     return order, np.take_along_axis(table, order, axis=1)

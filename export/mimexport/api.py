@@ -130,6 +130,7 @@ def fit(
     cache: _Path = CACHE,
     keep: str | None = None,
     keep_by: str | None = None,
+    device: str = "auto",
     report: Callable[[str], None] = lambda _: None,
     progress: Callable[[str, int, int], None] = lambda *_: None,
 ) -> Head:
@@ -150,10 +151,11 @@ def fit(
         token_norm: as in `build`.
         weights: as in `build`.
         random_seed: as in `build`.
-        seed: seed of all random choices; the same seed gives the same head.
+        seed: seed of all random choices; the same seed gives the same head on the same device.
         cache: folder of stored tokens, about 2·N·D bytes per image and view for N patches of width D.
         keep: as in `build`; the head fits only artifacts that keep the same patches.
         keep_by: as in `build`.
+        device: where torch computes: "cpu", "cuda", or "auto", the GPU if torch sees one. Always float32, never TF32.
         report: called with one line at the start of each step.
         progress: called with a name, the number of images done and the total.
 
@@ -168,7 +170,8 @@ def fit(
         check_out(Path(out))
     head = open_fitter(
         model, agg, data, labels=labels, agg_options=agg_options, token_norm=token_norm, weights=weights,
-        random_seed=random_seed, seed=seed, cache=cache, keep=keep, keep_by=keep_by, report=report, progress=progress,
+        random_seed=random_seed, seed=seed, cache=cache, keep=keep, keep_by=keep_by, device=device, report=report,
+        progress=progress,
     ).fit()  # fmt: skip
     if out is not None:
         save_head(head, Path(out))
@@ -189,6 +192,7 @@ def open_fitter(
     cache: _Path,
     keep: str | None,
     keep_by: str | None,
+    device: str,
     report: Callable[[str], None],
     progress: Callable[[str, int, int], None],
 ) -> fitter.Fitter:
@@ -212,6 +216,7 @@ def open_fitter(
         seed=seed,
         keep=keep,
         keep_by=keep_by,
+        device=device,
     )
     return fitter.Fitter(options, report, progress)
 

@@ -89,6 +89,11 @@ class Backbone(nn.Module):
         """Whether the last block can be computed for chosen rows only."""
         return isinstance(self.last_block, OpenBlock)
 
+    @property
+    def device(self) -> torch.device:
+        """The device of its parameters."""
+        return next(self.parameters()).device
+
     def patchify(self, images: Tensor) -> Tensor:
         """Return `encode`'s input for images (B, H, W, 3): patches (B, N, p · p · 3), or (B, 3, H, W) if they overlap."""
         embed = getattr(self.model, "patch_embed", None)

@@ -6,7 +6,7 @@ encoder computes in.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -67,7 +67,14 @@ class EarlySelection(nn.Module):
         weights = 1 - _TIE * rank / len(rank)
         if keep.by == "center-norm":  # of squared lengths, so that the order is that of length × closeness
             weights = weights * closeness_to_center(shape).clamp_min(1e-6).square()
-        self._weights = weights  # no buffer: those follow the encoder into its precision
+        self._weights = weights  # no buffer, see `_apply`
+
+    def _apply(self, *given: Any, **named: Any) -> Self:
+        """Let the weights follow the encoder to its device, but not into its precision."""
+        super()._apply(*given, **named)
+        if not self.fixed:
+            self._weights = self._weights.to(self.positions.device)
+        return self
 
     def _fix(self, order: Tensor) -> None:
         before = torch.arange(len(order))
@@ -83,7 +90,7 @@ class EarlySelection(nn.Module):
 
     def rows_of(self, kept: Tensor) -> Tensor:
         """Return the rows of the full grid's tokens (B, P + N, D) that the prefix and the kept patches are."""
-        prefix = torch.arange(self._prefix)
+        prefix = torch.arange(self._prefix, device=kept.device)
         return torch.cat([prefix.expand(*kept.shape[:-1], -1), kept + self._prefix], -1)
 
     def score_pixels(self, patches: Tensor) -> Tensor | None:

@@ -11,9 +11,11 @@ from torch import nn
 from mimexport.aggregators import AGGREGATORS, Aggregator
 from mimexport.backbone import Backbone, Shape
 from mimexport.composition import compose, own_sha256
+from mimexport.device import choose_device, describe_device
 from mimexport.embedding_model import EmbeddingModel
 from mimexport.errors import HeadError, WeightsError
 from mimexport.families import family_of
+from mimexport.gpu_products import GpuProducts, products_on
 from mimexport.heads import embedded_heads, load_head, shipped_heads
 from mimexport.loaded_model import LoadedModel
 from mimexport.loading import load_any
@@ -37,6 +39,8 @@ class References:
         heads: files of heads that are not part of this package; matched by digest.
         models: backbones that were passed to `build` as models or records; matched by digest.
         aggregators: instances of the user's own aggregators; matched by digest.
+        device: where torch computes: "cpu", "cuda", or "auto", the GPU if torch sees one. Always float32, never TF32,
+            unless a narrower precision is asked for. Builds stay on the CPU.
 
     """
 
@@ -44,6 +48,17 @@ class References:
     heads: tuple[Path, ...] = ()
     models: tuple[nn.Module | LoadedModel, ...] = ()
     aggregators: tuple[Aggregator, ...] = ()
+    device: str = "auto"
+
+    @property
+    def device_text(self) -> str:
+        """The device for a message."""
+        return describe_device(choose_device(self.device))
+
+    @property
+    def accelerator(self) -> GpuProducts | None:
+        """What runs an evaluation's own large products on the GPU; None on the CPU."""
+        return products_on(choose_device(self.device))
 
     def open(self, artifacts: Sequence[Artifact], *, narrow: bool = False) -> list[TorchReference]:
         """Return the torch models of artifacts; models of the same backbone share it and its result for a batch.
@@ -55,9 +70,11 @@ class References:
         Raises:
             WeightsError: the weights cannot be found, or differ from those of the artifact.
             HeadError: a head or the user's aggregator is missing.
+            OptionError: the device is "cuda", and torch sees no GPU.
             ArtifactError: the rebuilt model does not reproduce the vectors stored at the build.
 
         """
+        device = choose_device(self.device)
         trunks: dict[tuple[str, object, object], tuple[LoadedModel, SharedBackbone]] = {}
         opened = []
         for artifact in artifacts:
@@ -65,12 +82,12 @@ class References:
             key = (manifest.backbone.weights_sha256, manifest.preprocess, manifest.keep)
             if narrow or key not in trunks:
                 loaded = _load(manifest, self.weights, self.models)
-                trunks[key] = loaded, SharedBackbone(Backbone(loaded.model, manifest.keep))
+                trunks[key] = loaded, SharedBackbone(Backbone(loaded.model, manifest.keep).to(device))
             loaded, trunk = trunks[key]
             own = _find_aggregator(manifest, self.aggregators)
             head = None if own is not None else _find_head(manifest, trunk.backbone.shape, self.heads)
             model, _ = compose(loaded, _options(manifest, head, own), trunk.backbone)
-            reference = TorchReference(model, trunk, manifest.preprocess.size)
+            reference = TorchReference(model.to(device), trunk, manifest.preprocess.size)
             if manifest.files:  # empty if the manifest was copied with another token norm and never built
                 check_reference(artifact, reference)
             if narrow:

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from mimexport.backbone import Backbone, Encoded
+from mimexport.device import full_precision
 from mimexport.embedding_model import EmbeddingModel, EmulatedHalf
 from mimexport.features import ComputedFeatures
 from mimexport.provenance import code_digest
@@ -21,10 +22,10 @@ _LEAST_COSINE = 0.99999
 
 
 class TorchReference(Engine):
-    """The model of one artifact, run by torch in float32 unless another precision is set."""
+    """The model of one artifact, run by torch in float32 unless another precision is set, on the device of its backbone."""
 
     def __init__(self, model: EmbeddingModel, trunk: SharedBackbone, size: int) -> None:
-        self.name, self.provider, self.version = NAME, "cpu", torch.__version__
+        self.name, self.provider, self.version = NAME, trunk.backbone.device.type, torch.__version__
         self.pixel_shape = (size, size, 3)
         self.outputs = (EMBEDDING, SELECTION) if model.aggregator.has_weights else (EMBEDDING,)
         self.precision = "fp32"
@@ -35,12 +36,12 @@ class TorchReference(Engine):
         """See base class."""
         if self._model is None:
             raise EngineError("this engine is closed")
-        with torch.inference_mode(), EmulatedHalf():
+        with torch.inference_mode(), EmulatedHalf(), full_precision():
             features = self._trunk.features(self._model, pixels)
             embedding, weights = self._model.embed(features)
-        outputs = {EMBEDDING: embedding.numpy()}
+        outputs = {EMBEDDING: embedding.cpu().numpy()}
         if weights is not None:
-            outputs[SELECTION] = features.to_grid(weights).numpy()
+            outputs[SELECTION] = features.to_grid(weights).cpu().numpy()
         return outputs
 
     def set_precision(self, precision: Precision) -> None:
@@ -68,7 +69,8 @@ class SharedBackbone:
     def features(self, model: EmbeddingModel, pixels: np.ndarray) -> ComputedFeatures:
         """Return the features of uint8 pixels (B, H, W, 3) for `model`'s aggregator."""
         if self._pixels is not pixels:
-            self._encoded, self._features, self._pixels = model.encode(torch.from_numpy(pixels)), {}, pixels
+            images = torch.from_numpy(pixels).to(self.backbone.device)
+            self._encoded, self._features, self._pixels = model.encode(images), {}, pixels
         if model.token_norm not in self._features:
             tokens, kept = self._encoded
             self._features[model.token_norm] = ComputedFeatures(self.backbone, tokens, model.norm, kept)

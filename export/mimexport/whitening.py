@@ -40,10 +40,11 @@ def fit_pca(x: Tensor, shrinkage: float) -> tuple[Tensor, Tensor]:
     _check(x)
     mean = x.mean(0)
     centred = (x - mean).double()
-    values, vectors = torch.linalg.eigh(centred.T @ centred / len(x))
+    # A table of D x D; decomposed on the CPU, so that the signs of the axes do not depend on the device.
+    values, vectors = torch.linalg.eigh((centred.T @ centred / len(x)).cpu())
     values, vectors = values.flip(0), vectors.flip(1)
     scale = ((1 - shrinkage) * values + shrinkage * values.mean()).clamp_min(1e-12).rsqrt()
-    return mean, (vectors * scale).float()
+    return mean, (vectors * scale).float().to(x.device)
 
 
 def fit_two_view(x: Tensor, first: Tensor, second: Tensor, shrinkage: float) -> tuple[Tensor, Tensor]:
@@ -67,11 +68,11 @@ def fit_two_view(x: Tensor, first: Tensor, second: Tensor, shrinkage: float) -> 
     mean, whiten = fit_pca(x, shrinkage)
     a, b = (((part - mean) @ whiten).double() for part in (first, second))
     difference = a - b
-    within = difference.T @ difference / (2 * len(a))
-    total = torch.cov(torch.cat([a, b]).T)
+    within = (difference.T @ difference / (2 * len(a))).cpu()
+    total = torch.cov(torch.cat([a, b]).T).cpu()
     inverse = torch.linalg.inv(torch.linalg.cholesky(total + 1e-4 * torch.eye(len(total), dtype=total.dtype)))
     shares, axes = torch.linalg.eigh(inverse @ within @ inverse.T)
-    return mean, whiten @ (inverse.T @ axes * (1 - shares).clamp_min(0)).float()
+    return mean, whiten @ (inverse.T @ axes * (1 - shares).clamp_min(0)).float().to(x.device)
 
 
 def _check(x: Tensor) -> None:

@@ -102,8 +102,8 @@ def test_what_is_known_is_of_backbones_there_are() -> None:
 def test_the_exit_status_says_whether_all_are_met(monkeypatch, tmp_path, percent, status) -> None:
     answer = Answer(agg="cls", token_norm="raw", percent=35.57, tolerance=1)
     monkeypatch.setattr(known_answers, "check", lambda *_: [AnswerCheck(answer, percent)])
-    workshop = SimpleNamespace(open=None, build_plain=None)
+    workshop = SimpleNamespace(open=None, build_plain=None, device_text="cpu", accelerator=None)
     arguments = ["mae-tiny", "--data", "drawn", "--cache", str(tmp_path)]
-    done = CliRunner().invoke(command, arguments, obj=lambda weights, heads: workshop, standalone_mode=False)
+    done = CliRunner().invoke(command, arguments, obj=lambda weights, heads, device: workshop, standalone_mode=False)
     assert done.return_value == status
     assert "cls raw" in done.output

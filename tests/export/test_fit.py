@@ -119,7 +119,7 @@ def test_what_was_learned_on_tokens_of_unit_spread_is_made_to_fit_tokens_as_they
     trainer.run(tokens, torch.arange(40) % 2, np.arange(40), 1e-2, epochs=2)
 
     def weights(scale):
-        features = StoredFeatures(tokens, small_backbone.shape, None)
+        features = StoredFeatures(tokens, small_backbone, None)
         features.patches = features.patches / scale
         with torch.no_grad():
             return trainer.aggregator.eval()(features).weights

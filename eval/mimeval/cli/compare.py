@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from mimeval.cli.options import SampleOptions, sample_options
+from mimeval.cli.options import DEVICE, SampleOptions, sample_options
 from mimeval.cli.progress import ConsoleProgress
 from mimruntime.cli.command import Command, group, option
 from mimruntime.cli.options import PATH
@@ -28,11 +28,12 @@ from mimruntime.errors import needs
 @group(
     "Engine and output",
     option("--engine", default="auto", show_default=True, help="Engine for both."),
+    DEVICE,
     option("--out", type=PATH, metavar="FILE.html", help="Also write a page.  [default: none]"),
     option("--json", "as_json", is_flag=True, help="Print the figures as JSON."),
 )
 def compare_command(
-    first: Path, second: Path, sample: SampleOptions, engine: str, out: Path | None, as_json: bool
+    first: Path, second: Path, sample: SampleOptions, engine: str, device: str, out: Path | None, as_json: bool
 ) -> None:
     """Compare two artifacts on the same labelled images, each with its own classifiers.
 
@@ -48,7 +49,7 @@ def compare_command(
 
     if out is not None:
         check_writable(out)  # before the work
-    found = api.compare(first, second, engine=engine, progress=ConsoleProgress(), **sample.chosen())
+    found = api.compare(first, second, engine=engine, device=device, progress=ConsoleProgress(), **sample.chosen())
     if out is not None:
         write_file(out, as_comparison_page(found).encode())
     if as_json:

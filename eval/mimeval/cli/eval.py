@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from mimeval.cli.options import OpenTorchSide, SampleOptions, sample_options
+from mimeval.cli.options import DEVICE, OpenTorchSide, SampleOptions, sample_options
 from mimeval.cli.progress import ConsoleProgress
 from mimruntime.cli.command import Command, gather, group, option
 from mimruntime.cli.options import COUNT, PATH
@@ -27,6 +27,7 @@ class EvalSettings:
     margin: float = 0.5
     weights: Path | None = None
     heads: tuple[Path, ...] = ()
+    device: str = "auto"
     out: Path = Path("reports/eval")
 
     def __post_init__(self) -> None:
@@ -90,6 +91,7 @@ class EvalSettings:
         metavar="FILE",
         help="Head file, if the head is not in this package.",
     ),
+    DEVICE,
 )
 @group(
     "Output",
@@ -127,7 +129,7 @@ def eval_command(open_torch_side: OpenTorchSide, settings: EvalSettings, sample:
         own=settings.own,
         stored=settings.stored,
         margin=settings.margin / 100,
-        torch_side=open_torch_side(settings.weights, settings.heads),
+        torch_side=open_torch_side(settings.weights, settings.heads, device=settings.device),
         progress=ConsoleProgress(),
         **sample.chosen(),
     )

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+import click
+
 from mimruntime.cli.command import gather, group, option
 from mimruntime.cli.options import COUNT, PATH, Number
 
@@ -20,10 +22,19 @@ CACHE_FOLDER = option(
 )
 
 
-class OpenTorchSide(Protocol):
-    """Function from a checkpoint (or None) and head files to the torch side; click passes it as the context object."""
+DEVICE = option(
+    "--device",
+    type=click.Choice(["auto", "cpu", "cuda"]),
+    default="auto",
+    metavar="NAME",
+    help="Where torch computes: cpu, cuda.  [default: a GPU if any]",
+)
 
-    def __call__(self, weights: Path | None, heads: tuple[Path, ...]) -> TorchSide:
+
+class OpenTorchSide(Protocol):
+    """Function from a checkpoint (or None), head files and a device to the torch side; click passes it as context object."""
+
+    def __call__(self, weights: Path | None, heads: tuple[Path, ...], *, device: str) -> TorchSide:
         """Return the torch side."""
 
 

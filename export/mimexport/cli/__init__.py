@@ -46,11 +46,11 @@ def _compare_keeps(artifact: Artifact, settings: BenchSettings, engines: Sequenc
     return as_lines(compare_keeps(artifact, request, show_step))
 
 
-def _references(weights: Path | None, heads: tuple[Path, ...]) -> References:
+def _references(weights: Path | None, heads: tuple[Path, ...], *, device: str) -> References:
     """Return the `References` from which the evaluation rebuilds torch models."""
     with needs("export", BUILDING):
         from mimexport.references import References
-    return References(weights, heads)
+    return References(weights, heads, device=device)
 
 
 COMMANDS: list[Command] = [

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
+from mimeval.cli.options import DEVICE
 from mimeval.cli.progress import ConsoleProgress
 from mimexport.cli.common import BUILDING, KEEP, KEEP_BY, BackboneOptions, backbone_options, step_text
 from mimruntime.cli.command import Command, gather, group, option
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from mimruntime.manifest import TokenNorm
 
 _CACHE = Path("~/.cache/mimexport")
+_JUDGING = "measuring accuracy (leave it out with --no-judge)"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,6 +44,7 @@ class FitSettings:
     keep_by: str | None = None
     seed: int = 0
     no_judge: bool = False
+    device: str = "auto"
     cache: Path = _CACHE
 
     def __post_init__(self) -> None:
@@ -87,6 +90,7 @@ class FitSettings:
     option("--no-judge", is_flag=True, help="Do not measure accuracy on held-out labelled images."),
     option("--cache", type=PATH, default=_CACHE, show_default=True, help="Folder of stored tokens."),
     option("--seed", type=int, default=0, show_default=True, metavar="N", help="Seed of the split and the training."),
+    DEVICE,
 )
 @group("Output", option("--out", type=PATH, required=True, metavar="FILE", help="Head file to write (.safetensors)."))
 @gather(lambda: FitSettings, "settings")
@@ -115,6 +119,7 @@ def fit_command(settings: FitSettings, backbone: BackboneOptions) -> None:
         cache=settings.cache,
         keep=settings.keep,
         keep_by=settings.keep_by,
+        device=settings.device,
         report=lambda line: shown.say(step_text(line)),
         progress=shown.progress,
     )
@@ -128,9 +133,19 @@ def fit_command(settings: FitSettings, backbone: BackboneOptions) -> None:
     if "choice" in head.figures:
         click.echo(f"chosen: {head.figures['choice']}")
     if judged:
-        head = replace(head, figures=head.figures | _held_out_figures(fitter, head, judged))
+        head = replace(head, figures=head.figures | _judge(fitter, head, judged))
         save_head(head, settings.out)
     click.echo(f"{settings.out}: {head.agg} {head.params} for {head.model}, {head.recipe['objective']}")
+
+
+def _judge(fitter: Fitter, head: Head, sets: tuple[ImageSet, ImageSet]) -> dict[str, Any]:
+    """Return `_held_out_figures`, computed on the device of the fit."""
+    with needs("eval", _JUDGING):
+        from mimeval.accelerator import accelerated
+    from mimexport.gpu_products import products_on
+
+    with accelerated(products_on(fitter.backbone.device)):
+        return _held_out_figures(fitter, head, sets)
 
 
 def _held_out_figures(fitter: Fitter, head: Head, sets: tuple[ImageSet, ImageSet]) -> dict[str, Any]:
@@ -138,7 +153,7 @@ def _held_out_figures(fitter: Fitter, head: Head, sets: tuple[ImageSet, ImageSet
 
     Each is compared with the stronger [cls], which is chosen on the training images.
     """
-    with needs("eval", "measuring accuracy (leave it out with --no-judge)"):
+    with needs("eval", _JUDGING):
         from mimeval.baselines import leave_one_out
         from mimeval.feature_comparison import compare_features
     from mimexport.fitting.fitter import plain_head

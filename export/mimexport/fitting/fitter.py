@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from mimexport.aggregators import AGGREGATORS, Aggregator, make_aggregator
 from mimexport.aggregators.topk import LEARNED
 from mimexport.backbone import Backbone
+from mimexport.device import choose_device, describe_device, full_precision
 from mimexport.errors import FitError
 from mimexport.fitting.labelled import train
 from mimexport.fitting.ranking import best_learned, explain_choice, load_scorer, rank_topk, whitened_recall
@@ -60,6 +62,7 @@ class FitOptions:
         two_view: images from which two random views are drawn; None takes up to `TWO_VIEW_IMAGES` of `images`.
         keep: patches that stay in the encoder, as in `build`; None keeps all.
         keep_by: the rule that chooses them, as in `build`.
+        device: a name in `mimexport.device.DEVICES`.
     """
 
     model: str | nn.Module | LoadedModel
@@ -76,6 +79,7 @@ class FitOptions:
     two_view: Sequence[Source] | None = None
     keep: str | None = None
     keep_by: str | None = None
+    device: str = "auto"
 
 
 class Fitter:
@@ -100,8 +104,12 @@ class Fitter:
         self.options = options
         self.report = report
         self._progress = progress
+        device = choose_device(options.device)
+        self.report(f"torch computes on {describe_device(device)}")
         self.loaded: LoadedModel = load_any(options.model, weights=options.weights, random_seed=options.random_seed)
-        self.backbone = Backbone(self.loaded.model, keep_in(self.loaded.model, options.keep, options.keep_by))
+        self.backbone = Backbone(self.loaded.model, keep_in(self.loaded.model, options.keep, options.keep_by)).to(
+            device
+        )
         preprocess = preprocess_of(self.loaded.config)
         self._store = TokenStore(self.loaded, self.backbone, preprocess, options.cache, report)
         chosen = np.random.default_rng(options.seed).permutation(len(options.images))[:TWO_VIEW_IMAGES]
@@ -111,7 +119,8 @@ class Fitter:
     def tokens(self, images: Sequence[Source], digest: str, name: str) -> Tokens:
         """Return the tokens of whole images; compute those not stored yet."""
         self.report(f"tokens of {len(images)} {name} images")
-        return self._store.tokens(images, digest, view=WHOLE, progress=lambda *done: self._progress(name, *done))
+        found = self._store.tokens(images, digest, view=WHOLE, progress=lambda *done: self._progress(name, *done))
+        return found.near(self.backbone.device)
 
     def views(self) -> tuple[Tokens, Tokens]:
         """Return the tokens of two random views of up to `TWO_VIEW_IMAGES` training images."""
@@ -127,10 +136,21 @@ class Fitter:
             )
             for view in (0, 1)
         )
-        return first, second
+        return first.near(self.backbone.device), second.near(self.backbone.device)
 
-    def fit(self) -> Head:
+    def for_head(self, **changes: Any) -> Fitter:
+        """Return a fitter of another head on the same backbone: `agg`, `agg_options`, `labels` or `token_norm` change."""
+        other = copy.copy(self)
+        other.options = replace(self.options, **changes)
+        return other
+
+    @full_precision()
+    def fit(self, whole: Tokens | None = None, views: tuple[Tokens, Tokens] | None = None) -> Head:
         """Return the fitted head with its whitening.
+
+        Args:
+            whole: the result of `tokens` for the training images; None computes or reads them.
+            views: the result of `views`; likewise.
 
         Raises:
             FitError, OptionError, ImageError, OutputError: with a one-line message for the user.
@@ -141,8 +161,8 @@ class Fitter:
             raise OptionError(
                 f"{options.agg}: --score learned is fitted without labels; add --unlabelled, or leave --score out"
             )
-        whole = self.tokens(options.images, options.digest, "training")
-        views = self.views()
+        whole = whole or self.tokens(options.images, options.digest, "training")
+        views = views or self.views()
         learned_score = options.agg == "abmilp" or (options.agg == "topk" and given.get("score", LEARNED) == LEARNED)
         learns_without_labels = learned_score and options.labels is None
         norms = self.compare_norms(views, [] if kind.needs_head or learned_score else [(options.agg, given)])
@@ -153,7 +173,12 @@ class Fitter:
         figures: dict[str, Any] = {"norms_two_view_recall": norms}
         if learns_without_labels:
             self.report("fitting the scorer without labels")
-            w, recipe = fit_scorer(*views, seed=options.seed, progress=lambda *done: self._progress("scorer", *done))
+            w, recipe = fit_scorer(
+                *views,
+                seed=options.seed,
+                device=self.backbone.device,
+                progress=lambda *done: self._progress("scorer", *done),
+            )
             if options.agg == "topk":
                 self.report("comparing scores and numbers of patches")
                 ranking = rank_topk(w, views, self.backbone, lambda *done: self._progress("scores", *done))
@@ -187,13 +212,14 @@ class Fitter:
             grid=self.backbone.shape.grid,
             model=self.loaded.name,
             backbone_sha256=self.loaded.sha256,
-            tensors=dict(aggregator.state_dict()),
+            tensors={name: tensor.cpu() for name, tensor in aggregator.state_dict().items()},
             whitening=whitening,
             recipe=recipe | {"whitening": f"two views of {len(self._two_view)} images, shrinkage {SHRINKAGE}"},
             figures=figures | recall,
             keep=self.backbone.keep,
         )
 
+    @full_precision()
     def vectors(self, head: Head, tokens: Tokens, *, whitened: bool) -> np.ndarray:
         """Return vectors (n, d) float32 of stored tokens, as the graph of `head` computes them before L2 normalisation."""
         aggregator = make_aggregator(head.agg, self.backbone.shape, dict(head.params))
@@ -201,8 +227,8 @@ class Fitter:
         pooled = pool(aggregator.eval(), tokens, self.backbone, final=head.token_norm == "final")
         if whitened and head.whitening is not None:
             with torch.inference_mode():
-                pooled = Whitening(*head.whitening)(pooled)
-        return pooled.numpy()
+                pooled = Whitening(*head.whitening).to(pooled.device)(pooled)
+        return pooled.cpu().numpy()
 
     def compare_norms(
         self, views: tuple[Tokens, Tokens], choices: Sequence[tuple[str, Mapping[str, Any]]] = ()
@@ -241,8 +267,8 @@ class Fitter:
     ) -> tuple[tuple[Tensor, Tensor], dict[str, float]]:
         self.report("fitting the whitening")
         first, second = (pool(aggregator, view, self.backbone, final=final) for view in views)
-        whitening = fit_two_view(pool(aggregator, whole, self.backbone, final=final), first, second, SHRINKAGE)
-        return whitening, {"two_view_recall_at_1": round(whitened_recall(first, second), 4)}
+        mean, matrix = fit_two_view(pool(aggregator, whole, self.backbone, final=final), first, second, SHRINKAGE)
+        return (mean.cpu(), matrix.cpu()), {"two_view_recall_at_1": round(whitened_recall(first, second), 4)}
 
 
 def plain_head(agg: str, fitter: Fitter, token_norm: TokenNorm) -> Head:

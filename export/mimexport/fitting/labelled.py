@@ -45,9 +45,9 @@ def train(
         make: creates an untrained aggregator.
         tokens: tokens of n training images.
         labels: (n,) integers.
-        backbone: provides the final norm.
+        backbone: provides the final norm, and the device.
         final: train on tokens after the final norm.
-        seed: the same seed gives the same head.
+        seed: the same seed gives the same head, on one device.
         report: called with one line per step.
 
     Raises:
@@ -58,7 +58,7 @@ def train(
         raise FitError(f"learning with labels needs at least 2 classes, the data has {len(classes)}")
     if len(tokens) < 20:
         raise FitError(f"learning with labels needs at least 20 images, the data has {len(tokens)}")
-    y = torch.from_numpy(targets)
+    y = torch.from_numpy(targets).to(backbone.device)
     order = np.random.default_rng(seed).permutation(len(tokens))
     held = order[: max(1, int(_HELD_OUT * len(order)))]
     rest = order[len(held) :]
@@ -93,7 +93,7 @@ class _Trainer:
         seed: int,
     ) -> None:
         torch.manual_seed(seed)
-        self.aggregator = make()
+        self.aggregator = make().to(backbone.device)  # drawn on the CPU, so that a seed draws the same for every device
         # Channels of a masked autoencoder's raw tokens differ in scale by orders of magnitude. If the parameters can be
         # rescaled afterwards, train them on tokens divided by each channel's standard deviation.
         self.spread = spread if isinstance(self.aggregator, Rescalable) else torch.ones_like(spread)
@@ -101,7 +101,7 @@ class _Trainer:
             self.aggregator.prepare(spread)
         self.classifier = nn.Sequential(
             nn.BatchNorm1d(self.aggregator.width, affine=False), nn.Linear(self.aggregator.width, classes)
-        )
+        ).to(backbone.device)
         self.backbone, self.norm, self.seed = backbone, norm, seed
 
     def run(self, tokens: Tokens, y: Tensor, order: np.ndarray, rate: float, epochs: int) -> float:
@@ -142,12 +142,12 @@ class _Trainer:
         return self.aggregator.eval()
 
     def _logits(self, tokens: Tokens) -> Tensor:
-        features = StoredFeatures(tokens, self.backbone.shape, self.norm, self.spread)
+        features = StoredFeatures(tokens, self.backbone, self.norm, self.spread)
         return self.classifier(self.aggregator(features).vector)
 
 
 def _spread(tokens: Tokens, backbone: Backbone, norm: nn.Module | None) -> Tensor:
-    patches = StoredFeatures(tokens, backbone.shape, norm).patches.flatten(0, 1)
+    patches = StoredFeatures(tokens, backbone, norm).patches.flatten(0, 1)
     if not bool(patches.isfinite().all()):
         raise FitError("the features hold NaN or infinite values; check the backbone and its weights")
     return patches.std(0).clamp_min(1e-6)

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import cached_property
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from mimexport.aggregators import Aggregator
-from mimexport.backbone import Backbone, Shape
+from mimexport.backbone import Backbone
 from mimexport.blocks import take
-from mimexport.fitting.tokens import Tokens
+from mimexport.fitting.tokens import Array, Tokens, as_tensor
 
 _CHUNK = 512
 """Number of images pooled at once."""
@@ -23,15 +22,18 @@ class StoredFeatures:
 
     Args:
         tokens: stored tokens of B images.
-        shape: shape of the backbone's tokens.
+        backbone: theirs; features are computed on its device.
         norm: see `ComputedFeatures`.
         spread: (D,), divisor of the patch tokens after the norm; None leaves them unchanged.
 
     """
 
-    def __init__(self, tokens: Tokens, shape: Shape, norm: nn.Module | None, spread: Tensor | None = None) -> None:
-        self.shape = shape
-        self.kept = None if tokens.kept is None else torch.from_numpy(tokens.kept.astype(np.int64))
+    def __init__(
+        self, tokens: Tokens, backbone: Backbone, norm: nn.Module | None, spread: Tensor | None = None
+    ) -> None:
+        self.shape = backbone.shape
+        self._device = backbone.device
+        self.kept = None if tokens.kept is None else as_tensor(tokens.kept, self._device).long()
         self._tokens = tokens
         self._norm = norm
         self._spread = spread
@@ -39,12 +41,12 @@ class StoredFeatures:
     @cached_property
     def entering_energy(self) -> Tensor:
         """See `Features`."""
-        return _float(self._tokens.energy)
+        return self._float(self._tokens.energy)
 
     @cached_property
     def raw_patches(self) -> Tensor:
         """See `Features`."""
-        return _float(self._tokens.patches)
+        return self._float(self._tokens.patches)
 
     @cached_property
     def patches(self) -> Tensor:
@@ -55,7 +57,7 @@ class StoredFeatures:
     @cached_property
     def cls(self) -> Tensor:
         """See `Features`."""
-        return self._finish(_float(self._tokens.cls))
+        return self._finish(self._float(self._tokens.cls))
 
     @property
     def cls_and_patches(self) -> tuple[Tensor, Tensor]:
@@ -65,7 +67,7 @@ class StoredFeatures:
     @cached_property
     def cls_attention(self) -> Tensor:
         """See `Features`."""
-        return _float(self._tokens.attention)
+        return self._float(self._tokens.attention)
 
     def of_patches(self, table: Tensor) -> Tensor:
         """See `Features`."""
@@ -82,30 +84,35 @@ class StoredFeatures:
     def _finish(self, tokens: Tensor) -> Tensor:
         return tokens if self._norm is None else self._norm(tokens)
 
+    def _float(self, part: Array) -> Tensor:
+        return as_tensor(part, self._device).float()  # torch widens half precision five times as fast as NumPy
+
 
 def pool(aggregator: Aggregator, tokens: Tokens, backbone: Backbone, *, final: bool) -> Tensor:
-    """Return the pooled vectors (n, D') float32 of stored tokens, as the graph computes them before whitening and L2."""
+    """Return the pooled vectors (n, D') float32 of stored tokens, as the graph computes them before whitening and L2.
+
+    The aggregator moves to the backbone's device, where the vectors lie.
+    """
+    aggregator.to(backbone.device)
     norm = backbone.norm if final else None
     after = backbone.pool_norm if final and backbone.norm is None else None
     parts = []
     with torch.inference_mode():
         for first in range(0, len(tokens), _CHUNK):
             chunk = tokens[slice(first, first + _CHUNK)]
-            vector = aggregator(StoredFeatures(chunk, backbone.shape, norm)).vector
+            vector = aggregator(StoredFeatures(chunk, backbone, norm)).vector
             parts.append(vector if after is None else after(vector.unflatten(-1, (-1, backbone.shape.dim))).flatten(-2))
     return torch.cat(parts)
 
 
 def pool_all(aggregators: Sequence[Aggregator], tokens: Tokens, backbone: Backbone) -> list[Tensor]:
     """Return the pooled vectors (n, D') of raw tokens by each aggregator; tokens are read and widened once for all."""
+    for aggregator in aggregators:
+        aggregator.to(backbone.device)
     parts: list[list[Tensor]] = [[] for _ in aggregators]
     with torch.inference_mode():
         for first in range(0, len(tokens), _CHUNK):
-            features = StoredFeatures(tokens[slice(first, first + _CHUNK)], backbone.shape, None)
+            features = StoredFeatures(tokens[slice(first, first + _CHUNK)], backbone, None)
             for found, aggregator in zip(parts, aggregators, strict=True):
                 found.append(aggregator(features).vector)
     return [torch.cat(found) for found in parts]
-
-
-def _float(array: np.ndarray) -> Tensor:
-    return torch.from_numpy(np.asarray(array)).float()  # five times as fast as NumPy, for half precision

@@ -9,9 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from mimexport.backbone import Backbone
 from mimexport.blocks import OpenBlock
+from mimexport.device import full_precision
 from mimexport.features import ComputedFeatures
 from mimexport.fitting.views import show
 from mimexport.loaded_model import LoadedModel
@@ -21,10 +23,14 @@ from mimruntime.decode import Source
 from mimruntime.manifest import Preprocess
 from mimruntime.rows import CHUNK, Report, open_rows
 
+Array = np.ndarray | Tensor
+_GPU_CHUNK = 4 * CHUNK
+"""Images that a GPU computes between two saves; a save takes as long as the tokens of 64 small images."""
+
 
 @dataclass(frozen=True, slots=True)
 class Tokens:
-    """Tokens of n images; every array is a memory map.
+    """Tokens of n images; every array is a memory map, or lies in the memory of a GPU.
 
     Attributes:
         patches: (n, N, D) float16, out of the last block, without norm.
@@ -35,11 +41,11 @@ class Tokens:
         kept: (n, N) int16, place in the grid of every patch; None where all patches are there, row by row.
     """
 
-    patches: np.ndarray
-    cls: np.ndarray
-    energy: np.ndarray
-    attention: np.ndarray
-    kept: np.ndarray | None = None
+    patches: Array
+    cls: Array
+    energy: Array
+    attention: Array
+    kept: Array | None = None
 
     def __len__(self) -> int:
         return len(self.patches)
@@ -48,13 +54,29 @@ class Tokens:
         kept = None if self.kept is None else self.kept[rows]
         return Tokens(self.patches[rows], self.cls[rows], self.energy[rows], self.attention[rows], kept)
 
+    def near(self, device: torch.device) -> Tokens:
+        """Return the tokens in the memory of `device` if it has room for twice as many, else as they are."""
+        parts: dict[str, Array] = {
+            name: getattr(self, name) for name in self.__slots__ if getattr(self, name) is not None
+        }
+        stored = sum(part.nbytes for part in parts.values())
+        if device.type != "cuda" or 2 * stored > torch.cuda.mem_get_info(device)[0]:
+            return self
+        return Tokens(**{name: as_tensor(part, device) for name, part in parts.items()})
+
+
+def as_tensor(part: Array, device: torch.device) -> Tensor:
+    """Return an array of `Tokens` on a device, in its own precision."""
+    return (torch.from_numpy(np.asarray(part)) if isinstance(part, np.ndarray) else part).to(device)
+
 
 class TokenStore:
     """Computes tokens of images with one backbone and keeps them under `folder`.
 
     Args:
         loaded: architecture and digest of the weights, which name the files, as the code and its tools do.
-        backbone: made from them.
+        backbone: made from them; its device computes. Tokens of another device are not reused: they differ in the last
+            bits, and vectors of [cls] differ by little more.
         preprocess: of the model.
         folder: of the cache; grows by about 2·N·D bytes an image and view.
         report: told in a line that another run is waited for, and what was found damaged.
@@ -73,9 +95,12 @@ class TokenStore:
         self._folder = folder
         self._report = report
         self._layout = _layout(backbone)
-        self._identity = f"{loaded.timm_name} {loaded.sha256} {preprocess} {backbone.keep} {code_digest(heads=False)}"
+        self._identity = (
+            f"{loaded.timm_name} {loaded.sha256} {preprocess} {backbone.keep} {code_digest(heads=False)}"
+            f" {backbone.device.type}"
+        )
         self._mean, self._std = (
-            backbone.per_channel(255 * torch.tensor(loaded.config[key])) for key in ("mean", "std")
+            backbone.per_channel(255 * torch.tensor(loaded.config[key])).to(backbone.device) for key in ("mean", "std")
         )
 
     def tokens(
@@ -110,29 +135,30 @@ class TokenStore:
             return Tokens(**{name: found[name] for name in self._layout.names or ()})
 
     def _compute(self, images: Sequence[Source], start: int, view: int, seed: int) -> Iterator[np.ndarray]:
-        with ThreadPoolExecutor(available_cpus()) as pool, torch.inference_mode():
-            for first in range(start, len(images), CHUNK):
-                chunk = range(first, min(first + CHUNK, len(images)))
+        step = CHUNK if self._backbone.device.type == "cpu" else _GPU_CHUNK
+        with ThreadPoolExecutor(available_cpus()) as pool, torch.inference_mode(), full_precision():
+            for first in range(start, len(images), step):
+                chunk = range(first, min(first + step, len(images)))
                 yield self._run(
                     np.stack(list(pool.map(lambda i: show(images[i], i, view, seed, self._preprocess), chunk)))
                 )
 
     def _run(self, pixels: np.ndarray) -> np.ndarray:
-        patches = (self._backbone.patchify(torch.from_numpy(pixels).float()) - self._mean) / self._std
+        patches = (self._backbone.patchify(as_tensor(pixels, self._backbone.device).float()) - self._mean) / self._std
         tokens, kept = self._backbone.encode(patches)
         features = ComputedFeatures(self._backbone, tokens, None, kept)
         rows = np.zeros(len(tokens), self._layout)
         if features.shape.has_cls:
             cls, out = features.cls_and_patches
-            rows["cls"] = cls.numpy()
+            rows["cls"] = cls.cpu().numpy()
         else:
             out = features.raw_patches
-        rows["patches"] = out.half().numpy()
-        rows["energy"] = features.entering_energy.numpy()
+        rows["patches"] = out.half().cpu().numpy()
+        rows["energy"] = features.entering_energy.cpu().numpy()
         if rows["attention"].size:
-            rows["attention"] = features.cls_attention.half().numpy()
+            rows["attention"] = features.cls_attention.half().cpu().numpy()
         if kept is not None:
-            rows["kept"] = kept.expand(len(tokens), -1).numpy()
+            rows["kept"] = kept.expand(len(tokens), -1).cpu().numpy()
         return rows
 
 

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from mimexport.device import CPU
 from mimexport.errors import FitError
-from mimexport.fitting.tokens import Tokens
+from mimexport.fitting.tokens import Tokens, as_tensor
 from mimexport.whitening import fit_pca, fit_two_view
 
 STEPS, BATCH, RATE, TEMPERATURE = 400, 512, 0.01, 0.05
@@ -24,7 +25,12 @@ LEAST_IMAGES = 64
 
 
 def fit_scorer(
-    first: Tokens, second: Tokens, *, seed: int, progress: Callable[[int, int], None] = lambda done, total: None
+    first: Tokens,
+    second: Tokens,
+    *,
+    seed: int,
+    device: torch.device = CPU,
+    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> tuple[Tensor, dict[str, Any]]:
     """Return w (D,), the scorer of s_i = w·x_i on raw patch tokens, and the recipe.
 
@@ -35,7 +41,8 @@ def fit_scorer(
     Args:
         first: tokens of one random view of n images.
         second: tokens of another random view of the same images.
-        seed: the same seed gives the same scorer.
+        seed: the same seed gives the same scorer, on one device.
+        device: computes; the scorer lies there.
         progress: called with steps done and in all.
 
     Raises:
@@ -46,8 +53,8 @@ def fit_scorer(
         raise FitError(f"learning without labels needs at least {LEAST_IMAGES} images, got {count}")
     rng = np.random.default_rng(seed)
     # In this basis tokens have unit variance in every direction, so one learning rate suits all directions.
-    basis = _token_basis(first)
-    u = torch.zeros(basis.shape[0], requires_grad=True)
+    basis = _token_basis(first, device)
+    u = torch.zeros(basis.shape[0], device=device, requires_grad=True)
     optimizer = torch.optim.AdamW([u], lr=RATE, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, total_steps=STEPS, pct_start=0.1)
     batch = min(BATCH, count)
@@ -61,7 +68,7 @@ def fit_scorer(
         rows = np.sort(rng.choice(count, batch, replace=False))
         z = [F.normalize((pool_softmax(view, basis @ u, rows) - mean) @ matrix, dim=1) for view in (first, second)]
         logits = z[0] @ z[1].T / TEMPERATURE
-        target = torch.arange(batch)
+        target = torch.arange(batch, device=device)
         loss = (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
         optimizer.zero_grad()
         loss.backward()
@@ -80,7 +87,7 @@ def pool_softmax(tokens: Tokens, w: Tensor, rows: np.ndarray) -> Tensor:
     """Return Σ softmax(w·x_i) x_i of the stored tokens `rows`, (len(rows), D), computed for 500 images at a time."""
     parts = []
     for part in np.array_split(rows, max(1, len(rows) // 500)):
-        x = torch.from_numpy(np.asarray(tokens.patches[part])).float()
+        x = as_tensor(tokens.patches[part], w.device).float()
         parts.append(((x @ w).softmax(1).unsqueeze(1) @ x)[:, 0])
     return torch.cat(parts)
 
@@ -93,9 +100,9 @@ def two_view_recall(first: Tensor, second: Tensor) -> float:
         second: vectors (n, D) of another view of the same images.
     """
     a, b = F.normalize(first, dim=1), F.normalize(second, dim=1)
-    return float(((a @ b.T).argmax(1) == torch.arange(len(a))).float().mean())
+    return float(((a @ b.T).argmax(1) == torch.arange(len(a), device=a.device)).float().mean())
 
 
-def _token_basis(tokens: Tokens) -> Tensor:
-    x = torch.from_numpy(np.asarray(tokens.patches[:_TOKEN_IMAGES])).float().flatten(0, 1)
+def _token_basis(tokens: Tokens, device: torch.device) -> Tensor:
+    x = as_tensor(tokens.patches[:_TOKEN_IMAGES], device).float().flatten(0, 1)
     return fit_pca(x, _TOKEN_SHRINKAGE)[1]
