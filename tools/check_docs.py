@@ -107,7 +107,7 @@ def without_date() -> Iterator[str]:
 def tables() -> dict[Path, tuple[str, str]]:
     """Return the complete text of each file with tables from stored results, and the tool that writes it."""
     results = ROOT / "docs" / "results"
-    found = {path: (text, "measure_aggregators") for path, text in aggregator_tables.written(results).items()}
+    found = {path: (text, "aggregator_tables") for path, text in aggregator_tables.written(results).items()}
     return found | {results / frontier_page.PAGE: (frontier_page.written(results), "frontier")}
 
 
