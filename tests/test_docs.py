@@ -127,7 +127,7 @@ def test_an_edited_figure_and_a_page_of_results_without_date_are_found(tmp_path,
     page.parent.mkdir(parents=True)
     page.write_text(files[ROOT / "README.md"][0].replace("10.8 (+2.3", "10.9 (+2.3"))
     assert [*check_docs.stale_tables({page: files[ROOT / "README.md"]})] == [
-        "docs/results/page.md: differs from the stored results; run: python tools/measure_aggregators.py"
+        "docs/results/page.md: differs from the stored results; run: python tools/aggregator_tables.py"
     ]
     assert [line.split(":")[0] for line in check_docs.without_date()] == ["docs/results/page.md"]
 
