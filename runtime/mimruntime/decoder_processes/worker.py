@@ -1,0 +1,85 @@
+"""The program of a decoding process: read a source, write its pixels to shared memory, answer; end with the connection."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import mmap
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+
+import numpy as np
+
+from mimruntime.decode import Source
+from mimruntime.decoding.budget import MemoryBudget
+from mimruntime.manifest import Preprocess
+from mimruntime.preparation import prepare
+
+Task = tuple[Source, int]
+"""One image: where it comes from, and the offset in bytes of its pixels in the shared memory."""
+
+Answer = int | Exception | None
+"""None when it is done; an exception; or the bytes of memory that it waits for, to be answered by None or an exception."""
+
+_FREE_BYTES = 8_000_000
+"""Memory that a process takes without asking, which spares most photographs for the web one message each way."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What holds for all images: the descriptor of the shared memory, and the arguments of `prepare`."""
+
+    descriptor: int
+    spec: Preprocess
+    scaled: bool
+
+
+class _RemoteBudget(MemoryBudget):
+    """The memory budget of the waiting process, which takes the memory back when the image is done."""
+
+    def __init__(self, waiting: Connection) -> None:
+        super().__init__()
+        self._connection = waiting
+
+    @contextlib.contextmanager
+    def reserve(self, amount: int) -> Iterator[None]:
+        """See base class."""
+        if amount > _FREE_BYTES:
+            self._connection.send(amount)
+            refused = self._connection.recv()
+            if refused is not None:
+                raise refused
+        yield
+
+
+class _Pixels:
+    """The shared memory, mapped again when it has grown."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._descriptor, self._shape = settings.descriptor, (settings.spec.size, settings.spec.size, 3)
+        self._mapped: bytes | mmap.mmap = b""
+
+    def at(self, offset: int) -> np.ndarray:
+        """Return the pixels of one image, uint8 (size, size, 3)."""
+        count = math.prod(self._shape)
+        if offset + count > len(self._mapped):
+            self._mapped = mmap.mmap(self._descriptor, 0)
+        return np.frombuffer(self._mapped, np.uint8, count, offset).reshape(self._shape)
+
+
+def main() -> None:
+    """Answer every task that comes in by the descriptor on the command line, until the waiting process closes or ends."""
+    waiting = Connection(int(sys.argv[1]))
+    settings: Settings = waiting.recv()
+    budget, pixels = _RemoteBudget(waiting), _Pixels(settings)
+    with contextlib.suppress(EOFError, OSError):
+        while True:
+            source, offset = waiting.recv()
+            answer: Answer = None
+            try:
+                prepare(source, settings.spec, budget, scaled=settings.scaled, out=pixels.at(offset))
+            except Exception as error:  # whatever it is, it belongs to the process that waits
+                answer = error
+            waiting.send(answer)

@@ -1,0 +1,162 @@
+"""Decoding in processes gives the pixels and errors of decoding in threads, survives crashes and leaves nothing behind."""
+
+from __future__ import annotations
+
+import gc
+import io
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mimruntime.decoder_processes import pool as pool_module
+from mimruntime.decoder_processes.pool import DecoderProcesses
+from mimruntime.decoding.budget import MemoryBudget
+from mimruntime.errors import ImageError
+from mimruntime.manifest import Preprocess
+from mimruntime.preparation import prepare
+
+SPEC = Preprocess(size=64, resize=72, mode="shortest", interpolation="bicubic", mean=(0.5,) * 3, std=(0.5,) * 3)
+SHAPE = (4, 64, 64, 3)
+DEADLY = b"deadly"
+_DYING = f"""
+import os
+from mimruntime.decoder_processes import worker
+decode = worker.prepare
+worker.prepare = lambda source, *rest, **named: os._exit(9) if source == {DEADLY!r} else decode(source, *rest, **named)
+worker.main()
+"""
+
+
+@pytest.fixture(scope="module")
+def processes() -> Iterator[DecoderProcesses]:
+    opened = DecoderProcesses(1, SPEC, MemoryBudget(40))
+    yield opened
+    opened.close()
+
+
+def encoded(kind: str, width: int, height: int) -> bytes:
+    stream = io.BytesIO()
+    Image.linear_gradient("L").resize((width, height)).convert("RGB").save(stream, kind)
+    return stream.getvalue()
+
+
+def by_thread(source: object) -> np.ndarray:
+    return prepare(source, SPEC, MemoryBudget(40))  # type: ignore[arg-type]
+
+
+def test_pixels_equal_those_of_a_thread(processes: DecoderProcesses, photo: Path) -> None:
+    pixels = np.asarray(Image.open(photo).convert("RGB"))
+    sources = [photo, str(photo), photo.read_bytes(), pixels]
+    rows = processes.allocate(SHAPE)
+    for source, row in zip(sources, rows, strict=True):
+        processes.prepare(source, out=row)
+        np.testing.assert_array_equal(row, by_thread(source))
+
+
+@pytest.mark.parametrize(
+    "source", [b"", b"not an image", "/none.jpg", "too large"], ids=["empty", "text", "none", "large"]
+)
+def test_errors_equal_those_of_a_thread(processes: DecoderProcesses, source: object) -> None:
+    if source == "too large":
+        source = encoded("PNG", 4000, 3000)
+    with pytest.raises(ImageError) as theirs:
+        by_thread(source)
+    with pytest.raises(ImageError) as ours:
+        processes.prepare(source, out=processes.allocate(SHAPE)[0])  # type: ignore[arg-type]
+    assert (type(ours.value), str(ours.value)) == (type(theirs.value), str(theirs.value))
+
+
+def test_memory_for_a_picture_comes_from_the_one_budget_and_goes_back(photo: Path) -> None:
+    budget, large = MemoryBudget(40), encoded("JPEG", 2000, 1500)
+    opened = DecoderProcesses(1, SPEC, budget)
+    try:
+        row = opened.allocate(SHAPE)[0]
+        for _ in range(3):  # more than the budget, if it did not go back
+            opened.prepare(large, out=row)
+        np.testing.assert_array_equal(row, by_thread(large))
+        assert budget._free == budget._total
+    finally:
+        opened.close()
+
+
+def test_a_process_that_was_killed_is_replaced_and_its_image_decoded(processes: DecoderProcesses, photo: Path) -> None:
+    (decoder,) = processes._all
+    os.kill(decoder._process.pid, signal.SIGKILL)
+    row = processes.allocate(SHAPE)[0]
+    processes.prepare(photo, out=row)
+    np.testing.assert_array_equal(row, by_thread(photo))
+
+
+def test_an_image_that_ends_its_process_is_one_error_and_the_next_is_decoded(
+    monkeypatch: pytest.MonkeyPatch, photo: Path
+) -> None:
+    monkeypatch.setattr(pool_module, "_PROGRAM", _DYING)
+    opened = DecoderProcesses(1, SPEC, MemoryBudget())
+    try:
+        row = opened.allocate(SHAPE)[0]
+        with pytest.raises(ImageError, match=r"6 bytes: cannot be read \(the process that decodes it ended, twice\)"):
+            opened.prepare(DEADLY, out=row)
+        opened.prepare(photo, out=row)
+        np.testing.assert_array_equal(row, by_thread(photo))
+    finally:
+        opened.close()
+
+
+def test_buffers_are_used_again_and_grow_only_when_more_are_held(processes: DecoderProcesses, photo: Path) -> None:
+    descriptor = processes._buffers.descriptor
+    gc.collect()
+    first = processes.allocate((32, 64, 64, 3))
+    length = os.fstat(descriptor).st_size
+    del first
+    for _ in range(5):
+        processes.allocate((32, 64, 64, 3))
+    assert os.fstat(descriptor).st_size == length
+    held = [processes.allocate((32, 64, 64, 3)) for _ in range(3)]
+    assert os.fstat(descriptor).st_size > length
+    for array in held:
+        processes.prepare(photo, out=array[-1])
+        np.testing.assert_array_equal(array[-1], by_thread(photo))
+
+
+def test_closing_ends_the_processes(photo: Path) -> None:
+    opened = DecoderProcesses(1, SPEC, MemoryBudget())
+    (decoder,) = opened._all
+    opened.close()
+    opened.close()
+    assert decoder._process.returncode is not None
+
+
+def test_processes_end_when_the_one_that_waits_is_killed() -> None:
+    program = (
+        "from mimruntime.decoder_processes.pool import DecoderProcesses\n"
+        "from mimruntime.decoding.budget import MemoryBudget\n"
+        "from mimruntime.manifest import Preprocess\n"
+        f"spec = {SPEC!r}\n"
+        "pool = DecoderProcesses(1, spec, MemoryBudget())\n"
+        "print(pool._all[0]._process.pid, flush=True)\n"
+        "input()\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as parent:
+        assert parent.stdout is not None
+        child = int(parent.stdout.readline())
+        parent.kill()
+    deadline = time.monotonic() + 60
+    while _alive(child):
+        assert time.monotonic() < deadline, "the process outlives the one that it decodes for"
+        time.sleep(0.02)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except FileNotFoundError:
+        return False
+    return state != "Z"  # nobody collects an orphan's exit status in a container without init
