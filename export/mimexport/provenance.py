@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import importlib.metadata
 from functools import cache
 from pathlib import Path
 
+from mimruntime.installed import is_installed
 from mimruntime.manifest import SCHEMA
 
 _TOOLS = ("mimexport", "torch", "timm", "onnx", "onnxscript", "onnxruntime")
@@ -15,7 +15,7 @@ _TOOLS = ("mimexport", "torch", "timm", "onnx", "onnxscript", "onnxruntime")
 
 def tool_versions() -> dict[str, str]:
     """Return the versions of the tools that a build uses, by distribution name."""
-    return {tool: importlib.metadata.version(tool) for tool in _TOOLS if _is_installed(tool)}
+    return {tool: importlib.metadata.version(tool) for tool in _TOOLS if is_installed(tool)}
 
 
 @cache
@@ -31,9 +31,3 @@ def code_digest(*, heads: bool = True) -> str:
     for path in sorted(path for path in root.rglob("*") if path.suffix in kinds):
         digest.update(path.relative_to(root).as_posix().encode() + path.read_bytes())
     return digest.hexdigest()[:12]
-
-
-def _is_installed(tool: str) -> bool:
-    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-        return bool(importlib.metadata.version(tool))
-    return False

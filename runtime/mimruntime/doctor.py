@@ -16,6 +16,7 @@ from mimruntime.engines.gpu_name import NO_GPU, gpu_name
 from mimruntime.engines.opening import open_for
 from mimruntime.engines.options import CompileOptions
 from mimruntime.errors import EngineError, MimError, MissingExtraError
+from mimruntime.installed import is_installed
 
 PURPOSES = {
     "export": "build artifacts from timm's models",
@@ -126,7 +127,7 @@ def missing_extras() -> dict[str, str]:
     for line in metadata.requires("mimexport") or ():
         if (found := _EXTRA.match(line)) and found[2] in PURPOSES:
             needed.setdefault(found[2], []).append(found[1])
-    missing = {extra for extra, names in needed.items() if not all(map(_is_installed, names))}
+    missing = {extra for extra, names in needed.items() if not all(map(is_installed, names))}
     return {
         extra: purpose
         for extra, purpose in PURPOSES.items()
@@ -179,11 +180,3 @@ def _reason(artifact: Artifact, name: str) -> str:
     tuned = chosen.record.tuned
     rate = f", {tuned.images_per_second:.0f} images/s when it was" if tuned else ""
     return f"{chosen.folder.name} is compiled for this machine{rate}"
-
-
-def _is_installed(distribution: str) -> bool:
-    try:
-        metadata.version(distribution)
-    except metadata.PackageNotFoundError:
-        return False
-    return True

@@ -172,22 +172,8 @@ class Fitter:
             raise OptionError("--token-norm final: learning without labels needs raw tokens; leave --token-norm out")
         figures: dict[str, Any] = {"norms_two_view_recall": norms}
         if learns_without_labels:
-            self.report("fitting the scorer without labels")
-            w, recipe = fit_scorer(
-                *views,
-                seed=options.seed,
-                device=self.backbone.device,
-                progress=lambda *done: self._progress("scorer", *done),
-            )
-            if options.agg == "topk":
-                self.report("comparing scores and numbers of patches")
-                ranking = rank_topk(w, views, self.backbone, lambda *done: self._progress("scores", *done))
-                figures["two_view_recall"] = [[c.score, c.k, round(c.recall, 4)] for c in ranking]
-                best = best_learned(ranking, self.backbone.shape.patches)
-                figures["choice"] = explain_choice(ranking, best, given.get("k"))
-                given = {"k": str(best.k), **given, "score": LEARNED}
-            aggregator = make_aggregator(options.agg, self.backbone.shape, given)
-            load_scorer(aggregator, w)
+            aggregator, recipe, learned = self._learn_score(views, given)
+            figures |= learned
         elif kind.needs_head:
             if options.labels is None:
                 raise OptionError(
@@ -199,10 +185,8 @@ class Fitter:
                 whole, options.labels, self.backbone, final=final, seed=options.seed, report=self.report,
             )  # fmt: skip
         else:
-            aggregator, recipe = (
-                make_aggregator(options.agg, self.backbone.shape, given),
-                {"objective": "whitening only"},
-            )
+            aggregator = make_aggregator(options.agg, self.backbone.shape, given)
+            recipe = {"objective": "whitening only"}
         whitening, recall = self._whiten(aggregator, whole, views, final=final)
         return Head(
             agg=options.agg,
@@ -218,6 +202,32 @@ class Fitter:
             figures=figures | recall,
             keep=self.backbone.keep,
         )
+
+    def _learn_score(
+        self, views: tuple[Tokens, Tokens], given: dict[str, Any]
+    ) -> tuple[Aggregator, dict[str, Any], dict[str, Any]]:
+        """Learn the score of a patch without labels; return the aggregator, the recipe and figures.
+
+        For `topk`, the score and the number of patches are chosen by the recall of one view by the other.
+        """
+        self.report("fitting the scorer without labels")
+        w, recipe = fit_scorer(
+            *views,
+            seed=self.options.seed,
+            device=self.backbone.device,
+            progress=lambda *done: self._progress("scorer", *done),
+        )
+        figures: dict[str, Any] = {}
+        if self.options.agg == "topk":
+            self.report("comparing scores and numbers of patches")
+            ranking = rank_topk(w, views, self.backbone, lambda *done: self._progress("scores", *done))
+            figures["two_view_recall"] = [[c.score, c.k, round(c.recall, 4)] for c in ranking]
+            best = best_learned(ranking, self.backbone.shape.patches)
+            figures["choice"] = explain_choice(ranking, best, given.get("k"))
+            given = {"k": str(best.k), **given, "score": LEARNED}
+        aggregator = make_aggregator(self.options.agg, self.backbone.shape, given)
+        load_scorer(aggregator, w)
+        return aggregator, recipe, figures
 
     @full_precision()
     def vectors(self, head: Head, tokens: Tokens, *, whitened: bool) -> np.ndarray:

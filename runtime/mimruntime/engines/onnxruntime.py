@@ -19,6 +19,7 @@ from mimruntime.engines.options import CompileOptions
 from mimruntime.engines.record import CompiledEngine, EngineRecord, Trial
 from mimruntime.engines.tuning import BATCHES, tune
 from mimruntime.errors import EngineError, MissingExtraError, UnknownNameError
+from mimruntime.installed import is_installed
 from mimruntime.reference import load_reference
 
 NAME = "onnxruntime"
@@ -196,7 +197,7 @@ def _check_available(ort: Any, asked: str) -> None:
     available = [name for name, full in PROVIDERS.items() if full in ort.get_available_providers()]
     if asked in available:
         return
-    installed = [name for name in ("onnxruntime", "onnxruntime-gpu") if _is_installed(name)]
+    installed = [name for name in ("onnxruntime", "onnxruntime-gpu") if is_installed(name)]
     remedy = "pip install 'mimexport[cpu]'" if asked == "cpu" else "pip install 'mimexport[gpu]'"
     if installed:
         remedy = f"pip uninstall {' '.join(installed)}; {remedy} (the extras cpu and gpu exclude each other)"
@@ -256,16 +257,6 @@ def _wanted(asked: str) -> list[tuple[str, dict[str, str]]]:
 
 def _short_name(full: str) -> str:
     return next((name for name, known in PROVIDERS.items() if known == full), full)
-
-
-def _is_installed(distribution: str) -> bool:
-    from importlib import metadata  # noqa: PLC0415 - slow, and only an error needs it
-
-    try:
-        metadata.version(distribution)
-    except metadata.PackageNotFoundError:
-        return False
-    return True
 
 
 def _first_line(error: Exception) -> str:
