@@ -182,22 +182,31 @@ def test_lancedb(shards: tuple, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_embedding_function_of_lancedb(toy_artifact: Path, photos: list[Path], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("store", "dims", "distance"), [("fp32", None, "l2"), ("fp16", 12, "l2"), ("bits", 12, "hamming")]
+)
+def test_the_embedding_function_of_lancedb(
+    toy_whitened: Path, photos: list[Path], tmp_path: Path, store: str, dims: int | None, distance: str
+) -> None:
     lancedb = pytest.importorskip("lancedb", reason=WHY.format("LanceDB"))
     import lancedb_function  # noqa: F401 - registers
     from lancedb.embeddings import get_registry
     from lancedb.pydantic import LanceModel, Vector
 
-    model = get_registry().get("mimexport").create(artifact=str(toy_artifact))
+    model = get_registry().get("mimexport").create(artifact=str(toy_whitened), store=store, dims=dims)
 
     class Picture(LanceModel):
         path: str = model.SourceField()
-        vector: Vector(model.ndims()) = model.VectorField()
+        vector: Vector(model.ndims(), model.value_type()) = model.VectorField()
 
     table = lancedb.connect(str(tmp_path)).create_table("pictures", schema=Picture)
+    width, kind = {"fp32": (16, "float"), "fp16": (12, "halffloat"), "bits": (2, "uint8")}[store]
+    assert str(table.schema.field("vector").type) == f"fixed_size_list<item: {kind}>[{width}]"
     table.add([{"path": str(photo)} for photo in photos])
     for photo in photos[:3]:
-        assert table.search(str(photo)).limit(1).to_list()[0]["path"] == str(photo)
+        found = table.search(str(photo)).distance_type(distance).limit(1).to_list()[0]
+        assert found["_distance"] < 1e-3
+        assert store == "bits" or found["path"] == str(photo)  # two photographs may have the same twelve bits
 
 
 @pytest.mark.slow
