@@ -102,7 +102,7 @@ def resize_memory(width: int, height: int, spec: Preprocess) -> int:
 
 def _resize_whole(image: Image.Image, spec: Preprocess) -> np.ndarray:
     width, height = resized_edges(image.width, image.height, spec)
-    left, top = _crop_offset(width, spec.size), _crop_offset(height, spec.size)
+    left, top = crop_offset(width, spec.size), crop_offset(height, spec.size)
     whole = image.resize((width, height), _RESAMPLING[spec.interpolation])
     return np.asarray(whole.crop((left, top, left + spec.size, top + spec.size)))
 
@@ -112,11 +112,11 @@ def _resize_inside(image: Image.Image, box: resampling.Box, spec: Preprocess) ->
 
 
 def _crop_span(source: int, resized: int, size: int) -> tuple[float, float]:
-    offset, scale = _crop_offset(resized, size), source / resized
+    offset, scale = crop_offset(resized, size), source / resized
     return offset * scale, min((offset + size) * scale, float(source))
 
 
-def _crop_offset(resized: int, size: int) -> int:
+def crop_offset(resized: int, size: int) -> int:
     """Return the offset of torchvision's centre crop of `size` px in an edge of `resized` px."""
     return round((resized - size) / 2.0)
 

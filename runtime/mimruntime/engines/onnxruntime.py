@@ -61,24 +61,41 @@ def open_engine(
 ) -> Engine:
     """Open `graph` on `provider`, by default "cpu"; see `mimruntime.engines.open_engine`."""
     asked = provider or (compiled.record.provider if compiled else "cpu")
-    ort = _library()
-    _check_available(ort, asked)
-    missing = _load_cuda(ort, asked)
     tuned = compiled.record.tuned if compiled else None
     threads = threads or (tuned.threads if tuned else available_cpus())
-    session = _session(ort, graph, asked, threads)
-    actual = _short_name(session.get_providers()[0])
-    if actual != asked:
-        missing = missing or ("the NVIDIA driver does not answer" if gpu_name() == NO_GPU else "")
-        raise EngineError(
-            f"provider '{asked}' was requested, but onnxruntime {ort.__version__} fell back to '{actual}'"
-            f"{missing and ': ' + missing}; {_REMEDIES[asked]}"
-        )
-    engine = OnnxRuntimeEngine(session, provider=actual, version=ort.__version__)
+    session = open_session(graph, provider=asked, threads=threads)
+    engine = OnnxRuntimeEngine(session, provider=asked, version=library_version())
     engine.threads = threads
     engine.compiled = compiled.folder.name if compiled else None
     engine.best_batch = tuned.batch if tuned else None
     return engine
+
+
+def open_session(graph: Path, *, provider: str, threads: int, stream: int | None = None) -> Any:
+    """Return a session of ONNX Runtime that runs `graph` on `provider` alone.
+
+    Args:
+        graph: an ONNX file.
+        provider: a name in `PROVIDERS`.
+        threads: CPU threads of one run.
+        stream: handle of the CUDA stream to work on; None lets ONNX Runtime create one.
+
+    Raises:
+        MissingExtraError, UnknownNameError, EngineError: see `open_engine`.
+
+    """
+    ort = _library()
+    _check_available(ort, provider)
+    missing = _load_cuda(ort, provider)
+    session = _session(ort, graph, provider, threads, stream)
+    actual = _short_name(session.get_providers()[0])
+    if actual != provider:
+        missing = missing or ("the NVIDIA driver does not answer" if gpu_name() == NO_GPU else "")
+        raise EngineError(
+            f"provider '{provider}' was requested, but onnxruntime {ort.__version__} fell back to '{actual}'"
+            f"{missing and ': ' + missing}; {_REMEDIES[provider]}"
+        )
+    return session
 
 
 def open_setting(graph: Path, setting: Setting, options: CompileOptions) -> Engine:
@@ -223,7 +240,7 @@ def _load_cuda(ort: Any, asked: str) -> str:
     return said.getvalue().strip().split("\n")[0]
 
 
-def _session(ort: Any, graph: Path, asked: str, threads: int) -> Any:
+def _session(ort: Any, graph: Path, asked: str, threads: int, stream: int | None) -> Any:
     options = ort.SessionOptions()
     options.log_severity_level = _LOG_ERRORS
     options.intra_op_num_threads = threads
@@ -238,7 +255,7 @@ def _session(ort: Any, graph: Path, asked: str, threads: int) -> Any:
     try:
         with quiet:
             return ort.InferenceSession(
-                str(graph), options, providers=_wanted(asked), disabled_optimizers=LEFT_OUT.get(asked)
+                str(graph), options, providers=_wanted(asked, stream), disabled_optimizers=LEFT_OUT.get(asked)
             )
     except Exception as error:  # one type per status code, none of them public
         if "bfloat16" in str(error):
@@ -249,10 +266,11 @@ def _session(ort: Any, graph: Path, asked: str, threads: int) -> Any:
         ort.set_default_logger_severity(_LOG_ERRORS)
 
 
-def _wanted(asked: str) -> list[tuple[str, dict[str, str]]]:
+def _wanted(asked: str, stream: int | None) -> list[tuple[str, dict[str, str]]]:
     """Return the requested provider, then those for nodes it does not support (mostly shape arithmetic)."""
     chain = {"cpu": ("cpu",), "cuda": ("cuda", "cpu"), "tensorrt": ("tensorrt", "cuda", "cpu")}[asked]
-    return [(PROVIDERS[name], _CUDA_OPTIONS if name == "cuda" else {}) for name in chain]
+    cuda = _CUDA_OPTIONS if stream is None else {**_CUDA_OPTIONS, "user_compute_stream": str(stream)}
+    return [(PROVIDERS[name], cuda if name == "cuda" else {}) for name in chain]
 
 
 def _short_name(full: str) -> str:
