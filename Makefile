@@ -93,7 +93,7 @@ GPU_STAMP := $(GPU_VENV)/.installed
 $(GPU_STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(GPU_VENV)
 	$(GPU_BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt 'onnxruntime-gpu[cuda,cudnn]' \
-	    -e '.[export,gpu,fast,openvino,parquet,eval,serve,browse,grpc,tensorrt-rtx,dev]'
+	    -e '.[export,gpu,gpu-decode,fast,openvino,parquet,eval,serve,browse,grpc,tensorrt-rtx,dev]'
 	touch $@
 
 gpu-test: $(GPU_STAMP)  ## what needs an NVIDIA GPU: CUDA provider, device protocol, plans opened, parity, CUDA graphs, timing cache

@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -19,6 +20,10 @@ from mimruntime.decode import Source
 from mimruntime.engines.base import Engine
 from mimruntime.errors import EngineError, ImageError
 from mimruntime.times import Times
+
+if TYPE_CHECKING:
+    from mimruntime.gpu.coded import CodedJpeg
+    from mimruntime.gpu.decoder import GpuDecoder
 
 _AHEAD = 2
 """Batches that are being decoded or waiting beside those that run: enough to overlap, in bounded memory."""
@@ -34,8 +39,11 @@ class NewBatch(enum.Enum):
 NEW_BATCH = NewBatch.NEW_BATCH
 """Start a new batch after it: the last digits of a row may depend on the size of its batch."""
 
-Prepare = Callable[..., object]
-"""Write the pixels of a source into `out`, a row of a batch, uint8 (H, W, 3); ImageError if it is not an image."""
+Prepare = Callable[..., "np.ndarray | CodedJpeg | None"]
+"""Write the pixels of a source into `out`, a row of a batch, uint8 (H, W, 3); ImageError if it is not an image.
+
+With a GPU that decodes: return the file for the GPU, or write the pixels and return None.
+"""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -55,17 +63,26 @@ class BatchPipeline:
         prepare: decodes a source to pixels.
         sizes: the result of `batch_sizes`.
         workers: decoding threads; None takes one per CPU, at most 32.
+        gpu: decodes the files that `prepare` returns; `close` closes it.
 
     """
 
-    def __init__(self, engine: Engine, prepare: Prepare, sizes: tuple[int, ...], workers: int | None) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        prepare: Prepare,
+        sizes: tuple[int, ...],
+        workers: int | None,
+        gpu: GpuDecoder | None = None,
+    ) -> None:
         self.sizes = sizes
         self.times = Times()
         self._engine = engine
         self._prepare = prepare
+        self._gpu = gpu
         self._workers = workers or decoding_threads()
         self._decoders = ThreadPoolExecutor(self._workers, "mimruntime-decode")
-        self._window = _AHEAD + engine.parallel_runs
+        self._window = window(engine)
         self._runners = ThreadPoolExecutor(self._window, "mimruntime-run")
         self._running = threading.BoundedSemaphore(engine.parallel_runs)
 
@@ -116,6 +133,8 @@ class BatchPipeline:
             for _ in range(self._engine.parallel_runs):
                 idle.enter_context(self._running)
             self._engine.close()
+        if self._gpu is not None:
+            self._gpu.close()
 
     def _take_off(
         self,
@@ -145,15 +164,36 @@ class BatchPipeline:
             decoding = sum(part.result() for part in parts)
         except CancelledError as error:
             raise EngineError(_CLOSED) from error
-        pixels, rows, engine_s = batch.decoded(), list[np.ndarray](), 0.0
-        first = 0
-        for size in split(len(pixels), self.sizes):
+        self.times.add(images=len(batch.sources), decoding=decoding)
+        return (
+            self._run_pixels(batch.decoded(), output) if self._gpu is None else self._run_on(self._gpu, batch, output)
+        )
+
+    def _run_on(self, gpu: GpuDecoder, batch: _Batch, output: str) -> list[np.ndarray]:
+        """Decode on the GPU what waits for it, and return the rows of all decoded images."""
+        with gpu.batch(batch.pixels, batch.coded, batch.errors) as filled:
+            self.times.add(decoding=filled.seconds, on_gpu=filled.count - filled.on_cpu, on_cpu=filled.on_cpu)
+            if not self._engine.reads_device:
+                pixels = batch.pixels[: filled.count]
+                gpu.download(filled.address, pixels)
+                return self._run_pixels(pixels, output)
+            image = batch.pixels[0].nbytes
+            run = self._engine.run_on_device
+            return self._run_parts(filled.count, lambda first, size: run(filled.address + first * image, size)[output])
+
+    def _run_pixels(self, pixels: np.ndarray, output: str) -> list[np.ndarray]:
+        return self._run_parts(len(pixels), lambda first, size: self._engine.run(pixels[first : first + size])[output])
+
+    def _run_parts(self, count: int, run: Callable[[int, int], np.ndarray]) -> list[np.ndarray]:
+        """Run `count` images in parts of the usual sizes; `run` gets the first image and the size of a part."""
+        rows, engine_s, first = list[np.ndarray](), 0.0, 0
+        for size in split(count, self.sizes):
             with self._running:
                 started = time.perf_counter()
-                rows.extend(self._engine.run(pixels[first : first + size])[output])
+                rows.extend(run(first, size))
                 engine_s += time.perf_counter() - started
             first += size
-        self.times.add(images=len(batch.sources), decoding=decoding, engine=engine_s)
+        self.times.add(engine=engine_s)
         return rows
 
 
@@ -169,7 +209,8 @@ class _Batch:
     def __init__(self, sources: list[Source], pixels: np.ndarray) -> None:
         self.sources = sources
         self.pixels = pixels
-        self._errors: list[ImageError | None] = [None] * len(sources)
+        self.errors: list[ImageError | None] = [None] * len(sources)
+        self.coded: list[CodedJpeg | None] = [None] * len(sources)
         self._next = itertools.count()
         self._given_up = False
 
@@ -178,9 +219,10 @@ class _Batch:
         started = time.perf_counter()
         while (index := next(self._next)) < len(self.sources) and not self._given_up:
             try:
-                prepare(self.sources[index], out=self.pixels[index])
+                prepared = prepare(self.sources[index], out=self.pixels[index])
+                self.coded[index] = None if isinstance(prepared, np.ndarray) else prepared
             except ImageError as error:
-                self._errors[index] = error
+                self.errors[index] = error
         return time.perf_counter() - started
 
     def give_up(self) -> None:
@@ -189,7 +231,7 @@ class _Batch:
 
     def decoded(self) -> np.ndarray:
         """Return the pixels of the decoded images, uint8 (≤ B, H, W, 3); call it when all threads are done."""
-        good = [index for index, error in enumerate(self._errors) if error is None]
+        good = [index for index, error in enumerate(self.errors) if error is None]
         if len(good) < len(self.sources):
             self.pixels[: len(good)] = self.pixels[good]
         return self.pixels[: len(good)]
@@ -199,8 +241,13 @@ class _Batch:
         waiting = iter(rows)
         return [
             Outcome(source, next(waiting) if error is None else None, error)
-            for source, error in zip(self.sources, self._errors, strict=True)
+            for source, error in zip(self.sources, self.errors, strict=True)
         ]
+
+
+def window(engine: Engine) -> int:
+    """Return the largest number of batches that are being decoded, waiting or running."""
+    return _AHEAD + engine.parallel_runs
 
 
 def _next_sources(remaining: Iterator[Source | NewBatch], most: int) -> list[Source]:

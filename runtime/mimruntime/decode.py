@@ -7,7 +7,7 @@ import io
 import math
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import IO
@@ -31,6 +31,23 @@ MAX_PIXELS = 89_478_485
 """Pillow's own default: a quarter of a gigabyte at three bytes a pixel."""
 
 _LOADING = threading.Lock()
+_END_OF_JPEG = b"\xff\xd9"
+
+
+@dataclass(frozen=True, slots=True)
+class JpegFile:
+    """A JPEG of which every decoder makes the same picture.
+
+    Attributes:
+        orientation: of EXIF, 1 to 8.
+        length: bytes of the file.
+        read: returns the whole file; None if its end is missing, which decoders treat differently.
+
+    """
+
+    orientation: int
+    length: int
+    read: Callable[[], bytes | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +60,7 @@ class OpenedImage:
         kept: upper bound of the bytes that stay in memory after decoding.
         load: decodes it to an upright RGB image; call it once. With `least`, a JPEG is decoded at a half, a quarter or an
             eighth of its edges, if both keep at least `least` px.
+        jpeg: the encoded file, for another decoder; None for what only `load` decodes rightly.
 
     """
 
@@ -51,6 +69,7 @@ class OpenedImage:
     memory: int
     kept: int
     load: Callable[..., Image.Image]
+    jpeg: JpegFile | None = None
 
 
 def decode(source: Source, *, max_pixels: int = MAX_PIXELS, formats: Iterable[str] = FORMATS) -> Image.Image:
@@ -175,7 +194,7 @@ def _open_stream(stream: IO[bytes], allowed: tuple[str, ...], max_pixels: int) -
         _check_size(*container.size, max_pixels)
     check_seconds(container.seconds, container.area or math.prod(container.size or (max_pixels,)))
     with_pillow = partial(_open_with_pillow, stream, name, container, max_pixels)
-    if container.size and turbo.library() and is_plain_jpeg(container, math.prod(container.size)):
+    if container.size and is_plain_jpeg(container, math.prod(container.size)):
         return _open_jpeg(stream, container, container.size, with_pillow)
     return with_pillow()
 
@@ -184,6 +203,10 @@ def _open_jpeg(
     stream: IO[bytes], container: Container, size: tuple[int, int], with_pillow: Callable[[], OpenedImage]
 ) -> OpenedImage:
     orientation = turbo.orientation_in(container.metadata)
+    jpeg = JpegFile(orientation, container.length, partial(_whole_jpeg, stream, container.scan))
+    file = jpeg if container.ycbcr else None
+    if not turbo.library():
+        return replace(with_pillow(), jpeg=file)
     cost = cost_of_jpeg(container, math.prod(size), turned=orientation in UPRIGHT)
 
     def load(least: int | None = None) -> Image.Image:
@@ -191,7 +214,13 @@ def _open_jpeg(
         picture = turbo.decode_jpeg(stream.read(), size, _fraction(size, least))
         return with_pillow().load(least) if picture is None else turned_upright(picture, orientation)
 
-    return OpenedImage(*size, cost.memory, cost.kept, load)
+    return OpenedImage(*size, cost.memory, cost.kept, load, file)
+
+
+def _whole_jpeg(stream: IO[bytes], scan: int) -> bytes | None:
+    stream.seek(0)
+    data = stream.read()
+    return data if data.rfind(_END_OF_JPEG, scan) > 0 else None
 
 
 def _open_with_pillow(stream: IO[bytes], name: str, container: Container, max_pixels: int) -> OpenedImage:

@@ -25,6 +25,7 @@ PURPOSES = {
     "openvino": "OpenVINO on a CPU",
     "tensorrt": "TensorRT on an NVIDIA GPU",
     "tensorrt-rtx": "TensorRT for RTX",
+    "gpu-decode": "decoding on an NVIDIA GPU, beside gpu",
     "fast": "faster decoding of photographs",
     "heif": "read HEIC",
     "parquet": "tables of vectors",

@@ -7,21 +7,26 @@ from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Literal, Self, get_args
 
 import numpy as np
 
 from mimruntime.artifact import Artifact
-from mimruntime.batching import BatchPipeline, NewBatch, Outcome, batch_sizes
+from mimruntime.batching import BatchPipeline, NewBatch, Outcome, batch_sizes, window
 from mimruntime.decode import MAX_PIXELS, Source, refuse_single
 from mimruntime.decoding.budget import DEFAULT_MB, MemoryBudget
 from mimruntime.decoding.formats import FORMATS
 from mimruntime.engines.base import EMBEDDING, KEPT, SELECTION, Engine
 from mimruntime.engines.opening import open_for
-from mimruntime.errors import ImageError, OptionError, PrecisionError
+from mimruntime.errors import ImageError, OptionError, PrecisionError, UnknownNameError
+from mimruntime.gpu.coded import read_for_gpu
+from mimruntime.gpu.opening import open_gpu_decoder
 from mimruntime.preparation import prepare
 from mimruntime.results import Description, Result
 from mimruntime.times import Times
+
+Decode = Literal["threads", "gpu"]
+"""What decodes and resizes: threads on the CPU, or an NVIDIA GPU."""
 
 _BATCH_SIZE = 8
 """Where nothing was tuned."""
@@ -51,6 +56,7 @@ class Embedder:
         workers: int | None = None,
         max_decode_mb: int = DEFAULT_MB,
         scaled_decoding: bool = False,
+        decode: Decode = "threads",
     ) -> None:
         size = batch_size if batch_size is not None else engine.best_batch or _BATCH_SIZE
         if size < 1 or (workers is not None and workers < 1):
@@ -60,6 +66,10 @@ class Embedder:
                 f"batch_size {size}: {engine.compiled or engine.name} runs {engine.largest_batch} images at most;"
                 f" ask for fewer, or run: mimexport compile {artifact.path} --engine {engine.name} --batch 1,{size},{size}"
             )
+        if decode not in get_args(Decode):
+            raise UnknownNameError("kind of decoding", decode, get_args(Decode))
+        if decode == "gpu" and scaled_decoding:
+            raise OptionError("scaled_decoding is for decoding in threads; leave it out, or decode='gpu'")
         self._artifact = artifact
         self._engine = engine
         self._budget = budget = MemoryBudget(max_decode_mb)
@@ -67,7 +77,13 @@ class Embedder:
         spec = artifact.manifest.preprocess
         # Not a bound method: a reference cycle would keep the engine alive until the garbage collector runs.
         prepared = partial(prepare, spec=spec, budget=budget, scaled=scaled_decoding)
-        self._pipeline = BatchPipeline(engine, prepared, batch_sizes(size), workers)
+        if decode == "threads":
+            self._pipeline = BatchPipeline(engine, prepared, batch_sizes(size), workers)
+        else:
+            # The files of all batches in flight wait in memory; together they fit into the budget.
+            most_bytes = max_decode_mb * 1_000_000 // (window(engine) * size)
+            read = partial(read_for_gpu, spec=spec, budget=budget, most_bytes=most_bytes)
+            self._pipeline = BatchPipeline(engine, read, batch_sizes(size), workers, open_gpu_decoder(prepared))
 
     @classmethod
     def open(
@@ -83,6 +99,7 @@ class Embedder:
         workers: int | None = None,
         max_decode_mb: int = DEFAULT_MB,
         scaled_decoding: bool = False,
+        decode: Decode = "threads",
         public_key: str | Path | None = None,
         check_reference: bool = True,
     ) -> Embedder:
@@ -100,6 +117,8 @@ class Embedder:
             max_decode_mb: memory for all images decoded at once, 10^6 bytes; an image that needs more is rejected.
             scaled_decoding: decode large JPEGs at a reduced size, at least twice that of the resize. This is faster, and
                 vectors change slightly.
+            decode: "threads" on the CPU, or "gpu": JPEGs are decoded and resized on an NVIDIA GPU, all other images by the
+                threads; see `mimruntime.gpu.coded`.
             public_key: a minisign public key, as text or file; require its signature on the artifact and compiled engines.
             check_reference: compare the vectors of two images with torch's; see `mimruntime.engines.opening.open_for`.
 
@@ -122,6 +141,7 @@ class Embedder:
                 workers=workers,
                 max_decode_mb=max_decode_mb,
                 scaled_decoding=scaled_decoding,
+                decode=decode,
             )
             embedder._check_precision(expect_precision)
         except BaseException:

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from mimruntime.decode import MAX_PIXELS, Source, open_image
+from mimruntime.decode import MAX_PIXELS, OpenedImage, Source, open_image
 from mimruntime.decoding.budget import MemoryBudget
 from mimruntime.decoding.formats import FORMATS
 from mimruntime.manifest import Preprocess
@@ -39,7 +39,10 @@ def prepare(
         ImageError, OptionError: as in `mimruntime.decode.decode`.
 
     """
-    with open_image(source, max_pixels=max_pixels, formats=formats) as opened:
-        memory = max(opened.memory, opened.kept + resize_memory(opened.width, opened.height, spec))
-        with budget.reserve(memory):
-            return to_pixels(opened.load(2 * spec.resize if scaled else None), spec, out)
+    with open_image(source, max_pixels=max_pixels, formats=formats) as opened, budget.reserve(memory_for(opened, spec)):
+        return to_pixels(opened.load(2 * spec.resize if scaled else None), spec, out)
+
+
+def memory_for(opened: OpenedImage, spec: Preprocess) -> int:
+    """Return an upper bound of the bytes that decoding and resizing take."""
+    return max(opened.memory, opened.kept + resize_memory(opened.width, opened.height, spec))

@@ -45,6 +45,7 @@ class EmbedOptions:
     store: Store = "fp32"
     dims: int | None = None
     scaled_decoding: bool = False
+    decode: str = "threads"
 
     @property
     def columns(self) -> Columns:
@@ -68,6 +69,7 @@ class EmbedOptions:
             "expect_space": self.expect_space,
             "expect_precision": self.expect_precision,
             "scaled_decoding": self.scaled_decoding,
+            "decode": self.decode,
         }
 
 
@@ -103,6 +105,14 @@ class EmbedOptions:
 @group(
     "Engine",
     option("--batch-size", type=COUNT, help="Largest batch.  [default: as tuned, or 8]"),
+    option(
+        "--decode",
+        type=click.Choice(["threads", "gpu"]),
+        default="threads",
+        show_default=True,
+        metavar="NAME",
+        help="threads, or gpu (for JPEGs).",
+    ),
     option("--scaled-decoding", is_flag=True, help="Decode large JPEGs at reduced size: faster, nearly the same."),
 )
 @group(

@@ -28,9 +28,8 @@ class MemoryBudget:
         self._waiting: deque[object] = deque()
         self._changed = threading.Condition()
 
-    @contextlib.contextmanager
-    def reserve(self, amount: int) -> Iterator[None]:
-        """Reserve `amount` bytes while the block runs; wait in order of arrival.
+    def check(self, amount: int) -> None:
+        """Refuse what `reserve` would refuse.
 
         Raises:
             ImageSizeError: the amount exceeds the whole budget.
@@ -41,6 +40,16 @@ class MemoryBudget:
                 f"would take about {amount / 1e6:,.0f} MB to decode; at most {self._total // 1_000_000:,} MB are given to"
                 " decoding (max_decode_mb)"
             )
+
+    @contextlib.contextmanager
+    def reserve(self, amount: int) -> Iterator[None]:
+        """Reserve `amount` bytes while the block runs; wait in order of arrival.
+
+        Raises:
+            ImageSizeError: the amount exceeds the whole budget.
+
+        """
+        self.check(amount)
         self._take(amount)
         try:
             yield

@@ -27,6 +27,8 @@ class Container:
         area: px by the container, if the decoder may still rotate or crop the picture.
         turns: whether there may be an EXIF orientation that is known only after decoding.
         components: 1 or 3 for a JPEG that every JPEG decoder can read; None for other files.
+        ycbcr: whether every decoder takes a JPEG's components for grey or YCbCr, and not for RGB.
+        scan: position of the coded data of a JPEG's first scan.
         metadata: contents of a JPEG's APP1 segments.
 
     """
@@ -38,6 +40,8 @@ class Container:
     area: int | None = None
     turns: bool = False
     components: int | None = None
+    ycbcr: bool = False
+    scan: int = 0
     metadata: list[bytes] = field(default_factory=list)
 
 

@@ -16,7 +16,7 @@ _PROGRESSIVE = {0xC2, 0xC6, 0xCA, 0xCE}
 _COMMON = {0xC0, 0xC1, 0xC2}
 """Markers of common frames: Huffman coding, baseline, extended or progressive."""
 _ARITHMETIC = range(0xC9, 0xD0)
-_SCAN, _END, _EXIF, _PHOTOSHOP = 0xDA, 0xD9, 0xE1, 0xED
+_SCAN, _END, _EXIF, _PHOTOSHOP, _ADOBE = 0xDA, 0xD9, 0xE1, 0xED, 0xEE
 _MARKER = re.compile(rb"\xff[^\xff\x00]")
 _BLOCK = 1 << 20
 
@@ -41,6 +41,7 @@ class _Frame:
     width: int
     height: int
     components: int
+    ids: bytes
     samples: int
     progressive: bool
     arithmetic: bool
@@ -55,7 +56,7 @@ def read_jpeg(stream: IO[bytes]) -> Container:
         ImageSizeError: there are too many segments.
 
     """
-    result, frame, exif = Container(), None, 0
+    result, frame, exif, ycbcr = Container(), None, 0, True
     for count, (marker, body, junk_s) in enumerate(_segments(stream)):
         check_pieces(count, "segments")
         result.seconds += _PER_SEGMENT + junk_s
@@ -67,7 +68,11 @@ def read_jpeg(stream: IO[bytes]) -> Container:
             exif += len(body)
             result.seconds += exif * _PER_EXIF_BYTE
             result.metadata.append(body)
+        elif marker == _ADOBE and body.startswith(b"Adobe"):
+            ycbcr = body[11:12] == b"\x01"
         elif marker == _SCAN and frame and body:
+            result.ycbcr = frame.components == 1 or (ycbcr and frame.ids != b"RGB")
+            result.scan = stream.tell()
             _add_scans(result, frame, stream, first=body[0])
             return result
     raise ImageError("cannot be read (a JPEG without a picture)")
@@ -113,7 +118,8 @@ def _read_frame(marker: int, body: bytes) -> _Frame:
     rows = -(-height // (8 * max(down for _, down in factors)))
     samples = sum(64 * columns * across * rows * down for across, down in factors)
     common = marker in _COMMON and body[0] == 8 and components in {1, 3}
-    return _Frame(width, height, components, samples, marker in _PROGRESSIVE, marker in _ARITHMETIC, common)
+    ids = body[6 : 6 + 3 * components : 3]
+    return _Frame(width, height, components, ids, samples, marker in _PROGRESSIVE, marker in _ARITHMETIC, common)
 
 
 def _add_scans(result: Container, frame: _Frame, stream: IO[bytes], *, first: int) -> None:

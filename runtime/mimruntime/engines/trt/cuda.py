@@ -13,6 +13,8 @@ import numpy as np
 
 from mimruntime.errors import EngineError, MissingExtraError
 
+_KEPT_BYTES = 1 << 30
+
 
 @dataclass(frozen=True, slots=True)
 class Gpu:
@@ -36,12 +38,13 @@ class Gpu:
         return f"{self.name} ({self.arch})"
 
 
-def probe(purpose: str, extra: str) -> Gpu:
+def probe(purpose: str, extra: str, instead: str = "use --engine onnxruntime or openvino") -> Gpu:
     """Return the first GPU. This does not load TensorRT, whose runtime crashes the process without a driver.
 
     Args:
         purpose: what needs the GPU, for the error ("the engine 'tensorrt'").
         extra: pip extra that contains `cuda-bindings`.
+        instead: what to do without a GPU, for the error.
 
     Raises:
         MissingExtraError: `cuda-bindings` is not installed.
@@ -52,10 +55,7 @@ def probe(purpose: str, extra: str) -> Gpu:
     status, count = cuda.cudaGetDeviceCount()
     if int(status) or not count:
         reason = _explain(cuda, status) if int(status) else "the driver sees none"
-        raise EngineError(
-            f"{purpose} needs an NVIDIA GPU and a recent driver: {reason};"
-            " without a GPU use --engine onnxruntime or openvino"
-        )
+        raise EngineError(f"{purpose} needs an NVIDIA GPU and a recent driver: {reason}; without a GPU {instead}")
     status, properties = cuda.cudaGetDeviceProperties(0)
     if int(status):
         raise EngineError(f"{purpose} cannot read the GPU's properties: {_explain(cuda, status)}")
@@ -75,6 +75,17 @@ class CudaDevice:
     def allocate(self, size: int) -> int:
         """Return the address of `size` bytes on the device."""
         return int(self._call("cudaMalloc", size))
+
+    def keep_memory(self) -> None:
+        """Keep what libraries free on streams for their next allocation; by default it goes back to the driver."""
+        pool = self._call("cudaDeviceGetDefaultMemPool", 0)
+        kept = self._cuda.cudaMemPoolAttr.cudaMemPoolAttrReleaseThreshold
+        self._call(
+            "cudaMemPoolSetAttribute",
+            pool,
+            kept,
+            importlib.import_module("cuda.bindings.driver").cuuint64_t(_KEPT_BYTES),
+        )
 
     def free(self, address: int) -> None:
         """Free memory from `allocate`."""
