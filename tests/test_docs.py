@@ -1,6 +1,9 @@
 """What the documentation shows: every command line parses, every Python block compiles, those that need no network run."""
 
 import contextlib
+import importlib
+import io
+import json
 import re
 import shlex
 import shutil
@@ -14,16 +17,24 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
+import mimeval
+import mimexport
 from mimexport.cli import COMMANDS
 from mimruntime.artifact import Artifact
+from mimruntime.errors import MimError
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "SECURITY.md", *sorted((ROOT / "docs").rglob("*.md"))]
 RUN = (
     "README.md", "docs/tutorial.md", "docs/how-to/build.md", "docs/how-to/vector-stores.md",
-    "docs/how-to/embed-a-collection.md", "docs/how-to/smaller-vectors.md", "docs/reference/errors.md",
+    "docs/how-to/embed-a-collection.md", "docs/how-to/smaller-vectors.md", "docs/how-to/own-checkpoint.md",
+    "docs/how-to/evaluate.md", "docs/how-to/processes.md", "docs/reference/errors.md",
 )  # fmt: skip
-"""Pages whose Python blocks run; the others need a broker, a service, a GPU or minutes."""
+"""Pages whose Python blocks run here. `build` and `evaluate`, which take minutes, are stand-ins that check the arguments."""
+ELSEWHERE = {"docs/how-to/serve.md": "tests/runtime/serve/test_page.py"}
+"""Pages whose Python blocks need a service, and the tests that run them."""
+NOT_RUN = "import Celery"
+"""A block that needs a broker: it is compiled."""
 
 sys.path.append(str(ROOT / "tools"))
 import check_docs  # noqa: E402
@@ -104,17 +115,56 @@ def workplace(tmp_path, toy_artifact, photos, commands):
     return tmp_path
 
 
+def test_every_page_with_python_blocks_is_run():
+    pages = {path.relative_to(ROOT).as_posix() for path in PAGES if blocks(path, "python")}
+    assert pages == {*RUN, *ELSEWHERE}
+    assert all((ROOT / path).is_file() for path in ELSEWHERE.values())
+
+
 @pytest.mark.parametrize("page", RUN)
 def test_the_python_blocks_of_a_page_run(page, workplace):
-    code = blocks(ROOT / page, "python")
+    code = [block for block in blocks(ROOT / page, "python") if NOT_RUN not in block]
     assert code
-    built = mock.Mock(side_effect=lambda *_, **__: Artifact.open("artifacts/mae-tiny-topk"))
-    with contextlib.chdir(workplace), mock.patch("mimexport.build", built, create=True):
+    built = mock.create_autospec(mimexport.build, side_effect=lambda *_, **__: Artifact.open("artifacts/mae-tiny-topk"))
+    evaluated = mock.create_autospec(mimeval.evaluate)
+    with (
+        contextlib.chdir(workplace),
+        mock.patch("mimexport.build", built, create=True),
+        mock.patch("mimeval.evaluate", evaluated, create=True),
+    ):
         for block in code:
-            names = {"__name__": "page"}
+            names = {"__name__": "page", "paths": ["photos/a.jpg"]}
             exec(compile(block, page, "exec"), names)
             for vectors in (names[name] for name in ("vectors", "query") if name in names):
                 assert np.allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
+            if app := names.get("app"):
+                image = {"wsgi.input": io.BytesIO(Path("photos/a.jpg").read_bytes())}
+                assert len(json.loads(app(image, mock.Mock())[0])["vector"]) == 16
+
+
+def test_every_curl_line_names_an_endpoint_and_every_workflow_a_target_that_are_there():
+    http = (ROOT / "docs" / "reference" / "http.md").read_text(encoding="utf-8")
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M))
+    lines = [(page, line) for page, line in LINES if line.startswith("curl ")]
+    assert len(lines) >= 4
+    for page, line in lines:
+        assert re.search(r"localhost:8000(/[\w/]+)", line)[1] in http, f"{page}: {line}"
+    verbs = [
+        verb for page in PAGES for block in blocks(page, "yaml") for verb in re.findall(r"run: make ([\w-]+)", block)
+    ]
+    assert verbs
+    assert set(verbs) <= targets
+
+
+def test_the_page_of_errors_names_every_error():
+    def below(kind):
+        return {kind}.union(*map(below, kind.__subclasses__()))
+
+    for module in ("mimruntime.errors", "mimexport.errors", "mimeval.errors"):
+        importlib.import_module(module)
+    shipped = {kind.__name__ for kind in below(MimError) if kind.__module__.endswith(".errors")}
+    page = (ROOT / "docs" / "reference" / "errors.md").read_text(encoding="utf-8")
+    assert {*re.findall(r"^\| `(\w+)` \|", page, re.M)} == shipped - {"MimError"}
 
 
 def test_an_edited_figure_and_a_page_of_results_without_date_are_found(tmp_path, monkeypatch):
