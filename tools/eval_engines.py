@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from multiprocessing import get_context
@@ -176,8 +176,9 @@ def judge(
 
 
 def build_all(
-    model: str, folder: Path, only: tuple[str, ...], shown: ConsoleProgress
-) -> tuple[list[Artifact], list[SkippedDeployment]]:
+    model: str, folder: Path, only: tuple[str, ...], shown: ConsoleProgress,
+    precisions: Collection[Precision] = get_args(Precision),
+) -> tuple[list[Artifact], list[SkippedDeployment]]:  # fmt: skip
     """Build the artifacts of a backbone, or reuse those that the same code built.
 
     Args:
@@ -185,11 +186,13 @@ def build_all(
         folder: the folder of the artifacts.
         only: names of artifacts to build in every precision; if empty, those of the plan.
         shown: shows the progress.
+        precisions: precisions to build, of those planned.
     """
     home = folder / code_digest()
     for stale in set(folder.glob("[0-9a-f]" * len(home.name))) - {home}:
         shutil.rmtree(stale)
-    wanted = planned(model, list(_possible(model, home / model, home / CALIBRATION)), only)
+    possible = list(_possible(model, home / model, home / CALIBRATION))
+    wanted = [options for options in planned(model, possible, only) if options.precision in precisions]
     calibration_images(home / CALIBRATION)
     built, skipped = [], []
     new = [options for options in wanted if not (options.out / MANIFEST).is_file()]

@@ -85,8 +85,7 @@ def main(cache: Path, folder: Path) -> None:
 def measure(model: str, cache: Path, folder: Path) -> Iterator[tuple[str, Measured]]:
     """Yield a title and the per-image correctness for every aggregator and engine of a backbone."""
     plan, shown = PLANS[model], ConsoleProgress()
-    built, _ = build_all(model, folder, (), shown)
-    wide = [artifact for artifact in built if artifact.manifest.name in plan.narrow]
+    wide, _ = build_all(model, folder, plan.narrow, shown, precisions=("fp32",))
     dataset = open_dataset(f"zip:{SHARED}", cache=cache, limit=plan.images, train_limit=plan.training)
     images = choose_images(dataset, None, seed=0)
     models = group_models(wide, find_baselines(wide)[0])
