@@ -17,6 +17,7 @@ from hostile_images import segment
 from PIL import Image
 
 from mimruntime import Embedder
+from mimruntime.bench.bench import bench
 from mimruntime.cli.embed import embed_command
 from mimruntime.decode import MAX_PIXELS
 from mimruntime.engines.onnxruntime import OnnxRuntimeEngine
@@ -257,6 +258,13 @@ class TestCommand:
         assert done.exit_code == 0, done.output
         assert "decoded by the GPU 1, by the CPU 1" in done.output
         assert "decoded by" not in CliRunner().invoke(embed_command, line).output
+
+    def test_bench_measures_from_files_to_vectors_with_it(
+        self, codec: PlantedCodec, toy_artifact: Path, photo: Path
+    ) -> None:
+        report = bench(toy_artifact, ["onnxruntime"], images=[photo], decode="gpu", batches=(2,), seconds=0, pairs=1)
+        assert report.runners[0].with_decoding > 0
+        assert "decoded by the GPU 64, by the CPU 0" in report.runners[0].spent
 
 
 def test_the_planted_library_has_the_names_of_the_real_one() -> None:

@@ -18,7 +18,7 @@ from mimruntime.bench.matrix import matrix_rates
 from mimruntime.bench.measure import Figures, Peer, Ratio, flop_per_image, in_turn, measure
 from mimruntime.cpus import describe_cpu
 from mimruntime.decode import decode
-from mimruntime.embedder import Embedder
+from mimruntime.embedder import Decode, Embedder
 from mimruntime.engines import ENGINES
 from mimruntime.engines.base import Engine
 from mimruntime.engines.opening import open_for
@@ -59,6 +59,7 @@ def bench(
     provider: str | None = None,
     peers: Sequence[Peer] = (),
     images: Sequence[Path] = (),
+    decode: Decode = "threads",
     batches: Sequence[int] = (1, 2, 4, 8, 16),
     seconds: float = 2.0,
     pairs: int = 7,
@@ -73,6 +74,7 @@ def bench(
         peers: other ways to run the same weights; used only on hardware that an engine also uses.
         images: photographs, of which the first 64 readable ones are used; if empty, the artifact's synthetic reference
             images are used.
+        decode: what decodes, in the measurement with decoding; as in `Embedder.open`.
         batches: batch sizes to measure.
         seconds: time per runner and batch size.
         pairs: number of paired runs per ratio.
@@ -105,7 +107,7 @@ def bench(
         ratios = _ratios(runners, opened, pixels, pairs, ours, report)
     for figures in runners[:ours]:
         report(f"{figures.name}: decoding, cold start")
-        figures.with_decoding, figures.spent = _with_decoding(artifact.path, figures, sources, provider)
+        figures.with_decoding, figures.spent = _with_decoding(artifact.path, figures, sources, provider, decode)
         seconds_cold, peak = cold_start(artifact.path, figures.name, figures.best_batch, provider)
         figures.cold_start_s, figures.peak_mib = round(seconds_cold, 2), round(peak, 1)
     return Report(
@@ -198,10 +200,13 @@ def _ratios(
     return in_turn((best.name, opened[best.name], best.best_batch), others, pixels, pairs)
 
 
-def _with_decoding(path: Path, figures: Figures, sources: Sequence[bytes], provider: str | None) -> tuple[float, str]:
-    files = [sources[index % len(sources)] for index in range(max(_DECODED, 2 * figures.best_batch))]
-    with Embedder.open(path, engine=figures.name, provider=provider, batch_size=figures.best_batch) as embedder:
-        embedder.embed(files[: figures.best_batch])
+def _with_decoding(
+    path: Path, figures: Figures, sources: Sequence[bytes], provider: str | None, by: Decode
+) -> tuple[float, str]:
+    batch = figures.best_batch
+    files = [sources[index % len(sources)] for index in range(max(_DECODED, 2 * batch))]
+    with Embedder.open(path, engine=figures.name, provider=provider, batch_size=batch, decode=by) as embedder:
+        embedder.embed(files[:batch])
         embedder.times.clear()
         started = time.perf_counter()
         embedder.embed(files)

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING
 import click
 
 from mimruntime.cli.command import Command, gather, group, option
-from mimruntime.cli.options import COUNT, PATH, Seconds
+from mimruntime.cli.options import COUNT, DECODE, PATH, Seconds
 from mimruntime.errors import MissingExtraError
 
 if TYPE_CHECKING:
     from mimruntime.artifact import Artifact
     from mimruntime.bench.measure import Peer
+    from mimruntime.embedder import Decode
 
 OpenPeers = Callable[["Artifact", Path | None], "Sequence[Peer]"]
 """Function from an artifact and a weights file to peers: other ways to run the same weights, which need torch."""
@@ -33,6 +34,7 @@ class BenchSettings:
     peers: bool = False
     weights: Path | None = None
     images: tuple[Path, ...] = ()
+    decode: Decode = "threads"
     batches: str = "1,2,4,8,16"
     seconds: float = 2.0
     pairs: int = 7
@@ -93,6 +95,7 @@ def bench_command(open_peers: OpenPeers | None = None, compare_keeps: CompareKee
     @group(
         "Measurement",
         option("--images", multiple=True, type=PATH, help="Photographs, or folders of them.  [default: synthetic]"),
+        DECODE,
         option("--batches", default="1,2,4,8,16", show_default=True, metavar="N,…", help="Batch sizes."),
         option("--seconds", type=Seconds(min=0), default=2.0, show_default=True, help="Time for each batch size."),
         option("--pairs", type=COUNT, default=7, show_default=True, help="Paired runs for each ratio."),
@@ -150,6 +153,7 @@ def _bench(settings: BenchSettings, open_peers: OpenPeers | None) -> None:
         provider=settings.provider,
         peers=peers,
         images=find_images(settings.images) if settings.images else (),
+        decode=settings.decode,
         batches=sizes,
         seconds=settings.seconds,
         pairs=settings.pairs,

@@ -36,6 +36,16 @@ CACHE = Path("~/.cache/mimexport")
 CACHE_FOLDER = option("--cache", type=PATH, default=CACHE, show_default=True, help="Folder for vectors and thumbnails.")
 
 
+DECODE = option(
+    "--decode",
+    type=click.Choice(["threads", "gpu"]),
+    default="threads",
+    show_default=True,
+    metavar="NAME",
+    help="threads, or gpu (for JPEGs).",
+)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineOptions:
     """Options of the engine; the fields are arguments of `mimruntime.Embedder.open`.
