@@ -95,7 +95,7 @@ def _ranks(cosines: np.ndarray, matches: np.ndarray, ignored: np.ndarray | None)
         cosines[ignored] = -np.inf
     right = matches[cosines[matches] > -np.inf]
     found = cosines[right]
-    # Counting what is larger in sorted values takes a tenth of the time of sorting indices.
+    # Counting what is larger in sorted values takes a quarter of the time of sorting indices.
     ascending = np.sort(cosines)
     ranks = len(cosines) - np.searchsorted(ascending, found, "right")
     equal = len(cosines) - np.searchsorted(ascending, found, "left") - ranks

@@ -16,7 +16,7 @@ from mimeval.datasets.dataset import others_of_class
 from mimeval.errors import FeaturesError
 from mimeval.metrics import METRICS, Task, TrainingSet
 from mimeval.neighbours import nearest, similarities, unit
-from mimeval.retrieval import retrieve
+from mimeval.retrieval import _ranks, retrieve
 
 CLASSIFIERS = {"knn": knn.predict, "linear probe": linear_probe.predict, "few-shot": few_shot.predict}
 
@@ -177,6 +177,18 @@ class TestRetrieval:
             others = np.arange(len(labels)) != row
             expected = average_precision_score(labels[others] == labels[row], cosines[row, others])
             assert found.average_precision[row] == pytest.approx(expected, abs=1e-6)
+
+    @given(st.integers(2, 60), st.integers(2, 9), st.integers(0, 2**32 - 1))
+    @settings(deadline=None, max_examples=100)
+    def test_ranks_are_those_of_a_full_sort_with_equal_cosines_and_ignored_rows(
+        self, rows: int, levels: int, seed: int
+    ) -> None:
+        rng = np.random.default_rng(seed)
+        cosines = rng.integers(0, levels, rows).astype(np.float32)
+        matches, ignored = (rng.permutation(rows)[: rng.integers(0, 5)] for _ in range(2))
+        order = [row for row in np.argsort(-cosines, kind="stable") if row not in ignored]
+        expected = [rank for rank, row in enumerate(order) if row in matches]
+        assert _ranks(cosines, matches, ignored).tolist() == expected
 
     def test_recall_counts_a_match_among_the_first_k(self) -> None:
         gallery = np.array([[1, 0], [0.9, 0.1], [0.8, 0.2], [0, 1]], np.float32)
