@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from mimexport.aggregators import Aggregator
 from mimexport.backbone import Backbone
 from mimexport.blocks import take
+from mimexport.device import full_precision
 from mimexport.fitting.tokens import Array, Tokens, as_tensor
 
 _CHUNK = 512
@@ -88,6 +89,7 @@ class StoredFeatures:
         return as_tensor(part, self._device).float()  # torch widens half precision five times as fast as NumPy
 
 
+@full_precision()
 def pool(aggregator: Aggregator, tokens: Tokens, backbone: Backbone, *, final: bool) -> Tensor:
     """Return the pooled vectors (n, D') float32 of stored tokens, as the graph computes them before whitening and L2.
 
@@ -105,6 +107,7 @@ def pool(aggregator: Aggregator, tokens: Tokens, backbone: Backbone, *, final: b
     return torch.cat(parts)
 
 
+@full_precision()
 def pool_all(aggregators: Sequence[Aggregator], tokens: Tokens, backbone: Backbone) -> list[Tensor]:
     """Return the pooled vectors (n, D') of raw tokens by each aggregator; tokens are read and widened once for all."""
     for aggregator in aggregators:
