@@ -16,7 +16,7 @@ $(error CPU=$(CPU): expected plain, or nothing)
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart bench bench-gpu bench-serve bench-scale eval-engines eval-baseline eval-table known-answers test test-cpu test-scale test-slow attack gpu-test lint clean docs reference picture screenshots
+.PHONY: help install quickstart bench bench-gpu bench-keep bench-serve bench-scale eval-engines eval-baseline eval-table known-answers test test-cpu test-scale test-slow attack gpu-test lint clean docs reference picture screenshots
 
 help:  ## list the verbs
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -99,6 +99,9 @@ $(GPU_STAMP): pyproject.toml constraints.txt
 gpu-test: $(GPU_STAMP)  ## what needs an NVIDIA GPU: CUDA provider, device protocol, plans opened, parity, CUDA graphs, timing cache
 	$(GPU_BIN)/python -m pytest -m gpu -rs
 
+bench-keep: $(STAMP)  ## ViT-B/16 and ViT-L/16 (random weights) with 100, 75, 50, 25 % of the patches: images/s against operations
+	$(BIN)/python tools/bench_keep.py
+
 bench-gpu: $(GPU_STAMP)  ## ONNX Runtime on an NVIDIA GPU against torch there: ViT-B/16 (random weights) in fp16 and in fp32
 	for precision in fp16 fp32; do \
 	    test -d artifacts/bench-b16-$$precision || $(GPU_BIN)/mimexport build --model mae-b16 --agg topk --random-weights \
@@ -106,6 +109,7 @@ bench-gpu: $(GPU_STAMP)  ## ONNX Runtime on an NVIDIA GPU against torch there: V
 	    $(GPU_BIN)/mimexport compile artifacts/bench-b16-$$precision --engine onnxruntime --provider cuda || exit 1; \
 	    $(GPU_BIN)/mimexport bench artifacts/bench-b16-$$precision --engine onnxruntime --provider cuda --peers \
 	        --batches 1,8,32,128 --json reports/bench/gpu-$$precision.json || exit 1; done
+	$(GPU_BIN)/python tools/bench_keep.py --engine onnxruntime --provider cuda --precision fp16 --batches 1,128 --jobs 4
 	$(GPU_BIN)/python tools/bench_decode.py
 	$(GPU_BIN)/python tools/bench_pipeline.py artifacts/bench-b16-fp16 --images 8000 --provider cuda
 	MIMEXPORT_PROVIDER=cuda $(GPU_BIN)/python tools/bench_http.py artifacts/bench-b16-fp16 --images 4000 --provider cuda

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from mimexport.backbone import Backbone
 from mimexport.embedding_model import EmbeddingModel
 from mimexport.fitting.unlabelled import two_view_recall
 from mimexport.fitting.views import WHOLE, show
@@ -45,6 +46,7 @@ class KeepRequest:
         pairs: runs of each in turn with the full encoder.
         images: of which vectors are compared, at most `MOST_IMAGES`; none leaves that out.
         weights: the checkpoint of an artifact whose weights came from a file.
+        provider: hardware of the engines; None takes each engine's default.
 
     """
 
@@ -55,6 +57,7 @@ class KeepRequest:
     pairs: int
     images: Sequence[Path] = ()
     weights: Path | None = None
+    provider: str | None = None
 
 
 class Speed(NamedTuple):
@@ -108,7 +111,7 @@ def compare_keeps(artifact: Artifact, request: KeepRequest, report: Callable[[st
             graph = _export(model, artifact, Path(folder) / str(len(choices)))
             report(f"--keep {keep}: measuring")
             with contextlib.ExitStack() as here:
-                opened = {name: open_engine(name, graph) for name in request.engines}
+                opened = {name: open_engine(name, graph, provider=request.provider) for name in request.engines}
                 for engine in opened.values():
                     (here if full else stack).callback(engine.close)
                 full = full or opened
@@ -117,7 +120,7 @@ def compare_keeps(artifact: Artifact, request: KeepRequest, report: Callable[[st
                     for name, engine in opened.items()
                     for size in request.batches
                 }
-                choice = KeepChoice(keep, share_of_operations(model), speeds)
+                choice = KeepChoice(keep, share_of_operations(model.backbone), speeds)
                 if views:
                     whole, *two = (_embed(opened[request.engines[0]], view) for view in views)
                     expected = whole if expected is None else expected
@@ -169,26 +172,32 @@ def cheapest(choices: Sequence[KeepChoice]) -> KeepChoice | None:
 
 
 def as_lines(choices: Sequence[KeepChoice]) -> Iterator[str]:
-    """Yield a Markdown table, and the cheapest choice."""
+    """Yield a Markdown table, what it says, and the cheapest choice."""
     columns = list(choices[0].speeds)
     seen = choices[0].recall is not None
     heads = [f"{engine}, batch {batch}" for engine, batch in columns]
     heads += ["two views find each other", "10 nearest kept"] if seen else []
-    yield f"| --keep | operations | {' | '.join(heads)} |"
+    yield f"| {' | '.join(['--keep', 'operations', *heads])} |"
     yield "|---" * (len(heads) + 2) + "|"
     for one in choices:
-        cells = [f"{one.speeds[key].images_per_second:,.0f}/s, {one.speeds[key].ratio:.2f} ×" for key in columns]
+        cells = [speed_text(one.speeds[key], one.operations) for key in columns]
         if one.recall is not None and one.neighbours is not None:
             cells += [f"{100 * one.recall:.1f} %", f"{100 * one.neighbours:.1f} %"]
-        yield f"| {one.keep} | {1 / one.operations:.2f} × fewer | {' | '.join(cells)} |"
+        yield f"| {' | '.join([one.keep, f'{1 / one.operations:.2f} × fewer', *cells])} |"
+    if columns:
+        yield "images/s, × those of everything, and in brackets that ratio divided by the ratio of operations"
     best = cheapest(choices)
     if best is not None:
         yield f"the cheapest whose two views find each other {100 * ENOUGH:.0f} % as often as with everything: --keep {best.keep}"
 
 
-def share_of_operations(model: EmbeddingModel) -> float:
-    """Return about the share of the full encoder's operations that the blocks of `model` need."""
-    backbone = model.backbone
+def speed_text(speed: Speed, operations: float) -> str:
+    """Return a speed for people: images/s, ratio to everything, and that ratio divided by the ratio of operations."""
+    return f"{speed.images_per_second:,.0f}/s, {speed.ratio:.2f} × ({speed.ratio * operations:.2f})"
+
+
+def share_of_operations(backbone: Backbone) -> float:
+    """Return about the share of the full encoder's operations that the blocks of `backbone` need."""
     shape, keep = backbone.shape, backbone.keep
     whole = shape.grid[0] * shape.grid[1]
     counts, left = [], whole

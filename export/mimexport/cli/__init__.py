@@ -42,6 +42,7 @@ def _compare_keeps(artifact: Artifact, settings: BenchSettings, engines: Sequenc
         pairs=settings.pairs,
         images=find_images(settings.images) if settings.images else (),
         weights=settings.weights,
+        provider=settings.provider,
     )
     return as_lines(compare_keeps(artifact, request, show_step))
 

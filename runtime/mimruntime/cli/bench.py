@@ -120,8 +120,8 @@ def _compare(settings: BenchSettings, compare_keeps: CompareKeeps | None) -> Non
     """Print what fewer patches would give."""
     from mimruntime.artifact import Artifact
 
-    if settings.peers or settings.json_file or settings.plot_file or settings.provider:
-        raise click.UsageError("--keep prints a table of its own; leave out --peers, --json, --plot and --provider")
+    if settings.peers or settings.json_file or settings.plot_file:
+        raise click.UsageError("--keep prints a table of its own; leave out --peers, --json and --plot")
     if compare_keeps is None:
         raise MissingExtraError("--keep", extra="export")
     engines = ("onnxruntime", "openvino") if "all" in settings.engines else settings.engines
