@@ -79,7 +79,7 @@ def build(
         keep: how many patches stay in the encoder: a share "50%", a count "49", or a schedule "75%@0,50%@6", which drops
             patches before block 0 and before block 6. None keeps all.
         keep_by: the rule that chooses them: "center-checkerboard" (default), "center", "checkerboard", "norm",
-            "center-norm" or "contrast".
+            "center-norm", "contrast" or "similarity".
         report: called with one line at the start of each step.
 
     Returns:

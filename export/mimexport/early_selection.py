@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from mimexport.blocks import take
 from mimexport.families import Shape
 from mimexport.grid import center_order, closeness_to_center
-from mimexport.keep import FIXED, PIXELS
+from mimexport.keep import FIXED, PIXELS, SIMILARITY
 from mimruntime.manifest import Keep
 
 _TIE = 0.01
@@ -22,6 +22,9 @@ _TIE = 0.01
 each engine would choose among them in its own way."""
 _BLANK = 1e-4
 """Variance of normalised pixels, about half a grey level squared; patches far below it score the same."""
+
+_ALIKE, _SHORT = 1e-4, 1e-12
+"""Distance 1 − cosine far below which tokens score the same, and the smallest product of lengths that divides."""
 
 
 class Encoded(NamedTuple):
@@ -57,6 +60,7 @@ class EarlySelection(nn.Module):
         super().__init__()
         self.fixed = keep.by in FIXED
         self._by_pixels = keep.by == PIXELS
+        self._by_similarity = keep.by == SIMILARITY
         self._counts = {stage.block: stage.patches for stage in keep.stages}
         self._prefix = shape.prefix
         self.register_buffer("positions", positions, persistent=False)
@@ -136,12 +140,22 @@ class EarlySelection(nn.Module):
             return getattr(self, f"chosen{block}"), getattr(self, f"kept{block}")
         kept = entering.kept
         if scores is None:
-            energy = entering.tokens[:, self._prefix :].float().square().sum(-1)
-            scores = energy * (self._weights if kept is None else self._weights[kept])
+            scores = self._score_tokens(entering.tokens[:, self._prefix :].float(), kept)
         elif kept is not None:
             scores = scores.gather(1, kept)
         chosen = self._best(scores, self._counts[block])
         return chosen, chosen if kept is None else kept.gather(1, chosen)
+
+    def _score_tokens(self, tokens: Tensor, kept: Tensor | None) -> Tensor:
+        """Return the score (B, n) of patch tokens (B, n, D) in float32, at their places `kept` in the grid."""
+        energy = tokens.square().sum(-1)
+        if self._by_similarity:
+            mean = tokens.mean(1, keepdim=True)
+            lengths = (energy * mean.square().sum(-1)).sqrt().clamp_min(_SHORT)
+            worth = 1 - (tokens * mean).sum(-1) / lengths + _ALIKE
+        else:
+            worth = energy
+        return worth * (self._weights if kept is None else self._weights[kept])
 
     @staticmethod
     def _best(scores: Tensor, count: int) -> Tensor:

@@ -21,10 +21,11 @@ FIXED: dict[str, Callable[[tuple[int, int]], Tensor]] = {
 }
 """Rules that are the same for every image: the order (N,) of a grid's patches, of which the first stay."""
 
-PIXELS = "contrast"
-BY_CONTENT = ("norm", "center-norm", PIXELS)
+PIXELS, SIMILARITY = "contrast", "similarity"
+BY_CONTENT = ("norm", "center-norm", PIXELS, SIMILARITY)
 """Rules that look at the image. norm: length of the token that enters the block; center-norm: the same times the patch's
-closeness to the centre; contrast: variance of the patch's pixels."""
+closeness to the centre; contrast: variance of the patch's pixels; similarity: the patches whose tokens are least similar to
+the mean of all that are left."""
 
 DEFAULT_RULE = "center-checkerboard"
 """Ahead of the others on two backbones: docs/results/early-selection.md."""

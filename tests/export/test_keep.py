@@ -30,7 +30,7 @@ from mimruntime.selection import select, write
 pytestmark = pytest.mark.usefixtures("small_alias")
 
 EXACT = {"atol": 2e-5, "rtol": 2e-5}
-MORE = ("center", "center-checkerboard", "center-norm", "contrast")
+MORE = ("center", "center-checkerboard", "center-norm", "contrast", "similarity")
 SCHEDULES = ("50%", "75%@0,50%@1,25%@2")
 DROPPING = [name for name in SMALL_MODELS if name != "hiera"]
 
@@ -44,7 +44,7 @@ def features_of(backbone, images):
     return ComputedFeatures(backbone, encoded.tokens, None, encoded.kept)
 
 
-def expected_scores(by, grid, images, tokens):
+def expected_scores(by, grid, images, tokens, left):
     """The rules once more, patch by patch."""
     rows, columns = grid
     scores = torch.zeros(tokens.shape[:2])
@@ -56,6 +56,9 @@ def expected_scores(by, grid, images, tokens):
         if by == "contrast":
             r, c = 8 * spot
             worth = images[:, :, r : r + 8, c : c + 8].var((2, 3), correction=0).mean(1) + 1e-4
+        elif by == "similarity":
+            mean = torch.stack([some[mine].mean(0) for some, mine in zip(tokens, left, strict=True)])
+            worth = 1 - torch.cosine_similarity(tokens[:, place], mean) + 1e-4
         else:
             worth = tokens[:, place].norm(dim=-1) ** 2 * (max(near, 1e-6) ** 2 if by == "center-norm" else 1)
         scores[:, place] = worth * (1 - 0.01 * order.index(place) / len(order))
@@ -73,9 +76,9 @@ def chooser(keep, by, grid, images):
         if by in FIXED:
             scores = -FIXED[by](grid).argsort().expand(len(left), -1).double()
         elif by == "contrast":
-            scores = first.setdefault("scores", expected_scores(by, grid, images, tokens))
+            scores = first.setdefault("scores", expected_scores(by, grid, images, tokens, left))
         else:
-            scores = expected_scores(by, grid, images, tokens)
+            scores = expected_scores(by, grid, images, tokens, left)
         best = scores.masked_fill(~left, -torch.inf).topk(counts[block], dim=1).indices
         return torch.zeros_like(left).scatter(1, best, True)
 
@@ -86,11 +89,7 @@ def chooser(keep, by, grid, images):
 @pytest.mark.parametrize(
     ("name", "by"),
     [(name, by) for name in DROPPING for by in ("checkerboard", "norm")]
-    + [
-        (name, by)
-        for name in ("vit", "eva like dinov3", "beit")
-        for by in ("center", "center-checkerboard", "center-norm", "contrast")
-    ],
+    + [(name, by) for name in ("vit", "eva like dinov3", "beit") for by in MORE],
 )
 def test_the_kept_tokens_are_timms_where_nobody_sees_the_others(name, by, keep):
     model, plain = make_small(name), make_small(name)
@@ -219,7 +218,7 @@ def embedder(name, keep, by):
     return EmbeddingModel(backbone, aggregator, "raw", *[(0.5, 0.5, 0.5)] * 2, with_selection=True).eval()
 
 
-@pytest.mark.parametrize(("name", "by"), [("eva like dinov3", "contrast"), ("beit with both biases", "norm")])
+@pytest.mark.parametrize(("name", "by"), [("eva like dinov3", "contrast"), ("beit with both biases", "similarity")])
 def test_engines_choose_what_torch_chooses(name, by, tmp_path):
     model = embedder(name, "75%@0,50%@1", by)
     export_graph(model, tmp_path, 32)
