@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -224,6 +225,8 @@ def test_from_images_to_a_head_to_an_artifact(data, tmp_path):
     assert "k-NN" in fitted.stdout
     assert "linear probe" in fitted.stdout
     assert "recall@1 between two views of an image:" in fitted.stdout
+    assert re.search(r"^\| 50% \| [\d.]+ × fewer \| [\d.]+ % \| [\d.]+ % \|$", fitted.stdout, re.MULTILINE)
+    assert "as often as with everything: --keep " in fitted.stdout
     built = mimexport("build", *common, "--head", "h.safetensors", "--whiten", "32", "--out", "a", cwd=tmp_path)
     assert built.returncode == 0, built.stderr
     inspected = json.loads(mimexport("inspect", "a", "--json", cwd=tmp_path).stdout)

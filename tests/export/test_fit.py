@@ -19,6 +19,7 @@ from mimexport.embedding_model import embed_with_torch
 from mimexport.errors import FitError, HeadError
 from mimexport.features import ComputedFeatures
 from mimexport.fitting import tokens as token_module
+from mimexport.fitting.fewer_patches import backbone_keeping, compare_on_views, compared_images
 from mimexport.fitting.fitter import FitOptions, Fitter
 from mimexport.fitting.labelled import _Trainer, train
 from mimexport.fitting.ranking import Candidate, best_learned, explain_choice
@@ -29,6 +30,7 @@ from mimexport.fitting.views import WHOLE, show
 from mimexport.heads import load_head, save_head
 from mimexport.norms import NormChoice
 from mimexport.options import BuildOptions
+from mimexport.precision_loss import neighbour_overlap
 from mimexport.preprocessing import preprocess_of
 from mimexport.weights import load_model
 from mimruntime.errors import ImageError, OptionError, OutputError
@@ -191,6 +193,30 @@ def test_stored_tokens_pool_to_what_the_network_gives(tmp_path, pictures, keep):
                 expected = aggregator(features).vector
             got = pool(aggregator, tokens, fitter.backbone, final=final)
             torch.testing.assert_close(got, expected, atol=4e-3, rtol=4e-3)
+
+
+def test_fewer_patches_are_compared_by_what_a_build_with_them_would_give(tmp_path, pictures):
+    """Vectors of the graph's own network, of the same two views, with the head's scorer and whitening."""
+    fitter = Fitter(options(tmp_path, pictures, labels=None, agg="topk", agg_options={"score": "norm", "k": "50%"}))
+    head = fitter.fit()
+    whole, some = compare_on_views(fitter, head, ["75%@0,50%@1"])
+    count = compared_images(fitter)
+    assert count == 50
+    assert (whole.keep, whole.operations, whole.neighbours) == ("100%", 1, 1)
+    views = [
+        np.stack([show(pictures[0][i], i, view, 0, preprocess_of(fitter.loaded.config)) for i in range(count)])
+        for view in (0, 1)
+    ]
+    for choice, backbone in ((whole, fitter.backbone), (some, backbone_keeping(fitter, some.keep))):
+        theirs = replace(head, keep=backbone.keep, params={**head.params, "k": backbone.shape.patches // 2})
+        asked = BuildOptions(model="small", agg="topk", out=tmp_path, random_seed=0, head=theirs, whiten=0)
+        network, _ = compose(load_model("small", random_seed=0), asked)
+        vectors = [torch.from_numpy(embed_with_torch(network, view)) for view in views]
+        full = vectors[0] if choice is whole else full
+        assert choice.recall == pytest.approx(two_view_recall(*vectors), abs=1.1 / count)  # stored in half precision
+        assert choice.neighbours == pytest.approx(neighbour_overlap(vectors[0].numpy(), full.numpy()), abs=0.01)
+    assert 0 < some.neighbours < 1
+    assert some.operations < 0.75
 
 
 def test_a_head_fits_encoders_that_keep_what_it_was_fitted_on(tmp_path, pictures):

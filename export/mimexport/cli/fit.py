@@ -13,7 +13,7 @@ from mimeval.cli.progress import ConsoleProgress
 from mimexport.cli.common import BUILDING, KEEP, KEEP_BY, BackboneOptions, backbone_options, step_text
 from mimruntime.cli.command import Command, gather, group, option
 from mimruntime.cli.options import COUNT, PATH
-from mimruntime.errors import needs
+from mimruntime.errors import OptionError, needs
 
 if TYPE_CHECKING:
     from mimeval.statistics import Interval
@@ -132,6 +132,8 @@ def fit_command(settings: FitSettings, backbone: BackboneOptions) -> None:
         click.echo(f"topk --score {score} --k {k}: recall@1 between two views of an image: {100 * recall:.1f} %")
     if "choice" in head.figures:
         click.echo(f"chosen: {head.figures['choice']}")
+    if settings.unlabelled and settings.keep is None:
+        _print_fewer_patches(fitter, head)
     if judged:
         head = replace(head, figures=head.figures | _judge(fitter, head, judged))
         save_head(head, settings.out)
@@ -146,6 +148,22 @@ def _judge(fitter: Fitter, head: Head, sets: tuple[ImageSet, ImageSet]) -> dict[
 
     with accelerated(products_on(fitter.backbone.device)):
         return _held_out_figures(fitter, head, sets)
+
+
+def _print_fewer_patches(fitter: Fitter, head: Head) -> None:
+    """Print what the head's vectors lose with fewer patches in the encoder, and the cheapest choice that keeps enough."""
+    from mimexport.fitting.fewer_patches import compare_on_views, compared_images
+    from mimexport.keep_choices import as_lines
+
+    try:
+        choices = compare_on_views(fitter, head)
+    except OptionError as error:
+        click.echo(f"fewer patches: {error}")
+        return
+    click.echo(f"fewer patches in the encoder, two views of {compared_images(fitter):,} images, this head as it is:")
+    for line in as_lines(choices):
+        click.echo(line)
+    click.echo("fit again with that --keep to deploy it; mimexport bench ARTIFACT --keep adds images/s")
 
 
 def _held_out_figures(fitter: Fitter, head: Head, sets: tuple[ImageSet, ImageSet]) -> dict[str, Any]:

@@ -89,6 +89,9 @@ class Fitter:
         options: what to fit.
         report: called with one line per step.
         progress: called with a name, the number of images done and the total.
+
+    Attributes:
+        two_view: images of which two random views are taken.
     """
 
     def __init__(
@@ -110,11 +113,13 @@ class Fitter:
         self.backbone = Backbone(self.loaded.model, keep_in(self.loaded.model, options.keep, options.keep_by)).to(
             device
         )
-        preprocess = preprocess_of(self.loaded.config)
-        self._store = TokenStore(self.loaded, self.backbone, preprocess, options.cache, report)
+        self._store = self._store_of(self.backbone)
         chosen = np.random.default_rng(options.seed).permutation(len(options.images))[:TWO_VIEW_IMAGES]
         drawn = LazySources(np.sort(chosen).tolist(), options.images.__getitem__)
-        self._two_view = drawn if options.two_view is None else options.two_view
+        self.two_view = drawn if options.two_view is None else options.two_view
+
+    def _store_of(self, backbone: Backbone) -> TokenStore:
+        return TokenStore(self.loaded, backbone, preprocess_of(self.loaded.config), self.options.cache, self.report)
 
     def tokens(self, images: Sequence[Source], digest: str, name: str) -> Tokens:
         """Return the tokens of whole images; compute those not stored yet."""
@@ -122,13 +127,21 @@ class Fitter:
         found = self._store.tokens(images, digest, view=WHOLE, progress=lambda *done: self._progress(name, *done))
         return found.near(self.backbone.device)
 
-    def views(self) -> tuple[Tokens, Tokens]:
-        """Return the tokens of two random views of up to `TWO_VIEW_IMAGES` training images."""
-        self.report(f"tokens of two random views of {len(self._two_view)} images")
+    def views(self, count: int | None = None, backbone: Backbone | None = None) -> tuple[Tokens, Tokens]:
+        """Return the tokens of two random views of the images in `two_view`.
+
+        Args:
+            count: only of so many of them; None takes all.
+            backbone: computes them; None takes the fitter's.
+        """
+        images = self.two_view[:count]
+        kept = f", {backbone.keep}" if backbone and backbone.keep else ""
+        self.report(f"tokens of two random views of {len(images)} images{kept}")
+        store = self._store if backbone is None else self._store_of(backbone)
         digest = f"{self.options.digest}/views"
         first, second = (
-            self._store.tokens(
-                self._two_view,
+            store.tokens(
+                images,
                 digest,
                 view=view,
                 seed=self.options.seed,
@@ -198,7 +211,7 @@ class Fitter:
             backbone_sha256=self.loaded.sha256,
             tensors={name: tensor.cpu() for name, tensor in aggregator.state_dict().items()},
             whitening=whitening,
-            recipe=recipe | {"whitening": f"two views of {len(self._two_view)} images, shrinkage {SHRINKAGE}"},
+            recipe=recipe | {"whitening": f"two views of {len(self.two_view)} images, shrinkage {SHRINKAGE}"},
             figures=figures | recall,
             keep=self.backbone.keep,
         )
