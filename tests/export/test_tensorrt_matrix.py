@@ -99,7 +99,8 @@ def test_every_aggregator_builds(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_an_encoder_that_drops_patches_builds(tmp_path):
+@pytest.mark.parametrize("precision", DTYPES)
+def test_an_encoder_that_drops_patches_builds(precision, tmp_path):
     """Tables of positions are gathered for each image, scores are in float32 in an encoder of 16 bits.
 
     Two such engines differ in some bytes (TensorRT-RTX 1.7), unlike those of every whole encoder.
@@ -107,9 +108,9 @@ def test_an_encoder_that_drops_patches_builds(tmp_path):
     backbone = Backbone(make_small("eva like dinov3"), resolve_keep("75%@0,50%@1", "norm", 16, 3))
     aggregator = make_aggregator("topk", backbone.shape, {})
     model = EmbeddingModel(backbone, aggregator, "raw", *[(0.5, 0.5, 0.5)] * 2, with_selection=True).eval()
-    model.set_precision("fp16")
+    model.set_precision(precision)
     export_graph(model, tmp_path, 32)
-    assert build_once(tmp_path / FILE, "fp16")
+    assert build_once(tmp_path / FILE, precision)
 
 
 @pytest.mark.slow
