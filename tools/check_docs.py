@@ -108,7 +108,7 @@ def tables() -> dict[Path, tuple[str, str]]:
     """Return the complete text of each file with tables from stored results, and the tool that writes it."""
     results = ROOT / "docs" / "results"
     found = {path: (text, "aggregator_tables") for path, text in aggregator_tables.written(results).items()}
-    return found | {results / frontier_page.PAGE: (frontier_page.written(results), "frontier")}
+    return found | {results / frontier_page.PAGE: (frontier_page.written(results), "frontier_page")}
 
 
 def stale_tables(files: dict[Path, tuple[str, str]]) -> Iterator[str]:

@@ -1,17 +1,19 @@
-"""The rows of `frontier.py`: the number of patches, the rule, the size of the image, and the aggregator."""
+"""The rows of `frontier.py`: what enters the encoder, by which rule, and the aggregator."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Literal
 
-from token_merging import MergingModel
-
-from mimexport.embedding_model import EmbeddingModel
 from mimexport.keep import resolve_keep
+from mimruntime.manifest import TokenNorm
 
-Group = Literal["everything", "smaller image", "fixed rule", "by content", "merging", "smaller image, fixed rule"]
+Group = Literal[
+    "[cls]", "everything", "smaller image", "fixed rule", "by content", "learned", "merging", "smaller image, fixed rule"
+]  # fmt: skip
+LEARNED = ("learned removal", "learned halves", "learned places")
+"""Rules of `learned_rule.py`."""
 
 
 @dataclass(frozen=True)
@@ -21,9 +23,10 @@ class Row:
     Attributes:
         group: the group, which sets the colour in the plot.
         keep: as `--keep` of `build`; None keeps all patches.
-        by: as `--keep-by` of `build`.
+        by: as `--keep-by` of `build`, or a name in `LEARNED`.
         size: edge of the image in px; None takes that of the backbone.
         agg: aggregator; for merged patches "topk" means their mean weighted by size.
+        norm: token norm.
         merge: number of pairs that are merged in each block; () merges none.
 
     """
@@ -33,14 +36,17 @@ class Row:
     by: str | None = None
     size: int | None = None
     agg: str = "topk"
+    norm: TokenNorm = "raw"
     merge: tuple[int, ...] = ()
 
     @property
     def title(self) -> str:
         """The options of the row, as a user would type them."""
+        if self.agg == "cls":
+            return f"[cls], {self.norm}"
         options = [f"--image-size {self.size}"] if self.size else []
         options += [f"--keep {self.keep}"] if self.keep else []
-        options += [f"--keep-by {self.by}"] if self.by else []
+        options += [f"--keep-by {self.by.replace(' ', '-')}"] if self.by else []
         options += [f"--agg {self.agg}"] if self.agg != "topk" else []
         runs = [f"{len(list(run))} × {pairs}" for pairs, run in groupby(self.merge)]
         return (
@@ -50,12 +56,22 @@ class Row:
 
     @property
     def folder(self) -> str:
-        """Name of the folder of its artifact."""
+        """Name of the folder of its graph."""
         return "".join(sign if sign.isalnum() else "-" for sign in self.title)
+
+    @property
+    def encoder(self) -> Row:
+        """The row of the same encoder with the default aggregator."""
+        return replace(self, group="everything", agg="topk", norm="raw")
+
+    @property
+    def timed(self) -> Row:
+        """The row whose speed this one has: a learned rule costs what `norm` costs."""
+        return replace(self, group="by content", by="norm") if self.by in LEARNED else self
 
     def tokens(self, patches: int, depth: int) -> list[int]:
         """Return the number of patches that enter each block."""
-        keep = resolve_keep(self.keep, self.by, patches, depth)
+        keep = resolve_keep(self.keep, self.timed.by, patches, depth)
         counts, left = [], patches
         for block in range(depth):
             left = next((stage.patches for stage in keep.stages if stage.block == block), left) if keep else left
@@ -63,32 +79,29 @@ class Row:
             left -= self.merge[block] if self.merge else 0
         return counts
 
-    def merging(self, model: EmbeddingModel) -> MergingModel:
-        """Return the network of merged patches."""
-        return MergingModel(model, self.merge, centered=self.agg == "center-weighted")
-
 
 _SOME = "center-checkerboard"
 FULL = Row("everything")
+CLS = (Row("[cls]", agg="cls", norm="raw"), Row("[cls]", agg="cls", norm="final"))
 ROWS = (
+    *CLS,
     FULL,
     Row("everything", agg="center-weighted"),
     *(Row("smaller image", size=size) for size in (56, 48, 40)),
     Row("smaller image", size=48, agg="center-weighted"),
-    *(Row("fixed rule", share, _SOME) for share in ("75%", "65%", "50%")),
-    *(Row("fixed rule", share, _SOME, agg="center-weighted") for share in ("75%", "65%", "50%", "37.5%", "25%")),
-    Row("fixed rule", "65%", "center"),
-    Row("fixed rule", "50%", "checkerboard", agg="center-weighted"),
-    Row("fixed rule", "50%", "center"),
+    *(Row("fixed rule", share, _SOME) for share in ("75%", "65%", "50%", "37.5%", "25%")),
+    *(Row("fixed rule", share, _SOME, agg="center-weighted") for share in ("75%", "65%", "50%")),
+    *(Row("fixed rule", share, "center") for share in ("65%", "50%")),
     Row("fixed rule", "50%", "checkerboard"),
-    Row("fixed rule", "75%@0,50%@6", _SOME, agg="center-weighted"),
-    Row("by content", "50%", "contrast"),
-    Row("by content", "50%", "norm"),
-    Row("by content", "65%", "center-norm"),
-    Row("by content", "50%@4", "center-norm"),
-    Row("by content", "50%@4", "norm"),
+    Row("fixed rule", "50%", "checkerboard", agg="center-weighted"),
+    Row("fixed rule", "75%@0,50%@6", _SOME),
+    *(Row("by content", "50%", by) for by in ("contrast", "norm", "center-norm", "similarity")),
+    *(Row("by content", "50%@4", by) for by in ("norm", "center-norm", "similarity")),
     Row("by content", "75%@2,50%@6", "center-norm"),
-    Row("smaller image, fixed rule", "65%", "checkerboard", size=56),
-    Row("smaller image, fixed rule", "65%", "checkerboard", size=56, agg="center-weighted"),
+    *(Row("learned", "50%", by) for by in LEARNED),
     *(Row("merging", agg=agg, merge=(*[r] * 11, 0)) for r in (4, 5) for agg in ("topk", "center-weighted")),
+    Row("smaller image, fixed rule", "75%", _SOME, size=56),
+    Row("smaller image, fixed rule", "65%", _SOME, size=56),
+    Row("smaller image, fixed rule", "65%", _SOME, size=56, agg="center-weighted"),
+    Row("smaller image, fixed rule", "75%", _SOME, size=48),
 )

@@ -49,15 +49,23 @@ class MergingModel(EmbeddingModel):
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, ...]:
         """Return (embedding,)."""
+        return (self.pool(self.merged(pixels), centered=self.centered),)
+
+    def merged(self, pixels: Tensor) -> Merged:
+        """Return the tokens that leave the last block."""
         patches = (self.backbone.patchify(pixels.float()) - self.mean) / self.std
         tokens = self.backbone._embed(patches.to(self.dtype))
         one = torch.ones_like(tokens[..., 0], dtype=torch.float32)
         state = Merged(tokens, one, one * self.near)
         for block, pairs in zip((*self.backbone.blocks, self.backbone.last_block), self.merge, strict=True):
             state = run_block(block, state, pairs)
-        shares = state.size * state.near if self.centered else state.size
+        return state
+
+    def pool(self, state: Merged, *, centered: bool) -> Tensor:
+        """Return the unit vectors (B, D) of merged tokens, weighted by size and, if asked, closeness to the centre."""
+        shares = state.size * state.near if centered else state.size
         vector = (state.tokens[:, 1:].float() * shares[:, 1:, None]).sum(1)
-        return (vector / vector.square().sum(-1, keepdim=True).sqrt().clamp_min(1e-6),)
+        return vector / vector.square().sum(-1, keepdim=True).sqrt().clamp_min(1e-6)
 
 
 def run_block(block: OpenBlock, state: Merged, pairs: int) -> Merged:
@@ -91,7 +99,9 @@ def merge_pairs(state: Merged, keys: Tensor, pairs: int) -> Merged:
     closest = torch.cat([torch.full_like(closest[:, :1], -2), closest[:, 1:]], 1)
     order = closest.topk(closest.shape[1], dim=1).indices
     merged, left = order[:, :pairs], order[:, pairs:].sort(1).values
-    target = (partner.gather(1, merged)[:, None] == torch.arange(keys.shape[1] // 2)[None, :, None]).float()
+    target = (
+        partner.gather(1, merged)[:, None] == torch.arange(keys.shape[1] // 2, device=keys.device)[None, :, None]
+    ).float()
 
     def together(weighted: Tensor) -> Tensor:
         return torch.cat([take(weighted[:, ::2], left), weighted[:, 1::2] + target @ take(weighted[:, ::2], merged)], 1)

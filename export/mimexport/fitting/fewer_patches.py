@@ -76,7 +76,7 @@ def backbone_keeping(fitter: Fitter, keep: str) -> Backbone:
 def _vectors(head: Head, tokens: Tokens, backbone: Backbone) -> Tensor:
     """Return a head's unit vectors (n, D') of stored tokens; a count of patches becomes a share of what is left."""
     whole = head.grid[0] * head.grid[1]
-    params = {name: f"{100 * value / whole}%" if name == "k" else value for name, value in head.params.items()}
+    params = {name: f"{100 * int(value) / whole}%" if name == "k" else value for name, value in head.params.items()}
     aggregator = make_aggregator(head.agg, backbone.shape, params)
     aggregator.load_state_dict(head.tensors)
     pooled = pool(aggregator.eval(), tokens, backbone, final=head.token_norm == "final")
