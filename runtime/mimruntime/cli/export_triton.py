@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from mimruntime.cli.command import Command, group, option
-from mimruntime.cli.options import COUNT, PATH, Number
+from mimruntime.cli.options import COUNT, DECODE, PATH, Number
+
+if TYPE_CHECKING:
+    from mimruntime.embedder import Decode
 
 
 @click.command(
@@ -28,6 +32,7 @@ from mimruntime.cli.options import COUNT, PATH, Number
     option("--instances", default=1, show_default=True, type=COUNT, help="Copies of the graph, per GPU."),
     option("--max-batch", default=8, show_default=True, type=COUNT, help="Largest batch."),
     option("--gpu", "gpus", multiple=True, type=Number(min=0), help="Id of a GPU; may be repeated.  [default: CPU]"),
+    DECODE,
 )
 @group(
     "Output",
@@ -42,6 +47,7 @@ def export_triton_command(
     instances: int,
     max_batch: int,
     gpus: tuple[int, ...],
+    decode: Decode,
     storage_uri: str | None,
     force: bool,
 ) -> None:
@@ -57,7 +63,7 @@ def export_triton_command(
     written = export(
         Artifact.open(artifact),
         repository,
-        Options(instances=instances, max_batch=max_batch, gpus=gpus),
+        Options(instances=instances, max_batch=max_batch, gpus=gpus, decode=decode),
         engine=engine,
         ensemble=ensemble,
         storage_uri=storage_uri,

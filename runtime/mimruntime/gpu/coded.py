@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 
 from mimruntime.decode import OpenedImage, Source, open_image
 from mimruntime.decoding.budget import MemoryBudget
+from mimruntime.decoding.formats import FORMATS
 from mimruntime.gpu.plan import Plan, plan_resize
 from mimruntime.manifest import Preprocess
 from mimruntime.preparation import memory_for
@@ -39,7 +41,13 @@ class CodedJpeg:
 
 
 def read_for_gpu(
-    source: Source, spec: Preprocess, budget: MemoryBudget, most_bytes: int, *, out: np.ndarray
+    source: Source,
+    spec: Preprocess,
+    budget: MemoryBudget,
+    most_bytes: int,
+    *,
+    formats: Iterable[str] = FORMATS,
+    out: np.ndarray,
 ) -> CodedJpeg | None:
     """Read an image for the GPU; if it is none for the GPU, decode it as `mimruntime.preparation.prepare` does.
 
@@ -50,6 +58,7 @@ def read_for_gpu(
         spec: the manifest's `preprocess`.
         budget: the budget of the decoding threads.
         most_bytes: largest file for the GPU, since files wait in memory until their batch is complete.
+        formats: allowed names of `mimruntime.decoding.formats.FORMATS`.
         out: the array for the pixels of an image that the CPU decodes, uint8 (size, size, 3).
 
     Returns:
@@ -59,7 +68,7 @@ def read_for_gpu(
         ImageError, OptionError: as `mimruntime.preparation.prepare`, whichever way an image takes.
 
     """
-    with open_image(source) as opened:
+    with open_image(source, formats=formats) as opened:
         memory = memory_for(opened, spec)
         budget.check(memory)
         data = _for_gpu(opened, most_bytes)

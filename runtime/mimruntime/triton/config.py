@@ -10,6 +10,7 @@ from typing import Any
 
 import msgspec
 
+from mimruntime.embedder import Decode
 from mimruntime.manifest import Manifest, Port
 from mimruntime.triton.pbtxt import Word
 from mimruntime.triton.served_graph import GraphFile
@@ -29,12 +30,14 @@ class Options:
         instances: number of copies of the graph, per GPU if there are GPUs.
         max_batch: largest batch.
         gpus: ids of the GPUs; empty means the CPU.
+        decode: what the preprocessing step decodes with, as in `mimruntime.Embedder.open`.
 
     """
 
     instances: int
     max_batch: int
     gpus: tuple[int, ...] = ()
+    decode: Decode = "threads"
 
 
 def names(manifest: Manifest) -> dict[str, str]:
@@ -66,11 +69,13 @@ def preprocess_config(manifest: Manifest, options: Options) -> dict[str, Any]:
         "name": names(manifest)["preprocess"],
         "backend": "python",
         **common,
-        "parameters": [*common["parameters"], _parameter("preprocess", spec)],
+        "parameters": [*common["parameters"], _parameter("preprocess", spec), _parameter("decode", options.decode)],
         "input": _image_input(),
         "output": [_port(manifest.graph.inputs[0])],
         "dynamic_batching": _batching(options.max_batch),
-        "instance_group": _instances(options.instances * _DECODERS * max(1, len(options.gpus)), ()),
+        "instance_group": _instances(options.instances, options.gpus)
+        if options.decode == "gpu"
+        else _instances(options.instances * _DECODERS * max(1, len(options.gpus)), ()),
     }
 
 

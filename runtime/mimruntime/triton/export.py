@@ -46,7 +46,8 @@ def export(
         force: replace models of the same name.
 
     Raises:
-        OptionError: the plan does not support the batch or needs a GPU, or the backend does not support the precision.
+        OptionError: the plan does not support the batch or needs a GPU, the backend does not support the precision, or there
+            is no GPU or no ensemble to decode for.
         OutputError: a model exists, an existing ensemble would not fit, or the folder is not writable.
         EngineError, UnknownNameError: see `graph_file`.
 
@@ -54,6 +55,8 @@ def export(
     manifest, called = artifact.manifest, names(artifact.manifest)
     file = graph_file(artifact, engine)
     _check_runs(file, manifest.graph.precision, options)
+    if options.decode == "gpu" and not (ensemble and options.gpus == (0,)):
+        raise OptionError("--decode gpu is for the preprocessing step, on one GPU: add --ensemble --gpu 0")
 
     def graph(folder: Path) -> None:
         _write_config(folder, text(graph_config(manifest, file, options)))

@@ -17,6 +17,7 @@ import pytest
 import yaml
 from click.testing import CliRunner
 from google.protobuf import json_format, text_format
+from host_gpu import plant
 from tritonclient.grpc import model_config_pb2
 
 from mimruntime import Embedder
@@ -24,6 +25,7 @@ from mimruntime.artifact import Artifact
 from mimruntime.cli.export_triton import export_triton_command as export_triton
 from mimruntime.engines.record import BatchProfile, EngineRecord, FileSeal, encode
 from mimruntime.errors import EngineError, MimError, OptionError, OutputError
+from mimruntime.triton import model as preprocessing
 from mimruntime.triton import pbtxt
 from mimruntime.triton.config import Options
 from mimruntime.triton.export import export
@@ -136,6 +138,38 @@ def test_the_ensemble_takes_files_and_gives_the_embedder_s_vectors(
     assert "is not an image" in answers[1].error
     with Embedder.open(toy_artifact) as embedder:
         assert np.array_equal(embedder.run(tensor.array), embedder.embed(photos))
+
+
+def test_the_step_decodes_on_a_gpu_where_it_is_told_to(
+    toy_artifact: Path, photo: Path, photos: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    codec, devices = plant(monkeypatch)
+    export(Artifact.open(toy_artifact), tmp_path, Options(1, 8, (0,), "gpu"), ensemble=True)
+    step = parsed(tmp_path / "toy-preprocess")
+    assert [(group.count, list(group.gpus)) for group in step.instance_group] == [(1, [0])]
+    monkeypatch.setitem(sys.modules, "triton_python_backend_utils", FakeTriton("triton_python_backend_utils"))
+    model = preprocessing.TritonPythonModel()
+    model.initialize({"model_config": json_format.MessageToJson(step, preserving_proto_field_name=True)})
+    files = [photo.read_bytes(), photos[0].read_bytes(), photo.read_bytes()[:5000]]  # a JPEG, a PNG, and none
+    requests = [{"image": FakeTriton.Tensor("image", np.array([[file]], dtype=object))} for file in files]
+    both = {"image": FakeTriton.Tensor("image", np.array([[file] for file in files[:2]], dtype=object))}
+    answers = model.execute([*requests, both])
+    model.finalize()
+    assert devices[0].closed
+    assert codec.decoded == [2]
+    assert "truncated" in answers[2].error
+    with Embedder.open(toy_artifact) as embedder:
+        expected = np.stack([embedder.prepare(file) for file in files[:2]]).astype(int)
+    for answer, rows in zip((answers[0], answers[1], answers[3]), (expected[:1], expected[1:], expected), strict=True):
+        assert np.abs(answer.output_tensors[0].array - rows).max() <= 2
+
+
+@pytest.mark.parametrize(("ensemble", "gpus"), [(False, (0,)), (True, ()), (True, (0, 1)), (True, (1,))])
+def test_decoding_on_a_gpu_needs_an_ensemble_and_one_gpu(
+    toy_artifact: Path, tmp_path: Path, ensemble: bool, gpus: tuple[int, ...]
+) -> None:
+    with pytest.raises(OptionError, match="add --ensemble --gpu 0"):
+        export(Artifact.open(toy_artifact), tmp_path, Options(1, 8, gpus, "gpu"), ensemble=ensemble)
 
 
 def test_every_tensor_of_the_ensemble_comes_from_its_input_or_an_earlier_step(repository: Path) -> None:
