@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import shutil
 import sys
+import time
 from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
@@ -35,7 +36,7 @@ from mimexport.pipeline import build
 from mimexport.provenance import code_digest
 from mimexport.references import References
 from mimruntime.artifact import MANIFEST, Artifact
-from mimruntime.cpus import available_cpus
+from mimruntime.cpus import available_cpus, describe_cpu
 from mimruntime.errors import MimError, MissingExtraError, UnknownNameError
 from mimruntime.manifest import Precision, TokenNorm
 from mimruntime.writing import write_file
@@ -141,7 +142,7 @@ def main(
             report = compare(report, read_baseline(BASELINE), part=bool(only) or engines != ("all",))
             text = write_reports(report, out.with_name(f"{out.name}-{model}"))
             if table:
-                write_table(text, table)
+                write_table(text, table, model)
             click.echo(text)
             verdicts.append(report.verdict)
     except (MimError, OSError) as error:
@@ -150,9 +151,15 @@ def main(
     sys.exit(EXIT[next(verdict for verdict in ("fail", "undecided", "pass") if verdict in verdicts)])
 
 
-def write_table(text: str, page: Path) -> None:
-    """Write `text` below the marker of a page; keep the prose above it."""
-    prose = page.read_text(encoding="utf-8").split(TABLE_MARKER)[0] if page.exists() else ""
+def write_table(text: str, page: Path, model: str) -> None:
+    """Write `text` below the marker of a page; keep the prose above it. A new page begins with date, machine and command."""
+    today = time.strftime("%Y-%m-%d")
+    prose = (
+        f"# Does the gain of {model} survive in every engine?\n\n"
+        f"Measured on {today}: {describe_cpu()}, `make eval-table MODEL={model}`.\n\n"
+    )
+    if page.exists():
+        prose = page.read_text(encoding="utf-8").split(TABLE_MARKER)[0]
     write_file(page, f"{prose}{TABLE_MARKER}\n\n{text}".encode())
 
 

@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
+import check_docs
 import msgspec
 import pytest
 from click.testing import CliRunner, Result
@@ -83,8 +84,11 @@ def test_the_table_keeps_the_prose_above_it(tool: ModuleType, tmp_path: Path) ->
     page = tmp_path / "table.md"
     page.write_text(f"# Prose\n\n{tool.TABLE_MARKER}\nold")
     for text in ("once", "again"):
-        tool.write_table(text, page)
+        tool.write_table(text, page, "mae-tiny")
     assert page.read_text() == f"# Prose\n\n{tool.TABLE_MARKER}\n\nagain"
+    tool.write_table("table", tmp_path / "new.md", "mae-small")
+    assert check_docs.MEASURED.match((tmp_path / "new.md").read_text())
+    assert (tmp_path / "new.md").read_text().endswith(f"{tool.TABLE_MARKER}\n\ntable")
     assert tool.TABLE_MARKER in (TOOL.parents[1] / "docs" / "results" / "evaluation.md").read_text()
 
 
