@@ -1,4 +1,4 @@
-"""Measure decoding and resizing: CPU ms with Pillow alone and with `mimexport[fast]`, threads, and time that may hold the GIL.
+"""Measure decoding and resizing: CPU ms with Pillow alone and with `mimexport[fast]`, threads, the GIL, processes.
 
 python tools/bench_decode.py [FOLDER|ZIP] [--seconds 2]
 """
@@ -16,10 +16,12 @@ from types import SimpleNamespace
 from unittest.mock import patch
 
 import click
+import numpy as np
 from photographs import encoded, load
 
 from mimruntime import resampling
 from mimruntime.cpus import describe_cpu
+from mimruntime.decoder_processes.pool import DecoderProcesses
 from mimruntime.decoding import turbo
 from mimruntime.decoding.budget import MemoryBudget
 from mimruntime.manifest import Preprocess
@@ -115,11 +117,37 @@ def outside(files: Sequence[bytes], seconds: float) -> tuple[float, float]:
     return 1000 * (whole - spent[0]) / images, 1 - spent[0] / whole
 
 
+def by_processes(files: Sequence[bytes], count: int, seconds: float) -> tuple[float, float]:
+    """Return images/s of so many decoding processes, and CPU ms an image of this process, of which the GIL is a part."""
+    opened = DecoderProcesses(count, SPEC, MemoryBudget())
+    try:
+        rows = opened.allocate((count, SPEC.size, SPEC.size, 3))
+
+        def work(row: np.ndarray, until: float) -> int:
+            done = 0
+            while time.perf_counter() < until:
+                opened.prepare(files[done % len(files)], out=row)
+                done += 1
+            return done
+
+        def round_of(length: float) -> tuple[float, float]:
+            began, spent = time.perf_counter(), time.process_time()
+            with ThreadPoolExecutor(count) as pool:
+                done = sum(pool.map(work, rows, [began + length] * count))
+            return done / (time.perf_counter() - began), 1000 * (time.process_time() - spent) / done
+
+        round_of(seconds / 4)  # until every process has its libraries
+        rates, ms = zip(*(round_of(seconds / PAIRS) for _ in range(PAIRS)), strict=True)
+        return statistics.median(rates), statistics.median(ms)
+    finally:
+        opened.close()
+
+
 @click.command()
 @click.argument("place", type=click.Path(exists=True, path_type=Path), required=False)
 @click.option("--seconds", default=2.0, show_default=True, help="For every figure.")
 def main(place: Path | None, seconds: float) -> None:
-    """Print three tables."""
+    """Print four tables."""
     pictures = load(place, 16)
     print(f"{describe_cpu()}; {len(pictures)} photographs to {SPEC.size} px; medians of {PAIRS} pairs in turn\n")
     print("| photographs | Pillow alone, CPU ms | fast, CPU ms | times |\n|---|---|---|---|")
@@ -139,6 +167,10 @@ def main(place: Path | None, seconds: float) -> None:
     for name in EDGES:
         rest, share = outside(files[name, "JPEG"], seconds)
         print(f"| {name} | {rest:.3f} | {share:.1%} |", flush=True)
+    print("\n| JPEG, fast, processes | images/s | CPU ms an image in the process that waits |\n|---|---|---|")
+    for name, count in itertools.product(EDGES, (1, 2)):
+        images_s, ms = by_processes(files[name, "JPEG"], count, seconds)
+        print(f"| {name}, {count} | {images_s:.1f} | {ms:.3f} |", flush=True)
 
 
 if __name__ == "__main__":
