@@ -11,14 +11,16 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from mimruntime.cpus import decoding_threads
 from mimruntime.decode import Source
+from mimruntime.decoders import Decoders, Prepare
 from mimruntime.engines.base import Engine
-from mimruntime.errors import EngineError, ImageError
+from mimruntime.errors import EngineError, ImageError, OptionError
 from mimruntime.times import Times
 
 if TYPE_CHECKING:
@@ -27,6 +29,8 @@ if TYPE_CHECKING:
 
 _AHEAD = 2
 """Batches that are being decoded or waiting beside those that run: enough to overlap, in bounded memory."""
+_BATCH_SIZE = 8
+"""Where nothing was tuned."""
 _CLOSED = "this Embedder is closed; use it inside its `with` block"
 
 
@@ -38,12 +42,6 @@ class NewBatch(enum.Enum):
 
 NEW_BATCH = NewBatch.NEW_BATCH
 """Start a new batch after it: the last digits of a row may depend on the size of its batch."""
-
-Prepare = Callable[..., "np.ndarray | CodedJpeg | None"]
-"""Write the pixels of a source into `out`, a row of a batch, uint8 (H, W, 3); ImageError if it is not an image.
-
-With a GPU that decodes: return the file for the GPU, or write the pixels and return None.
-"""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -60,26 +58,17 @@ class BatchPipeline:
 
     Args:
         engine: an opened engine; `close` closes it.
-        prepare: decodes a source to pixels.
+        decoders: what decodes; `close` closes it.
         sizes: the result of `batch_sizes`.
-        workers: decoding threads; None takes one per CPU, at most 32.
-        gpu: decodes the files that `prepare` returns; `close` closes it.
+        workers: threads that decode, or wait for what decodes; None takes one per CPU, at most 32.
 
     """
 
-    def __init__(
-        self,
-        engine: Engine,
-        prepare: Prepare,
-        sizes: tuple[int, ...],
-        workers: int | None,
-        gpu: GpuDecoder | None = None,
-    ) -> None:
+    def __init__(self, engine: Engine, decoders: Decoders, sizes: tuple[int, ...], workers: int | None) -> None:
         self.sizes = sizes
         self.times = Times()
         self._engine = engine
-        self._prepare = prepare
-        self._gpu = gpu
+        self._decoding = decoders
         self._workers = workers or decoding_threads()
         self._decoders = ThreadPoolExecutor(self._workers, "mimruntime-decode")
         self._window = window(engine)
@@ -133,8 +122,7 @@ class BatchPipeline:
             for _ in range(self._engine.parallel_runs):
                 idle.enter_context(self._running)
             self._engine.close()
-        if self._gpu is not None:
-            self._gpu.close()
+        self._decoding.close()
 
     def _take_off(
         self,
@@ -150,10 +138,10 @@ class BatchPipeline:
             self.times.add(reading=time.perf_counter() - started)
             if not sources:
                 return
-            pixels = spare.pop() if spare else np.empty((self.sizes[0], *self._engine.pixel_shape), np.uint8)
+            pixels = spare.pop() if spare else self._decoding.allocate((self.sizes[0], *self._engine.pixel_shape))
             batch = _Batch(sources, pixels)
             try:
-                parts = [self._decoders.submit(batch.decode, self._prepare) for _ in sources[: self._workers]]
+                parts = [self._decoders.submit(batch.decode, self._decoding.prepare) for _ in sources[: self._workers]]
                 flight.append((batch, self._runners.submit(self._finish, batch, parts, output)))
             except RuntimeError as error:
                 raise EngineError(_CLOSED) from error
@@ -165,9 +153,8 @@ class BatchPipeline:
         except CancelledError as error:
             raise EngineError(_CLOSED) from error
         self.times.add(images=len(batch.sources), decoding=decoding)
-        return (
-            self._run_pixels(batch.decoded(), output) if self._gpu is None else self._run_on(self._gpu, batch, output)
-        )
+        gpu = self._decoding.gpu
+        return self._run_pixels(batch.decoded(), output) if gpu is None else self._run_on(gpu, batch, output)
 
     def _run_on(self, gpu: GpuDecoder, batch: _Batch, output: str) -> list[np.ndarray]:
         """Decode on the GPU what waits for it, and return the rows of all decoded images."""
@@ -259,6 +246,24 @@ def _next_sources(remaining: Iterator[Source | NewBatch], most: int) -> list[Sou
         if taken and (len(taken) == most or isinstance(source, NewBatch)):
             break
     return taken
+
+
+def sizes_for(engine: Engine, batch_size: int | None, workers: int | None, artifact: Path) -> tuple[int, ...]:
+    """Return `batch_sizes` of the size that was asked for, or as tuned.
+
+    Raises:
+        OptionError: a number is below 1, or the engine does not support the size.
+
+    """
+    size = batch_size if batch_size is not None else engine.best_batch or _BATCH_SIZE
+    if size < 1 or (workers is not None and workers < 1):
+        raise OptionError(f"batch_size and workers must be at least 1, got {size} and {workers}")
+    if engine.largest_batch is not None and size > engine.largest_batch:
+        raise OptionError(
+            f"batch_size {size}: {engine.compiled or engine.name} runs {engine.largest_batch} images at most;"
+            f" ask for fewer, or run: mimexport compile {artifact} --engine {engine.name} --batch 1,{size},{size}"
+        )
+    return batch_sizes(size)
 
 
 def batch_sizes(largest: int) -> tuple[int, ...]:

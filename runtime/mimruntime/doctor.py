@@ -13,7 +13,7 @@ from mimruntime.engines.auto import choose_engine
 from mimruntime.engines.base import EngineModule
 from mimruntime.engines.compiled import choose_compiled, describe_use, list_compiled
 from mimruntime.engines.gpu_name import NO_GPU, gpu_name
-from mimruntime.engines.opening import open_for
+from mimruntime.engines.opening import open_for, precision_of
 from mimruntime.engines.options import CompileOptions
 from mimruntime.errors import EngineError, MimError, MissingExtraError
 from mimruntime.installed import is_installed
@@ -167,7 +167,7 @@ def _examine_auto(artifact: Artifact) -> AutoReport:
         name = choose_engine(artifact)
         reason = _reason(artifact, name)
         with open_for(artifact, name) as engine:
-            ran = f"{engine.provider}, {engine.precision or artifact.manifest.graph.precision}"
+            ran = f"{engine.provider}, {precision_of(artifact, engine)}"
     except MimError as error:
         return AutoReport(name, reason, None, str(error), compiled)
     return AutoReport(name, reason, ran, None, compiled)

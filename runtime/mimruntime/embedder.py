@@ -4,32 +4,24 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator
-from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Literal, Self, get_args
+from typing import Self
 
 import numpy as np
 
 from mimruntime.artifact import Artifact
-from mimruntime.batching import BatchPipeline, NewBatch, Outcome, batch_sizes, window
+from mimruntime.batching import BatchPipeline, NewBatch, Outcome, sizes_for, window
 from mimruntime.decode import MAX_PIXELS, Source, refuse_single
+from mimruntime.decoders import Decode, open_decoders
 from mimruntime.decoding.budget import DEFAULT_MB, MemoryBudget
 from mimruntime.decoding.formats import FORMATS
 from mimruntime.engines.base import EMBEDDING, KEPT, SELECTION, Engine
-from mimruntime.engines.opening import open_for
-from mimruntime.errors import ImageError, OptionError, PrecisionError, UnknownNameError
-from mimruntime.gpu.coded import read_for_gpu
-from mimruntime.gpu.opening import open_gpu_decoder
+from mimruntime.engines.opening import check_precision, open_for, precision_of
+from mimruntime.errors import ImageError, OptionError
 from mimruntime.preparation import prepare
 from mimruntime.results import Description, Result
 from mimruntime.times import Times
-
-Decode = Literal["threads", "gpu"]
-"""What decodes and resizes: threads on the CPU, or an NVIDIA GPU."""
-
-_BATCH_SIZE = 8
-"""Where nothing was tuned."""
 
 
 class Embedder:
@@ -42,8 +34,8 @@ class Embedder:
     >>> vectors.shape, vectors.dtype  # of length 1, so that a @ b is the cosine
     ((2, 192), dtype('float32'))
 
-    Images are decoded in separate threads during inference. Only one batch runs at a time, because the engine already uses
-    all CPUs; so memory is needed for only one batch. Batch sizes are `batch_size` and the powers of two below it. The
+    Images are decoded while the engine runs. On a CPU only one batch runs at a time, because the engine already uses all
+    CPUs; so memory is needed for only one batch. Batch sizes are `batch_size` and the powers of two below it. The
     remaining images run in batches of these sizes (13 = 8 + 4 + 1) without padding.
     """
 
@@ -58,32 +50,21 @@ class Embedder:
         scaled_decoding: bool = False,
         decode: Decode = "threads",
     ) -> None:
-        size = batch_size if batch_size is not None else engine.best_batch or _BATCH_SIZE
-        if size < 1 or (workers is not None and workers < 1):
-            raise OptionError(f"batch_size and workers must be at least 1, got {size} and {workers}")
-        if engine.largest_batch is not None and size > engine.largest_batch:
-            raise OptionError(
-                f"batch_size {size}: {engine.compiled or engine.name} runs {engine.largest_batch} images at most;"
-                f" ask for fewer, or run: mimexport compile {artifact.path} --engine {engine.name} --batch 1,{size},{size}"
-            )
-        if decode not in get_args(Decode):
-            raise UnknownNameError("kind of decoding", decode, get_args(Decode))
-        if decode == "gpu" and scaled_decoding:
-            raise OptionError("scaled_decoding is for decoding in threads; leave it out, or decode='gpu'")
+        sizes = sizes_for(engine, batch_size, workers, artifact.path)
         self._artifact = artifact
         self._engine = engine
-        self._budget = budget = MemoryBudget(max_decode_mb)
+        self._budget = MemoryBudget(max_decode_mb)
         self._scaled = scaled_decoding
-        spec = artifact.manifest.preprocess
-        # Not a bound method: a reference cycle would keep the engine alive until the garbage collector runs.
-        prepared = partial(prepare, spec=spec, budget=budget, scaled=scaled_decoding)
-        if decode == "threads":
-            self._pipeline = BatchPipeline(engine, prepared, batch_sizes(size), workers)
-        else:
-            # The files of all batches in flight wait in memory; together they fit into the budget.
-            most_bytes = max_decode_mb * 1_000_000 // (window(engine) * size)
-            read = partial(read_for_gpu, spec=spec, budget=budget, most_bytes=most_bytes)
-            self._pipeline = BatchPipeline(engine, read, batch_sizes(size), workers, open_gpu_decoder(prepared))
+        decoders = open_decoders(
+            decode,
+            artifact.manifest.preprocess,
+            self._budget,
+            workers=workers,
+            scaled=scaled_decoding,
+            # With a GPU the files of all batches in flight wait in memory; together they fit into the budget.
+            most_bytes=max_decode_mb * 1_000_000 // (window(engine) * sizes[0]),
+        )
+        self._pipeline = BatchPipeline(engine, decoders, sizes, workers)
 
     @classmethod
     def open(
@@ -117,8 +98,8 @@ class Embedder:
             max_decode_mb: memory for all images decoded at once, 10^6 bytes; an image that needs more is rejected.
             scaled_decoding: decode large JPEGs at a reduced size, at least twice that of the resize. This is faster, and
                 vectors change slightly.
-            decode: "threads" on the CPU, or "gpu": JPEGs are decoded and resized on an NVIDIA GPU, all other images by the
-                threads; see `mimruntime.gpu.coded`.
+            decode: "threads"; "processes", for many CPUs: they do not share the interpreter's lock; or "gpu": JPEGs are decoded
+                and resized on an NVIDIA GPU, all other images by threads (`mimruntime.gpu.coded`).
             public_key: a minisign public key, as text or file; require its signature on the artifact and compiled engines.
             check_reference: compare the vectors of two images with torch's; see `mimruntime.engines.opening.open_for`.
 
@@ -134,7 +115,8 @@ class Embedder:
         artifact = Artifact.open(path, expect_space=expect_space, public_key=public_key)
         opened = open_for(artifact, engine, provider=provider, threads=threads, check_reference=check_reference)
         try:
-            embedder = cls(
+            check_precision(artifact, opened, expect_precision)
+            return cls(
                 artifact,
                 opened,
                 batch_size=batch_size,
@@ -143,11 +125,9 @@ class Embedder:
                 scaled_decoding=scaled_decoding,
                 decode=decode,
             )
-            embedder._check_precision(expect_precision)
         except BaseException:
             opened.close()
             raise
-        return embedder
 
     @property
     def dim(self) -> int:
@@ -182,7 +162,7 @@ class Embedder:
             dim=self.dim,
             engine=f"{self._engine.name} {self._engine.version}",
             provider=self._engine.provider,
-            precision=self._engine.precision or self._artifact.manifest.graph.precision,
+            precision=precision_of(self._artifact, self._engine),
             batch_sizes=self._pipeline.sizes,
             compiled=self._engine.compiled,
         )
@@ -284,13 +264,6 @@ class Embedder:
 
         """
         return self._pipeline.run(pixels)
-
-    def _check_precision(self, expected: str | None) -> None:
-        runs = self.describe().precision
-        if expected is not None and expected != runs:
-            raise PrecisionError(
-                f"{self._artifact.path} computes in {runs}, expected {expected}; vectors compare, at a loss of neighbours"
-            )
 
     def close(self) -> None:
         """Stop the threads and close the engine; further calls do nothing."""

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mimruntime.artifact import Artifact
-from mimruntime.engines.opening import open_for
+from mimruntime.engines.opening import open_for, precision_of
 from mimruntime.reference import check_engine
 
 if TYPE_CHECKING:
@@ -65,5 +65,5 @@ def verify(
     """
     artifact = Artifact.open(path, public_key=public_key)
     with open_for(artifact, engine, provider=provider, threads=threads, check_reference=False) as opened:
-        precision = opened.precision or artifact.manifest.graph.precision
+        precision = precision_of(artifact, opened)
         return Verification(artifact, opened.provider, precision, check_engine(artifact, opened))

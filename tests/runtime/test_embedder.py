@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -343,3 +344,33 @@ class TestOpen:
             Embedder.open(toy_artifact, engine="onnxruntime") as embedder,
         ):
             assert (engine.run(pixels[None])["embedding"] == embedder.embed([photo])).all()
+
+
+class TestDecodingInProcesses:
+    def test_vectors_and_errors_equal_those_of_threads(
+        self, toy_artifact: Path, photos: list[Path], tmp_path: Path
+    ) -> None:
+        damaged = tmp_path / "damaged.jpg"
+        damaged.write_bytes(photos[0].read_bytes()[:500])
+        sources = [*photos, damaged, photos[1].read_bytes(), np.asarray(plain(9))]
+        results = {}
+        for kind in ("threads", "processes"):
+            with Embedder.open(toy_artifact, engine="onnxruntime", batch_size=4, workers=2, decode=kind) as embedder:
+                results[kind] = list(embedder.stream(sources))
+        for ours, theirs in zip(results["processes"], results["threads"], strict=True):
+            assert ours.error == theirs.error
+            np.testing.assert_array_equal(ours.vector, theirs.vector)
+
+    def test_a_refused_precision_leaves_no_process(self, toy_artifact: Path) -> None:
+        before = _children()
+        with pytest.raises(PrecisionError):
+            Embedder.open(toy_artifact, engine="onnxruntime", decode="processes", expect_precision="bf16")
+        assert _children() == before
+
+    def test_an_unknown_kind_is_refused(self, toy_artifact: Path) -> None:
+        with pytest.raises(UnknownNameError, match=r"'fibres'; known: gpu, processes, threads"):
+            Embedder.open(toy_artifact, decode="fibres")  # type: ignore[arg-type]
+
+
+def _children() -> set[str]:
+    return set(Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read_text().split())

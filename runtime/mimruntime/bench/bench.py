@@ -18,10 +18,11 @@ from mimruntime.bench.matrix import matrix_rates
 from mimruntime.bench.measure import Figures, Peer, Ratio, flop_per_image, in_turn, measure
 from mimruntime.cpus import describe_cpu
 from mimruntime.decode import decode
-from mimruntime.embedder import Decode, Embedder
+from mimruntime.decoders import Decode
+from mimruntime.embedder import Embedder
 from mimruntime.engines import ENGINES
 from mimruntime.engines.base import Engine
-from mimruntime.engines.opening import open_for
+from mimruntime.engines.opening import open_for, precision_of
 from mimruntime.errors import EngineError, ImageError, MimError, MissingExtraError, UnknownNameError
 from mimruntime.preprocess import to_pixels
 from mimruntime.reference import load_reference
@@ -165,17 +166,13 @@ def all_engines() -> list[str]:
     return list(ENGINES)
 
 
-def _precision(engine: Engine, artifact: Artifact) -> str:
-    return engine.precision or artifact.manifest.graph.precision
-
-
 def _on_gpu(engine: Engine) -> bool:
     return engine.provider != "cpu"
 
 
 def _share(figures: Figures, engine: Engine, artifact: Artifact, rates: dict[str, float]) -> float | None:
     """Return the share of the CPU's rate of matrix products; None on a GPU, or where the rate is not known."""
-    rate = None if _on_gpu(engine) else rates.get(_precision(engine, artifact))
+    rate = None if _on_gpu(engine) else rates.get(precision_of(artifact, engine))
     if rate is None or artifact.manifest.graph.precision == "int8":  # whose file does not tell the weights
         return None
     return round(max(figures.images_per_second.values()) * _flop(artifact) / rate, 3)
@@ -183,7 +180,7 @@ def _share(figures: Figures, engine: Engine, artifact: Artifact, rates: dict[str
 
 def _describe(engine: Engine, artifact: Artifact) -> str:
     threads = "" if engine.threads is None else f", {engine.threads} threads, {engine.streams} streams"
-    return f"{_precision(engine, artifact)}, {engine.version} on {engine.provider}{threads}"
+    return f"{precision_of(artifact, engine)}, {engine.version} on {engine.provider}{threads}"
 
 
 def _ratios(

@@ -16,7 +16,7 @@ from mimruntime.errors import MissingExtraError
 if TYPE_CHECKING:
     from mimruntime.artifact import Artifact
     from mimruntime.bench.measure import Peer
-    from mimruntime.embedder import Decode
+    from mimruntime.decoders import Decode
 
 OpenPeers = Callable[["Artifact", Path | None], "Sequence[Peer]"]
 """Function from an artifact and a weights file to peers: other ways to run the same weights, which need torch."""

@@ -38,11 +38,11 @@ CACHE_FOLDER = option("--cache", type=PATH, default=CACHE, show_default=True, he
 
 DECODE = option(
     "--decode",
-    type=click.Choice(["threads", "gpu"]),
+    type=click.Choice(["threads", "processes", "gpu"]),
     default="threads",
     show_default=True,
     metavar="NAME",
-    help="threads, or gpu (for JPEGs).",
+    help="threads; processes (many CPUs); gpu (JPEGs).",
 )
 
 

@@ -7,7 +7,7 @@ from mimruntime.engines import ENGINES, engine_module, open_engine
 from mimruntime.engines.auto import choose_engine
 from mimruntime.engines.base import Engine
 from mimruntime.engines.compiled import check_files, choose_compiled
-from mimruntime.errors import UnknownNameError
+from mimruntime.errors import PrecisionError, UnknownNameError
 from mimruntime.reference import compare_few
 
 
@@ -50,3 +50,17 @@ def open_for(
         engine.close()
         raise
     return engine
+
+
+def precision_of(artifact: Artifact, engine: Engine) -> str:
+    """Return the precision of the matrix products, by the library or else by the graph."""
+    return engine.precision or artifact.manifest.graph.precision
+
+
+def check_precision(artifact: Artifact, engine: Engine, expected: str | None) -> None:
+    """Raise PrecisionError if the engine computes in another precision than `expected`; None allows any."""
+    runs = precision_of(artifact, engine)
+    if expected is not None and expected != runs:
+        raise PrecisionError(
+            f"{artifact.path} computes in {runs}, expected {expected}; vectors compare, at a loss of neighbours"
+        )
