@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 import click
 
 from mimruntime.cli.command import Command, group, option
-from mimruntime.cli.options import COUNT, DECODE, PATH, Number
+from mimruntime.cli.options import COUNT, PATH, Number
 
 if TYPE_CHECKING:
-    from mimruntime.embedder import Decode
+    from mimruntime.triton.config import Decode
 
 
 @click.command(
@@ -32,7 +32,14 @@ if TYPE_CHECKING:
     option("--instances", default=1, show_default=True, type=COUNT, help="Copies of the graph, per GPU."),
     option("--max-batch", default=8, show_default=True, type=COUNT, help="Largest batch."),
     option("--gpu", "gpus", multiple=True, type=Number(min=0), help="Id of a GPU; may be repeated.  [default: CPU]"),
-    DECODE,
+    option(
+        "--decode",
+        type=click.Choice(["threads", "gpu"]),
+        default="threads",
+        show_default=True,
+        metavar="NAME",
+        help="What the ensemble decodes with: threads, or gpu (JPEGs).",
+    ),
 )
 @group(
     "Output",

@@ -6,14 +6,16 @@ Fields: https://github.com/triton-inference-server/common/blob/main/protobuf/mod
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
-from mimruntime.embedder import Decode
 from mimruntime.manifest import Manifest, Port
 from mimruntime.triton.pbtxt import Word
 from mimruntime.triton.served_graph import GraphFile
+
+Decode = Literal["threads", "gpu"]
+"""What the preprocessing step decodes with, as in `mimruntime.Embedder.open`; Triton runs processes of its own."""
 
 IMAGE, PIXELS = "image", "pixels"
 _TYPES = {"uint8": "TYPE_UINT8", "float32": "TYPE_FP32", "float16": "TYPE_FP16"}
@@ -30,7 +32,7 @@ class Options:
         instances: number of copies of the graph, per GPU if there are GPUs.
         max_batch: largest batch.
         gpus: ids of the GPUs; empty means the CPU.
-        decode: what the preprocessing step decodes with, as in `mimruntime.Embedder.open`.
+        decode: what the preprocessing step decodes with: threads or an NVIDIA GPU.
 
     """
 
