@@ -108,6 +108,8 @@ def compare_keeps(artifact: Artifact, request: KeepRequest, report: Callable[[st
         for keep in dict.fromkeys((EVERYTHING, *request.keeps)):
             report(f"--keep {keep}: exporting")
             model = References(request.weights).model_keeping(artifact, keep, request.rule)
+            if not choices and artifact.manifest.embedding.whitening is not None and model.whitening is None:
+                report("comparing plain vectors: the whitening fits only all patches")
             graph = _export(model, artifact, Path(folder) / str(len(choices)))
             report(f"--keep {keep}: measuring")
             with contextlib.ExitStack() as here:

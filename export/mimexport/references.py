@@ -98,6 +98,8 @@ class References:
     def model_keeping(self, artifact: Artifact, keep: str | None, rule: str | None) -> EmbeddingModel:
         """Return an artifact's torch model with other patches kept; counts of patches become shares of what is left.
 
+        If the head is only a whitening, the model has none: it would fit no other patches than those of its fit.
+
         Args:
             artifact: of any precision; the model is in float32.
             keep: as `build` takes it.
@@ -114,6 +116,8 @@ class References:
         shape = family_of(loaded.model).shape(loaded.model)
         head = None if own is not None else _find_head(manifest, shape, self.heads)
         options = _options(manifest, head, own)
+        if head is not None and head.suffix == ".safetensors" and not load_head(head).tensors:
+            options = replace(options, head=None, whiten=None)
         if "k" in options.agg_options:
             patches = manifest.keep.stages[-1].patches if manifest.keep else shape.patches
             share = f"{100 * options.agg_options['k'] / patches}%"

@@ -155,7 +155,7 @@ def staged_folder(target: Path, *, replace: bool = False) -> Iterator[Path]:
     writing.sweep(target.parent, target.name, MANIFEST)
     seen = writing.look(target, MANIFEST)
     if seen is not None and not replace:
-        raise OutputError(f"{target} exists; replace it with --force, or choose another --out")
+        raise OutputError(f"{target} exists; replace it with --force (in Python: force=True), or choose another --out")
     made = [folder for folder in target.parents if not folder.exists()]
     try:
         target.parent.mkdir(parents=True, exist_ok=True)

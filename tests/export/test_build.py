@@ -192,7 +192,7 @@ def test_a_folder_that_is_no_artifact_is_left_alone(tmp_path):
 def test_an_artifact_is_replaced_by_force_only(small, tmp_path):
     copied(small, tmp_path / "a")
     before = (tmp_path / "a" / "manifest.json").read_bytes()
-    with pytest.raises(OutputError, match="a exists; replace it with --force, or choose another --out"):
+    with pytest.raises(OutputError, match=r"a exists; replace it with --force \(in Python: force=True\), or choose"):
         build(options(tmp_path / "a", model="nothing that is loaded", force=False))
     assert (tmp_path / "a" / "manifest.json").read_bytes() == before
 

@@ -12,6 +12,7 @@ from PIL import Image
 
 from mimexport import keep_choices
 from mimexport.cli import _compare_keeps
+from mimexport.heads import embedded_heads, load_head
 from mimexport.keep_choices import KeepChoice, as_lines, cheapest, share_of_operations
 from mimexport.references import References
 from mimruntime.artifact import Artifact
@@ -63,6 +64,19 @@ def test_the_model_is_that_of_a_build_with_the_option(artifact):
     again = References().model_keeping(half, "100%", None)
     assert (again.backbone.keep, again.aggregator.params) == (None, about.aggregator.params)
     assert share_of_operations(again.backbone) == 1
+
+
+def test_a_whitening_is_left_out_since_it_fits_only_the_patches_of_its_fit():
+    plain = built(model="mae-tiny", agg="topk", with_selection=True)
+    head = load_head(embedded_heads("mae-tiny")["topk"])
+    about = plain.manifest
+    aggregator = msgspec.structs.replace(about.aggregator, head_sha256=head.sha256(whitened=True))
+    embedding = msgspec.structs.replace(about.embedding, whitening="192 dimensions")
+    whitened = Artifact(plain.path, msgspec.structs.replace(about, aggregator=aggregator, embedding=embedding))
+    for keep, left in (("100%", None), ("50%", "32 before block 0, by center-checkerboard")):
+        model = References().model_keeping(whitened, keep, None)
+        assert model.whitening is None
+        assert (model.backbone.keep and str(model.backbone.keep)) == left
 
 
 def choice(keep, operations, recall):

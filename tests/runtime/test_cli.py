@@ -185,6 +185,13 @@ class TestInspect:
         for word in ("attn-mean", "fp32", "opset 18", "model.onnx", "bicubic", "worst cosine"):
             assert word in said
 
+    def test_the_table_says_that_vectors_are_whitened(
+        self, toy_artifact: Path, toy_whitened: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        for artifact, expected in ((toy_artifact, []), (toy_whitened, ["whitening   16 dimensions"])):
+            assert mimexport("inspect", artifact) == 0
+            assert [line for line in capsys.readouterr().out.splitlines() if line.startswith("whitening")] == expected
+
     def test_json_is_the_manifest_with_the_sizes(self, toy_artifact: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert mimexport("inspect", toy_artifact, "--json") == 0
         document = json.loads(capsys.readouterr().out)

@@ -70,6 +70,7 @@ def _inspected(opened: Artifact, sizes: dict[str, int]) -> list[tuple[str, str]]
         *([("kept", f"{manifest.keep}")] if manifest.keep else []),
         ("aggregator", f"{aggregator.name}{params}, {aggregator.token_norm} tokens"),
         ("embedding", f"{manifest.embedding.dim} x {manifest.embedding.dtype}"),
+        *([("whitening", manifest.embedding.whitening)] if manifest.embedding.whitening else []),
         (
             "preprocess",
             f"{preprocess.mode} to {preprocess.resize} px, crop {preprocess.size} px, {preprocess.interpolation}",
