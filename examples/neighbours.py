@@ -25,7 +25,7 @@ def main(file: str) -> None:
     for row, i in enumerate(good):
         nearest = np.argsort(-cosines[row])[:SHOWN]
         names = ", ".join(f"{Path(stored.paths[good[j]]).name} {cosines[row, j]:.2f}" for j in nearest)
-        print(f"{Path(stored.paths[i]).name:30} {names}")
+        print(f"{Path(stored.paths[i]).name[:30]:30} {names}")
 
 
 if __name__ == "__main__":
