@@ -88,7 +88,10 @@ class TestWhoDecodes:
             png(picture),
             tmp_path / "picture.png",
             jpeg(picture.convert("CMYK")),
-            jpeg(picture, keep_rgb=True),  # not YCbCr
+            (
+                red_green_blue := jpeg(picture, keep_rgb=True)
+            ),  # not YCbCr, by its Adobe marker and by the names of its components
+            without(red_green_blue, b"\xff\xee\x00\x0eAdobe"),
             whole[:2] + segment(0xEE, b"Adobe" + bytes(7)) + whole[2:],  # not YCbCr, by another marker
             np.asarray(picture),
             picture,
@@ -96,7 +99,7 @@ class TestWhoDecodes:
         on_gpu = [whole, jpeg(picture.convert("L")), jpeg(picture, progressive=True), bytearray(whole)]
         mixed = [*on_cpu[:3], *on_gpu[:2], *on_cpu[3:], *on_gpu[2:]]
         np.testing.assert_allclose(gpu.embed(mixed), threads.embed(mixed), atol=CLOSE)
-        assert (gpu.times.on_gpu, gpu.times.on_cpu) == (4, 7)
+        assert (gpu.times.on_gpu, gpu.times.on_cpu) == (4, 8)
 
     def test_a_file_that_the_gpu_refuses_is_decoded_by_the_cpu(
         self, gpu: Embedder, codec: PlantedCodec, threads: Embedder, picture: Image.Image
@@ -140,6 +143,12 @@ class TestWhoDecodes:
         assert codec.decoded == [3, 1, 2, 2]
 
 
+def without(file: bytes, start: bytes) -> bytes:
+    """Return a file without the segment that begins with `start`."""
+    place = file.index(start)
+    return file[:place] + file[place + 2 + int.from_bytes(file[place + 2 : place + 4], "big") :]
+
+
 def png(picture: Image.Image) -> bytes:
     stream = io.BytesIO()
     picture.save(stream, "PNG")
@@ -175,6 +184,18 @@ class TestErrors:
             (result,) = embedder.stream([huge])
         assert "256,000,000 pixels" in result.error
         assert codec.decoded == []
+
+    def test_a_failure_of_the_gpu_is_one_line_and_the_next_batch_runs(
+        self, gpu: Embedder, codec: PlantedCodec, picture: Image.Image, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def failing(*_: object, **__: object) -> None:
+            raise RuntimeError("cudaErrorMemoryAllocation: out of memory\nat line 7")
+
+        with monkeypatch.context() as patch:
+            patch.setattr("host_gpu._pixels", failing)
+            with pytest.raises(EngineError, match=r"decoding on the GPU failed on a batch of 1: cuda.*out of memory$"):
+                gpu.embed([jpeg(picture)])
+        assert len(gpu.embed([jpeg(picture)])) == 1
 
     def test_the_library_is_missing(self, toy_artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(__import__("sys").modules, "nvidia.nvimgcodec", None)

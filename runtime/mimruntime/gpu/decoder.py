@@ -12,7 +12,8 @@ from typing import Protocol
 import numpy as np
 
 from mimruntime.engines.trt.device import Device
-from mimruntime.errors import ImageError
+from mimruntime.errors import EngineError, ImageError
+from mimruntime.gpu.codec import PURPOSE
 from mimruntime.gpu.coded import MOST_PIXELS, CodedJpeg
 from mimruntime.gpu.resize import Resizer
 
@@ -77,12 +78,13 @@ class GpuDecoder:
             coded: an image for the GPU, or None if its row is in `pixels`.
             errors: an error for every image without pixels; the images that nothing can decode are added.
 
+        Raises:
+            EngineError: the GPU failed.
+
         """
         address = self._buffer(pixels.nbytes)
         try:
-            with self._filling:
-                filled = self._fill(address, pixels, coded, errors)
-            yield filled
+            yield self._filled(address, pixels, coded, errors)
         finally:
             self._spare.append((pixels.nbytes, address))
 
@@ -109,6 +111,18 @@ class GpuDecoder:
                     del self._spare[index]
                     return address
             return self._device.allocate(size)
+
+    def _filled(
+        self, address: int, pixels: np.ndarray, coded: Sequence[CodedJpeg | None], errors: list[ImageError | None]
+    ) -> FilledBatch:
+        try:
+            with self._filling:
+                return self._fill(address, pixels, coded, errors)
+        except EngineError:
+            raise
+        except Exception as error:  # of nvImageCodec and ONNX Runtime, whose types are not public
+            reason = str(error).strip().split("\n")[0] or type(error).__name__
+            raise EngineError(f"{PURPOSE} failed on a batch of {len(coded)}: {reason}") from error
 
     def _fill(
         self, address: int, pixels: np.ndarray, coded: Sequence[CodedJpeg | None], errors: list[ImageError | None]
