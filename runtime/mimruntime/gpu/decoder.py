@@ -69,13 +69,13 @@ class GpuDecoder:
 
     @contextlib.contextmanager
     def batch(
-        self, pixels: np.ndarray, coded: Sequence[CodedJpeg | None], errors: list[ImageError | None]
+        self, pixels: np.ndarray, coded: list[CodedJpeg | None], errors: list[ImageError | None]
     ) -> Iterator[FilledBatch]:
         """Fill a batch; its rows stay on the device as long as the block runs.
 
         Args:
             pixels: uint8 (B, H, W, 3), the rows of images that the CPU decoded.
-            coded: an image for the GPU, or None if its row is in `pixels`.
+            coded: an image for the GPU, or None if its row is in `pixels`; cleared, to free the files before the engine runs.
             errors: an error for every image without pixels; the images that nothing can decode are added.
 
         Raises:
@@ -84,7 +84,9 @@ class GpuDecoder:
         """
         address = self._buffer(pixels.nbytes)
         try:
-            yield self._filled(address, pixels, coded, errors)
+            filled = self._filled(address, pixels, coded, errors)
+            coded.clear()
+            yield filled
         finally:
             self._spare.append((pixels.nbytes, address))
 
