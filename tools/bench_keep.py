@@ -36,9 +36,9 @@ from mimruntime.manifest import Precision
 @click.option("--engine", "engines", multiple=True, default=["onnxruntime", "openvino"], show_default=True)
 @click.option("--provider", help="Hardware of the engines.  [default: cpu]")
 @click.option("--precision", type=click.Choice(["fp32", "fp16"]), default="fp32", show_default=True)
-@click.option("--batches", default="1,4,16", show_default=True, help="Batch sizes.")
+@click.option("--batches", default="1,8", show_default=True, help="Batch sizes.")
 @click.option(
-    "--pairs", default=7, show_default=True, help="Number of runs of each row, in turn with the full encoder."
+    "--pairs", default=5, show_default=True, help="Number of runs of each row, in turn with the full encoder."
 )
 @click.option("--jobs", default=1, show_default=True, help="Number of graphs that are exported at once.")
 def main(

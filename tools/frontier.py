@@ -2,7 +2,8 @@
 
     python tools/frontier.py ../shared/data/tiny-imagenet-64.zip --model mae-tiny --model mae-small
 
-It does what is missing in the results, row by row, and may be stopped at any time. `--phase` does one part alone:
+It does what is missing in the results, row by row and the most important first, and may be stopped at any time. `--phase`
+does one part alone:
 
 - accuracy: vectors, k-NN and a linear probe of each row, on `--device`.
 - graphs: exports what `speed` needs.
@@ -15,7 +16,7 @@ Results are stored in `--results`; pixels, vectors, learned scorers and graphs i
 from __future__ import annotations
 
 import time
-from itertools import groupby
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ import aggregator_tables
 import click
 import numpy as np
 from frontier_page import TRAINING, write_page
-from frontier_rows import CLS, ROWS, Row
+from frontier_rows import CLS, ENCODERS, ROWS, Row
 from frontier_speed import BATCH, Stopwatch, engine_titles
 from frontier_vectors import VectorStore
 from measure_aggregators import beginning
@@ -60,12 +61,15 @@ def main(
     """Measure rows that are missing in the results, and write the page."""
     if unknown := set(titles) - {row.title for row in ROWS}:
         raise click.BadParameter(f"no row {', '.join(sorted(unknown))}; there are: {', '.join(r.title for r in ROWS)}")
-    for model in models:
-        stored = Results(results / f"early-selection-{model}.json", model, titles)
-        if "accuracy" in phases:
-            data = beginning(open_dataset(f"zip:{archive}", cache=work), training, images)
-            measure_accuracy(stored, data, VectorStore(model, choose_device(device), work))
-        watch = Stopwatch(model, work)
+    everything = [Results(results / f"early-selection-{model}.json", model, titles) for model in models]
+    if "accuracy" in phases:
+        data = beginning(open_dataset(f"zip:{archive}", cache=work), training, images)
+        benches = [(one, VectorStore(one.model, choose_device(device), work)) for one in everything]
+        for encoder in ENCODERS:
+            for stored, vectors in benches:
+                measure_accuracy(stored, vectors, data, encoder)
+    for stored in everything:
+        watch = Stopwatch(stored.model, work)
         if "graphs" in phases:
             for row in stored.missing("rates"):
                 watch.graph(row)
@@ -74,7 +78,7 @@ def main(
             for row in stored.missing("rates"):
                 started = time.perf_counter()
                 stored.add(row, {"rates": watch.rates(row, pairs)})
-                click.echo(f"{model} {row.title}: speed, {time.perf_counter() - started:.0f} s", err=True)
+                click.echo(f"{stored.model} {row.title}: speed, {time.perf_counter() - started:.0f} s", err=True)
     if "page" in phases:
         write_page(results)
 
@@ -83,14 +87,36 @@ class Results:
     """The results of one backbone, written after each row.
 
     Attributes:
-        head: what holds for all rows.
+        model: its name.
+        head: what holds for all rows, and the rows.
 
     """
 
     def __init__(self, file: Path, model: str, titles: tuple[str, ...]) -> None:
-        self._file, self._titles, self._model = file, titles, model
+        self._file, self._titles, self.model = file, titles, model
         self._measured: set[tuple[str, str]] = set()
         self.head: dict[str, Any] = aggregator_tables.read(file) if file.exists() else {"model": model, "rows": {}}
+
+    def begin(self, sizes: list[int], torch: str) -> None:
+        """Set the numbers of images and what computes; take [cls] from measure_aggregators.py, if it has the same images.
+
+        Raises:
+            UsageError: the results are of other numbers of images.
+
+        """
+        if self.head.setdefault("sizes", sizes) != sizes:
+            raise click.UsageError(f"the results are of {self.head['sizes']} images; {sizes} were asked for")
+        self.head["torch"] = torch
+        file = aggregator_tables.PAGE.parent / f"aggregators-{self.model}.json"
+        if not file.exists() or self._titles:
+            return
+        known = aggregator_tables.read(file)
+        if known["sizes"]["centred"] == sizes and known["weights_sha256"] == load_any(self.model).sha256:
+            for row in self.missing(TRAINING):
+                found = known["rows"].get(f"`cls --token-norm {row.norm}`")
+                if row in CLS and found:
+                    names = {"k-NN": "k-NN", "linear probe": "linear probe", "training": TRAINING}
+                    self.add(row, {name: found[key] for key, name in names.items() if key in found})
 
     def missing(self, what: str) -> list[Row]:
         """Return the rows to measure: those asked for by title, else those without `what`."""
@@ -112,7 +138,7 @@ class Results:
 
     def _operations(self, row: Row) -> float:
         """Return the share of the full encoder's operations in blocks that a row needs."""
-        model: Any = load_any(self._model).model
+        model: Any = load_any(self.model).model
         depth, whole = len(model.blocks), model.patch_embed.grid_size[0] ** 2
         patches = whole if row.size is None else (row.size // model.patch_embed.patch_size[0]) ** 2
 
@@ -123,28 +149,22 @@ class Results:
         return sum(map(need, row.tokens(patches, depth))) / (depth * need(whole))
 
 
-def measure_accuracy(stored: Results, data: Dataset, vectors: VectorStore) -> None:
-    """Compute the vectors of missing rows, encoder by encoder, and their scores."""
+def measure_accuracy(stored: Results, vectors: VectorStore, data: Dataset, rows: Sequence[Row]) -> None:
+    """Compute the vectors and the scores of those rows of one encoder that are missing."""
     if data.train is None:
         raise click.UsageError(f"{data.name} has no images to learn from")
-    train, test, name = data.train, data.test, stored.head["model"]
-    sizes = [len(train), len(test)]
-    if stored.head.setdefault("sizes", sizes) != sizes:
-        raise click.UsageError(f"the results are of {stored.head['sizes']} images; {sizes} were asked for")
-    stored.head["torch"] = f"{vectors.precisions}, {describe_device(vectors.device)}"
-    encoders = [row.encoder for row in ROWS]
-    rows = sorted(stored.missing(TRAINING), key=lambda row: encoders.index(row.encoder))
-    for encoder, same in groupby(rows, key=lambda row: row.encoder):
-        started, sharing = time.perf_counter(), list(same)
-        vectors.compute(sharing, (train, test), train)
-        click.echo(f"{name} {encoder.title}: vectors, {time.perf_counter() - started:.0f} s", err=True)
-        for row in sharing:
-            started = time.perf_counter()
-            with accelerated(products_on(vectors.device)):
-                found = score(vectors.vectors(row, train), train.labels, vectors.vectors(row, test), test.labels)
-            stored.add(row, found)
-            told = f"{aggregator_tables.summary(found)}, {time.perf_counter() - started:.0f} s"
-            click.echo(f"{name} {row.title}: {told}", err=True)
+    train, test = data.train, data.test
+    stored.begin([len(train), len(test)], f"{vectors.precisions}, {describe_device(vectors.device)}")
+    missing = [row for row in stored.missing(TRAINING) if row in rows]
+    started = time.perf_counter()
+    vectors.compute(missing, (train, test), train)
+    for row in missing:
+        with accelerated(products_on(vectors.device)):
+            found = score(vectors.vectors(row, train), train.labels, vectors.vectors(row, test), test.labels)
+        stored.add(row, found)
+        told = f"{aggregator_tables.summary(found)}, {time.perf_counter() - started:.0f} s"
+        click.echo(f"{stored.model} {row.title}: {told}", err=True)
+        started = time.perf_counter()
 
 
 def score(train: np.ndarray, learned: np.ndarray, test: np.ndarray, truth: np.ndarray) -> dict[str, np.ndarray]:

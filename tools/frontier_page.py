@@ -97,7 +97,7 @@ def _cells(stored: dict[str, Any], row: Row) -> list[str]:
     cells += [f"{100 * found['k-NN'].mean():.2f}", _signed(paired_difference(found["k-NN"], cls["k-NN"]))]
     kept = kept_gain(found["k-NN"], cls["k-NN"], full["k-NN"])
     cells.append(f"{100 * kept.value:.0f} % [{100 * kept.low:.0f}, {100 * kept.high:.0f}]")
-    if "linear probe" not in found:
+    if "linear probe" not in found or "linear probe" not in cls:
         return [*cells, _EMPTY, _EMPTY]
     probe = paired_difference(found["linear probe"], cls["linear probe"])
     return [*cells, f"{100 * found['linear probe'].mean():.2f}", _signed(probe)]

@@ -12,6 +12,7 @@ from mimruntime.manifest import TokenNorm
 Group = Literal[
     "[cls]", "everything", "smaller image", "fixed rule", "by content", "learned", "merging", "smaller image, fixed rule"
 ]  # fmt: skip
+AGGREGATORS = ("topk", "center-weighted")
 LEARNED = ("learned removal", "learned halves", "learned places")
 """Rules of `learned_rule.py`."""
 
@@ -87,21 +88,28 @@ ROWS = (
     *CLS,
     FULL,
     Row("everything", agg="center-weighted"),
+    *(Row("fixed rule", share, _SOME, agg=agg) for share in ("65%", "50%") for agg in AGGREGATORS),
     *(Row("smaller image", size=size) for size in (56, 48, 40)),
-    Row("smaller image", size=48, agg="center-weighted"),
-    *(Row("fixed rule", share, _SOME) for share in ("75%", "65%", "50%", "37.5%", "25%")),
-    *(Row("fixed rule", share, _SOME, agg="center-weighted") for share in ("75%", "65%", "50%")),
-    *(Row("fixed rule", share, "center") for share in ("65%", "50%")),
-    Row("fixed rule", "50%", "checkerboard"),
-    Row("fixed rule", "50%", "checkerboard", agg="center-weighted"),
-    Row("fixed rule", "75%@0,50%@6", _SOME),
-    *(Row("by content", "50%", by) for by in ("contrast", "norm", "center-norm", "similarity")),
-    *(Row("by content", "50%@4", by) for by in ("norm", "center-norm", "similarity")),
-    Row("by content", "75%@2,50%@6", "center-norm"),
-    *(Row("learned", "50%", by) for by in LEARNED),
-    *(Row("merging", agg=agg, merge=(*[r] * 11, 0)) for r in (4, 5) for agg in ("topk", "center-weighted")),
-    Row("smaller image, fixed rule", "75%", _SOME, size=56),
+    Row("merging", merge=(*[4] * 11, 0)),
     Row("smaller image, fixed rule", "65%", _SOME, size=56),
-    Row("smaller image, fixed rule", "65%", _SOME, size=56, agg="center-weighted"),
+    Row("merging", merge=(16, 16, 4, 4, *[0] * 8)),
+    Row("by content", "50%", "norm"),
+    Row("fixed rule", "50%", "center"),
+    Row("fixed rule", "50%", "checkerboard"),
     Row("smaller image, fixed rule", "75%", _SOME, size=48),
+    Row("by content", "50%@4", "center-norm"),
+    *(Row("by content", "50%", by) for by in ("contrast", "center-norm", "similarity")),
+    *(Row("learned", "50%", by) for by in LEARNED),
+    *(Row("fixed rule", share, _SOME) for share in ("75%", "25%")),
+    Row("smaller image, fixed rule", "75%", _SOME, size=56),
+    Row("by content", "75%@2,50%@6", "center-norm"),
 )
+"""The most important first."""
+ENCODERS = (
+    CLS,
+    *(
+        tuple(row for row in ROWS if row.encoder == encoder and row not in CLS)
+        for encoder in dict.fromkeys(row.encoder for row in ROWS)
+    ),
+)
+"""Rows that share an encoder in one precision."""

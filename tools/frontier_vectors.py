@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from frontier_rows import FULL, LEARNED, Row
+from frontier_rows import CLS, FULL, LEARNED, Row
 from learned_rule import LearnedSelection, Scorer, learn
 from token_merging import MergingModel
 
@@ -28,13 +28,13 @@ from mimruntime.preprocess import to_pixels
 
 CHUNKS = {"cpu": 50, "cuda": 1000}
 """Number of images at once."""
-TEACHING = {"cpu": {"removal": 300, "halves": 1000}, "cuda": {"removal": 2000, "halves": 8000}}
+TEACHING = {"cpu": {"removal": 200, "halves": 600}, "cuda": {"removal": 2000, "halves": 8000}}
 """Number of training images that teach a learned rule."""
 
 
 def precision_of(row: Row, device: torch.device) -> Precision:
-    """Return the precision of a row's encoder: bf16 for kept patches on a CPU that has it, which halves the time."""
-    narrow = device.type == "cpu" and multiplies_bf16() and row.encoder != FULL
+    """Return the precision of a row's encoder: bf16 on a CPU that has it, which halves the time, but not for [cls]."""
+    narrow = device.type == "cpu" and multiplies_bf16() and row.agg != "cls"
     return "bf16" if narrow else "fp32"
 
 
@@ -55,8 +55,8 @@ class VectorStore:
     @property
     def precisions(self) -> str:
         """The precisions of the encoders, for people."""
-        whole, kept = (precision_of(row, self.device) for row in (FULL, Row("fixed rule", "50%")))
-        return whole if whole == kept else f"{whole}, and {kept} where fewer patches are computed"
+        patches, cls = (precision_of(row, self.device) for row in (FULL, CLS[0]))
+        return cls if cls == patches else f"{patches}, and {cls} for [cls]"
 
     def vectors(self, row: Row, part: Split) -> np.ndarray:
         """Return the stored vectors (n, D) of a row.
@@ -80,7 +80,7 @@ class VectorStore:
         for part in parts:
             missing = [row for row in rows if not self._file(row, part).exists()]
             if missing:
-                network = network or self._network(missing[0].encoder, training)
+                network = network or self._network(missing[0], training)
                 self._embed(network, missing, part)
 
     def _embed(self, network: EmbeddingModel, rows: Sequence[Row], part: Split) -> None:
@@ -107,11 +107,11 @@ class VectorStore:
         precision = precision_of(row, self.device)
         return self._work / f"{self._model}-{precision}-{row.folder}-{part.digest[:12]}.npy"
 
-    def _network(self, encoder: Row, training: Split) -> EmbeddingModel:
-        network = network_of(self._model, encoder)
-        if encoder.by in LEARNED:
-            network.backbone.selection = LearnedSelection(network.backbone, self._scorer(encoder.by, training))
-        network.set_precision(precision_of(encoder, self.device))
+    def _network(self, row: Row, training: Split) -> EmbeddingModel:
+        network = network_of(self._model, row.encoder)
+        if row.by in LEARNED:
+            network.backbone.selection = LearnedSelection(network.backbone, self._scorer(row.by, training))
+        network.set_precision(precision_of(row, self.device))
         return network.to(self.device)
 
     def _scorer(self, rule: str, training: Split) -> Scorer:
