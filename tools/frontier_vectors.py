@@ -120,7 +120,7 @@ class VectorStore:
         if not file.exists():
             teacher = rule.rsplit(maxsplit=1)[-1]
             count = TEACHING[self.device.type]["removal" if teacher == "removal" else "halves"]
-            pixels = np.asarray(self.pixels(None, training)[:count])
+            pixels = np.array(self.pixels(None, training)[:count])
             full = network_of(self._model, FULL).to(self.device)
             with torch.inference_mode(), full_precision():
                 weight, bias = learn(full, pixels, teacher)

@@ -28,7 +28,7 @@ closeness to the centre; contrast: variance of the patch's pixels; similarity: t
 the mean of all that are left."""
 
 DEFAULT_RULE = "center-checkerboard"
-"""Ahead of the others on two backbones: docs/results/early-selection.md."""
+"""Chosen on training images of two backbones; docs/results/early-selection.md measures it and the others."""
 
 
 def check_keep(keep: str | None, rule: str | None) -> None:
