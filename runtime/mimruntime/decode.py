@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import math
+import re
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -31,7 +32,9 @@ MAX_PIXELS = 89_478_485
 """Pillow's own default: a quarter of a gigabyte at three bytes a pixel."""
 
 _LOADING = threading.Lock()
-_END_OF_JPEG = b"\xff\xd9"
+_NOT_IN_A_SCAN = re.compile(rb"\xff[^\x00\xff\xc4\xda\xdb\xdd\xfe\xd0-\xd8]")
+"""The first marker in or after a JPEG's scans that does not belong there: its end, or damage that libjpeg refuses."""
+_END_OF_JPEG = 0xD9
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +44,7 @@ class JpegFile:
     Attributes:
         orientation: of EXIF, 1 to 8.
         length: bytes of the file.
-        read: returns the whole file; None if its end is missing, which decoders treat differently.
+        read: returns the whole file; None if its end is missing or a marker is wrong, which decoders treat differently.
 
     """
 
@@ -220,7 +223,8 @@ def _open_jpeg(
 def _whole_jpeg(stream: IO[bytes], scan: int) -> bytes | None:
     stream.seek(0)
     data = stream.read()
-    return data if data.rfind(_END_OF_JPEG, scan) > 0 else None
+    last = _NOT_IN_A_SCAN.search(data, scan)
+    return data if last and last[0][1] == _END_OF_JPEG else None
 
 
 def _open_with_pillow(stream: IO[bytes], name: str, container: Container, max_pixels: int) -> OpenedImage:

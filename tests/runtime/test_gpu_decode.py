@@ -162,7 +162,9 @@ class TestErrors:
         whole = jpeg(picture)
         cut = whole[: len(whole) // 2] + whole[-2:]  # looks whole, and neither decoder reads it
         codec.refused = {cut}
-        sources = [whole, b"no image", whole[: len(whole) // 2], cut, whole, "none.jpg", whole]
+        middle = len(whole) // 2
+        damaged = whole[:middle] + b"\xff\x80" + whole[middle:]  # nvImageCodec may read it, libjpeg refuses it
+        sources = [whole, b"no image", whole[:middle], cut, whole, damaged, "none.jpg", whole]
         ours, theirs = list(gpu.stream(sources)), list(threads.stream(sources))
         assert [result.error for result in ours] == [result.error for result in theirs]
         for one, other in zip(ours, theirs, strict=True):
