@@ -24,7 +24,7 @@ from mimruntime.errors import EngineError, ImageError, OptionError
 from mimruntime.times import Times
 
 if TYPE_CHECKING:
-    from mimruntime.gpu.coded import CodedJpeg
+    from mimruntime.gpu.coded import GpuJpeg
     from mimruntime.gpu.decoder import GpuDecoder
 
 _AHEAD = 2
@@ -197,7 +197,7 @@ class _Batch:
         self.sources = sources
         self.pixels = pixels
         self.errors: list[ImageError | None] = [None] * len(sources)
-        self.coded: list[CodedJpeg | None] = [None] * len(sources)
+        self.coded: list[GpuJpeg | None] = [None] * len(sources)
         self._next = itertools.count()
         self._given_up = False
 

@@ -18,13 +18,13 @@ from mimruntime.manifest import Preprocess
 from mimruntime.preparation import prepare
 
 if TYPE_CHECKING:
-    from mimruntime.gpu.coded import CodedJpeg
+    from mimruntime.gpu.coded import GpuJpeg
     from mimruntime.gpu.decoder import GpuDecoder
 
 Decode = Literal["threads", "processes", "gpu"]
 """Threads of this process, processes of their own, or an NVIDIA GPU."""
 
-Prepare = Callable[..., "np.ndarray | CodedJpeg | None"]
+Prepare = Callable[..., "np.ndarray | GpuJpeg | None"]
 """Write the pixels of a source into `out`, a row of a batch, uint8 (H, W, 3); ImageError if it is not an image.
 
 With a GPU that decodes: return the file for the GPU, or write the pixels and return None.

@@ -22,7 +22,7 @@ _LONGEST = 8192
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class CodedJpeg:
+class GpuJpeg:
     """A JPEG that the GPU is to decode.
 
     Attributes:
@@ -48,7 +48,7 @@ def read_for_gpu(
     *,
     formats: Iterable[str] = FORMATS,
     out: np.ndarray,
-) -> CodedJpeg | None:
+) -> GpuJpeg | None:
     """Read an image for the GPU; if it is none for the GPU, decode it as `mimruntime.preparation.prepare` does.
 
     What an image takes depends on the image and the options alone, not on the moment.
@@ -74,7 +74,7 @@ def read_for_gpu(
         data = _for_gpu(opened, most_bytes)
         if data is not None and opened.jpeg is not None:
             plan = plan_resize(opened.width, opened.height, opened.jpeg.orientation, spec)
-            return CodedJpeg(source, data, opened.width, opened.height, plan)
+            return GpuJpeg(source, data, opened.width, opened.height, plan)
         with budget.reserve(memory):
             to_pixels(opened.load(), spec, out)
     return None

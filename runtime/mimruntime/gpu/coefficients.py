@@ -42,7 +42,8 @@ _FILTERS: dict[Interpolation, tuple[float, Callable[[np.ndarray], np.ndarray]]] 
 class Coefficients(NamedTuple):
     """The matrix of one edge, float32 (edge, size), as the sum of two.
 
-    A product of 8-bit pixels with either is exact in float32, in whatever order a device adds; with their sum it is not.
+    A product of 8-bit pixels with either is exact in float32, in whatever order a device adds, up to 64 pixels a value. With
+    their sum it is not. Of more pixels, the last of 22 bits may differ.
 
     Attributes:
         high: multiples of 2**-11.

@@ -14,7 +14,7 @@ import numpy as np
 from mimruntime.engines.trt.device import Device
 from mimruntime.errors import EngineError, ImageError
 from mimruntime.gpu.codec import PURPOSE
-from mimruntime.gpu.coded import MOST_PIXELS, CodedJpeg
+from mimruntime.gpu.coded import MOST_PIXELS, GpuJpeg
 from mimruntime.gpu.resize import Resizer
 
 _AT_ONCE = 32
@@ -22,7 +22,7 @@ _AT_ONCE = 32
 
 
 @dataclass(frozen=True, slots=True)
-class FilledBatch:
+class DeviceBatch:
     """The pixels of a batch on the device.
 
     Attributes:
@@ -69,8 +69,8 @@ class GpuDecoder:
 
     @contextlib.contextmanager
     def batch(
-        self, pixels: np.ndarray, coded: list[CodedJpeg | None], errors: list[ImageError | None]
-    ) -> Iterator[FilledBatch]:
+        self, pixels: np.ndarray, coded: list[GpuJpeg | None], errors: list[ImageError | None]
+    ) -> Iterator[DeviceBatch]:
         """Fill a batch; its rows stay on the device as long as the block runs.
 
         Args:
@@ -115,8 +115,8 @@ class GpuDecoder:
             return self._device.allocate(size)
 
     def _filled(
-        self, address: int, pixels: np.ndarray, coded: Sequence[CodedJpeg | None], errors: list[ImageError | None]
-    ) -> FilledBatch:
+        self, address: int, pixels: np.ndarray, coded: Sequence[GpuJpeg | None], errors: list[ImageError | None]
+    ) -> DeviceBatch:
         try:
             with self._filling:
                 return self._fill(address, pixels, coded, errors)
@@ -127,8 +127,8 @@ class GpuDecoder:
             raise EngineError(f"{PURPOSE} failed on a batch of {len(coded)}: {reason}") from error
 
     def _fill(
-        self, address: int, pixels: np.ndarray, coded: Sequence[CodedJpeg | None], errors: list[ImageError | None]
-    ) -> FilledBatch:
+        self, address: int, pixels: np.ndarray, coded: Sequence[GpuJpeg | None], errors: list[ImageError | None]
+    ) -> DeviceBatch:
         started, row, on_cpu = time.perf_counter(), address, 0
         for group in _groups(coded):
             pictures = self._decode([coded[index] for index in group])
@@ -144,9 +144,9 @@ class GpuDecoder:
                 row += pixels[index].nbytes
         self._device.synchronize()
         self._resizer.trim()
-        return FilledBatch(address, (row - address) // pixels[0].nbytes, on_cpu, time.perf_counter() - started)
+        return DeviceBatch(address, (row - address) // pixels[0].nbytes, on_cpu, time.perf_counter() - started)
 
-    def _decode(self, group: Sequence[CodedJpeg | None]) -> list[int | None]:
+    def _decode(self, group: Sequence[GpuJpeg | None]) -> list[int | None]:
         """Return the address of every picture, or None."""
         jpegs = [jpeg for jpeg in group if jpeg is not None]
         if not jpegs:
@@ -154,7 +154,7 @@ class GpuDecoder:
         found = iter(self._codec.decode([jpeg.data for jpeg in jpegs], [(jpeg.height, jpeg.width) for jpeg in jpegs]))
         return [None if jpeg is None else next(found) for jpeg in group]
 
-    def _on_cpu(self, jpeg: CodedJpeg | None, out: np.ndarray, index: int, errors: list[ImageError | None]) -> bool:
+    def _on_cpu(self, jpeg: GpuJpeg | None, out: np.ndarray, index: int, errors: list[ImageError | None]) -> bool:
         """Return whether the CPU has decoded an image, now if the GPU could not."""
         if jpeg is not None:
             try:
@@ -164,7 +164,7 @@ class GpuDecoder:
         return errors[index] is None
 
 
-def _groups(coded: Sequence[CodedJpeg | None]) -> Iterator[range]:
+def _groups(coded: Sequence[GpuJpeg | None]) -> Iterator[range]:
     """Yield ranges of images that are decoded at once: few enough to fit into the GPU's memory."""
     first = pixels = 0
     for index, jpeg in enumerate(coded):

@@ -15,7 +15,7 @@ import numpy as np
 from mimruntime.cpus import available_cpus
 from mimruntime.decoding.budget import DEFAULT_MB, MemoryBudget
 from mimruntime.errors import ImageError
-from mimruntime.gpu.coded import CodedJpeg, read_for_gpu
+from mimruntime.gpu.coded import GpuJpeg, read_for_gpu
 from mimruntime.gpu.decoder import GpuDecoder
 from mimruntime.gpu.opening import open_gpu_decoder
 from mimruntime.manifest import Preprocess
@@ -34,7 +34,7 @@ class TritonPythonModel:
         common: dict[str, Any] = {"spec": spec, "budget": MemoryBudget(), "formats": DEFAULT_FORMATS}
         self._shape = spec.size, spec.size, 3
         self._pool = ThreadPoolExecutor(min(4, available_cpus()))
-        self._read: Callable[..., CodedJpeg | np.ndarray | None] = partial(prepare, **common)
+        self._read: Callable[..., GpuJpeg | np.ndarray | None] = partial(prepare, **common)
         self._gpu: GpuDecoder | None = None
         if given["decode"] == "gpu":
             most_bytes = DEFAULT_MB * 1_000_000 // config["max_batch_size"]
@@ -69,13 +69,13 @@ class TritonPythonModel:
         pixels = np.empty((len(files), *self._shape), np.uint8)
         errors: list[ImageError | None] = [None] * len(files)
 
-        def read(index: int) -> CodedJpeg | None:
+        def read(index: int) -> GpuJpeg | None:
             try:
                 found = self._read(files[index], out=pixels[index])
             except ImageError as error:
                 errors[index] = error
                 return None
-            return found if isinstance(found, CodedJpeg) else None
+            return found if isinstance(found, GpuJpeg) else None
 
         coded = list(self._pool.map(read, range(len(files))))
         if self._gpu is None:
