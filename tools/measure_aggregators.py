@@ -184,7 +184,7 @@ class Bench:
         self._model, self._views = model, views
         self.fitter = Fitter(options, lambda line: click.echo(line, err=True), ConsoleProgress().progress)
         self.centred, self.shifted = (self._parts(dataset) for dataset in (centred, shifted))
-        self._pairs = self.fitter.views()
+        self.pairs = self.fitter.views()
 
     @property
     def sizes(self) -> dict[str, list[int]]:
@@ -206,7 +206,7 @@ class Bench:
         norm = row.norm or (None if row.learned else max(norms[row.agg], key=lambda name: norms[row.agg][name]))
         labels = self.centred[0].split.labels if row.labels else None
         fitter = self.fitter.for_head(agg=row.agg, agg_options=row.options, labels=labels, token_norm=norm)
-        head = fitter.fit(self.centred[0].tokens, self._pairs)
+        head = fitter.fit(self.centred[0].tokens, self.pairs)
         found: dict[str, Any] = {"norm": head.token_norm, "recall": head.figures["two_view_recall_at_1"]}
         for space, whitened in (("", False), (", whitened", True)):
             train, test = (fitter.vectors(head, part.tokens, whitened=whitened) for part in self.centred)

@@ -28,10 +28,16 @@ def show(source: Source, index: int, view: int, seed: int, preprocess: Preproces
     image = decode(source)
     if view == WHOLE:
         return to_pixels(image, preprocess)
-    rng = np.random.default_rng((seed, view, index))
-    resized = image.resize((preprocess.size, preprocess.size), Image.Resampling.BICUBIC, box=_crop(image.size, rng))
+    box, flipped = draw_crop(image.size, index, view, seed)
+    resized = image.resize((preprocess.size, preprocess.size), Image.Resampling.BICUBIC, box=box)
     pixels = np.asarray(resized)
-    return np.ascontiguousarray(pixels[:, ::-1]) if rng.random() < 0.5 else pixels
+    return np.ascontiguousarray(pixels[:, ::-1]) if flipped else pixels
+
+
+def draw_crop(size: tuple[int, int], index: int, view: int, seed: int) -> tuple[tuple[int, int, int, int], bool]:
+    """Return the box (left, top, right, bottom), px, of a random view of an image of `size`, and whether it is flipped."""
+    rng = np.random.default_rng((seed, view, index))
+    return _crop(size, rng), bool(rng.random() < 0.5)
 
 
 def _crop(size: tuple[int, int], rng: np.random.Generator) -> tuple[int, int, int, int]:
