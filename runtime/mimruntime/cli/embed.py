@@ -12,7 +12,7 @@ import click
 
 from mimruntime.cli.command import Command, gather, group, option
 from mimruntime.cli.frame import TERMINATED
-from mimruntime.cli.options import COUNT, DECODE, PATH, EngineOptions, engine_options
+from mimruntime.cli.options import COUNT, DECODE, PATH, SCALED_DECODING, EngineOptions, engine_options
 from mimruntime.cli.printing import show_bar, size_text
 from mimruntime.errors import ImageError, OptionError
 
@@ -106,7 +106,7 @@ class EmbedOptions:
     "Engine",
     option("--batch-size", type=COUNT, help="Largest batch.  [default: as tuned, or 8]"),
     DECODE,
-    option("--scaled-decoding", is_flag=True, help="Decode large JPEGs at reduced size: faster, nearly the same."),
+    SCALED_DECODING,
 )
 @group(
     "Parquet files and remote images",

@@ -32,6 +32,10 @@ class Seconds(click.FloatRange):
 SECONDS = Seconds(min=0, min_open=True)
 
 
+SCALED_DECODING = option(
+    "--scaled-decoding", is_flag=True, help="Decode large JPEGs at reduced size: faster, vectors change a little."
+)
+
 CACHE = Path("~/.cache/mimexport")
 CACHE_FOLDER = option("--cache", type=PATH, default=CACHE, show_default=True, help="Folder for vectors and thumbnails.")
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mimruntime.cli.command import Command, gather, group, option
-from mimruntime.cli.options import COUNT, ENGINE_OPTIONS, SECONDS, Number
+from mimruntime.cli.options import COUNT, ENGINE_OPTIONS, SCALED_DECODING, SECONDS, Number
 from mimruntime.errors import MimError, OptionError, needs
 
 if TYPE_CHECKING:
@@ -98,6 +98,7 @@ def _load_settings() -> type[Settings]:
     ),
     option("--workers", default=1, type=COUNT, help="Processes, each with its own engine."),
     option("--decode-threads", type=COUNT, help="Decoding threads.  [default: one per CPU, at most 32]"),
+    SCALED_DECODING,
 )
 @group(
     "Times",
@@ -218,8 +219,8 @@ def _load_settings() -> type[Settings]:
 def serve_command(settings: Settings, check: bool) -> None:
     """Serve embeddings over HTTP, in the protocols of OpenAI's and Triton's clients.
 
-    NAME=FOLDER serves an artifact by another name. Every option is also a variable: --max-batch is
-    MIMEXPORT_MAX_BATCH. Lists are separated by spaces, MIMEXPORT_ARTIFACTS by colons; MIMEXPORT_API_KEY is one key.
+    NAME=FOLDER serves an artifact by another name. Every option is also a variable (MIMEXPORT_PORT).
+    Lists are separated by spaces, MIMEXPORT_ARTIFACTS by colons; MIMEXPORT_API_KEY is one key.
     """
     from mimruntime.serve.server import serve
 

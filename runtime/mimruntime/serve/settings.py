@@ -65,6 +65,7 @@ class Settings:
         max_batch: largest batch, in images; None takes the tuned size, or 8. Batches have this size or a smaller power of two.
         max_delay_ms: longest time that a batch waits for images that are still being decoded.
         decode_threads: decoding threads for all artifacts together; None takes one per CPU, at most 32.
+        scaled_decoding: as in `Embedder.open`.
         max_queue: images in flight per artifact; beyond it requests get 429.
         deadline_s: time from admission to answer; later answers become 504.
         grace_s: time after SIGTERM or Ctrl-C for accepted requests to finish.
@@ -100,6 +101,7 @@ class Settings:
     max_batch: int | None = None
     max_delay_ms: float = 5.0
     decode_threads: int | None = None
+    scaled_decoding: bool = False
     max_queue: int = 64
     deadline_s: float = 30.0
     grace_s: int = 30

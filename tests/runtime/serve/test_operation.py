@@ -409,6 +409,18 @@ def test_check_prints_what_would_be_served_and_exits(toy_artifact: Path, space: 
     assert "hidden" not in done.stdout
 
 
+def test_scaled_decoding_is_asked_for_by_its_variable_and_reaches_the_decoder(toy_artifact: Path, photo: Path) -> None:
+    variable = {"MIMEXPORT_SCALED_DECODING": "1"}
+    done = CliRunner().invoke(serve_command, [str(toy_artifact), "--check", "--no-check-reference"], env=variable)
+    assert "scaled_decoding  True" in done.output
+    given = {"artifacts": (Served(toy_artifact),), "check_reference": False, "engine": "onnxruntime"}
+    pixels = []
+    for scaled in (False, True):
+        with open_embedder(toy_artifact, Settings(**given, scaled_decoding=scaled)) as embedder:
+            pixels.append(embedder.prepare(photo))
+    assert (pixels[0] != pixels[1]).any()
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "text"),
     [

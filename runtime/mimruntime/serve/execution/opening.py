@@ -59,6 +59,7 @@ def open_embedder(path: object, settings: Settings, expect_space: str | None = N
         batch_size=settings.max_batch,
         expect_space=expect_space,
         workers=1,
+        scaled_decoding=settings.scaled_decoding,
         public_key=settings.public_key,
         check_reference=settings.check_reference,
     )
