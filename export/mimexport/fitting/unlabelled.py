@@ -22,6 +22,8 @@ _REFRESH, _REFRESH_IMAGES = 40, 3000
 """The whitening depends on the scorer: it is refitted every 40 steps on 3000 images."""
 _TOKEN_IMAGES, _TOKEN_SHRINKAGE = 4000, 0.01
 LEAST_IMAGES = 64
+_CPU_CHUNK, _GPU_CHUNK = 64, 512
+"""Number of images pooled at once. On a CPU their tokens in float32 should fit into its cache."""
 
 
 def fit_scorer(
@@ -84,9 +86,9 @@ def fit_scorer(
 
 
 def pool_softmax(tokens: Tokens, w: Tensor, rows: np.ndarray) -> Tensor:
-    """Return Σ softmax(w·x_i) x_i of the stored tokens `rows`, (len(rows), D), computed for 500 images at a time."""
-    parts = []
-    for part in np.array_split(rows, max(1, len(rows) // 500)):
+    """Return Σ softmax(w·x_i) x_i of the stored tokens `rows`, (len(rows), D)."""
+    parts, chunk = [], _CPU_CHUNK if w.device.type == "cpu" else _GPU_CHUNK
+    for part in np.array_split(rows, max(1, len(rows) // chunk)):
         x = as_tensor(tokens.patches[part], w.device).float()
         parts.append(((x @ w).softmax(1).unsqueeze(1) @ x)[:, 0])
     return torch.cat(parts)
