@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -191,3 +192,14 @@ def test_a_signal_after_openvino_was_closed_in_another_thread_reaches_its_handle
         " thread.start(); thread.join(); signal.raise_signal(signal.SIGTERM)"
     )
     assert subprocess.run([sys.executable, "-c", work, str(graph)], check=False).returncode == 9
+
+
+def test_onnx_runtime_sends_no_usage_data_and_writes_nothing_where_there_is_no_home(graph: Path) -> None:
+    work = (
+        "import pathlib, sys; from mimruntime.engines import onnxruntime;"
+        "onnxruntime.open_engine(pathlib.Path(sys.argv[1]), provider=None, threads=1).close()"
+    )
+    env = {**os.environ, "HOME": "/proc/none", "XDG_CACHE_HOME": "/proc/none"}
+    env.pop("ORT_DISABLE_TELEMETRY", None)  # set in this process by now
+    done = subprocess.run([sys.executable, "-c", work, graph], env=env, capture_output=True, text=True, check=True)
+    assert done.stderr == ""

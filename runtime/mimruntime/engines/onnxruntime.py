@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import io
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,8 @@ LEFT_OUT = {"cpu": ("BiasGeluFusion",)}
 """Optimisations to disable by provider: bias and GELU are faster as two operators (docs/results/graph.md)."""
 _GPU_BATCHES = (*BATCHES, 32, 64, 128)
 _LOG_ERRORS, _LOG_FATAL = 3, 4
+_NO_TELEMETRY = "ORT_DISABLE_TELEMETRY"
+"""Environment variable that ONNX Runtime reads when it is imported; without it, it sends usage data to its maker."""
 _NO_BF16 = "has no bf16 kernels on a CPU: run a bf16 artifact with --engine openvino"
 _REMEDIES = {
     "cuda": "check the NVIDIA driver, and that CUDA and cuDNN are found: pip install 'onnxruntime-gpu[cuda,cudnn]'",
@@ -199,6 +202,7 @@ def _hardware(provider: str) -> str:
 
 
 def _library() -> Any:
+    os.environ.setdefault(_NO_TELEMETRY, "1")
     try:
         import onnxruntime  # noqa: PLC0415 - the one place that needs it
     except ImportError as error:
