@@ -106,7 +106,9 @@ def artifacts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def test_seven_habits_of_checkpoints_are_one_command_each(artifacts: dict[str, Path], photos: list[Path]) -> None:
     vectors, spaces = {}, {}
     for name, path in artifacts.items():
-        assert "mine" in say("inspect", path)
+        inspected = say("inspect", path)
+        assert "licence mine" in inspected
+        assert "mean 0.485 0.456 0.406, std 0.229 0.224 0.225" in inspected
         with Embedder.open(path) as embedder:
             vectors[name], spaces[name] = embedder.embed(photos), embedder.space
     assert len({spaces[name] for name in SAME}) == 1

@@ -55,7 +55,9 @@ def main(artifact: Path, place: Path | None, count: int) -> None:
             files[next((by for by in (8, 4, 2) if min(part.size) // by >= least), 1)].append(stream.getvalue())
         groups = {str(by): files[by] for by in sorted(files)}
         groups["12 megapixels"] = [encoded(picture, 4000, "JPEG", quality=90) for picture in pictures[:3]]
-        print("| decoded at 1/n of the edges | photographs | cosine: mean | least | pixel values off by, mean | CPU ms |")
+        print(
+            "| decoded at 1/n of the edges | photographs | cosine: mean | least | pixel values off by, mean | CPU ms |"
+        )
         print("|---|---|---|---|---|---|")
         for name, group in groups.items():
             cosines = (whole.embed(group) * scaled.embed(group)).sum(axis=1)

@@ -27,6 +27,7 @@ with Embedder.open("{m.name}") as embedder:
 | aggregator | {agg.name} ({params}), token norm {agg.token_norm} |
 | embedding space | `{m.embedding_space}`; never mix vectors of different spaces in one index |
 | input | RGB image, {resize} ({pre.interpolation}), then centre crop to {size}×{size} px |
+| pixels | {pre.normalisation}; the graph applies them |{whitening}
 | tokens | {backbone.grid[0]}×{backbone.grid[1]} patches, {backbone.prefix_tokens} prefix tokens, width {backbone.dim} |{kept}
 | graph | ONNX opset {m.graph.opset}, {m.graph.precision}, last block {m.graph.last_block} |
 
@@ -59,6 +60,7 @@ def write_card(folder: Path, manifest: Manifest) -> None:
         batches=", ".join(map(str, manifest.parity.batches)),
         kept="" if manifest.keep is None else f"\n| patches kept in the encoder | {manifest.keep} |",
         notes="".join(f"\n| note | {note} |" for note in manifest.backbone.notes),
+        whitening="" if manifest.embedding.whitening is None else f"\n| whitening | {manifest.embedding.whitening} |",
         warning=_RANDOM if manifest.backbone.source == "random" else "",
     )
     (folder / "README.md").write_text(text, encoding="utf-8")

@@ -114,6 +114,12 @@ class Preprocess(_Record, frozen=True, kw_only=True):
     """Mean of the training pixels in [0, 1]; for information, because the graph applies it."""
     std: tuple[float, float, float]
 
+    @property
+    def normalisation(self) -> str:
+        """Mean and standard deviation for people."""
+        mean, std = (" ".join(f"{value:g}" for value in values) for values in (self.mean, self.std))
+        return f"mean {mean}, std {std}"
+
 
 class Port(_Record, frozen=True, kw_only=True):
     """An input or output of the graph; a dynamic dimension is given by name."""

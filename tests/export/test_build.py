@@ -120,14 +120,21 @@ def test_the_space_follows_what_changes_a_vector_and_nothing_else(small, tmp_pat
 
 
 @pytest.mark.usefixtures("exported")
-def test_a_checkpoint_of_another_image_size_is_told_by_card_and_inspect(small, tmp_path, monkeypatch, capsys):
+def test_pixels_and_another_image_size_than_the_checkpoints_are_told_by_card_and_inspect(
+    small, tmp_path, monkeypatch, capsys
+):
     monkeypatch.setattr(parity, "measure", lambda *_, **__: small.manifest.parity)
     save_file(load_model("small", random_seed=0).model.state_dict(), tmp_path / "w.safetensors")
     built = build(options(tmp_path / "a", weights=tmp_path / "w.safetensors", random_seed=None, size=48))
     resampled = "its 17 positions were resampled to 37"
-    assert resampled in (built.path / "README.md").read_text()
+    pixels = "mean 0.5 0.5 0.5, std 0.5 0.5 0.5"
+    card = (built.path / "README.md").read_text()
+    assert resampled in card
+    assert pixels in card
     inspect_command.main([str(built.path)], standalone_mode=False)
-    assert any(line.startswith("note ") and resampled in line for line in capsys.readouterr().out.splitlines())
+    lines = capsys.readouterr().out.splitlines()
+    assert any(line.startswith("note ") and resampled in line for line in lines)
+    assert any(line.startswith("preprocess ") and pixels in line for line in lines)
 
 
 def test_random_weights_are_recorded_in_manifest_and_card(small):

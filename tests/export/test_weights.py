@@ -99,8 +99,9 @@ def test_hieras_layout_is_read(tmp_path, monkeypatch):
     assert same_weights(load_model("shallow", weights=save(tmp_path / "w.pth", {"model_state": layout})), state)
 
 
-def test_simmims_pixels_are_those_it_was_trained_on():
-    config = load_model("simmim-b16", random_seed=0).config
+@pytest.mark.parametrize("name", ["simmim-b16", "mae-s16"])
+def test_pixels_of_a_name_are_those_it_was_trained_on(name):
+    config = load_model(name, random_seed=0).config
     assert (config["mean"], config["std"]) == (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
 
 

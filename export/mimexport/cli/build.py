@@ -184,10 +184,7 @@ def _print_built(artifact: Artifact, *, whitened_by_default: bool) -> None:
     if m.embedding.whitening is not None and whitened_by_default:
         click.echo("  vectors are whitened, by the matrix that this package ships; --no-whiten builds plain ones")
     p = m.preprocess
-    mean, std = (" ".join(f"{value:g}" for value in values) for values in (p.mean, p.std))
-    click.echo(
-        f"  pixels: crop {p.size} px, resize {p.resize} px ({p.mode}, {p.interpolation}), mean {mean}, std {std}"
-    )
+    click.echo(f"  pixels: crop {p.size} px, resize {p.resize} px ({p.mode}, {p.interpolation}), {p.normalisation}")
     if m.conversion:
         click.echo(
             f"  {m.graph.precision} against fp32 on {m.conversion.images} images: worst cosine"

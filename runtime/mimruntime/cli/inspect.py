@@ -73,7 +73,8 @@ def _inspected(opened: Artifact, sizes: dict[str, int]) -> list[tuple[str, str]]
         *([("whitening", manifest.embedding.whitening)] if manifest.embedding.whitening else []),
         (
             "preprocess",
-            f"{preprocess.mode} to {preprocess.resize} px, crop {preprocess.size} px, {preprocess.interpolation}",
+            f"{preprocess.mode} to {preprocess.resize} px, crop {preprocess.size} px, {preprocess.interpolation},"
+            f" {preprocess.normalisation}",
         ),
         ("graph", f"{manifest.graph.precision}, opset {manifest.graph.opset}: {ports}"),
         (

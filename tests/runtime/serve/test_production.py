@@ -19,8 +19,9 @@ import numpy as np
 import pytest
 from PIL import Image
 from proxy import nginx
-from service import running
+from service import free_port, running
 
+from mimruntime import Embedder
 from mimruntime.cli.serve import serve_command
 
 ROOT = Path(__file__).parents[3]
@@ -101,3 +102,58 @@ def test_what_a_file_names_is_there(name: str) -> None:
     chosen = {extra for group in re.findall(r"'\.\[(.*?)\]'", text) for extra in group.split(",")}
     assert chosen <= {*extras} - {"export", "eval", "dev"}
     assert bool(chosen) == name.startswith("Containerfile")
+
+
+IN_CONTAINER = """
+import json, os, signal, subprocess, sys, time, urllib.request
+os.environ |= {"MIMEXPORT_HOST": "127.0.0.1", "MIMEXPORT_PORT": sys.argv[2]}
+service = subprocess.Popen(json.loads(sys.argv[1]))
+url = f"http://127.0.0.1:{sys.argv[2]}"
+while True:
+    try:
+        urllib.request.urlopen(f"{url}/ready").close()
+        break
+    except OSError:
+        assert service.poll() is None
+        time.sleep(0.1)
+with open("/photo", "rb") as photo, urllib.request.urlopen(f"{url}/v1/embeddings/image", photo.read()) as answer:
+    print(json.dumps({"answer": json.load(answer), "user": os.getuid()}))
+service.send_signal(signal.SIGTERM)
+sys.exit(service.wait())
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("buildah") is None, reason="buildah is not installed")
+@pytest.mark.parametrize("name", ["Containerfile", "Containerfile.openvino"])
+def test_a_container_is_built_and_serves(name: str, toy_artifact: Path, photo: Path) -> None:
+    """With buildah alone, which Debian has and which needs no daemon; its base image comes from a registry."""
+
+    def buildah(*arguments: object) -> str:
+        done = subprocess.run(
+            ["buildah", *map(str, arguments)], env={**os.environ, "BUILDAH_ISOLATION": "chroot"},
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr[-2000:]
+        return done.stdout.strip()
+
+    image = f"localhost/mimexport-{name.lower()}"
+    base = re.findall(r"^FROM (\S+)$", (DEPLOY / name).read_text(), re.MULTILINE)[0]
+    if subprocess.run(["buildah", "pull", "--policy", "missing", base], capture_output=True, check=False).returncode:
+        pytest.skip(f"no {base} here, and its registry is out of reach")
+    buildah("build", "--network", "host", "--pull-never", "-f", DEPLOY / name, "-t", image, ROOT)
+    container = buildah("from", "--pull-never", image)
+    try:
+        entry = buildah("inspect", "--format", "{{json .OCIv1.Config.Entrypoint}}", container)
+        mounts = ("-v", f"{toy_artifact}:/artifact:ro", "-v", f"{photo}:/photo:ro")
+        python = "/opt/mimexport/bin/python"
+        said = buildah(
+            "run", "--network", "host", *mounts, container, "--", python, "-c", IN_CONTAINER, entry, free_port()
+        )
+        found = json.loads(said.splitlines()[-1])
+        with Embedder.open(toy_artifact) as embedder:
+            exact = embedder.embed([photo])[0]
+        assert np.dot(found["answer"]["data"][0]["embedding"], exact) > 0.9999
+        assert found["user"] == 65534
+    finally:
+        buildah("rm", container)
