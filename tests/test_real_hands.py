@@ -132,7 +132,7 @@ def test_a_folder_of_a_phone_is_embedded_and_what_is_passed_over_is_named(
     (phone / "drawing.svg").write_text("<svg/>")
     said = say("embed", artifacts["mae"], phone, "--out", tmp_path / "vectors.npz")
     assert "4 of 4 images embedded" in said
-    assert "1 file was passed over: 1 SVG" in said
+    assert "2 files were passed over: 1 MOV, 1 SVG" in said
     found = read_vectors(tmp_path / "vectors.npz")
     with Embedder.open(artifacts["mae"]) as embedder:
         exact = embedder.embed(photos[:4])
