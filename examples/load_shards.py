@@ -150,6 +150,7 @@ def main(store: str, folder: str, place: str) -> None:
     """Load `folder` into `place`: a file, a URL of Qdrant, a URI of LanceDB, or a connection string."""
     if store == "faiss":
         into_faiss(folder, place)
+        print(f"{place}, {place}.json")
     elif store == "qdrant":
         from qdrant_client import QdrantClient  # noqa: PLC0415
 
