@@ -5,22 +5,22 @@ python tools/bench_browse.py artifacts/mae-tiny-topk ../shared/data/tiny-imagene
 
 from __future__ import annotations
 
+import io
 import json
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 import urllib.request
 import zipfile
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import click
 import numpy as np
-from browsing import Page, chromium, running_page, wait_for
-
-from mimruntime.artifact import Artifact
-from mimruntime.search.cache import VectorCache
-from mimruntime.search.index import Index
+from browsing import START, Page, chromium, resize, running_page, wait_for
+from PIL import Image, ImageOps
 
 QUERIES = 50
 SCROLL_S = 6
@@ -51,17 +51,20 @@ _SCROLL = """
 @click.command()
 @click.argument("artifact", type=click.Path(path_type=Path, exists=True))
 @click.argument("data", type=click.Path(path_type=Path, exists=True))
-@click.option("--images", default=20_000, help="How many of the zip's images.")
-@click.option("--lists", default=0, help="Also compare two kinds of index on so many drawn vectors; 0: no.")
+@click.option("--images", default=20_000, help="How many: those of the zip, then crops of them.")
+@click.option("--vectors", is_flag=True, help="Start from shards that `mimexport embed` writes before.")
 @click.option(
-    "--keep", type=click.Path(path_type=Path), help="Folder for the images and the cache.  [default: temporary]"
+    "--keep", type=click.Path(path_type=Path), help="Folder for images, shards and cache.  [default: temporary]"
 )
-def main(artifact: Path, data: Path, images: int, lists: int, keep: Path | None) -> None:
+def main(artifact: Path, data: Path, images: int, vectors: bool, keep: Path | None) -> None:
     """Print what was measured on so many images of DATA, a zip of CLASS/image."""
     with tempfile.TemporaryDirectory() as temporary:
         folder = keep or Path(temporary)
         unpack(data, folder / "images", images)
-        arguments = (artifact, "--images", folder / "images", "--cache", folder / "cache")
+        arguments = [artifact, "--images", folder / "images", "--cache", folder / "cache"]
+        if vectors:
+            write_shards(artifact, folder)
+            arguments += ["--vectors", folder / "shards"]
         for start in ("first", "second"):
             began = time.perf_counter()
             with running_page(*arguments, log=folder / "log") as page:
@@ -69,56 +72,47 @@ def main(artifact: Path, data: Path, images: int, lists: int, keep: Path | None)
                 measure_start(page, began)
                 if start == "second":
                     measure_queries(page, images)
-                    measure_scrolling(page)
+                    for width, height in ((1280, 800), (390, 780)):
+                        measure_scrolling(page, width, height)
                 click.echo(f"  memory of the process, at most   {page.memory() / 1e6:.0f} MB")
-        (kept,) = (folder / "cache" / "search").iterdir()
-        dim = Artifact.open(artifact).manifest.embedding.dim
-        real = np.stack([one.vector for one in VectorCache(kept, dim).read().values() if one.vector is not None])
-        click.echo(f"index of {len(real):,} real vectors")
-        measure_lists(real)
-    if lists:
-        rng = np.random.default_rng(0)
-        drawn = rng.standard_normal((5000, dim), np.float32)[rng.integers(5000, size=lists)]
-        drawn += rng.standard_normal((lists, dim), np.float32)
-        click.echo(f"index of {lists:,} vectors that are drawn around 5,000 centres")
-        measure_lists(drawn / np.linalg.norm(drawn, axis=1, keepdims=True))
 
 
-def measure_lists(vectors: np.ndarray) -> None:
-    """Compare the two kinds of index on vectors (n, D)."""
-    count, dim = vectors.shape
-    queries = vectors[np.random.default_rng(1).integers(count, size=200)]
-    found = {}
-    for kind, flat_most in (("flat", count), ("IVF", 0)):
-        index = Index(dim, count, flat_most=flat_most)
-        index.add(range(count), vectors)
-        began = time.perf_counter()
-        with tempfile.TemporaryDirectory() as folder:
-            index.settle(Path(folder), "measured", "measured")
-        made = time.perf_counter() - began
-        began = time.perf_counter()
-        found[kind] = [set(index.nearest(query, 10).numbers.tolist()) for query in queries]
-        taken = 1000 * (time.perf_counter() - began) / len(queries)
-        click.echo(
-            f"  {kind:<5} a query in {taken:.1f} ms" + (f", made and written in {made:.0f} s" if kind == "IVF" else "")
-        )
-    shared = [len(flat & lists) / 10 for flat, lists in zip(found["flat"], found["IVF"], strict=True)]
-    click.echo(f"  IVF finds {100 * statistics.mean(shared):.1f} % of the 10 nearest")
+def write_shards(artifact: Path, folder: Path) -> None:
+    """Embed the images into shards; what was embedded before is kept."""
+    command = [sys.executable, "-c", START, "embed", artifact, folder / "images", "--out", f"{folder}/shards/"]
+    subprocess.run(list(map(str, command)), check=True)
 
 
 def unpack(data: Path, folder: Path, images: int) -> None:
-    """Write the first images of each class of a zip, all classes alike."""
+    """Write so many images of a zip, all classes alike; where a class has too few, crops of its images follow."""
     with zipfile.ZipFile(data) as archive:
-        names = sorted(name for name in archive.namelist() if name.startswith("train/") and not name.endswith("/"))
         classes: dict[str, list[str]] = {}
-        for name in names:
-            classes.setdefault(name.split("/")[1], []).append(name)
-        for each in classes.values():
-            for name in each[: -(-images // len(classes))]:
-                place = folder.joinpath(*name.split("/")[1:])
-                if not place.exists():
-                    place.parent.mkdir(parents=True, exist_ok=True)
-                    place.write_bytes(archive.read(name))
+        for name in sorted(archive.namelist()):
+            if name.startswith(("train/", "val/")) and not name.endswith("/"):
+                classes.setdefault(name.split("/")[1], []).append(name)
+        for label, names in classes.items():
+            place = folder / label
+            place.mkdir(parents=True, exist_ok=True)
+            for number in range(-(-images // len(classes))):
+                source = names[number % len(names)]
+                file = place / f"{number:04}-{PurePath(source).name}"
+                if not file.exists():
+                    content = archive.read(source)
+                    file.write_bytes(content if number < len(names) else crop(content, seed=number))
+
+
+def crop(content: bytes, seed: int) -> bytes:
+    """Return a JPEG of 75 to 95 % of an image's edges, as large as the image, half of them mirrored."""
+    rng = np.random.default_rng(seed)
+    with Image.open(io.BytesIO(content)) as image:
+        width, height = image.size
+        share, x, y = rng.uniform(0.75, 0.95), rng.uniform(), rng.uniform()
+        left, top = x * (1 - share) * width, y * (1 - share) * height
+        box = (left, top, left + share * width, top + share * height)
+        cut = image.convert("RGB").resize(image.size, Image.Resampling.BICUBIC, box=box)
+    stream = io.BytesIO()
+    (ImageOps.mirror(cut) if rng.integers(2) else cut).save(stream, "JPEG", quality=90)
+    return stream.getvalue()
 
 
 def measure_start(page: Page, began: float) -> None:
@@ -145,21 +139,22 @@ def measure_queries(page: Page, images: int) -> None:
     )
 
 
-def measure_scrolling(page: Page) -> None:
-    """Scroll in a real browser: steadily, then by jumps; thumbnails are made meanwhile."""
+def measure_scrolling(page: Page, width: int, height: int) -> None:
+    """Scroll in a real browser of so many px: steadily, then by jumps; thumbnails are made meanwhile."""
     with chromium() as driver:
+        resize(driver, width, height, phone=width < 500)
         driver.get(page.url)
-        wait_for(driver, "document.querySelectorAll('.wall .tile.loaded').length > 20")
+        wait_for(driver, "document.querySelectorAll('.wall .tile.loaded').length > 10")
         driver.execute_script(_OBSERVE)
         for kind, jump in (("steadily", False), ("by jumps", True)):
-            report_frames(kind, driver.execute_async_script(_SCROLL, SCROLL_S, jump))
+            report_frames(f"{width} px, {kind}", driver.execute_async_script(_SCROLL, SCROLL_S, jump))
 
 
 def report_frames(kind: str, found: Any) -> None:
     """Print frames and long tasks (over 50 ms) of one way of scrolling."""
     frames, long = sorted(found["frames"]), found["long"]
     click.echo(
-        f"  scrolling {kind:<9}              {len(frames) / SCROLL_S:.0f} frames a second, 95 % within"
+        f"  scrolling {kind:<22} {len(frames) / SCROLL_S:.0f} frames a second, 95 % within"
         f" {frames[int(0.95 * len(frames))]:.0f} ms, {len(long)} long tasks{f', worst {max(long):.0f} ms' if long else ''}"
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Generator, Iterable, Sequence
 from pathlib import Path
 
@@ -212,8 +213,8 @@ def check_space(encoder: Encoder, stored: Vectors) -> None:
 
 
 def _take_stored(collection: Collection, stored: Vectors) -> None:
-    rows = {str(Path(path).absolute()): row for row, path in enumerate(stored.paths) if stored.errors[row] is None}
-    found = [(n, rows.get(str(Path(as_text(path)).absolute()))) for n, path in enumerate(collection.gallery.paths)]
+    rows = {os.path.abspath(path): row for row, path in enumerate(stored.paths) if stored.errors[row] is None}  # noqa: PTH100 - links stay
+    found = [(n, rows.get(os.path.abspath(as_text(path)))) for n, path in enumerate(collection.gallery.paths)]  # noqa: PTH100
     there = [(number, row) for number, row in found if row is not None]
     if there:
         numbers, taken = zip(*there, strict=True)

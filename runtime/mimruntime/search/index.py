@@ -17,7 +17,9 @@ from mimruntime.writing import staged_file, write_file
 FLAT_MOST = 200_000
 """Largest size of a flat index; with a thousand dimensions a query takes some 80 ms on one core."""
 PROBED = 16
-"""An IVF search reads the number of lists divided by this."""
+"""An IVF search reads the number of lists divided by this: docs/results/page.md."""
+_BLOCK = 1 << 16
+"""Vectors that are copied at a time, so that building needs little more than both indexes."""
 _TRAINED_ON = 64
 """Training vectors of k-means per list."""
 FORMAT, SCHEMA = "mimexport-index", 1
@@ -140,21 +142,29 @@ class Index:
 
     def _sorted_into_lists(self) -> faiss.IndexIVFFlat:
         count, dim = self._faiss.ntotal, self._faiss.d
-        number_of_lists = int(4 * np.sqrt(count))
-        vectors = self._faiss.reconstruct_n(0, count)
+        number_of_lists = lists_for(count)
         lists = faiss.IndexIVFFlat(faiss.IndexFlatIP(dim), dim, number_of_lists, faiss.METRIC_INNER_PRODUCT)
         seen = np.random.default_rng(0).permutation(count)[: _TRAINED_ON * number_of_lists]
         lists.cp.max_points_per_centroid = _TRAINED_ON
-        lists.train(vectors[np.sort(seen)])
-        lists.add(vectors)
+        lists.train(self._faiss.reconstruct_batch(np.sort(seen)))
+        for start in range(0, count, _BLOCK):
+            lists.add(self._faiss.reconstruct_n(start, min(_BLOCK, count - start)))
         return lists
+
+
+def lists_for(count: int) -> int:
+    """Return into how many lists an IVF index sorts so many vectors."""
+    return int(4 * np.sqrt(count))
 
 
 def _read(folder: Path, wanted: _About) -> faiss.IndexIVFFlat | None:
     """Return the index in `folder` if it is of these vectors; else None."""
     try:
         about = records.decode((folder / "index.json").read_bytes(), _About, format_name=FORMAT, schema=SCHEMA)
-        found = faiss.deserialize_index(np.fromfile(folder / "index.faiss", np.uint8)) if about == wanted else None
+        if about != wanted:
+            return None
+        with (folder / "index.faiss").open("rb") as stream:
+            found = faiss.read_index(faiss.PyCallbackIOReader(stream.read))  # type: ignore[attr-defined]  # not in its stubs
     except (OSError, ValueError, RuntimeError):  # missing or damaged: it is built again
         return None
     return found if isinstance(found, faiss.IndexIVFFlat) else None
@@ -163,5 +173,5 @@ def _read(folder: Path, wanted: _About) -> faiss.IndexIVFFlat | None:
 def _write(folder: Path, about: _About, lists: faiss.IndexIVFFlat) -> None:
     (folder / "index.json").unlink(missing_ok=True)  # so that a new index never has an old record
     with staged_file(folder / "index.faiss") as stream:
-        stream.write(faiss.serialize_index(lists).data)
+        faiss.write_index(lists, faiss.PyCallbackIOWriter(stream.write))  # type: ignore[attr-defined]  # not in its stubs
     write_file(folder / "index.json", msgspec.json.encode(about))
