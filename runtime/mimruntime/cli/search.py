@@ -11,7 +11,7 @@ import click
 
 from mimruntime.cli.command import Command, gather, group, option
 from mimruntime.cli.options import CACHE_FOLDER, COUNT, PATH, EngineOptions, engine_options
-from mimruntime.cli.printing import show_bar
+from mimruntime.cli.printing import one_line, show_bar
 from mimruntime.errors import needs
 
 if TYPE_CHECKING:
@@ -99,13 +99,13 @@ def _print_json(rows: dict[str, list[tuple[str, float]]], collection: Collection
 
 def _print_rows(rows: dict[str, list[tuple[str, float]]], collection: Collection) -> None:
     for query, found in rows.items():
-        click.echo(query)
+        click.echo(one_line(query))
         for path, cosine in found:
-            click.echo(f"  {cosine:.3f}  {path}")
+            click.echo(f"  {cosine:.3f}  {one_line(path)}")
     click.echo(
         f"{len(collection.index)} images, {collection.index.kind} index of {collection.index.dim} dimensions,"
         f" embedding space {collection.space}"
     )
     if collection.errors:
         first = next(iter(collection.errors.values()))
-        click.echo(f"{len(collection.errors)} could not be read; first: {first}", err=True)
+        click.echo(f"{len(collection.errors)} could not be read; first: {one_line(first)}", err=True)

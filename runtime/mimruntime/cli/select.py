@@ -10,7 +10,7 @@ import click
 
 from mimruntime.cli.command import Command, option
 from mimruntime.cli.options import PATH, EngineOptions, engine_options
-from mimruntime.cli.printing import show_bar
+from mimruntime.cli.printing import one_line, show_bar
 from mimruntime.errors import ImageError
 
 if TYPE_CHECKING:
@@ -34,8 +34,8 @@ def select_command(artifact: Path, inputs: tuple[str, ...], out: Path, engine: E
     """Draw the patches that make an image's vector over the image.
 
     INPUT is an image, a folder (with all below it) or a quoted pattern. Colour says how much a patch counts: dark
-    little, clear most. Pale grey patches are not selected; dark grey ones are dropped early in the encoder (--keep), or
-    lie outside of the crop. The artifact needs the output `selection`: build --with-selection.
+    little, clear most. Grey patches are not selected; black ones are dropped early in the encoder (--keep), or lie
+    outside of the crop. The artifact needs the output `selection`: build --with-selection.
     """
     from mimruntime.embedder import Embedder
     from mimruntime.image_paths import find_images
@@ -53,7 +53,7 @@ def select_command(artifact: Path, inputs: tuple[str, ...], out: Path, engine: E
     for sheet in sheets:
         click.echo(f"{sheet}")
     if errors:
-        click.echo(f"{len(errors)} could not be read; first: {errors[0]}", err=True)
+        click.echo(f"{len(errors)} could not be read; first: {one_line(str(errors[0]))}", err=True)
 
 
 def _readable(found: Iterable[Selection | ImageError], errors: list[ImageError]) -> Iterator[Selection]:

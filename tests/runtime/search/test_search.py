@@ -1,6 +1,7 @@
 """Neighbours of images: those that a comparison with every vector finds, embedded once, of one embedding space."""
 
 import json
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -60,6 +61,17 @@ def test_the_command_prints_the_neighbours_that_numpy_finds(toy_artifact, embedd
     assert [each["path"] for each in found] == [paths[row] for row in nearest]
     assert [each["cosine"] for each in found] == pytest.approx(cosines[nearest], abs=1e-5)
     assert answer["embedding_space"] == embedder.space
+
+
+def test_a_name_says_nothing_to_the_terminal(toy_artifact, photo, tmp_path):
+    for name in ("red\x1b[31m\x07.jpg", "two\nlines.jpg"):
+        (tmp_path / "photos" / "in").mkdir(parents=True, exist_ok=True)
+        shutil.copy(photo, tmp_path / "photos" / "in" / name)
+    shutil.copy(photo, os.fsencode(tmp_path / "photos") + b"/\xff\xfe.jpg")
+    done = run("search", toy_artifact, tmp_path / "photos", "--query", photo, "--cache", tmp_path / "cache")
+    assert done.exit_code == 0, done.output
+    shown = {line.partition("photos/")[2] for line in done.stdout.splitlines()[1:4]}
+    assert shown == {r"\xff\xfe.jpg", r"in/red\x1b[31m\x07.jpg", r"in/two\nlines.jpg"}
 
 
 def test_what_was_embedded_is_kept_and_only_a_changed_image_is_embedded_again(embedder, folder, tmp_path):
