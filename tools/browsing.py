@@ -43,8 +43,8 @@ def missing() -> str:
 
 @contextlib.contextmanager
 def running_page(*arguments: object, log: Path) -> Iterator[Page]:
-    """Run `mimexport browse` with `arguments` on a free port until the block ends."""
-    command = [sys.executable, "-c", START, "browse", *map(str, arguments), "--port", "0", "--no-open"]
+    """Run `mimexport browse` with `arguments`, on a free port unless they name one, until the block ends."""
+    command = [sys.executable, "-c", START, "browse", "--port", "0", "--no-open", *map(str, arguments)]
     with log.open("wb") as out:
         process = subprocess.Popen(command, stdout=out, stderr=out)
     try:

@@ -1,4 +1,4 @@
-"""Draw the selection over its image: patches are coloured by their weight; those that do not count are pale or dark grey."""
+"""Draw the selection over its image: patches are coloured by their weight; those that do not count are grey or black."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from mimruntime.resampling import Box
 
 _STOPS = np.array([[38, 12, 82, 168], [176, 48, 92, 138], [255, 199, 102, 46]], np.float64)
 """Red, green, blue and opacity at weight 0, at half the largest and at the largest: dark for low, clear for high weights."""
-_UNSELECTED = (205, 207, 212, 176)
+_UNSELECTED = (124, 126, 132, 206)
 """Colour of a patch that the encoder reads and whose own weight is 0."""
-_DROPPED = (56, 57, 62, 236)
+_DROPPED = (22, 22, 26, 240)
 """Colour of a patch that left the encoder early, and of the area outside the crop."""
 LEGEND = (
     ("counts little", tuple(int(value) for value in _STOPS[0, :3])),

@@ -33,6 +33,7 @@ _FOR_EVER = {"Cache-Control": "private, max-age=31536000, immutable"}
 
 Number = Annotated[int, Path(ge=0, description="Of an image.")]
 Digest = Annotated[str, Path(pattern="^[0-9a-f]{16}$", description="Of a query's content.")]
+Version = Annotated[str | None, Query(description="Of the gallery whose numbers are meant.")]
 Count = Annotated[int, Query(ge=1, le=200)]
 
 
@@ -93,13 +94,13 @@ def _add_page(app: FastAPI) -> None:
 
 def _add_pictures(app: FastAPI, session: Session) -> None:
     @app.get("/thumbnails/{number}")
-    def thumbnail(number: Number) -> Response:
-        _check(session, number)
+    def thumbnail(number: Number, v: Version = None) -> Response:
+        _check(session, number, v)
         return Response(session.pictures.thumbnail(number), media_type="image/jpeg", headers=_FOR_EVER)
 
     @app.get("/pictures/{number}")
-    def picture(number: Number) -> Response:
-        _check(session, number)
+    def picture(number: Number, v: Version = None) -> Response:
+        _check(session, number, v)
         return Response(session.pictures.picture(number), media_type="image/jpeg", headers=_FOR_EVER)
 
     @app.get("/queries/{key}")
@@ -189,6 +190,8 @@ def _column(session: Session, artifact: int, of: int | sessions.Query, found: Ne
     if found is None:
         reason = gallery.without_place(of, collection.errors.get(of, "")) if isinstance(of, int) else ""
         return {"neighbours": [], "predicted": None, "error": reason or "not embedded yet"}
+    if not len(found.numbers):
+        return {"neighbours": [], "predicted": None, "error": "no other image is embedded"}
     rows = [
         {
             "number": int(number),
@@ -211,6 +214,8 @@ def _heatmap(session: Session, artifact: int, of: int | sessions.Query) -> dict[
     return {"box": found.box, "rows": rows, "columns": columns, "rgba": found.colours.ravel().tolist()}
 
 
-def _check(session: Session, number: int) -> None:
+def _check(session: Session, number: int, version: str | None = None) -> None:
+    if version not in {None, session.gallery.version}:  # else the browser would keep another image under this address
+        raise Problem(409, "gallery_changed", "the images have changed since this page was opened; load it again")
     if number >= len(session.gallery):
         raise Problem(404, "not_found", f"there are {len(session.gallery)} images, from number 0 on")

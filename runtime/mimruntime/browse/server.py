@@ -60,7 +60,7 @@ def browse(settings: BrowseSettings, *, opens: bool = True) -> None:
     set_up_logs(as_json=False)
     listeners = bind(settings.host, settings.port)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    key = None if _is_loopback(settings.host) else secrets.token_urlsafe(16)
+    key = secrets.token_urlsafe(16) if _needs_key(settings.host) else None
     hosts = (settings.host.lower(), *LOOPBACK) if key is None else ()
     limits = Settings(
         artifacts=tuple(Served(Path(name)) for name in settings.artifacts),
@@ -84,9 +84,10 @@ def has_screen() -> bool:
     return sys.platform != "linux" or bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
 
 
-def _is_loopback(host: str) -> bool:
+def _needs_key(host: str) -> bool:
+    """Return whether `host` is another address than a browser's own machine, by its usual names."""
     try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+        return host != "localhost" and str(ipaddress.ip_address(host)) not in {"127.0.0.1", "::1"}
     except ValueError as error:
         raise OptionError(
             f"--host {host}: expected an address of this machine, such as 127.0.0.1 or 0.0.0.0"

@@ -217,23 +217,22 @@ def open_session(settings: BrowseSettings) -> Iterator[Session]:
 
     """
     gallery = open_gallery(settings.images)
-    stored = [read_stored(path) for path in settings.vectors]
     with contextlib.ExitStack() as stack:
         encoders = [stack.enter_context(open_encoder(name, **settings.engine)) for name in settings.artifacts]
-        _check_spaces(settings, stored, encoders)
-        collections = [
-            open_collection(
-                each,
-                gallery,
-                roots=settings.images,
-                cache=settings.cache,
-                stored=_of_space(stored, each.describe().space),
-            )
-            for each in encoders
-        ]
+        collections = _open_collections(settings, gallery, encoders)
         places = [str(Path(root).absolute()) for root in settings.images]
         pictures = Pictures(gallery, cache_folder(settings.cache, "thumbnails", places) / "thumbnails.sqlite")
         yield stack.enter_context(Session(short_names(settings.artifacts), gallery, collections, pictures))
+
+
+def _open_collections(settings: BrowseSettings, gallery: Gallery, encoders: Sequence[Encoder]) -> list[Collection]:
+    stored = [read_stored(path) for path in settings.vectors]
+    _check_spaces(settings, stored, encoders)
+    roots, cache = settings.images, settings.cache
+    return [
+        open_collection(each, gallery, roots=roots, cache=cache, stored=_of_space(stored, each.describe().space))
+        for each in encoders
+    ]
 
 
 def short_names(artifacts: Sequence[str]) -> list[str]:

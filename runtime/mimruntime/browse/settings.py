@@ -16,7 +16,7 @@ class BrowseSettings:
         images: folders, files and patterns.
         vectors: outputs of `mimexport embed` for these images; each is used for the artifacts of its embedding space.
         cache: folder of vectors and thumbnails.
-        host: address to listen on; other machines can connect unless it is a loopback address.
+        host: address to listen on; on another one than 127.0.0.1, ::1 and localhost the page needs a key.
         port: 0 takes a free one.
         engine: as in `Embedder.open`.
 

@@ -7,6 +7,7 @@ import { go, readRoute, rewrite } from "./route.js"
 import { Wall } from "./wall.js"
 
 const POLL_MS = 500
+const IDLE_MS = 5000
 const USUAL_HEAT = 80
 const LARGEST_FILE = 32_000_000
 
@@ -17,6 +18,8 @@ let state = null
 let route = { image: null, query: null, heat: 0 }
 let lastHeat = USUAL_HEAT
 let started = null
+let isLost = false
+let timer = null
 
 const firstSelecting = () => {
   const at = state.artifacts.findIndex(({ selection }) => selection)
@@ -29,16 +32,26 @@ function say(text) {
 }
 
 async function poll() {
+  const before = state
   try {
-    const isFirst = state === null
     state = await getState()
+    if (before && before.version !== state.version) return location.reload() // other images, other numbers
+    if (isLost) say("")
+    isLost = false
     showState()
-    if (isFirst) await begin()
-    if (!state.full) setTimeout(poll, POLL_MS)
+    if (!before) await begin()
+    else if (state.full && !before.full && !results.hasFocus()) await showQuery(route) // its neighbours among all images
+    pollIn(state.full ? IDLE_MS : POLL_MS)
   } catch (error) {
+    isLost = true
     say(error.message)
-    setTimeout(poll, 4 * POLL_MS)
+    pollIn(4 * POLL_MS)
   }
+}
+
+function pollIn(milliseconds) {
+  clearTimeout(timer)
+  timer = setTimeout(poll, milliseconds)
 }
 
 function showState() {
@@ -56,6 +69,7 @@ function showState() {
   const knn = accuracy.length ? ` · k-NN: ${accuracy.join(", ")}` : ""
   byId("summary").textContent =
     (done < total ? `${least.toLocaleString("en")} of ${count} images embedded${rate}` : `${count} images`) + knn
+  byId("summary").title = byId("summary").textContent
   results.update(state)
   if (problem) say(problem)
 }
@@ -90,14 +104,17 @@ async function showRoute() {
     results.setHeat(wanted.heat)
     return
   }
+  say("")
+  results.section.scrollTop = 0
   await showQuery(wanted)
 }
 
 async function showQuery(wanted) {
-  say("")
   if (!wanted.image && !wanted.query) {
+    const hadFocus = results.hasFocus()
     results.clear()
     document.body.classList.remove("with-results")
+    if (hadFocus && wall.focused !== undefined) wall.focus(wall.focused)
     document.title = "mimexport"
     wall.setCurrent(null)
     return
@@ -109,7 +126,9 @@ async function showQuery(wanted) {
     if (wanted !== route) return
     document.body.classList.add("with-results")
     document.title = `${answer.name ?? "Your image"} · mimexport`
+    const hadFocus = wall.hasFocus() || results.hasFocus()
     results.show(answer, state, wanted.heat)
+    if (hadFocus) results.focus()
     wall.setCurrent(answer.number ?? null)
     retryWhileEmbedding(answer, wanted)
   } catch (error) {
@@ -119,7 +138,7 @@ async function showQuery(wanted) {
 
 // What was not embedded yet may be a second later.
 function retryWhileEmbedding(answer, wanted) {
-  if (!state.full && answer.columns.some(({ error }) => error === "not embedded yet")) {
+  if (!state.full && answer.columns.some(({ neighbours }) => !neighbours.length)) {
     setTimeout(() => { if (wanted === route) showQuery(wanted) }, 2 * POLL_MS)
   }
 }
@@ -157,12 +176,12 @@ const KEYS = {
   u: () => byId("file").click(),
   "/": () => byId("class").focus(),
   "?": () => byId("help").showModal(),
-  Escape: () => go({ heat: route.heat }),
+  Escape: () => { say(""); go({ heat: route.heat }) },
 }
 
 addEventListener("keydown", (event) => {
   if (event.ctrlKey || event.metaKey || event.altKey || byId("help").open) return
-  if (event.target.matches("select, input") && event.key !== "Escape") return
+  if (event.target.matches("select") && event.key !== "Escape") return
   const action = KEYS[event.key] ?? KEYS[event.key.toLowerCase()]
   if (action) {
     event.preventDefault()
@@ -185,5 +204,6 @@ byId("help-button").addEventListener("click", () => byId("help").showModal())
 byId("note").addEventListener("click", () => say(""))
 takeFiles({ dropzone: byId("dropzone"), input: byId("file"), button: byId("choose"), onFile: search })
 addEventListener("hashchange", showRoute)
+addEventListener("focus", () => { if (document.body.classList.contains("ready")) pollIn(0) })
 
 await poll()

@@ -3,46 +3,57 @@
 import { getJson } from "./api.js"
 
 const AT_ONCE = 4
+const KEPT = 2000
 const known = new Map()
-const waiting = []
+const waiting = new Map()
 let running = 0
 
-// The heat-map of an artifact's place (`NUMBER` or `queries/DIGEST`); null where it has none. Few are asked for at once, the
-// latest first: they are what is in view.
-function getHeatmap(artifact, place) {
-  const key = `${artifact}/${place}`
-  if (!known.has(key)) {
-    known.set(key, new Promise((resolve) => {
-      waiting.push({ key, resolve })
-      askNext()
-    }))
-  }
-  return known.get(key)
+// Put the heat-map of an artifact's place (`NUMBER` or `queries/DIGEST`) over what is in `frame`, an element of the image's own
+// shape; without `heat` take it away.
+export function showHeat(frame, artifact, place, heat) {
+  const key = heat ? `${artifact}/${place}` : ""
+  if (frame.dataset.heat === key) return
+  frame.dataset.heat = key
+  frame.querySelector(".heat")?.remove()
+  waiting.delete(frame)
+  if (!key) return
+  waiting.set(frame, key)
+  queueMicrotask(askNext) // once the frame is on the page
 }
 
+// Few are asked for at once, what is in view first; what has left the page meanwhile is not asked for.
 function askNext() {
-  while (running < AT_ONCE && waiting.length) {
-    const { key, resolve } = waiting.pop()
+  while (running < AT_ONCE && waiting.size) {
+    const frames = [...waiting.keys()]
+    const frame = frames.find(isInView) ?? frames[0]
+    const key = waiting.get(frame)
+    waiting.delete(frame)
+    if (!frame.isConnected) continue
     running += 1
-    getJson(`/api/heatmaps/${key}`)
-      .catch(() => (known.delete(key), null))
-      .then(resolve)
+    get(key)
+      .then((found) => { if (found && frame.dataset.heat === key) put(frame, drawn(found)) })
+      .catch(() => { frame.dataset.heat = "" })
       .finally(() => { running -= 1; askNext() })
   }
 }
 
-// Put the heat-map of `place` over what is in `frame`, an element of the image's own shape; without `heat` take it away.
-export async function showHeat(frame, artifact, place, heat) {
-  frame.dataset.heat = heat ? `${artifact}/${place}` : ""
-  if (!heat) {
-    frame.querySelector(".heat")?.remove()
-    return
+function get(key) {
+  if (!known.has(key)) {
+    known.set(key, getJson(`/api/heatmaps/${key}`))
+    known.get(key).catch(() => known.delete(key))
+    if (known.size > KEPT) known.delete(known.keys().next().value)
   }
-  const wanted = frame.dataset.heat
-  const found = await getHeatmap(artifact, place)
-  if (frame.dataset.heat !== wanted) return
+  return known.get(key)
+}
+
+function put(frame, canvas) {
   frame.querySelector(".heat")?.remove()
-  if (found) frame.append(drawn(found))
+  frame.append(canvas)
+}
+
+function isInView(frame) {
+  const { top, bottom, height } = frame.getBoundingClientRect()
+  return height > 0 && bottom > 0 && top < innerHeight
 }
 
 function drawn({ box, rows, columns, rgba }) {

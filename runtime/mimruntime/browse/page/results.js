@@ -21,6 +21,14 @@ export class Results {
     section.addEventListener("keydown", (event) => this.move(event))
   }
 
+  hasFocus() {
+    return this.section.contains(document.activeElement)
+  }
+
+  focus() {
+    this.section.querySelector(".neighbours .tile")?.focus({ preventScroll: true })
+  }
+
   clear() {
     this.answer = null
     this.section.hidden = true
@@ -33,7 +41,6 @@ export class Results {
     this.heat = heat
     this.section.replaceChildren(this.heading(), this.columns())
     this.section.hidden = false
-    this.section.scrollTop = 0
   }
 
   setHeat(heat) {
@@ -106,6 +113,7 @@ export class Results {
       frame.style.width = `calc(var(--height) * ${Math.min(1.4, shape)})`
     })
     const { number, key } = this.answer
+    image.addEventListener("error", () => box.classList.add("broken"))
     image.src = key ? `/queries/${key}` : `/pictures/${number}?v=${this.state.version}`
     frame.append(image)
     box.append(frame)
@@ -130,7 +138,7 @@ export class Results {
     }
     if (label !== null && this.answer.label !== null) item.classList.add(label === this.answer.label ? "right" : "wrong")
     const caption = element("span", "caption")
-    caption.append(element("span", "score", cosine.toFixed(3)), element("span", "label", label ?? name.split("/").at(-1)))
+    caption.append(element("span", "score", cosine.toFixed(4)), element("span", "label", label ?? name.split("/").at(-1)))
     item.append(tile, caption)
     return item
   }

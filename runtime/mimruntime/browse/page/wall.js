@@ -123,8 +123,13 @@ export class Wall {
   }
 
   scrollTo(number) {
+    this.focused = number
     this.scroller.scrollTop = Math.floor(number / this.columns) * this.step
     this.draw()
+  }
+
+  hasFocus() {
+    return this.scroller.contains(document.activeElement)
   }
 
   focus(number) {
