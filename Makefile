@@ -155,8 +155,8 @@ picture: $(STAMP)  ## draw docs/images/neighbours.png: neighbours of [cls] and o
 
 SHOWN = artifacts/screenshots
 screenshots: $(STAMP)  ## take the pictures of the page in docs/images/; needs Chromium and its driver
-	$(BIN)/mimexport build --model mae-small --agg cls --no-whiten --out $(SHOWN)/mae-small-cls --force
-	$(BIN)/mimexport build --model mae-small --agg topk --k 40% --no-whiten --with-selection --out $(SHOWN)/mae-small-topk --force
+	$(BIN)/mimexport build --model mae-small --agg cls --out $(SHOWN)/mae-small-cls --force
+	$(BIN)/mimexport build --model mae-small --agg topk --with-selection --out $(SHOWN)/mae-small-topk --force
 	$(BIN)/python tools/take_screenshots.py $(SHOWN)/mae-small-cls $(SHOWN)/mae-small-topk docs/images
 
 clean:  ## remove the environment and what was built

@@ -15,7 +15,7 @@ from mimruntime import records
 from mimruntime.writing import staged_file, write_file
 
 FLAT_MOST = 200_000
-"""Largest size of a flat index; with a thousand dimensions a query takes some 80 ms on one core."""
+"""Largest size of a flat index: docs/results/page.md."""
 PROBED = 16
 """An IVF search reads the number of lists divided by this: docs/results/page.md."""
 _BLOCK = 1 << 16
