@@ -144,7 +144,7 @@ def test_a_container_is_built_and_serves(name: str, toy_artifact: Path, photo: P
     buildah("build", "--network", "host", "--pull-never", "-f", DEPLOY / name, "-t", image, ROOT)
     container = buildah("from", "--pull-never", image)
     try:
-        entry = buildah("inspect", "--format", "{{json .OCIv1.Config.Entrypoint}}", container)
+        entry = json.dumps(json.loads(buildah("inspect", container))["OCIv1"]["config"]["Entrypoint"])
         mounts = ("-v", f"{toy_artifact}:/artifact:ro", "-v", f"{photo}:/photo:ro")
         python = "/opt/mimexport/bin/python"
         said = buildah(
