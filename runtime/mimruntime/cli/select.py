@@ -35,7 +35,7 @@ def select_command(artifact: Path, inputs: tuple[str, ...], out: Path, engine: E
 
     INPUT is an image, a folder (with all below it) or a quoted pattern. Colour says how much a patch counts: dark
     little, clear most. Grey patches are not selected; black ones are dropped early in the encoder (--keep), or lie
-    outside of the crop. The artifact needs the output `selection`: build --with-selection.
+    outside of the crop. The artifact needs the output `selection`, which `build --with-selection` adds.
     """
     from mimruntime.embedder import Embedder
     from mimruntime.image_paths import find_images

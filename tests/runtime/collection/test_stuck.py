@@ -29,7 +29,7 @@ def wait_for_ever(*_, **__):
 """A process in which something never comes back; no one is waited for longer than it takes to see that."""
 WHERE = {
     "a fetch": "reader._fetch = wait_for_ever",
-    "decoding": "import mimruntime.embedder; mimruntime.embedder.prepare = wait_for_ever",
+    "decoding": "from mimruntime import decoders; decoders.prepare = wait_for_ever",
     # Asleep in a library, where Python's own handler never has its turn.
     "the main thread": """
 def sleep_in_c(*_):
