@@ -169,6 +169,7 @@ def test_the_page_of_errors_names_every_error():
     assert {*re.findall(r"^\| `(\w+)` \|", page, re.M)} == shipped - {"MimError"}
 
 
+@pytest.mark.slow
 def test_an_edited_figure_and_a_page_of_results_without_date_are_found(tmp_path, monkeypatch):
     files = check_docs.tables()
     names = {path.relative_to(ROOT).as_posix() for path in files}

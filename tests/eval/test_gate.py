@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import uuid
 from dataclasses import dataclass, replace
@@ -36,6 +37,7 @@ IMAGES, MARGIN = 200, 0.05
 class Bench:
     artifacts: list[Artifact]
     folder: Path
+    features: FeatureStore
 
     def run(
         self,
@@ -55,7 +57,7 @@ class Bench:
             dataset,
             [EngineRequest(engine, None, required=required)],
             open_references=References().open,
-            store=FeatureStore(cache or self.folder / "features"),
+            store=self.features if cache is None else FeatureStore(cache),
             options=EvalOptions(margin=MARGIN, own=own),
         )
 
@@ -63,14 +65,17 @@ class Bench:
 @pytest.fixture(scope="session")
 def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
     artifacts = [built(model="mae-tiny", agg="cls"), built(model="mae-tiny", agg="topk", with_selection=True)]
-    return Bench(artifacts, tmp_path_factory.mktemp("gate"))
+    own = tmp_path_factory.mktemp("gate")
+    # Torch's features are computed once for all processes of a run, which have folders side by side.
+    shared = tmp_path_factory.getbasetemp().parent / "gate" if "PYTEST_XDIST_WORKER" in os.environ else own
+    return Bench(artifacts, own, FeatureStore(shared / "features"))
 
 
 @pytest.fixture(scope="session")
 def int8_bench(bench: Bench, calibration_crops: Path) -> Bench:
     """The same two artifacts in int8, calibrated on other crops than those that are judged."""
     common = {"model": "mae-tiny", "precision": "int8", "calibrate": calibration_crops}
-    return Bench([built(agg=agg, **common) for agg in ("cls", "topk")], bench.folder)
+    return Bench([built(agg=agg, **common) for agg in ("cls", "topk")], bench.folder, bench.features)
 
 
 @pytest.fixture(scope="session")
@@ -197,7 +202,7 @@ class TestHealthy:
         ):
             bench.run(replace(crops, test=replace(crops.test, load=load)))
 
-    @pytest.mark.parametrize("fault", ["unread", "nan"])
+    @pytest.mark.parametrize("fault", ["unread", pytest.param("nan", marks=pytest.mark.slow)])
     def test_training_images_are_no_zeros_either(self, bench, plant, tmp_path, fault) -> None:
         drawn = open_dataset("drawn", cache=tmp_path, limit=100, train_limit=100)
         count = 0
@@ -262,7 +267,7 @@ class TestPlanted:
     def test_the_worst_patches_kept_instead_of_the_best(self, bench, crops, plant) -> None:
         common = {"keep": "75%@0,50%@2", "keep_by": "center-norm", "with_selection": True}
         kept = built(model="mae-tiny", agg="topk", **common)
-        early = Bench([bench.artifacts[0], kept], bench.folder)
+        early = Bench([bench.artifacts[0], kept], bench.folder, bench.features)
         plant()
         healthy = early.run(crops)
         assert healthy.verdict == "pass", healthy.reasons

@@ -63,7 +63,7 @@ def test_merging_loses_as_many_tokens_as_it_says(merging):
     assert not np.allclose(embed_with_torch(merging, PIXELS), embed_with_torch(network("mean"), PIXELS), atol=1e-3)
 
 
-@pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
+@pytest.mark.parametrize("engine", ["onnxruntime", pytest.param("openvino", marks=pytest.mark.slow)])
 def test_engines_merge_what_torch_merges(engine, merging, tmp_path_factory):
     folder = tmp_path_factory.getbasetemp() / "merging"
     if not folder.exists():

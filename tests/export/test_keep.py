@@ -218,7 +218,10 @@ def embedder(name, keep, by):
     return EmbeddingModel(backbone, aggregator, "raw", *[(0.5, 0.5, 0.5)] * 2, with_selection=True).eval()
 
 
-@pytest.mark.parametrize(("name", "by"), [("eva like dinov3", "contrast"), ("beit with both biases", "similarity")])
+@pytest.mark.parametrize(
+    ("name", "by"),
+    [("eva like dinov3", "contrast"), pytest.param("beit with both biases", "similarity", marks=pytest.mark.slow)],
+)
 def test_engines_choose_what_torch_chooses(name, by, tmp_path):
     model = embedder(name, "75%@0,50%@1", by)
     export_graph(model, tmp_path, 32)

@@ -90,6 +90,7 @@ def build_twice(path, precision):
     return len(first), seconds
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_every_aggregator_builds(tmp_path):
     """All in one engine; one each, twice alike to the byte, is the test of every class."""
@@ -99,7 +100,7 @@ def test_every_aggregator_builds(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("precision", DTYPES)
+@pytest.mark.parametrize("precision", [pytest.param("fp32", marks=pytest.mark.slow), "fp16"])
 def test_an_encoder_that_drops_patches_builds(precision, tmp_path):
     """Tables of positions are gathered for each image, scores are in float32 in an encoder of 16 bits.
 
