@@ -259,6 +259,7 @@ class TestPlanted:
         plant(graph=graph_changed(bench, zero_a_weight))
         assert bench.run(crops).verdict == "fail"
 
+    @pytest.mark.slow
     def test_raw_tokens_for_final_ones(self, bench, crops, plant) -> None:
         other = built(model="mae-tiny", agg="topk", token_norm="final", with_selection=True)
         plant(graph=lambda graph: other.graph if graph.parent.name == "topk" else graph)

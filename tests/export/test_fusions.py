@@ -22,7 +22,7 @@ WRITTEN_OUT = ("beit", "beit with shared bias", "beit with both biases")
 """Those of `SMALL_MODELS` whose scores have a bias."""
 ATTENTION_OF_OTHERS = (
     "vit without cls", "vit with registers", "vit with pool norm", "vit with post norm", "eva with post norm",
-    "beit with both biases",
+    "beit with both biases", "eva with mixed rope", "eva with split projections",
 )  # fmt: skip
 """Those of `SMALL_MODELS` that differ from another elsewhere alone."""
 

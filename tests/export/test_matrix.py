@@ -68,7 +68,18 @@ def check(artifact, precision):
         assert parity.worst_abs_diff < 0.02 * spread
 
 
-@pytest.mark.parametrize("name", [name for name in BACKBONES if "large" not in name])  # narrow, it is the base again
+LIKE_ANOTHER = ("vit_base_patch16_224.mae", "vit_huge_patch14_gap_224.in22k_ijepa")
+"""Those of `BACKBONES` that the graph tells from another by size alone, or by the missing [cls]."""
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] if name in LIKE_ANOTHER else [])
+        for name in BACKBONES
+        if "large" not in name  # narrow, it is the base again
+    ],
+)
 def test_every_class_builds_with_the_default_aggregator(name, tmp_path, monkeypatch):
     """At a tenth of its width, its grid and all that sets the classes apart as they are."""
     torch.manual_seed(0)

@@ -140,6 +140,7 @@ def test_narrow_products_are_those_of_torch(dtype: torch.dtype) -> None:
         torch.testing.assert_close(ours, theirs, rtol=2 * torch.finfo(dtype).eps, atol=torch.finfo(dtype).eps)
 
 
+@pytest.mark.slow
 def test_turing_runs_the_default_in_fp16(small_alias: str, tmp_path: Path) -> None:
     """The T4 is the commonest GPU there is to rent, and RTX has no fp32 product for it."""
     pytest.importorskip("tensorrt_rtx", reason="pip install 'mimexport[tensorrt-rtx]'")
