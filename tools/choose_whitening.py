@@ -20,10 +20,10 @@ from mimeval import knn
 from mimeval.cli.options import DEVICE
 from mimeval.datasets import open_dataset
 from mimexport.aggregators import AGGREGATORS
-from mimexport.fitting.fitter import FitOptions, Fitter, plain_head
+from mimexport.fitting.fitter import FitOptions, Fitter
 from mimexport.fitting.sources import LazySources
 from mimexport.fitting.tokens import Tokens
-from mimexport.heads import Head, embedded_heads, load_head
+from mimexport.heads import Head, embedded_heads, load_head, plain_head
 from mimexport.whitening import fit_pca, fit_two_view
 
 DOCS = Path(__file__).parents[1] / "docs" / "results" / "whitening.md"
@@ -70,7 +70,8 @@ def main(archive: Path, cache: Path, device: str) -> None:
 def _heads(fitter: Fitter) -> Iterator[tuple[str, Head]]:
     """Yield heads of aggregators that learn nothing, then the heads in the package."""
     for name in ("cls", "mean", "cls+mean", "center-weighted", "topk"):
-        yield f"`{name}`", plain_head(name, fitter, AGGREGATORS[name].token_norm)
+        norm = AGGREGATORS[name].token_norm
+        yield f"`{name}`", plain_head(name, norm, fitter.loaded, fitter.backbone.shape, fitter.backbone.keep)
     for name in ("abmilp-unlabelled", "abmilp", "ep"):
         yield f"`{name}`", load_head(embedded_heads("mae-tiny")[name])
 

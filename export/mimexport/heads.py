@@ -12,6 +12,7 @@ import safetensors
 import safetensors.torch
 from torch import Tensor
 
+from mimexport.aggregators import make_aggregator
 from mimexport.aliases import ALIASES
 from mimexport.backbone import Shape
 from mimexport.errors import HeadError
@@ -191,3 +192,11 @@ def check_kept(head: Head, keep: Keep | None) -> None:
 
 def _times(grid: tuple[int, int]) -> str:
     return "×".join(str(edge) for edge in grid)
+
+
+def plain_head(agg: str, token_norm: TokenNorm, loaded: LoadedModel, shape: Shape, keep: Keep | None) -> Head:
+    """Return a head without whitening for an aggregator that learns nothing, to compare with."""
+    return Head(
+        agg=agg, params=make_aggregator(agg, shape, {}).params, token_norm=token_norm, dim=shape.dim, grid=shape.grid,
+        model=loaded.name, backbone_sha256=loaded.sha256, tensors={}, keep=keep,
+    )  # fmt: skip

@@ -174,8 +174,8 @@ def _held_out_figures(fitter: Fitter, head: Head, sets: tuple[ImageSet, ImageSet
     with needs("eval", _JUDGING):
         from mimeval.baselines import leave_one_out
         from mimeval.feature_comparison import compare_features
-    from mimexport.fitting.fitter import plain_head
     from mimexport.fitting.training_images import held_out_labels
+    from mimexport.heads import plain_head
     from mimexport.norms import default_norm
     from mimruntime.manifest import TokenNorm
 
@@ -186,7 +186,10 @@ def _held_out_figures(fitter: Fitter, head: Head, sets: tuple[ImageSet, ImageSet
     }
     if fitter.backbone.shape.has_cls:
         norms = {"cls": get_args(TokenNorm)} | norms
-    heads = {f"{agg} {norm}": plain_head(agg, fitter, norm) for agg, wanted in norms.items() for norm in wanted}
+    loaded, shape, keep = fitter.loaded, fitter.backbone.shape, fitter.backbone.keep
+    heads = {
+        f"{agg} {norm}": plain_head(agg, norm, loaded, shape, keep) for agg, wanted in norms.items() for norm in wanted
+    }
     if head.agg not in norms:
         heads[head.agg] = head
     features = {

@@ -292,13 +292,3 @@ class Fitter:
         first, second = (pool(aggregator, view, self.backbone, final=final) for view in views)
         mean, matrix = fit_two_view(pool(aggregator, whole, self.backbone, final=final), first, second, SHRINKAGE)
         return (mean.cpu(), matrix.cpu()), {"two_view_recall_at_1": round(whitened_recall(first, second), 4)}
-
-
-def plain_head(agg: str, fitter: Fitter, token_norm: TokenNorm) -> Head:
-    """Return a head without whitening for an aggregator that learns nothing, to compare with."""
-    aggregator = make_aggregator(agg, fitter.backbone.shape, {})
-    return Head(
-        agg=agg, params=aggregator.params, token_norm=token_norm, dim=fitter.backbone.shape.dim,
-        grid=fitter.backbone.shape.grid, model=fitter.loaded.name, backbone_sha256=fitter.loaded.sha256, tensors={},
-        keep=fitter.backbone.keep,
-    )  # fmt: skip
