@@ -126,6 +126,13 @@ def test_buffers_are_used_again_and_grow_only_when_more_are_held(processes: Deco
         np.testing.assert_array_equal(array[-1], by_thread(photo))
 
 
+def test_an_array_that_goes_while_the_buffers_are_locked_waits_for_nothing(processes: DecoderProcesses) -> None:
+    array = processes.allocate(SHAPE)
+    with processes._buffers._lock:  # as when the garbage collector runs in the middle of `allocate`
+        del array
+    assert processes.allocate(SHAPE).shape == SHAPE
+
+
 def test_closing_ends_the_processes(photo: Path) -> None:
     opened = DecoderProcesses(1, SPEC, MemoryBudget())
     (decoder,) = opened._all

@@ -7,6 +7,7 @@ import os
 import tempfile
 import threading
 import weakref
+from collections import deque
 
 import numpy as np
 
@@ -25,6 +26,7 @@ class SharedBuffers:
         self._length = 0
         self._free: dict[int, list[tuple[int, mmap.mmap]]] = {}
         self._begin: dict[int, tuple[int, int]] = {}
+        self._returned: deque[tuple[int, int, mmap.mmap]] = deque()
         self._lock = threading.Lock()
 
     def allocate(self, shape: tuple[int, ...]) -> np.ndarray:
@@ -37,11 +39,13 @@ class SharedBuffers:
         count = int(np.prod(shape))
         size = -(-count // mmap.ALLOCATIONGRANULARITY) * mmap.ALLOCATIONGRANULARITY
         with self._lock:
+            self._take_back()
             free = self._free.setdefault(size, [])
             offset, mapped = free.pop() if free else self._grow(size)
             whole = np.frombuffer(mapped, np.uint8, count)
             self._begin[offset] = (whole.__array_interface__["data"][0], count)
-        weakref.finalize(whole, self._take_back, size, offset, mapped)  # every view of it keeps it
+        # Every view keeps `whole`. The garbage collector may call this within the lock, so it takes none.
+        weakref.finalize(whole, self._returned.append, (size, offset, mapped))
         return whole.reshape(shape)
 
     def offset_of(self, row: np.ndarray) -> int:
@@ -73,8 +77,10 @@ class SharedBuffers:
         self._length += size
         return offset, mapped
 
-    def _take_back(self, size: int, offset: int, mapped: mmap.mmap) -> None:
-        with self._lock:
+    def _take_back(self) -> None:
+        """Make the parts of arrays that are gone free again."""
+        while self._returned:
+            size, offset, mapped = self._returned.popleft()
             del self._begin[offset]
             self._free[size].append((offset, mapped))
 
