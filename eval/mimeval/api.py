@@ -10,6 +10,7 @@ from typing import Protocol
 
 from mimeval import comparison, evaluation
 from mimeval.accelerator import Accelerator, accelerated
+from mimeval.baselines import BuildBaseline
 from mimeval.datasets import Dataset, open_dataset
 from mimeval.deployments import parse_engines
 from mimeval.feature_store import FeatureStore
@@ -73,24 +74,12 @@ NO_PROGRESS = NoProgress()
 
 
 def evaluate(
-    artifacts: Sequence[_Path],
-    *,
-    data: str | _Path | Dataset,
-    baseline: _Path | Sequence[_Path] = (),
-    engines: str | Sequence[str] = "all",
-    metrics: Sequence[str] = (),
-    limit: int | None = None,
-    train_limit: int | None = None,
-    deployed: int | None = None,
-    own: bool = True,
-    stored: Sequence[str] = (),
-    margin: float = MARGIN,
-    seed: int = 0,
-    cache: _Path = CACHE,
-    device: str = "auto",
-    torch_side: TorchSide | None = None,
-    progress: Progress = NO_PROGRESS,
-) -> Report:
+    artifacts: Sequence[_Path], *,
+    data: str | _Path | Dataset, baseline: _Path | Sequence[_Path] = (), engines: str | Sequence[str] = "all",
+    metrics: Sequence[str] = (), limit: int | None = None, train_limit: int | None = None, deployed: int | None = None,
+    own: bool = True, stored: Sequence[str] = (), margin: float = MARGIN, seed: int = 0, cache: _Path = CACHE,
+    device: str = "auto", torch_side: TorchSide | None = None, progress: Progress = NO_PROGRESS,
+) -> Report:  # fmt: skip
     """Measure whether the gain over [cls] in torch is kept on the engines.
 
     >>> import mimeval
@@ -109,8 +98,7 @@ def evaluate(
         train_limit: largest number of training images.
         deployed: number of test images that engines see; torch always sees all.
         own: also fit classifiers on each engine's own features of the training images.
-        stored: also judge k-NN with vectors as an index stores them: "fp16", "int8", "bits", "rescored" (candidates by bits,
-            rescored by int8), "tf32" (compared as on a GPU).
+        stored: vectors as an index stores them, to judge too: "fp16", "int8", "bits", "rescored" (bits, then int8), "tf32".
         margin: tolerated loss of gain, as a share of images.
         seed: seed of the image sample and the bootstrap.
         cache: folder of stored features and downloaded data.
@@ -129,33 +117,22 @@ def evaluate(
     side = torch_side or _installed_torch_side(device)
     progress.say(f"torch computes on {side.device_text}")
     opened = [Artifact.open(path) for path in artifacts]
-    given = [baseline] if isinstance(baseline, (str, os.PathLike)) else baseline
     folder = Path(cache).expanduser()
     dataset = _dataset(data, folder, limit, train_limit, seed, progress)
-    named = [Artifact.open(path) for path in given]
+    named = [Artifact.open(path) for path in ([baseline] if isinstance(baseline, (str, os.PathLike)) else baseline)]
     baselines, lacking = find_baselines(opened, named)
-
-    def build_baseline(artifact: Artifact, token_norm: TokenNorm | None = None) -> Artifact:
-        norm = "" if token_norm is None else f"{token_norm} "
-        about = artifact.manifest
-        progress.say(f"  building the {norm}baseline of {about.name} ({about.graph.precision}) …")
-        return side.build_baseline(artifact, folder / "baselines", token_norm)
-
-    baselines += [build_baseline(artifact) for artifact in lacking]
+    build_baseline = _baseline_builder(side, folder / "baselines", progress)
+    baselines += [build_baseline(artifact, None) for artifact in lacking]
+    options = evaluation.EvalOptions(
+        metrics=tuple(metrics), deployed=deployed, own=own, stored=tuple(stored), margin=margin, seed=seed
+    )
     with accelerated(side.accelerator):
         return evaluation.evaluate(
-            opened,
-            baselines,
-            dataset,
-            parse_engines([engines] if isinstance(engines, str) else engines),
-            open_references=side.open,
-            store=FeatureStore(folder / "features", progress.say, progress.progress),
-            options=evaluation.EvalOptions(
-                metrics=tuple(metrics), deployed=deployed, own=own, stored=tuple(stored), margin=margin, seed=seed
-            ),
+            opened, baselines, dataset, parse_engines([engines] if isinstance(engines, str) else engines),
+            store=FeatureStore(folder / "features", progress.say, progress.progress), options=options,
             fixed={artifact.manifest.embedding_space for artifact in named},
-            build_baseline=build_baseline,
-        )
+            open_references=side.open, build_baseline=build_baseline,
+        )  # fmt: skip
 
 
 def compare(
@@ -217,6 +194,16 @@ def compare(
             seed=seed,
             open_references=None if side is None else side.open,
         )
+
+
+def _baseline_builder(side: TorchSide, folder: Path, progress: Progress) -> BuildBaseline:
+    def build_baseline(artifact: Artifact, token_norm: TokenNorm | None) -> Artifact:
+        norm = "" if token_norm is None else f"{token_norm} "
+        about = artifact.manifest
+        progress.say(f"  building the {norm}baseline of {about.name} ({about.graph.precision}) …")
+        return side.build_baseline(artifact, folder, token_norm)
+
+    return build_baseline
 
 
 def _dataset(

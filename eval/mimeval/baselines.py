@@ -32,8 +32,8 @@ JUDGED_BY = 10_000
 """Largest number of training images used for the choice."""
 ON_TRAINING = "training images, each left out in turn"
 
-BuildBaseline = Callable[[Artifact, TokenNorm], Artifact]
-"""Function that builds the baseline of an artifact's backbone, size and precision with a token norm."""
+BuildBaseline = Callable[[Artifact, TokenNorm | None], Artifact]
+"""Function that builds the baseline of an artifact's backbone, size and precision with a token norm; None: the better one."""
 
 
 @dataclass(frozen=True, slots=True)

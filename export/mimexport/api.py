@@ -29,27 +29,16 @@ _Path = str | os.PathLike[str]
 
 
 def build(
-    model: str | nn.Module | LoadedModel,
-    agg: str | Aggregator = "topk",
-    out: _Path | None = None,
-    *,
-    agg_options: Mapping[str, Any] | None = None,
-    token_norm: TokenNorm | None = None,
-    weights: _Path | None = None,
-    random_seed: int | None = None,
-    size: int | None = None,
-    pixels: PixelConfig | None = None,
+    model: str | nn.Module | LoadedModel, agg: str | Aggregator = "topk", out: _Path | None = None, *,
+    agg_options: Mapping[str, Any] | None = None, token_norm: TokenNorm | None = None,
+    weights: _Path | None = None, random_seed: int | None = None,
+    size: int | None = None, pixels: PixelConfig | None = None,
     license: str | None = None,  # noqa: A002 - as the manifest calls it
-    precision: Precision = "fp32",
-    with_selection: bool = False,
-    head: Head | _Path | None = None,
-    whiten: int | bool | None = None,
-    calibrate: _Path | None = None,
-    force: bool = False,
-    keep: str | None = None,
-    keep_by: str | None = None,
-    report: Callable[[str], None] = lambda _: None,
-) -> Artifact:
+    precision: Precision = "fp32", calibrate: _Path | None = None,
+    with_selection: bool = False, head: Head | _Path | None = None, whiten: int | bool | None = None,
+    keep: str | None = None, keep_by: str | None = None,
+    force: bool = False, report: Callable[[str], None] = lambda _: None,
+) -> Artifact:  # fmt: skip
     """Build an artifact: backbone and aggregator as one ONNX graph, compared with torch.
 
     >>> import mimexport
@@ -70,16 +59,15 @@ def build(
         pixels: mean, std, crop and interpolation, if timm's are missing or wrong.
         license: licence of the weights; None takes the published one, "not stated" for your own weights.
         precision: precision of the backbone: "fp32", "fp16", "bf16" or "int8".
+        calibrate: folder of real images; required for int8. The loss of precisions below fp32 is measured on them.
         with_selection: also output the weight of each patch, float32 (B, rows, columns).
         head: a `Head`, a head file, or the name of an embedded head.
         whiten: apply the head's whitening and keep this many dimensions, 0 or True for all; False applies none. None applies
             this package's whitening for the backbone and aggregator if there is one, except for [cls].
-        calibrate: folder of real images; required for int8. The loss of precisions below fp32 is measured on them.
-        force: replace an existing artifact.
         keep: how many patches stay in the encoder: a share "50%", a count "49", or a schedule "75%@0,50%@6", which drops
             patches before block 0 and before block 6. None keeps all.
-        keep_by: the rule that chooses them: "center-checkerboard" (default), "center", "checkerboard", "norm",
-            "center-norm", "contrast" or "similarity".
+        keep_by: "center-checkerboard" (default), "center", "checkerboard", "norm", "center-norm", "contrast", "similarity".
+        force: replace an existing artifact.
         report: called with one line at the start of each step.
 
     Returns:
@@ -91,49 +79,26 @@ def build(
 
     """
     options = BuildOptions(
-        model=model,
-        agg=agg,
-        out=Path(),
-        agg_options=agg_options or {},
-        token_norm=token_norm,
-        weights=None if weights is None else Path(weights),
-        random_seed=random_seed,
-        size=size,
-        pixels=pixels or PixelConfig(),
-        license=license,
-        precision=precision,
-        with_selection=with_selection,
+        model=model, agg=agg, out=Path(), agg_options=agg_options or {}, token_norm=token_norm,
+        weights=_path(weights), random_seed=random_seed, size=size, pixels=pixels or PixelConfig(), license=license,
+        precision=precision, calibrate=_path(calibrate), with_selection=with_selection,
         head=head if isinstance(head, Head) or head is None else os.fspath(head),
         whiten=None if whiten is None or whiten is False else int(whiten is not True and whiten),
-        whiten_by_default=whiten is None,
-        calibrate=None if calibrate is None else Path(calibrate),
-        force=force,
-        keep=keep,
-        keep_by=keep_by,
-    )
+        whiten_by_default=whiten is None, keep=keep, keep_by=keep_by, force=force,
+    )  # fmt: skip
     default = Path("artifacts") / f"{options.model_name}-{options.agg_name}"
     return pipeline.build(replace(options, out=default if out is None else Path(out)), report)
 
 
 def fit(
-    model: str | nn.Module | LoadedModel,
-    agg: str,
-    data: _Path,
-    *,
-    labels: bool = True,
-    out: _Path | None = None,
-    agg_options: Mapping[str, Any] | None = None,
-    token_norm: TokenNorm | None = None,
-    weights: _Path | None = None,
-    random_seed: int | None = None,
-    seed: int = 0,
-    cache: _Path = CACHE,
-    keep: str | None = None,
-    keep_by: str | None = None,
-    device: str = "auto",
+    model: str | nn.Module | LoadedModel, agg: str, data: _Path, *,
+    labels: bool = True, out: _Path | None = None,
+    agg_options: Mapping[str, Any] | None = None, token_norm: TokenNorm | None = None,
+    weights: _Path | None = None, random_seed: int | None = None, seed: int = 0, cache: _Path = CACHE,
+    keep: str | None = None, keep_by: str | None = None, device: str = "auto",
     report: Callable[[str], None] = lambda _: None,
     progress: Callable[[str, int, int], None] = lambda *_: None,
-) -> Head:
+) -> Head:  # fmt: skip
     """Learn a head and its whitening on frozen tokens, with or without labels.
 
     >>> import mimexport
@@ -211,7 +176,7 @@ def open_fitter(
         cache=Path(cache).expanduser(),
         agg_options=agg_options or {},
         token_norm=token_norm,
-        weights=None if weights is None else Path(weights),
+        weights=_path(weights),
         random_seed=random_seed,
         seed=seed,
         keep=keep,
@@ -219,6 +184,10 @@ def open_fitter(
         device=device,
     )
     return fitter.Fitter(options, report, progress)
+
+
+def _path(given: _Path | None) -> Path | None:
+    return None if given is None else Path(given)
 
 
 def check_out(path: Path) -> None:

@@ -96,8 +96,7 @@ class Embedder:
             expect_precision: raise PrecisionError unless the engine computes in this precision ("fp32", "fp16", "bf16", "int8").
             workers: number of decoding threads; None takes one per CPU, at most 32.
             max_decode_mb: memory for all images decoded at once, 10^6 bytes; an image that needs more is rejected.
-            scaled_decoding: decode large JPEGs at a reduced size, at least twice that of the resize. This is faster, and
-                vectors change slightly.
+            scaled_decoding: decode large JPEGs at a smaller size, at least twice the resized one; vectors change slightly.
             decode: "threads"; "processes", for many CPUs: they do not share the interpreter's lock; or "gpu": JPEGs are decoded
                 and resized on an NVIDIA GPU, all other images by threads (`mimruntime.gpu.coded`).
             public_key: a minisign public key, as text or file; require its signature on the artifact and compiled engines.

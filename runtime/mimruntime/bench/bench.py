@@ -111,14 +111,8 @@ def bench(
         figures.with_decoding, figures.spent = _with_decoding(artifact.path, figures, sources, provider, decode)
         seconds_cold, peak = cold_start(artifact.path, figures.name, figures.best_batch, provider)
         figures.cold_start_s, figures.peak_mib = round(seconds_cold, 2), round(peak, 1)
-    return Report(
-        str(path),
-        describe_cpu(),
-        {name: round(rate / 1e9, 1) for name, rate in rates.items()},
-        runners,
-        left_out,
-        ratios,
-    )
+    matrix_gflops = {name: round(rate / 1e9, 1) for name, rate in rates.items()}
+    return Report(str(path), describe_cpu(), matrix_gflops, runners, left_out, ratios)
 
 
 def _open_engines(

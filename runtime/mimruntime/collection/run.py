@@ -108,33 +108,49 @@ def embed_collection(
     artifact = Artifact.open(path, expect_space=expect_space, public_key=settings.get("public_key"))
     job = plan(inputs, out, artifact, columns=columns, shard_size=shard_size, access=access, store=store, dims=dims)
     pending = job.pending()
-    started = time.perf_counter()
-    written: Iterator[ShardResult] = iter(())
-    where = "nothing left to do"
-    times: Times | None = None
-    images = errors = 0
-    first = ""
-    folder = open_folder(job.out)
+    folder, started = open_folder(job.out), time.perf_counter()
     with folder.hold() if pending else contextlib.nullcontext():
         if not pending:
-            pass
+            report = _write(job, pending, (), started, "nothing left to do")
         elif ray is None:
             written, where, times = _run_here(job, pending, path, threads=threads, strict=strict, **settings)
-            written = progress(written, len(pending))
+            report = _write(job, pending, progress(written, len(pending)), started, where, times)
         else:
             written, where = _run_on_ray(job, pending, artifact, ray, workers, threads, strict=strict, **settings)
-        for done in written:
-            images, errors, first = images + done.images, errors + done.errors, first or done.first_error
+            report = _write(job, pending, written, started, where)
     folder.sweep()
-    groups = set(range(job.record.shards)) - set(pending), set(pending)
-    warn_of_mixing(f"the shards of {job.out}", (_precision_of(job, min(group)) for group in groups if group))
-    found = job.record.shards - len(pending)
-    if errors == images and (before := _only_errors(job, set(range(job.record.shards)) - set(pending))) is not None:
-        raise ImageError(
-            f"none of {job.record.images} images could be read, {job.out} holds only errors; first: {before or first}"
-        )
+    _check_shards(job, pending, report)
+    return report
+
+
+def _write(
+    job: Job, pending: list[int], written: Iterable[ShardResult], started: float, where: str, times: Times | None = None
+) -> Report:
+    """Take the shards from `written`, which computes and writes them, and report on them."""
+    images = errors = 0
+    first = ""
+    for done in written:
+        images, errors, first = images + done.images, errors + done.errors, first or done.first_error
     seconds = time.perf_counter() - started
-    return Report(job.record, found, images, errors, first, seconds, where, times.describe(seconds) if times else "")
+    spent = times.describe(seconds) if times else ""
+    return Report(job.record, job.record.shards - len(pending), images, errors, first, seconds, where, spent)
+
+
+def _check_shards(job: Job, pending: list[int], report: Report) -> None:
+    """Warn if shards of this run and of earlier ones differ in precision.
+
+    Raises:
+        ImageError: no image of the whole job could be read.
+
+    """
+    earlier = set(range(job.record.shards)) - set(pending)
+    groups = earlier, set(pending)
+    warn_of_mixing(f"the shards of {job.out}", (_precision_of(job, min(group)) for group in groups if group))
+    if report.errors == report.images and (before := _only_errors(job, earlier)) is not None:
+        first = before or report.first_error
+        raise ImageError(
+            f"none of {job.record.images} images could be read, {job.out} holds only errors; first: {first}"
+        )
 
 
 def _precision_of(job: Job, shard: int) -> str | None:

@@ -6,11 +6,13 @@ import contextlib
 import os
 import shutil
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 from mimruntime import writing
 from mimruntime.artifact import Artifact
 from mimruntime.errors import OptionError, OutputError
+from mimruntime.manifest import Manifest
 from mimruntime.triton import model as preprocessing
 from mimruntime.triton.config import Options, ensemble_config, graph_config, names, preprocess_config
 from mimruntime.triton.kserve import manifest_yaml
@@ -57,25 +59,10 @@ def export(
     _check_runs(file, manifest.graph.precision, options)
     if options.decode == "gpu" and not (ensemble and options.gpus == (0,)):
         raise OptionError("--decode gpu is for the preprocessing step, on one GPU: add --ensemble --gpu 0")
-
-    def graph(folder: Path) -> None:
-        _write_config(folder, text(graph_config(manifest, file, options)))
-        for name, source in file.sources.items():
-            shutil.copyfile(source, folder / _VERSION / name)
-        shutil.copyfile(artifact.path / "manifest.json", folder / "manifest.json")
-
-    def preprocess(folder: Path) -> None:
-        _write_config(folder, text(preprocess_config(manifest, options)))
-        shutil.copyfile(preprocessing.__file__, folder / _VERSION / "model.py")
-
-    def both(folder: Path) -> None:
-        _write_config(folder, text(ensemble_config(manifest, options)))
-        # Triton requires a version folder, and object stores have no empty folders.
-        (folder / _VERSION / "ensemble.txt").write_text("its steps are in config.pbtxt\n")
-
-    writers: dict[str, Callable[[Path], None]] = {called["graph"]: graph}
+    writers: dict[str, Callable[[Path], None]] = {called["graph"]: partial(_write_graph, artifact, file, options)}
     if ensemble:
-        writers |= {called["preprocess"]: preprocess, called["ensemble"]: both}
+        writers[called["preprocess"]] = partial(_write_preprocessing, manifest, options)
+        writers[called["ensemble"]] = partial(_write_ensemble, manifest, options)
     yaml = repository / f"{manifest.name}.inferenceservice.yaml"
     if not ensemble:
         _refuse_left_over(repository, called)
@@ -103,6 +90,24 @@ def _refuse_left_over(repository: Path, called: dict[str, str]) -> None:
     for name in (called["ensemble"], called["preprocess"]):
         if (repository / name).exists():
             raise OutputError(f"{repository / name} was written for an earlier model; add --ensemble, or remove it")
+
+
+def _write_graph(artifact: Artifact, file: GraphFile, options: Options, folder: Path) -> None:
+    _write_config(folder, text(graph_config(artifact.manifest, file, options)))
+    for name, source in file.sources.items():
+        shutil.copyfile(source, folder / _VERSION / name)
+    shutil.copyfile(artifact.path / "manifest.json", folder / "manifest.json")
+
+
+def _write_preprocessing(manifest: Manifest, options: Options, folder: Path) -> None:
+    _write_config(folder, text(preprocess_config(manifest, options)))
+    shutil.copyfile(preprocessing.__file__, folder / _VERSION / "model.py")
+
+
+def _write_ensemble(manifest: Manifest, options: Options, folder: Path) -> None:
+    _write_config(folder, text(ensemble_config(manifest, options)))
+    # Triton requires a version folder, and object stores have no empty folders.
+    (folder / _VERSION / "ensemble.txt").write_text("its steps are in config.pbtxt\n")
 
 
 def _write_config(folder: Path, content: str) -> None:
