@@ -16,7 +16,7 @@ class ConsoleProgress:
     def __init__(self) -> None:
         self._last = 0.0
         self._open = False
-        self._begun: tuple[str, float, int] = ("", 0.0, 0)
+        self._begun: tuple[str | None, float, int] = (None, 0.0, 0)
 
     def say(self, line: str) -> None:
         """Print a line."""
