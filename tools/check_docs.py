@@ -1,4 +1,4 @@
-"""Check README and docs/: links, sizes, long sentences, the site's menu, when results were measured, stale pages.
+"""Check README and docs/: links, unfinished merges, sizes, long sentences, the site's menu, when results were measured, stale pages.
 
 python tools/check_docs.py            # exit status 1 if something is wrong
 python tools/check_docs.py --long     # also print the long sentences
@@ -35,6 +35,7 @@ def main(show_long: bool) -> None:
     files = [*ROOT.glob("*.md"), *sorted((ROOT / "docs").rglob("*.md"))]
     wrong = [
         *broken_links(files),
+        *unmerged(files),
         *too_large(files),
         *outside_the_site(),
         *without_date(),
@@ -67,6 +68,13 @@ def broken_links(files: list[Path]) -> Iterator[str]:
                 yield f"{path.relative_to(ROOT)}: link to {target}, which does not exist"
             elif anchor and anchor not in anchors(there):
                 yield f"{path.relative_to(ROOT)}: link to {target}, a heading that does not exist"
+
+
+def unmerged(files: list[Path]) -> Iterator[str]:
+    """Yield a line for each page that holds both sides of a merge."""
+    for path in files:
+        if re.search(r"^(<{7}|>{7}) ", path.read_text(encoding="utf-8"), re.MULTILINE):
+            yield f"{path.relative_to(ROOT)}: holds the marks of a merge that was not finished"
 
 
 def anchors(path: Path) -> set[str]:
