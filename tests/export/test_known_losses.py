@@ -83,6 +83,6 @@ def test_figures_of_all_patches_are_not_told_of_an_encoder_that_drops_some(manif
 @pytest.mark.parametrize("table", read_measured(), ids=lambda table: table.model)
 def test_the_shipped_table_knows_the_poor_choices(table):
     poor = {row.agg for row in table.rows if any(high < 0 for _, _, high in row.differences.values())}
-    assert {"attn-min-entropy", "max"} & {row.agg for row in table.rows} <= poor
+    assert "attn-min-entropy" in poor
     assert table.norms["cls"].keys() == {"raw", "final"}
     assert table.weights_sha256 == ALIASES[table.model].sha256
