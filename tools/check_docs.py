@@ -1,4 +1,4 @@
-"""Check README and docs/: links, unfinished merges, sizes, long sentences, the site's menu, when results were measured, stale pages.
+"""Check README and docs/: links, unfinished merges, sizes, long sentences, the menu, dates of measurements, stale pages.
 
 python tools/check_docs.py            # exit status 1 if something is wrong
 python tools/check_docs.py --long     # also print the long sentences
