@@ -132,7 +132,7 @@ bench-scale: $(SCALE_STAMP)  ## 20,000 images by the local command and by Ray on
 lint: $(STAMP)  ## ruff, mypy, import-linter, docs: links, long sentences, stale pages
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy & types=$$!; $(BIN)/lint-imports && $(BIN)/python tools/check_docs.py; others=$$?; wait $$types && exit $$others
+	$(BIN)/mypy -n 2 & types=$$!; $(BIN)/lint-imports && $(BIN)/python tools/check_docs.py; others=$$?; wait $$types && exit $$others
 
 DOCS_VENV  := .venv-docs
 DOCS_STAMP := $(DOCS_VENV)/.installed
