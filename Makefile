@@ -109,6 +109,7 @@ bench-gpu: $(GPU_STAMP)  ## ONNX Runtime on an NVIDIA GPU against torch there: V
 	    $(GPU_BIN)/mimexport compile artifacts/bench-b16-$$precision --engine onnxruntime --provider cuda || exit 1; \
 	    $(GPU_BIN)/mimexport bench artifacts/bench-b16-$$precision --engine onnxruntime --provider cuda --peers \
 	        --batches 1,8,32,128 --json reports/bench/gpu-$$precision.json || exit 1; done
+	$(GPU_BIN)/python tools/bench_forms.py artifacts/bench-b16-fp16 --provider cuda --batch 128
 	$(GPU_BIN)/python tools/bench_keep.py --engine onnxruntime --provider cuda --precision fp16 --batches 1,128 --jobs 4
 	$(GPU_BIN)/python tools/bench_decode.py
 	$(GPU_BIN)/python tools/bench_pipeline.py artifacts/bench-b16-fp16 --images 8000 --provider cuda
