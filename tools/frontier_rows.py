@@ -100,7 +100,7 @@ ROWS = (
     Row("by content", "50%@4", "center-norm"),
     *(Row("by content", "50%", by) for by in ("contrast", "center-norm", "similarity")),
     *(Row("learned", "50%", by) for by in LEARNED),
-    *(Row("fixed rule", share, _SOME) for share in ("75%", "62%", "44%", "25%")),
+    *(Row("fixed rule", share, _SOME) for share in ("75%", "62%", "47%", "44%", "25%")),
     Row("smaller image, fixed rule", "75%", _SOME, size=56),
     Row("by content", "75%@2,50%@6", "center-norm"),
 )

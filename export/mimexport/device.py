@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
 
 import torch
@@ -50,3 +51,18 @@ def full_precision() -> Iterator[None]:
         yield
     finally:
         matmul.allow_tf32, cudnn.allow_tf32 = before
+
+
+@contextmanager
+def lone_threads() -> Iterator[tuple[Executor, int]]:
+    """Yield a pool of as many threads as torch has, and their number; until the end torch computes alone in every thread.
+
+    Threads that share a product wait for the slowest of them. Beside other programs that may take four times as long.
+    """
+    count = torch.get_num_threads()
+    torch.set_num_threads(1)  # threads that are made later take it over
+    try:
+        with ThreadPoolExecutor(count, "mimexport-torch") as pool:
+            yield pool, count
+    finally:
+        torch.set_num_threads(count)

@@ -3,6 +3,7 @@
 import io
 import re
 import subprocess
+import threading
 from dataclasses import replace
 
 import numpy as np
@@ -262,7 +263,7 @@ def test_a_run_that_was_killed_continues_where_it_stopped(tmp_path, pictures, mo
         token_module, "show", lambda source, index, *rest: seen.append(index) or right(source, index, *rest)
     )
     again = Fitter(options(tmp_path, pictures)).tokens(pictures[0], "d", "training")
-    assert min(seen) == 64
+    assert 64 <= min(seen) <= 100
     np.testing.assert_array_equal(again.patches, whole.patches)
     seen.clear()
     Fitter(options(tmp_path, pictures)).tokens(pictures[0], "d", "training")
@@ -315,7 +316,7 @@ def test_a_full_disk_is_one_line_and_what_was_computed_is_kept(tmp_path, picture
             token_module, "show", lambda source, index, *rest: seen.append(index) or right(source, index, *rest)
         )
         again = Fitter(options(tmp_path, pictures, cache=cache)).tokens(pictures[0], "d", "training")
-        assert min(seen) == 64
+        assert 64 <= min(seen) < 100
         whole = Fitter(options(tmp_path, pictures, cache=tmp_path / "whole")).tokens(pictures[0], "d", "training")
         np.testing.assert_array_equal(again.patches, whole.patches)
     finally:
@@ -331,7 +332,7 @@ def test_damaged_tokens_are_computed_again(tmp_path, pictures):
     raw[len(raw) // 2] ^= 1
     file.write_bytes(raw)
     again = Fitter(options(tmp_path, pictures), said.append).tokens(pictures[0], "d", "training")
-    assert "damaged after row 64" in " ".join(said)
+    assert 64 <= int(re.search(r"damaged after row (\d+)", " ".join(said)).group(1)) <= 80
     np.testing.assert_array_equal(again.patches, patches)
     np.testing.assert_array_equal(again.energy, energy)
 
@@ -380,6 +381,24 @@ def test_an_image_that_cannot_be_read_is_named(tmp_path, pictures):
     broken = ([*pictures[0][:3], b"not an image"], np.array([0, 1, 0, 1]))
     with pytest.raises(ImageError, match=r"not an image|cannot be read|unknown"):
         Fitter(options(tmp_path, broken)).fit()
+
+
+def test_torch_computes_alone_in_every_thread_and_has_its_threads_back_afterwards(tmp_path, pictures, monkeypatch):
+    computed, seen = TokenStore._run, set()
+
+    def watched(self, pixels):
+        seen.add((threading.current_thread() is threading.main_thread(), torch.get_num_threads()))
+        return computed(self, pixels)
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        monkeypatch.setattr(TokenStore, "_run", watched)
+        Fitter(options(tmp_path, pictures)).tokens(pictures[0], "all", "training")
+        assert seen == {(False, 1)}
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_nan_in_the_tokens_is_one_line(tmp_path, pictures, monkeypatch):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NoReturn
 import mimeval.cli
 import mimruntime.cli
 from mimexport.cli.build import build_command
-from mimexport.cli.common import BUILDING, show_step
+from mimexport.cli.common import BUILDING, let_threads_sleep, show_step
 from mimexport.cli.fit import fit_command
 from mimexport.cli.listings import aggregators_command, models_command
 from mimruntime.cli.bench import bench_command
@@ -49,6 +49,7 @@ def _compare_keeps(artifact: Artifact, settings: BenchSettings, engines: Sequenc
 
 def _references(weights: Path | None, heads: tuple[Path, ...], *, device: str) -> References:
     """Return the `References` from which the evaluation rebuilds torch models."""
+    let_threads_sleep()
     with needs("export", BUILDING):
         from mimexport.references import References
     return References(weights, heads, device=device)

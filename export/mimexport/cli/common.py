@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +31,15 @@ KEEP_BY = option(
     metavar="RULE",
     help="Which patches stay: center, norm, …  [default: center-checkerboard]",
 )
+
+
+def let_threads_sleep() -> None:
+    """Let torch's threads that wait for each other sleep soon; it must be called before torch is loaded.
+
+    Without it they spin, and beside other programs take the time that they wait for.
+    """
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,7 +10,15 @@ import click
 
 from mimeval.cli.options import DEVICE
 from mimeval.cli.progress import ConsoleProgress
-from mimexport.cli.common import BUILDING, KEEP, KEEP_BY, BackboneOptions, backbone_options, step_text
+from mimexport.cli.common import (
+    BUILDING,
+    KEEP,
+    KEEP_BY,
+    BackboneOptions,
+    backbone_options,
+    let_threads_sleep,
+    step_text,
+)
 from mimruntime.cli.command import Command, gather, group, option
 from mimruntime.cli.options import COUNT, PATH
 from mimruntime.errors import OptionError, needs
@@ -96,6 +104,7 @@ class FitSettings:
 @gather(lambda: FitSettings, "settings")
 def fit_command(settings: FitSettings, backbone: BackboneOptions) -> None:
     """Learn a head and its whitening on frozen tokens, with or without labels."""
+    let_threads_sleep()
     with needs("export", BUILDING):
         from mimexport.api import check_out, open_fitter
         from mimexport.fitting.training_images import held_out_labels, open_images

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Executor, Future
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,12 +14,11 @@ from torch import Tensor
 
 from mimexport.backbone import Backbone
 from mimexport.blocks import OpenBlock
-from mimexport.device import full_precision
+from mimexport.device import full_precision, lone_threads
 from mimexport.features import ComputedFeatures
 from mimexport.fitting.views import show
 from mimexport.loaded_model import LoadedModel
 from mimexport.provenance import code_digest
-from mimruntime.cpus import available_cpus
 from mimruntime.decode import Source
 from mimruntime.manifest import Preprocess
 from mimruntime.rows import CHUNK, Report, open_rows
@@ -26,6 +26,8 @@ from mimruntime.rows import CHUNK, Report, open_rows
 Array = np.ndarray | Tensor
 _GPU_CHUNK = 4 * CHUNK
 """Images that a GPU computes between two saves; a save takes as long as the tokens of 64 small images."""
+_CPU_CHUNK = 16
+"""Most images that a CPU thread computes at once; more are slower, and memory bounds all threads together to `CHUNK`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,14 +137,22 @@ class TokenStore:
             return Tokens(**{name: found[name] for name in self._layout.names or ()})
 
     def _compute(self, images: Sequence[Source], start: int, view: int, seed: int) -> Iterator[np.ndarray]:
-        step = CHUNK if self._backbone.device.type == "cpu" else _GPU_CHUNK
-        with ThreadPoolExecutor(available_cpus()) as pool, torch.inference_mode(), full_precision():
-            for first in range(start, len(images), step):
-                chunk = range(first, min(first + step, len(images)))
-                yield self._run(
-                    np.stack(list(pool.map(lambda i: show(images[i], i, view, seed, self._preprocess), chunk)))
-                )
+        """Yield the rows of the images from `start` on, in order, some at a time."""
+        on_cpu = self._backbone.device.type == "cpu"
+        with full_precision(), lone_threads() as (pool, threads):
+            step = max(1, min(_CPU_CHUNK, CHUNK // threads)) if on_cpu else _GPU_CHUNK
 
+            def load(index: int) -> np.ndarray:
+                return show(images[index], index, view, seed, self._preprocess)
+
+            chunks = (range(first, min(first + step, len(images))) for first in range(start, len(images), step))
+            if on_cpu:
+                yield from _in_order(pool, lambda chunk: self._run(np.stack([*map(load, chunk)])), chunks, 2 * threads)
+            else:
+                for chunk in chunks:
+                    yield self._run(np.stack(list(pool.map(load, chunk))))
+
+    @torch.inference_mode()
     def _run(self, pixels: np.ndarray) -> np.ndarray:
         patches = (self._backbone.patchify(as_tensor(pixels, self._backbone.device).float()) - self._mean) / self._std
         tokens, kept = self._backbone.encode(patches)
@@ -160,6 +170,19 @@ class TokenStore:
         if kept is not None:
             rows["kept"] = kept.expand(len(tokens), -1).cpu().numpy()
         return rows
+
+
+def _in_order(
+    pool: Executor, work: Callable[[range], np.ndarray], chunks: Iterable[range], ahead: int
+) -> Iterator[np.ndarray]:
+    """Yield what threads make of each chunk, in order; at most `ahead` results wait to be taken."""
+    window: deque[Future[np.ndarray]] = deque()
+    for chunk in chunks:
+        window.append(pool.submit(work, chunk))
+        if len(window) > ahead:
+            yield window.popleft().result()
+    while window:
+        yield window.popleft().result()
 
 
 def _layout(backbone: Backbone) -> np.dtype[np.void]:
