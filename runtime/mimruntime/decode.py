@@ -23,7 +23,7 @@ from mimruntime.decoding.cost import RGB_BYTES, check_seconds, converted_memory,
 from mimruntime.decoding.formats import FORMATS, known_formats, open_plugin, read_container, recognise
 from mimruntime.decoding.tiff import add_parts
 from mimruntime.errors import ImageError, ImageSizeError, MimError
-from mimruntime.image_paths import open_regular
+from mimruntime.image_paths import open_small
 
 Source = str | Path | bytes | bytearray | memoryview | Image.Image | np.ndarray
 """A path, the bytes of an encoded file, a Pillow image, or uint8 pixels (H, W, 3) or (H, W)."""
@@ -154,7 +154,7 @@ def _open(source: object, allowed: tuple[str, ...], max_pixels: int, stack: cont
     if isinstance(source, bytes | bytearray | memoryview):
         return _open_stream(io.BytesIO(source), allowed, max_pixels)
     if isinstance(source, str | Path):
-        return _open_stream(stack.enter_context(open_regular(source)), allowed, max_pixels)
+        return _open_stream(stack.enter_context(open_small(source)), allowed, max_pixels)
     raise ImageError("expected a path, encoded bytes, a Pillow image or a uint8 array (H, W, 3) or (H, W)")
 
 

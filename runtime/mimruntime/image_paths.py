@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import io
 import os
 import stat
 from collections.abc import Iterable, Iterator
@@ -11,6 +12,9 @@ from typing import BinaryIO
 
 from mimruntime.errors import ImageError
 from mimruntime.image_names import EXTENSIONS, PassedOver, is_image_name
+
+_SMALL = 1 << 20
+"""Bytes of a file that is read at once."""
 
 
 def find_images(paths: Iterable[str | Path]) -> list[Path]:
@@ -50,8 +54,29 @@ def as_text(path: str | Path) -> str:
     return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
-def open_regular(path: str | Path) -> BinaryIO:
+def open_small(path: str | Path) -> BinaryIO:
+    """Return the stream of a regular file as `open_regular` does; a small file is read at once.
+
+    Every read gives up the interpreter's lock, and may wait for another thread before it has it again.
+    """
+    check_regular(path)
+    handle = _open_at_once(os.fspath(path), os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0))
+    try:
+        status = os.fstat(handle)
+        _check_kind(status.st_mode)
+        if status.st_size <= _SMALL:
+            return io.BytesIO(os.read(handle, status.st_size))
+    finally:
+        os.close(handle)
+    return open_regular(path)
+
+
+def open_regular(path: str | Path, buffering: int = -1) -> BinaryIO:
     """Open a regular file for reading. Pipes and devices are rejected because reading them may never end.
+
+    Args:
+        path: of the file.
+        buffering: as of `open`.
 
     Raises:
         ImageError: the path is a pipe, a socket or a device.
@@ -59,7 +84,7 @@ def open_regular(path: str | Path) -> BinaryIO:
 
     """
     check_regular(path)
-    stream = open(path, "rb", opener=_open_at_once)  # noqa: SIM115 - the caller closes it
+    stream: BinaryIO = open(path, "rb", buffering, opener=_open_at_once)  # noqa: SIM115 - the caller closes it
     try:
         _check_kind(os.fstat(stream.fileno()).st_mode)  # check again: it may have been replaced since
     except ImageError:

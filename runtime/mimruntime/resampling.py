@@ -11,8 +11,6 @@ import numpy as np
 import PIL
 from PIL import Image
 
-from mimruntime.decoding.shared import image_over
-
 Box = tuple[float, float, float, float]
 """Left, top, right, bottom, in px."""
 
@@ -52,14 +50,13 @@ def shrink(image: Image.Image, box: Box, edges: tuple[int, int], out: np.ndarray
     lost_width, lost_height = image.width - edges[0], image.height - edges[1]
     if lost_height > 2 * lost_width:
         first, last = _read(left, right, size, image.width)
-        part = image_over(_pass(image, (first, top, last, bottom), (last - first, size), interpolation))
+        part = _pass(image, (first, top, last, bottom), (last - first, size), interpolation)
         square = _pass(part, (left - first, 0, right - first, size), (size, size), interpolation)
     else:
         first, last = _read(top, bottom, size, image.height)
-        part = image_over(_pass(image, (left, first, right, last), (size, last - first), interpolation))
+        part = _pass(image, (left, first, right, last), (size, last - first), interpolation)
         square = _pass(part, (0, top - first, size, bottom - first), (size, size), interpolation)
-    for channel in range(3):  # one by one: five times as fast as all three together
-        out[:, :, channel] = square[:, :, channel]
+    out[:] = np.frombuffer(square.tobytes(), np.uint8).reshape(out.shape)
 
 
 def _read(low: float, high: float, size: int, edge: int) -> tuple[int, int]:
@@ -68,13 +65,13 @@ def _read(low: float, high: float, size: int, edge: int) -> tuple[int, int]:
     return max(0, math.floor(low - reach)), min(edge, math.ceil(high + reach))
 
 
-def _pass(image: Image.Image, box: Box, size: tuple[int, int], interpolation: str) -> np.ndarray:
+def _pass(image: Image.Image, box: Box, size: tuple[int, int], interpolation: str) -> Image.Image:
     lib, (left, top, right, bottom) = library(), box
     options = lib.ResizeOptions(
         resize_alg=lib.ResizeAlg.convolution(lib.FilterType[_FILTERS[interpolation]]),
         crop_box=lib.CropBox(left, top, right - left, bottom - top),
     )
-    result = np.empty((size[1], size[0], 4), np.uint8)
+    result = Image.new("RGB", size, None)
     # A new resizer for every call: it holds a lock while it works.
-    lib.Resizer().resize_pil(image, image_over(result), options)
+    lib.Resizer().resize_pil(image, result, options)
     return result

@@ -54,6 +54,15 @@ class TestSources:
             assert image.mode == "RGB"
             assert difference(image, expected) == 0
 
+    @pytest.mark.parametrize("small", [0, 1 << 30])
+    @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WebP", "TIFF"])
+    def test_a_file_gives_the_same_picture_whether_read_at_once_or_in_parts(
+        self, small: int, kind: str, picture: Image.Image, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        (file := tmp_path / "file").write_bytes(encoded(picture, kind))
+        monkeypatch.setattr("mimruntime.image_paths._SMALL", small)
+        assert difference(decode(file), decode(file.read_bytes())) == 0
+
     def test_a_grey_array_becomes_three_equal_channels(self) -> None:
         grey = np.arange(256, dtype=np.uint8).reshape(16, 16)
         assert (np.asarray(decode(grey)) == grey[:, :, None]).all()
