@@ -238,8 +238,9 @@ class TestCompile:
         (engine,) = json.loads(capsys.readouterr().out)["engines"]
         assert (engine["key"], engine["standing"], engine["tuned"]) == (folder.name, "fits this machine", tuned)
 
-    def test_latency_is_tuned_with_one_image_in_one_stream(self, toy_copy: Path) -> None:
-        _, record = self.compiled(toy_copy, "openvino", "--hint", "latency")
+    @pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
+    def test_latency_is_tuned_with_one_image_in_one_stream(self, toy_copy: Path, engine: str) -> None:
+        _, record = self.compiled(toy_copy, engine, "--hint", "latency")
         (trial,) = record["trials"]
         assert (trial["batch"], trial["streams"], trial["threads"]) == (1, 1, available_cpus())
 

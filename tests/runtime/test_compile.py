@@ -241,9 +241,35 @@ def test_an_option_of_another_engine_is_refused(toy_copy: Path) -> None:
         compile_artifact(toy_copy, CompileOptions(engine="openvino", arch=("sm86",)))
 
 
-def test_the_latency_of_one_image_and_a_batch_of_more_exclude_each_other(toy_copy: Path) -> None:
+@pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
+def test_the_latency_of_one_image_and_a_batch_of_more_exclude_each_other(toy_copy: Path, engine: str) -> None:
     with pytest.raises(OptionError, match="--hint latency tunes for one image at a time, but --batch has best 8"):
-        compile_artifact(toy_copy, CompileOptions(engine="openvino", hint="latency", batch=parse_batch("1,8,8")))
+        compile_artifact(toy_copy, CompileOptions(engine=engine, hint="latency", batch=parse_batch("1,8,8")))
+
+
+def test_a_hint_is_for_a_cpu(toy_copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ort_module, "_check_available", lambda *_: None)
+    with pytest.raises(OptionError, match="--hint latency is for a CPU; with --provider cuda give --batch"):
+        compile_artifact(toy_copy, CompileOptions(engine="onnxruntime", provider="cuda", hint="latency"))
+
+
+@pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
+def test_the_streams_that_were_measured_run(toy_copy: Path, engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    trial = record.Trial(batch=4, threads=2, streams=2, images_per_second=100.0)
+    monkeypatch.setattr(
+        ort_module if engine == "onnxruntime" else ov_module, "tune", lambda *_, **__: (trial, (trial,))
+    )
+    compile_artifact(toy_copy, CompileOptions(engine=engine))
+    artifact = Artifact.open(toy_copy)
+    images, _ = load_reference(artifact)
+    with open_for(artifact, engine) as opened, open_engine("onnxruntime", artifact.graph) as reference:
+        assert (opened.threads, opened.streams, opened.best_batch) == (2, 2, 4)
+        for batch in (1, 2, 3, 8):
+            ours, theirs = opened.run(images[:batch]), reference.run(images[:batch])
+            for name in (base.EMBEDDING, base.SELECTION):
+                assert np.abs(ours[name] - theirs[name]).max() < 1e-5
+    with open_for(artifact, engine, threads=1) as opened:
+        assert (opened.threads, opened.streams) == (1, 1)
 
 
 def test_auto_is_no_engine_to_compile_for(toy_copy: Path) -> None:
@@ -298,18 +324,6 @@ class TestOpenVino:
         assert verify(toy_copy).precision == "bf16"
         with Embedder.open(toy_copy) as embedder:
             assert embedder.describe().precision == "bf16"
-
-    @pytest.mark.parametrize("streams", [1, 2])
-    def test_every_batch_gives_what_onnxruntime_gives(self, toy_artifact: Path, streams: int) -> None:
-        artifact = Artifact.open(toy_artifact)
-        images, _ = load_reference(artifact)
-        with open_engine("onnxruntime", artifact.graph) as reference:
-            engine = ov_module._open_graph(artifact.graph, base.Setting(2, streams), "fp32")
-            for batch in (1, 2, 3, 8):
-                ours, theirs = engine.run(images[:batch]), reference.run(images[:batch])
-                for name in (base.EMBEDDING, base.SELECTION):
-                    assert np.abs(ours[name] - theirs[name]).max() < 1e-5
-            engine.close()
 
     def test_bf16_on_a_cpu_without_it_is_refused_not_dropped(
         self, toy_copy: Path, monkeypatch: pytest.MonkeyPatch

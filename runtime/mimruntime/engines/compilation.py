@@ -75,7 +75,7 @@ def compile_engine(
         engine: "onnxruntime", "openvino", "tensorrt" or "tensorrt-rtx".
         provider: the hardware, by the engine's own name.
         precision: openvino: "bf16" computes the products of an fp32 graph in bf16.
-        hint: openvino: tune for "throughput" or "latency".
+        hint: on a CPU: tune for "throughput" or "latency".
         batch: smallest, best and largest number of images per run; on a CPU only the best is used.
         threads: CPU threads; None measures the best.
         arch: tensorrt-rtx: GPU architectures, for example ["sm86", "sm89"]; no GPU is needed.

@@ -7,6 +7,7 @@ import importlib
 import io
 import os
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +19,15 @@ from mimruntime.engines.base import Engine, Progress, Setting
 from mimruntime.engines.gpu_name import NO_GPU, gpu_name
 from mimruntime.engines.options import CompileOptions
 from mimruntime.engines.record import CompiledEngine, EngineRecord, Trial
-from mimruntime.engines.tuning import BATCHES, tune
-from mimruntime.errors import EngineError, MissingExtraError, UnknownNameError
+from mimruntime.engines.tuning import BATCHES, check_hint, cpu_choices, tune
+from mimruntime.errors import EngineError, MissingExtraError, OptionError, UnknownNameError
 from mimruntime.installed import is_installed
 from mimruntime.reference import load_reference
 
 NAME = "onnxruntime"
 NEEDS_GPU = False
 CPU_PRECISIONS = frozenset({"fp32", "fp16", "int8"})
-OPTIONS = frozenset({"provider", "batch", "threads"})
+OPTIONS = frozenset({"provider", "hint", "batch", "threads"})
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
 
 _CUDA_OPTIONS = {
@@ -65,10 +66,10 @@ def open_engine(
     """Open `graph` on `provider`, by default "cpu"; see `mimruntime.engines.open_engine`."""
     asked = provider or (compiled.record.provider if compiled else "cpu")
     tuned = compiled.record.tuned if compiled else None
-    threads = threads or (tuned.threads if tuned else available_cpus())
-    session = open_session(graph, provider=asked, threads=threads)
-    engine = OnnxRuntimeEngine(session, provider=asked, version=library_version())
-    engine.threads = threads
+    setting = Setting(threads or available_cpus())
+    if tuned and threads in {None, tuned.threads}:
+        setting = Setting(tuned.threads, tuned.streams)
+    engine = _open_graph(graph, asked, setting)
     engine.compiled = compiled.folder.name if compiled else None
     engine.best_batch = tuned.batch if tuned else None
     return engine
@@ -102,31 +103,29 @@ def open_session(graph: Path, *, provider: str, threads: int, stream: int | None
 
 
 def open_setting(graph: Path, setting: Setting, options: CompileOptions) -> Engine:
-    """Open `graph` with `setting`, as `tune_graph` measures it; sessions have one stream."""
-    return open_engine(graph, provider=options.provider, threads=setting.threads)
+    """Open `graph` with `setting`, as `tune_graph` measures it."""
+    return _open_graph(graph, options.provider or "cpu", setting)
 
 
 def tune_graph(
     graph: Path, images: np.ndarray, options: CompileOptions, progress: Progress
 ) -> tuple[Trial, tuple[Trial, ...]]:
     """Return the fastest batch and threads measured on images, uint8 (n, H, W, 3), and all measurements."""
-    most, on_cpu = available_cpus(), options.provider in {None, "cpu"}
-    choices = {most, (most + 1) // 2} if on_cpu else {most}  # with a GPU the number of threads has almost no effect
-    threads = [options.threads] if options.threads else sorted(choices, reverse=True)
-    batches = [options.batch.best] if options.batch else BATCHES if on_cpu else _GPU_BATCHES
-    return tune(
-        lambda setting: open_setting(graph, setting, options),
-        [Setting(count) for count in threads],
-        images,
-        progress,
-        batches=batches,
-    )
+    if options.provider in {None, "cpu"}:
+        settings, batches = cpu_choices(options)
+    else:  # with a GPU the number of threads has almost no effect
+        settings = [Setting(options.threads or available_cpus())]
+        batches = [options.batch.best] if options.batch else [*_GPU_BATCHES]
+    return tune(lambda setting: open_setting(graph, setting, options), settings, images, progress, batches=batches)
 
 
 def check_options(options: CompileOptions, precision: str) -> None:
     """Raise an error if this machine lacks the provider or precision; see `mimruntime.engines.base.EngineModule`."""
     provider = options.provider or "cpu"
     _check_available(_library(), provider)
+    if options.hint and provider != "cpu":
+        raise OptionError(f"--hint {options.hint} is for a CPU; with --provider {provider} give --batch")
+    check_hint(options)
     if (provider, precision) == ("cpu", "bf16"):
         raise EngineError(f"onnxruntime {_NO_BF16}")
 
@@ -148,12 +147,14 @@ def compile_engine(artifact: Artifact, folder: Path, options: CompileOptions, pr
 
 
 class OnnxRuntimeEngine(Engine):
-    """A session of ONNX Runtime."""
+    """A session of ONNX Runtime; a batch is split among its streams, which run at once and share the weights."""
 
-    def __init__(self, session: Any, *, provider: str, version: str) -> None:
+    def __init__(self, session: Any, *, provider: str, version: str, setting: Setting) -> None:
         self.name = NAME
         self.provider = provider
         self.version = version
+        self.threads, self.streams = setting.threads, setting.streams
+        self._pool = ThreadPoolExecutor(self.streams, "mimruntime-stream")
         self.outputs = tuple(port.name for port in session.get_outputs())
         self.reads_device = provider == "cuda"
         self.parallel_runs = 1 if provider == "cpu" else 2  # one batch is copied while another is computed
@@ -163,7 +164,17 @@ class OnnxRuntimeEngine(Engine):
 
     def _run(self, pixels: np.ndarray) -> dict[str, np.ndarray]:
         """See base class."""
-        return self._guarded(len(pixels), lambda session: session.run(self.outputs, {self._input: pixels}))
+
+        def split(session: Any) -> list[np.ndarray]:
+            parts = [part for part in np.array_split(pixels, self.streams) if len(part)]
+            arrays = self._pool.map(lambda part: session.run(self.outputs, {self._input: part}), parts)
+            return [np.concatenate(each) for each in zip(*arrays, strict=True)]
+
+        def whole(session: Any) -> list[np.ndarray]:
+            arrays: list[np.ndarray] = session.run(self.outputs, {self._input: pixels})
+            return arrays
+
+        return self._guarded(len(pixels), whole if self.streams == 1 else split)
 
     def run_on_device(self, address: int, count: int) -> dict[str, np.ndarray]:
         """See base class."""
@@ -194,7 +205,13 @@ class OnnxRuntimeEngine(Engine):
 
     def _close(self) -> None:
         """See base class."""
+        self._pool.shutdown()
         self._session = None
+
+
+def _open_graph(graph: Path, provider: str, setting: Setting) -> OnnxRuntimeEngine:
+    session = open_session(graph, provider=provider, threads=setting.threads // setting.streams)
+    return OnnxRuntimeEngine(session, provider=provider, version=library_version(), setting=setting)
 
 
 def _hardware(provider: str) -> str:

@@ -22,8 +22,8 @@ from mimruntime.engines.openvino_model import (
 )
 from mimruntime.engines.options import CompileOptions
 from mimruntime.engines.record import CompiledEngine, EngineRecord, Trial
-from mimruntime.engines.tuning import stream_settings, tune
-from mimruntime.errors import EngineError, OptionError, UnknownNameError
+from mimruntime.engines.tuning import check_hint, cpu_choices, tune
+from mimruntime.errors import EngineError, UnknownNameError
 from mimruntime.reference import load_reference
 
 NAME = openvino_model.NAME
@@ -76,22 +76,14 @@ def tune_graph(
     graph: Path, images: np.ndarray, options: CompileOptions, progress: Progress
 ) -> tuple[Trial, tuple[Trial, ...]]:
     """Return the fastest batch, threads and streams measured on images, uint8 (n, H, W, 3), and all measurements."""
-    batches = [options.batch.best] if options.batch else []
-    settings = stream_settings(available_cpus())
-    if options.hint == "latency":
-        settings, batches = [Setting(options.threads or available_cpus())], [1]
-    elif options.threads:
-        settings = [one for one in stream_settings(options.threads) if one.threads == options.threads]
+    settings, batches = cpu_choices(options)
     return tune(lambda setting: open_setting(graph, setting, options), settings, images, progress, batches=batches)
 
 
 def check_options(options: CompileOptions, precision: str) -> None:  # noqa: ARG001 - every engine has it
     """Raise an error if this machine lacks the provider or precision; see `mimruntime.engines.base.EngineModule`."""
     _check_provider(options.provider)
-    if options.hint == "latency" and options.batch is not None and options.batch.best != 1:
-        raise OptionError(
-            f"--hint latency tunes for one image at a time, but --batch has best {options.batch.best}; give only one"
-        )
+    check_hint(options)
     check_precision(process_core(), options.precision or "fp32")
 
 

@@ -8,8 +8,11 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from mimruntime.cpus import available_cpus
 from mimruntime.engines.base import Engine, Progress, Setting
+from mimruntime.engines.options import CompileOptions
 from mimruntime.engines.record import Trial
+from mimruntime.errors import OptionError
 
 BATCHES = (1, 2, 4, 8, 16)
 """Batch sizes to try, in addition to one and two images per stream; larger ones are not faster on a CPU."""
@@ -25,6 +28,24 @@ def stream_settings(cpus: int) -> list[Setting]:
     settings = [Setting(cpus, streams) for streams in sorted({1, 2, 4, cpus // 2, cpus}) if 0 < streams <= cpus]
     half = cpus // 2
     return [*settings, Setting(half), Setting(half, half)] if half > 1 else settings
+
+
+def cpu_choices(options: CompileOptions) -> tuple[list[Setting], list[int]]:
+    """Return the settings to try on this CPU, and the batch sizes; none stands for the usual ones."""
+    if options.hint == "latency":
+        return [Setting(options.threads or available_cpus())], [1]
+    settings = stream_settings(options.threads or available_cpus())
+    if options.threads:
+        settings = [one for one in settings if one.threads == options.threads]
+    return settings, [options.batch.best] if options.batch else []
+
+
+def check_hint(options: CompileOptions) -> None:
+    """Raise OptionError if the hint contradicts the batch."""
+    if options.hint == "latency" and options.batch is not None and options.batch.best != 1:
+        raise OptionError(
+            f"--hint latency tunes for one image at a time, but --batch has best {options.batch.best}; give only one"
+        )
 
 
 def tune(
