@@ -9,7 +9,7 @@ import itertools
 import statistics
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -20,11 +20,11 @@ from photographs import encoded, load
 from mimruntime.artifact import Artifact
 from mimruntime.bench.child import peak_mib
 from mimruntime.cpus import available_cpus, describe_cpu
+from mimruntime.decoders import Decode, open_decoders
 from mimruntime.decoding.budget import MemoryBudget
 from mimruntime.embedder import Embedder
 from mimruntime.engines.base import EMBEDDING, Engine
 from mimruntime.engines.opening import open_for
-from mimruntime.preparation import prepare
 
 EDGE = 500
 PAIRS = 5
@@ -55,20 +55,24 @@ def per_second(embedder: Embedder, paths: Sequence[Path]) -> float:
     return len(paths) / (time.perf_counter() - started)
 
 
-def decoded_per_second(artifact: Artifact, paths: Sequence[Path], threads: int) -> float:
-    """Return images/s that so many threads read, decode and resize, and nothing else."""
-    budget, spec, upcoming = MemoryBudget(), artifact.manifest.preprocess, iter(paths)
+def decoded_per_second(artifact: Artifact, paths: Sequence[Path], count: int, decode: Decode) -> float:
+    """Return images/s that so many threads or processes read, decode and resize, and nothing else."""
+    spec = artifact.manifest.preprocess
+    decoders = open_decoders(decode, spec, MemoryBudget(), workers=count, scaled=False, most_bytes=0)
+    rows = decoders.allocate((count, spec.size, spec.size, 3))
 
-    def work() -> None:
-        out = np.empty((spec.size, spec.size, 3), np.uint8)
+    def work(row: np.ndarray, upcoming: Iterator[Path]) -> None:
         for path in upcoming:
-            prepare(path, spec, budget, out=out)
+            decoders.prepare(path, out=row)
 
-    started = time.perf_counter()
-    with ThreadPoolExecutor(threads) as pool:
-        for future in [pool.submit(work) for _ in range(threads)]:
-            future.result()
-    return len(paths) / (time.perf_counter() - started)
+    try:
+        with ThreadPoolExecutor(count) as pool:
+            for part in (paths[: 20 * count], paths):  # first a few, until every process has its libraries
+                started = time.perf_counter()
+                list(pool.map(work, rows, [iter(part)] * count))
+        return len(paths) / (time.perf_counter() - started)
+    finally:
+        decoders.close()
 
 
 def run_per_second(embedder: Embedder, images: int) -> float:
@@ -83,21 +87,23 @@ def run_per_second(embedder: Embedder, images: int) -> float:
     return rounds * batch / (time.perf_counter() - started)
 
 
-def compare(artifact: Artifact, embedder: Embedder, paths: Sequence[Path], *, engine: bool) -> None:
+def compare(artifact: Artifact, embedder: Embedder, paths: Sequence[Path], decode: Decode, *, engine: bool) -> None:
     """Print a row: what decoding and the engine allow, and what came, medians of runs in turn."""
     rows = []
     for warm in (True, *[False] * PAIRS):
-        one, every = (decoded_per_second(artifact, paths, threads) for threads in (1, available_cpus()))
+        one, every = (decoded_per_second(artifact, paths, count, decode) for count in (1, available_cpus()))
         alone = run_per_second(embedder, len(paths) // 2) if engine else float("inf")
         got = per_second(embedder, paths)
         # An engine on the CPU takes turns with decoding, so their seconds add up; elsewhere the slower one counts.
         on_cpu = embedder.describe().provider == "cpu"
         allowed = 1 / (1 / every + 1 / alone) if on_cpu else min(every, alone)
         if not warm:
-            rows.append((one, every, alone, allowed, got, got / allowed))
-    *rates, share = (statistics.median(column) for column in zip(*rows, strict=True))
+            rows.append((one, every, alone, allowed, got, got / allowed, got / (available_cpus() * one)))
+    *rates, share, of_cpus = (statistics.median(column) for column in zip(*rows, strict=True))
     cells = " | ".join("" if rate == float("inf") else f"{rate:.0f}" for rate in rates)
-    print(f"| {embedder.describe().engine if engine else 'no time'} | {cells} | {share:.3f} |", flush=True)
+    print(
+        f"| {embedder.describe().engine if engine else 'no time'} | {cells} | {share:.3f} | {of_cpus:.3f} |", flush=True
+    )
 
 
 @click.command()
@@ -106,10 +112,13 @@ def compare(artifact: Artifact, embedder: Embedder, paths: Sequence[Path], *, en
 @click.option("--images", default=2000, show_default=True, help="Paths in one call of embed.")
 @click.option("--engine", default="onnxruntime", show_default=True, help="The real one.")
 @click.option("--provider", help="Its hardware.")
+@click.option("--decode", type=click.Choice(["threads", "processes"]), default="threads", show_default=True)
 @click.option(
     "--flat", default=0, show_default=True, help="Embed so many images and print the peak of memory on the way."
 )
-def main(artifact_path: Path, place: Path | None, images: int, engine: str, provider: str | None, flat: int) -> None:
+def main(
+    artifact_path: Path, place: Path | None, images: int, engine: str, provider: str | None, decode: Decode, flat: int
+) -> None:
     """Print a table."""
     artifact = Artifact.open(artifact_path)
     with tempfile.TemporaryDirectory(prefix="mimexport-pipeline-") as folder:
@@ -122,14 +131,13 @@ def main(artifact_path: Path, place: Path | None, images: int, engine: str, prov
             f"{describe_cpu()}; {len(files)} photographs of {EDGE} px, {images} paths; medians of {PAIRS} runs in turn\n"
         )
         print(
-            "| engine | one thread decodes, images/s | engine alone | both allow | embed(paths) | share |\n"
-            + "|---" * 6
-            + "|"
+            f"| engine | one of the {decode} decodes, images/s | all | engine alone | both allow | embed(paths) | share of that"
+            " | of one × CPUs |\n" + "|---" * 8 + "|"
         )
-        with Embedder(artifact, NoTime(artifact), batch_size=BATCH) as embedder:
-            compare(artifact, embedder, paths, engine=False)
-        with Embedder(artifact, open_for(artifact, engine, provider=provider)) as embedder:
-            compare(artifact, embedder, paths, engine=True)
+        with Embedder(artifact, NoTime(artifact), batch_size=BATCH, decode=decode) as embedder:
+            compare(artifact, embedder, paths, decode, engine=False)
+        with Embedder(artifact, open_for(artifact, engine, provider=provider), decode=decode) as embedder:
+            compare(artifact, embedder, paths, decode, engine=True)
             if flat:
                 _print_memory(embedder, files, flat)
 

@@ -79,7 +79,7 @@ def engine() -> RecordingEngine:
 
 @pytest.fixture
 def recording(toy_artifact: Path, engine: RecordingEngine):
-    with Embedder(Artifact.open(toy_artifact), engine) as embedder:
+    with Embedder(Artifact.open(toy_artifact), engine, batch_size=8) as embedder:
         yield embedder
 
 
@@ -273,7 +273,7 @@ class TestOpen:
         about = embedder.describe()
         assert (about.name, about.dim, about.provider, about.precision) == ("toy", 16, "cpu", "fp32")
         assert about.engine.startswith("onnxruntime 1")
-        assert about.batch_sizes == (8, 4, 2, 1)
+        assert about.batch_sizes == (16, 8, 4, 2, 1)
         assert about.space == embedder.space == embedder.artifact.manifest.embedding_space
 
     def test_another_embedding_space_is_refused(self, toy_artifact: Path) -> None:

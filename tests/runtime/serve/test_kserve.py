@@ -81,7 +81,7 @@ def test_the_client_reads_configuration_and_statistics(client, triton, photo: Pa
     from google.protobuf.json_format import ParseDict
     from tritonclient.grpc import model_config_pb2, service_pb2
 
-    assert ParseDict(config, model_config_pb2.ModelConfig()).dynamic_batching.preferred_batch_size == [8, 4, 2, 1]
+    assert ParseDict(config, model_config_pb2.ModelConfig()).dynamic_batching.preferred_batch_size == [16, 8, 4, 2, 1]
     (before,) = client.get_inference_statistics("toy")["model_stats"]
     tensor = triton.InferInput("image", [3], "BYTES")
     tensor.set_data_from_numpy(np.array([photo.read_bytes()] * 3, object))

@@ -47,7 +47,7 @@ def test_health_says_so(toy: Service) -> None:
 def test_info_holds_the_manifest_and_what_really_runs(toy: Service, space: str) -> None:
     (model,) = toy.call("/info").json["models"]
     assert model["provider"] == "cpu"
-    assert model["batch_sizes"] == [8, 4, 2, 1]
+    assert model["batch_sizes"] == [16, 8, 4, 2, 1]
     assert model["manifest"]["embedding_space"] == model["space"] == space
 
 
