@@ -17,13 +17,13 @@ from mimruntime.collection.inputs import Columns, find_entries
 from mimruntime.errors import ImageError
 
 STUCK = """
-import sys, threading
+import os, sys, threading
 from mimruntime import termination
 from mimruntime.collection import reader, worker
 termination.GRACE_S = 0
 
 def wait_for_ever(*_, **__):
-    print("stuck", flush=True)
+    os.write(1, b"stuck\\n")  # at once: two threads may come here
     threading.Event().wait()
 """
 """A process in which something never comes back; no one is waited for longer than it takes to see that."""
@@ -35,7 +35,7 @@ WHERE = {
 def sleep_in_c(*_):
     import ctypes, signal
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # in this thread; another takes it
-    print("stuck", flush=True)
+    os.write(1, b"stuck\\n")
     while True:
         ctypes.CDLL(None).sleep(1000)
 
@@ -91,7 +91,10 @@ def test_sigterm_ends_embed_whatever_waits(
     command += ["--allow-remote", "file://", "--out", out]
     with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
-        assert process.stdout.readline() == b"stuck\n"
-        process.send_signal(signal.SIGTERM)
-        assert process.wait() == 143
+        try:
+            assert process.stdout.readline() == b"stuck\n"
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(60) == 143
+        finally:
+            process.kill()
     assert not list(tmp_path.rglob("part-*"))
