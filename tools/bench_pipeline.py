@@ -101,9 +101,8 @@ def compare(artifact: Artifact, embedder: Embedder, paths: Sequence[Path], decod
             rows.append((one, every, alone, allowed, got, got / allowed, got / (available_cpus() * one)))
     *rates, share, of_cpus = (statistics.median(column) for column in zip(*rows, strict=True))
     cells = " | ".join("" if rate == float("inf") else f"{rate:.0f}" for rate in rates)
-    print(
-        f"| {embedder.describe().engine if engine else 'no time'} | {cells} | {share:.3f} | {of_cpus:.3f} |", flush=True
-    )
+    name, last = (embedder.describe().engine, "") if engine else ("no time", f"{of_cpus:.3f}")
+    print(f"| {name} | {cells} | {share:.3f} | {last} |", flush=True)
 
 
 @click.command()
