@@ -23,7 +23,7 @@ from pathlib import Path
 
 import click
 import numpy as np
-import onnxruntime
+import onnx
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
@@ -35,6 +35,7 @@ from mimexport.options import BuildOptions
 from mimruntime.cpus import available_cpus, describe_cpu
 from mimruntime.engines import open_engine
 from mimruntime.engines.gpu_name import gpu_name
+from mimruntime.engines.onnxruntime import open_session
 from mimruntime.manifest import Precision
 
 
@@ -116,9 +117,10 @@ def measure_products(dim: int, depth: int, pairs: int) -> None:
     ends = [helper.make_tensor_value_info(f"x{end}", TensorProto.FLOAT, [None, dim]) for end in (0, len(shapes))]
     graph = helper.make_graph(nodes, "products", ends[:1], ends[1:], weights)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = available_cpus()
-    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    with tempfile.TemporaryDirectory(prefix="mimexport-products-") as folder:
+        file = Path(folder) / FILE
+        onnx.save(model, file)
+        session = open_session(file, provider="cpu", threads=available_cpus())
     tokens = [197, 148, 99, 50]
     inputs = {count: {"x0": np.ones((count, dim), np.float32)} for count in tokens}
     seconds: dict[int, list[float]] = {count: [] for count in tokens}

@@ -111,13 +111,15 @@ def compare(artifact: Artifact, embedder: Embedder, paths: Sequence[Path], decod
 @click.option("--images", default=2000, show_default=True, help="Paths in one call of embed.")
 @click.option("--engine", default="onnxruntime", show_default=True, help="The real one.")
 @click.option("--provider", help="Its hardware.")
+@click.option("--batch-size", type=int, help="Its batch.  [default: as tuned, or 16]")
 @click.option("--decode", type=click.Choice(["threads", "processes"]), default="threads", show_default=True)
 @click.option(
     "--flat", default=0, show_default=True, help="Embed so many images and print the peak of memory on the way."
 )
 def main(
-    artifact_path: Path, place: Path | None, images: int, engine: str, provider: str | None, decode: Decode, flat: int
-) -> None:
+    artifact_path: Path, place: Path | None, images: int, engine: str, provider: str | None, batch_size: int | None,
+    decode: Decode, flat: int,
+) -> None:  # fmt: skip
     """Print a table."""
     artifact = Artifact.open(artifact_path)
     with tempfile.TemporaryDirectory(prefix="mimexport-pipeline-") as folder:
@@ -135,7 +137,9 @@ def main(
         )
         with Embedder(artifact, NoTime(artifact), batch_size=BATCH, decode=decode) as embedder:
             compare(artifact, embedder, paths, decode, engine=False)
-        with Embedder(artifact, open_for(artifact, engine, provider=provider), decode=decode) as embedder:
+        with Embedder(
+            artifact, open_for(artifact, engine, provider=provider), batch_size=batch_size, decode=decode
+        ) as embedder:
             compare(artifact, embedder, paths, decode, engine=True)
             if flat:
                 _print_memory(embedder, files, flat)

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 _AHEAD = 2
 """Batches that are being decoded or waiting beside those that run: enough to overlap, in bounded memory."""
 _BATCH_SIZE = 16
-"""Where nothing was tuned; 8 are 7 % slower with a small model on a CPU (docs/results/decoding.md)."""
+"""Where nothing was tuned; 8 are 5 % slower with a small model on a CPU (docs/results/decoding.md)."""
 _CLOSED = "this Embedder is closed; use it inside its `with` block"
 
 

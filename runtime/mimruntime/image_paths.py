@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import io
 import os
@@ -55,51 +56,47 @@ def as_text(path: str | Path) -> str:
 
 
 def open_small(path: str | Path) -> BinaryIO:
-    """Return the stream of a regular file as `open_regular` does; a small file is read at once.
+    """Open a regular file as `open_regular` does, and raise the same; a small file is read at once.
 
     Every read gives up the interpreter's lock, and may wait for another thread before it has it again.
     """
-    check_regular(path)
-    handle = _open_at_once(os.fspath(path), os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0))
-    try:
-        status = os.fstat(handle)
-        _check_kind(status.st_mode)
-        if status.st_size <= _SMALL:
-            return io.BytesIO(os.read(handle, status.st_size))
-    finally:
-        os.close(handle)
-    return open_regular(path)
+    with _regular(path) as (handle, length):
+        if 0 < length <= _SMALL and len(data := os.read(handle, length)) == length:
+            os.close(handle)
+            return io.BytesIO(data)
+        os.lseek(handle, 0, os.SEEK_SET)  # a length of 0 may be unknown, and a remote file may come in parts
+        return os.fdopen(handle, "rb")
 
 
-def open_regular(path: str | Path, buffering: int = -1) -> BinaryIO:
+def open_regular(path: str | Path) -> BinaryIO:
     """Open a regular file for reading. Pipes and devices are rejected because reading them may never end.
-
-    Args:
-        path: of the file.
-        buffering: as of `open`.
 
     Raises:
         ImageError: the path is a pipe, a socket or a device.
         OSError: the file cannot be opened.
 
     """
+    with _regular(path) as (handle, _):
+        return os.fdopen(handle, "rb")
+
+
+@contextlib.contextmanager
+def _regular(path: str | Path) -> Iterator[tuple[int, int]]:
+    """Yield the descriptor of a regular file and its length; an error within the context closes it."""
     check_regular(path)
-    stream: BinaryIO = open(path, "rb", buffering, opener=_open_at_once)  # noqa: SIM115 - the caller closes it
+    handle = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0))
     try:
-        _check_kind(os.fstat(stream.fileno()).st_mode)  # check again: it may have been replaced since
-    except ImageError:
-        stream.close()
+        status = os.fstat(handle)
+        _check_kind(status.st_mode)  # check again: it may have been replaced since
+        yield handle, status.st_size
+    except BaseException:
+        os.close(handle)
         raise
-    return stream
 
 
 def check_regular(path: str | Path) -> None:
     """Raise ImageError (without the path) or OSError if `open_regular` would reject the path; do not open it."""
     _check_kind(os.stat(path).st_mode)  # noqa: PTH116 - a path of bytes or text
-
-
-def _open_at_once(path: str, flags: int) -> int:
-    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 def _check_kind(mode: int) -> None:

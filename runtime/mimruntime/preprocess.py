@@ -29,6 +29,8 @@ _TALL = 100
 _COEFFICIENT_BYTES = 8 * (2 * _SUPPORT + 1)
 """Bytes per px of either edge; Pillow keeps a float64 for every px that a filter reaches."""
 _RGB_BYTES = 4
+_COPIED_BYTES = 6
+"""Bytes per px of the square on its way out of Pillow: three in parts, and three together."""
 
 
 def to_pixels(image: Image.Image, spec: Preprocess, out: np.ndarray | None = None) -> np.ndarray:
@@ -92,12 +94,12 @@ def resize_memory(width: int, height: int, spec: Preprocess) -> int:
     """Return an upper bound of the bytes that `to_pixels` takes beside an image of this size."""
     shorter, longer = sorted((width, height))
     if spec.mode == "shortest" and longer > _STRIP * shorter and shorter < spec.resize:
-        return 4 * _RGB_BYTES * spec.resize * spec.resize  # only a part of it is resized
+        return (4 * _RGB_BYTES + _COPIED_BYTES) * spec.resize * spec.resize  # only a part of it is resized
     coefficients = _COEFFICIENT_BYTES * (width + height + 2 * spec.resize)
     across, down = resized_edges(width, height, spec)
     # Pillow resizes rows first, except in very tall images.
     between = width * down if height > _TALL * width else across * height
-    return coefficients + _RGB_BYTES * (between + across * down)
+    return coefficients + _RGB_BYTES * (between + across * down) + _COPIED_BYTES * spec.size * spec.size
 
 
 def _resize_whole(image: Image.Image, spec: Preprocess) -> np.ndarray:

@@ -1,6 +1,7 @@
 """Heads are learned from stored tokens: the same command gives the same head, and a killed run loses nothing."""
 
 import io
+import os
 import re
 import subprocess
 import threading
@@ -15,6 +16,7 @@ from mimeval.cli.progress import ConsoleProgress
 from mimexport.aggregators import make_aggregator
 from mimexport.aliases import ALIASES
 from mimexport.backbone import Backbone
+from mimexport.cli.common import let_threads_sleep
 from mimexport.composition import compose
 from mimexport.embedding_model import embed_with_torch
 from mimexport.errors import FitError, HeadError
@@ -397,8 +399,27 @@ def test_torch_computes_alone_in_every_thread_and_has_its_threads_back_afterward
         Fitter(options(tmp_path, pictures)).tokens(pictures[0], "all", "training")
         assert seen == {(False, 1)}
         assert torch.get_num_threads() == 3
+        monkeypatch.setattr(StoredRows, "append", lambda *_: (_ for _ in ()).throw(OutputError("full")))
+        with pytest.raises(OutputError, match="full") as caught:
+            Fitter(options(tmp_path, pictures)).tokens(pictures[0], "again", "training")
+        assert torch.get_num_threads() == 3, caught  # whose traceback keeps what was not closed
     finally:
         torch.set_num_threads(before)
+
+
+def test_threads_that_wait_sleep_unless_the_user_says_otherwise(monkeypatch):
+    for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
+    let_threads_sleep()
+    assert "GOMP_SPINCOUNT" not in os.environ
+    monkeypatch.delenv("OMP_WAIT_POLICY")
+    monkeypatch.setenv("GOMP_SPINCOUNT", "7")
+    let_threads_sleep()
+    assert os.environ["GOMP_SPINCOUNT"] == "7"
+    monkeypatch.delenv("GOMP_SPINCOUNT")
+    let_threads_sleep()
+    assert os.environ["GOMP_SPINCOUNT"] == "1000"
 
 
 def test_nan_in_the_tokens_is_one_line(tmp_path, pictures, monkeypatch):

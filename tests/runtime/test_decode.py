@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import struct
 import subprocess
 import sys
@@ -62,6 +63,10 @@ class TestSources:
         (file := tmp_path / "file").write_bytes(encoded(picture, kind))
         monkeypatch.setattr("mimruntime.image_paths._SMALL", small)
         assert difference(decode(file), decode(file.read_bytes())) == 0
+
+    def test_a_file_whose_bytes_come_in_parts_is_read_whole(self, photo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("mimruntime.image_paths.os.read", lambda handle, count: os.pread(handle, count // 2, 0))
+        assert difference(decode(photo), decode(photo.read_bytes())) == 0
 
     def test_a_grey_array_becomes_three_equal_channels(self) -> None:
         grey = np.arange(256, dtype=np.uint8).reshape(16, 16)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Executor, Future
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from mimexport.features import ComputedFeatures
 from mimexport.fitting.views import show
 from mimexport.loaded_model import LoadedModel
 from mimexport.provenance import code_digest
+from mimruntime.cpus import available_cpus
 from mimruntime.decode import Source
 from mimruntime.manifest import Preprocess
 from mimruntime.rows import CHUNK, Report, open_rows
@@ -130,27 +132,31 @@ class TokenStore:
         identity = f"{self._identity}{digest}{len(images)}{view}{seed if view >= 0 else ''}"
         with open_rows(self._folder, identity, self._layout, self._report) as stored:
             stored.require_room(len(images))
-            for rows in self._compute(images, stored.done, view, seed):
-                stored.append(rows)
-                progress(stored.done, len(images))
+            with contextlib.closing(self._compute(images, stored.done, view, seed)) as computed:
+                for rows in computed:
+                    stored.append(rows)
+                    progress(stored.done, len(images))
             found = stored.read()
             return Tokens(**{name: found[name] for name in self._layout.names or ()})
 
-    def _compute(self, images: Sequence[Source], start: int, view: int, seed: int) -> Iterator[np.ndarray]:
+    def _compute(self, images: Sequence[Source], start: int, view: int, seed: int) -> Generator[np.ndarray, None, None]:
         """Yield the rows of the images from `start` on, in order, some at a time."""
-        on_cpu = self._backbone.device.type == "cpu"
-        with full_precision(), lone_threads() as (pool, threads):
-            step = max(1, min(_CPU_CHUNK, CHUNK // threads)) if on_cpu else _GPU_CHUNK
 
-            def load(index: int) -> np.ndarray:
-                return show(images[index], index, view, seed, self._preprocess)
+        def load(index: int) -> np.ndarray:
+            return show(images[index], index, view, seed, self._preprocess)
 
-            chunks = (range(first, min(first + step, len(images))) for first in range(start, len(images), step))
-            if on_cpu:
-                yield from _in_order(pool, lambda chunk: self._run(np.stack([*map(load, chunk)])), chunks, 2 * threads)
+        def chunks(size: int) -> Iterator[range]:
+            return (range(first, min(first + size, len(images))) for first in range(start, len(images), size))
+
+        with full_precision():
+            if self._backbone.device.type == "cpu":
+                with lone_threads() as (pool, threads):
+                    parts = chunks(max(1, min(_CPU_CHUNK, CHUNK // threads)))
+                    yield from _in_order(pool, lambda part: self._run(np.stack([*map(load, part)])), parts, 2 * threads)
             else:
-                for chunk in chunks:
-                    yield self._run(np.stack(list(pool.map(load, chunk))))
+                with ThreadPoolExecutor(available_cpus()) as pool:
+                    for part in chunks(_GPU_CHUNK):
+                        yield self._run(np.stack([*pool.map(load, part)]))
 
     @torch.inference_mode()
     def _run(self, pixels: np.ndarray) -> np.ndarray:

@@ -104,7 +104,7 @@ class EmbedOptions:
 @engine_options
 @group(
     "Engine",
-    option("--batch-size", type=COUNT, help="Largest batch.  [default: as tuned, or 8]"),
+    option("--batch-size", type=COUNT, help="Largest batch.  [default: as tuned, or 16]"),
     DECODE,
     SCALED_DECODING,
 )

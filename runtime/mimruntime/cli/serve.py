@@ -92,7 +92,7 @@ def _load_settings() -> type[Settings]:
 @ENGINE_OPTIONS
 @group(
     "Engine",
-    option("--max-batch", type=COUNT, help="Largest batch.  [default: as tuned, or 8]"),
+    option("--max-batch", type=COUNT, help="Largest batch.  [default: as tuned, or 16]"),
     option(
         "--max-delay-ms", default=5.0, type=click.FloatRange(min=0), metavar="MS", help="Longest wait to fill a batch."
     ),

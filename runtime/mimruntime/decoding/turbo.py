@@ -10,8 +10,6 @@ from typing import Any
 import numpy as np
 from PIL import ExifTags, Image
 
-from mimruntime.decoding.shared import image_over
-
 _EXIF, _XMP = b"Exif\0\0", b"http://ns.adobe.com/xap/1.0/\0"
 _ORIENTATION_IN_XMP = re.compile(rb'tiff:Orientation(?:="|>)([0-9])')
 
@@ -41,7 +39,14 @@ def decode_jpeg(data: bytes, size: tuple[int, int], part: int = 1) -> Image.Imag
         decoded = library().decode_jpeg(data, "RGBX", fastdct=False, fastupsample=False, buffer=pixels, **scaled)
     except (ValueError, RuntimeError):  # simplejpeg is strict: it also raises for libjpeg's warnings
         return None
-    return image_over(pixels) if decoded.shape == pixels.shape else None
+    return _image_over(pixels) if decoded.shape == pixels.shape else None
+
+
+def _image_over(pixels: np.ndarray) -> Image.Image:
+    """Return an RGB image that shares the memory of `pixels`, uint8 (H, W, 4), and keeps it; the fourth byte is unused."""
+    size = (pixels.shape[1], pixels.shape[0])
+    # Pillow stores RGB in four bytes. It can map only RGBX, and shares memory with another image by Arrow's interface.
+    return Image.fromarrow(Image.frombuffer("RGBX", size, pixels, "raw", "RGBX", 0, 1), "RGB", size)
 
 
 def orientation_in(segments: list[bytes]) -> int:

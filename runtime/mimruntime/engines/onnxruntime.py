@@ -110,7 +110,7 @@ def open_setting(graph: Path, setting: Setting, options: CompileOptions) -> Engi
 def tune_graph(
     graph: Path, images: np.ndarray, options: CompileOptions, progress: Progress
 ) -> tuple[Trial, tuple[Trial, ...]]:
-    """Return the fastest batch and threads measured on images, uint8 (n, H, W, 3), and all measurements."""
+    """Return the fastest batch, threads and streams measured on images, uint8 (n, H, W, 3), and all measurements."""
     if options.provider in {None, "cpu"}:
         settings, batches = cpu_choices(options)
     else:  # with a GPU the number of threads has almost no effect
@@ -131,7 +131,7 @@ def check_options(options: CompileOptions, precision: str) -> None:
 
 
 def compile_engine(artifact: Artifact, folder: Path, options: CompileOptions, progress: Progress) -> EngineRecord:  # noqa: ARG001 - every engine has it
-    """Measure the best batch and threads. Write nothing to `folder`: the graph itself is run."""
+    """Measure the best batch, threads and streams. Write nothing to `folder`: the graph itself is run."""
     best, trials = tune_graph(artifact.graph, load_reference(artifact)[0], options, progress)
     provider = options.provider or "cpu"
     return EngineRecord(

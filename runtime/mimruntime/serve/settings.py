@@ -62,7 +62,7 @@ class Settings:
         grpc_port: the port for gRPC; None turns gRPC off.
         workers: number of processes; each opens its own engines.
         engine, provider, threads, public_key, check_reference: as in `Embedder.open`.
-        max_batch: largest batch, in images; None takes the tuned size, or 8. Batches have this size or a smaller power of two.
+        max_batch: largest batch, in images; None takes the tuned size, or 16. Batches have this size or a smaller power of two.
         max_delay_ms: longest time that a batch waits for images that are still being decoded.
         decode_threads: decoding threads for all artifacts together; None takes one per CPU, at most 32.
         scaled_decoding: as in `Embedder.open`.
