@@ -21,7 +21,7 @@ from photographs import encoded, load
 
 from mimruntime import resampling
 from mimruntime.cpus import describe_cpu
-from mimruntime.decoder_processes.pool import DecoderProcesses
+from mimruntime.decoder_processes.pool import AT_ONCE, DecoderProcesses
 from mimruntime.decoding import turbo
 from mimruntime.decoding.budget import MemoryBudget
 from mimruntime.manifest import Preprocess
@@ -121,13 +121,13 @@ def by_processes(files: Sequence[bytes], count: int, seconds: float) -> tuple[fl
     """Return images/s of so many decoding processes, and CPU ms an image of this process, of which the GIL is a part."""
     opened = DecoderProcesses(count, SPEC, MemoryBudget())
     try:
-        rows = opened.allocate((count, SPEC.size, SPEC.size, 3))
+        rows = opened.allocate((count, AT_ONCE, SPEC.size, SPEC.size, 3))
 
-        def work(row: np.ndarray, until: float) -> int:
-            done = 0
+        def work(own: np.ndarray, until: float) -> int:
+            upcoming, done = itertools.cycle(files), 0
             while time.perf_counter() < until:
-                opened.prepare(files[done % len(files)], out=row)
-                done += 1
+                opened.prepare(list(itertools.islice(upcoming, AT_ONCE)), own)
+                done += AT_ONCE
             return done
 
         def round_of(length: float) -> tuple[float, float]:

@@ -18,7 +18,7 @@ import numpy as np
 
 from mimruntime.cpus import decoding_threads
 from mimruntime.decode import Source
-from mimruntime.decoders import Decoders, Prepare
+from mimruntime.decoders import Decoders
 from mimruntime.engines.base import Engine
 from mimruntime.errors import EngineError, ImageError, OptionError
 from mimruntime.times import Times
@@ -141,7 +141,8 @@ class BatchPipeline:
             pixels = spare.pop() if spare else self._decoding.allocate((self.sizes[0], *self._engine.pixel_shape))
             batch = _Batch(sources, pixels)
             try:
-                parts = [self._decoders.submit(batch.decode, self._decoding.prepare) for _ in sources[: self._workers]]
+                sharing = len(sources[: self._workers])
+                parts = [self._decoders.submit(batch.decode, self._decoding, sharing) for _ in range(sharing)]
                 flight.append((batch, self._runners.submit(self._finish, batch, parts, output)))
             except RuntimeError as error:
                 raise EngineError(_CLOSED) from error
@@ -201,15 +202,18 @@ class _Batch:
         self._next = itertools.count()
         self._given_up = False
 
-    def decode(self, prepare: Prepare) -> float:
-        """Decode images that no other thread has started, one by one; return the seconds it took."""
+    def decode(self, decoders: Decoders, sharing: int) -> float:
+        """Decode images that no other of `sharing` threads has started; return the seconds it took."""
         started = time.perf_counter()
-        while (index := next(self._next)) < len(self.sources) and not self._given_up:
-            try:
-                prepared = prepare(self.sources[index], out=self.pixels[index])
-                self.coded[index] = None if isinstance(prepared, np.ndarray) else prepared
-            except ImageError as error:
-                self.errors[index] = error
+        # At least two parts for each thread, so that all end at about the same time.
+        count = max(1, min(decoders.at_once, len(self.sources) // (2 * sharing)))
+        while (first := count * next(self._next)) < len(self.sources) and not self._given_up:
+            part = slice(first, first + count)
+            for index, prepared in enumerate(decoders.prepare(self.sources[part], self.pixels[part]), first):
+                if isinstance(prepared, ImageError):
+                    self.errors[index] = prepared
+                else:
+                    self.coded[index] = prepared
         return time.perf_counter() - started
 
     def give_up(self) -> None:

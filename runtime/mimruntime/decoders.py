@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Literal, get_args
@@ -10,25 +10,25 @@ from typing import TYPE_CHECKING, Literal, get_args
 import numpy as np
 
 from mimruntime.cpus import decoding_threads
+from mimruntime.decode import Source
 from mimruntime.decoding.budget import MemoryBudget
-from mimruntime.errors import OptionError, UnknownNameError
-from mimruntime.gpu.coded import read_for_gpu
+from mimruntime.errors import ImageError, OptionError, UnknownNameError
+from mimruntime.gpu.coded import GpuJpeg, read_for_gpu
 from mimruntime.gpu.opening import open_gpu_decoder
 from mimruntime.manifest import Preprocess
 from mimruntime.preparation import prepare
 
 if TYPE_CHECKING:
-    from mimruntime.gpu.coded import GpuJpeg
     from mimruntime.gpu.decoder import GpuDecoder
 
 Decode = Literal["threads", "processes", "gpu"]
 """Threads of this process, processes of their own, or an NVIDIA GPU."""
 
-Prepare = Callable[..., "np.ndarray | GpuJpeg | None"]
-"""Write the pixels of a source into `out`, a row of a batch, uint8 (H, W, 3); ImageError if it is not an image.
+Prepared = GpuJpeg | ImageError | None
+"""None if the pixels of an image were written; its error; or, with a GPU that decodes, the file for the GPU."""
 
-With a GPU that decodes: return the file for the GPU, or write the pixels and return None.
-"""
+Prepare = Callable[[Sequence[Source], np.ndarray], Sequence[Prepared]]
+"""Write the pixels of n sources into rows of a batch, uint8 (n, H, W, 3), and return what came of each."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -36,7 +36,8 @@ class Decoders:
     """What a batch pipeline decodes with.
 
     Attributes:
-        prepare: is called by several threads at once, for one image each.
+        prepare: is called by several threads at once.
+        at_once: largest number of sources that are worth giving to one call of `prepare`.
         allocate: returns an array uint8 of a shape, for the pixels of a batch.
         gpu: decodes the files that `prepare` returns.
         close: frees what was opened, when no thread decodes any more.
@@ -44,6 +45,7 @@ class Decoders:
     """
 
     prepare: Prepare
+    at_once: int = 1
     allocate: Callable[[tuple[int, ...]], np.ndarray] = lambda shape: np.empty(shape, np.uint8)
     gpu: GpuDecoder | None = None
     close: Callable[[], None] = lambda: None
@@ -72,13 +74,25 @@ def open_decoders(
         raise UnknownNameError("kind of decoding", kind, get_args(Decode))
     prepared = partial(prepare, spec=spec, budget=budget, scaled=scaled)
     if kind == "threads":
-        return Decoders(prepared)
+        return Decoders(_one_by_one(prepared))
     if kind == "processes":
-        from mimruntime.decoder_processes.pool import DecoderProcesses  # noqa: PLC0415 - slow, and only this needs it
+        from mimruntime.decoder_processes import pool  # noqa: PLC0415 - slow, and only this needs it
 
-        processes = DecoderProcesses(workers or decoding_threads(), spec, budget, scaled=scaled)
-        return Decoders(processes.prepare, processes.allocate, close=processes.close)
+        processes = pool.DecoderProcesses(workers or decoding_threads(), spec, budget, scaled=scaled)
+        return Decoders(processes.prepare, pool.AT_ONCE, processes.allocate, close=processes.close)
     if scaled:
         raise OptionError("scaled_decoding is for decoding on the CPU; leave it out, or decode='gpu'")
     gpu = open_gpu_decoder(prepared)
-    return Decoders(partial(read_for_gpu, spec=spec, budget=budget, most_bytes=most_bytes), gpu=gpu, close=gpu.close)
+    read = partial(read_for_gpu, spec=spec, budget=budget, most_bytes=most_bytes)
+    return Decoders(_one_by_one(read), gpu=gpu, close=gpu.close)
+
+
+def _one_by_one(prepare: Callable[..., np.ndarray | GpuJpeg | None]) -> Prepare:
+    def prepare_one(source: Source, out: np.ndarray) -> Prepared:
+        try:
+            prepared = prepare(source, out=out)
+        except ImageError as error:
+            return error
+        return prepared if isinstance(prepared, GpuJpeg) else None
+
+    return lambda sources, rows: list(map(prepare_one, sources, rows))

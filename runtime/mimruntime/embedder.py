@@ -91,7 +91,7 @@ class Embedder:
             engine: a name in `mimruntime.engines.ENGINES`, or "auto"; see `mimruntime.engines.auto`.
             provider: the hardware, by the engine's own name; None takes the compiled engine's, else the CPU.
             threads: CPU threads of one run; None takes the tuned number, else all CPUs of this process.
-            batch_size: largest batch; None takes the tuned size, else 8.
+            batch_size: largest batch; None takes the tuned size, else 16.
             expect_space: raise SpaceError unless the artifact has this embedding space.
             expect_precision: raise PrecisionError unless the engine computes in this precision ("fp32", "fp16", "bf16", "int8").
             workers: number of decoding threads; None takes one per CPU, at most 32.

@@ -14,12 +14,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
 from mimruntime.decoder_processes import pool as pool_module
 from mimruntime.decoder_processes.pool import DecoderProcesses
 from mimruntime.decoding.budget import MemoryBudget
-from mimruntime.errors import ImageError
+from mimruntime.errors import ImageError, ImageFormatError
 from mimruntime.manifest import Preprocess
 from mimruntime.preparation import prepare
 
@@ -54,11 +56,10 @@ def by_thread(source: object) -> np.ndarray:
 
 def test_pixels_equal_those_of_a_thread(processes: DecoderProcesses, photo: Path) -> None:
     pixels = np.asarray(Image.open(photo).convert("RGB"))
-    sources = [photo, str(photo), photo.read_bytes(), pixels]
+    sources = [photo, str(photo), pixels, photo.read_bytes()]
     rows = processes.allocate(SHAPE)
-    for source, row in zip(sources, rows, strict=True):
-        processes.prepare(source, out=row)
-        np.testing.assert_array_equal(row, by_thread(source))
+    assert processes.prepare(sources, rows) == [None] * 4
+    np.testing.assert_array_equal(rows, [by_thread(source) for source in sources])
 
 
 @pytest.mark.parametrize(
@@ -69,19 +70,40 @@ def test_errors_equal_those_of_a_thread(processes: DecoderProcesses, source: obj
         source = encoded("PNG", 4000, 3000)
     with pytest.raises(ImageError) as theirs:
         by_thread(source)
-    with pytest.raises(ImageError) as ours:
-        processes.prepare(source, out=processes.allocate(SHAPE)[0])  # type: ignore[arg-type]
-    assert (type(ours.value), str(ours.value)) == (type(theirs.value), str(theirs.value))
+    (ours,) = processes.prepare([source], processes.allocate(SHAPE)[:1])  # type: ignore[list-item]
+    assert (type(ours), str(ours)) == (type(theirs.value), str(theirs.value))
+
+
+def test_an_error_does_not_touch_the_images_beside_it(processes: DecoderProcesses, photo: Path) -> None:
+    rows = processes.allocate(SHAPE)
+    sources = [photo, b"not an image", np.zeros((9, 9)), photo.read_bytes()]
+    errors = processes.prepare(sources, rows)
+    assert [type(error) for error in errors] == [type(None), ImageFormatError, ImageError, type(None)]
+    for row in rows[[0, 3]]:
+        np.testing.assert_array_equal(row, by_thread(photo))
+
+
+@given(lengths=st.lists(st.one_of(st.none(), st.just("path"), st.integers(0, 3 << 20)), max_size=20))
+def test_a_message_holds_a_megabyte_or_one_image(lengths: list[int | str | None]) -> None:
+    pixels = np.zeros((1, 1), np.uint8)
+    kinds = {None: pixels, "path": "a.jpg"}
+    sources = [bytes(length) if isinstance(length, int) else kinds[length] for length in lengths]
+    parts = [sources[part] for part in pool_module._messages(sources)]
+    assert [source for part in parts for source in part] == sources
+    for part in parts:
+        assert len(part) == 1 or all(source is not pixels for source in part)
+        assert len(part) == 1 or sum(len(source) for source in part if isinstance(source, bytes)) <= 1 << 20
 
 
 def test_memory_for_a_picture_comes_from_the_one_budget_and_goes_back(photo: Path) -> None:
     budget, large = MemoryBudget(40), encoded("JPEG", 2000, 1500)
     opened = DecoderProcesses(1, SPEC, budget)
     try:
-        row = opened.allocate(SHAPE)[0]
-        for _ in range(3):  # more than the budget, if it did not go back
-            opened.prepare(large, out=row)
-        np.testing.assert_array_equal(row, by_thread(large))
+        rows = opened.allocate(SHAPE)
+        # Four need more than the budget, so memory must come back between two of one message, and between messages.
+        for _ in range(2):
+            assert opened.prepare([large] * 4, rows) == [None] * 4
+        np.testing.assert_array_equal(rows, [by_thread(large)] * 4)
         assert budget._free == budget._total
     finally:
         opened.close()
@@ -90,9 +112,9 @@ def test_memory_for_a_picture_comes_from_the_one_budget_and_goes_back(photo: Pat
 def test_a_process_that_was_killed_is_replaced_and_its_image_decoded(processes: DecoderProcesses, photo: Path) -> None:
     (decoder,) = processes._all
     os.kill(decoder._process.pid, signal.SIGKILL)
-    row = processes.allocate(SHAPE)[0]
-    processes.prepare(photo, out=row)
-    np.testing.assert_array_equal(row, by_thread(photo))
+    rows = processes.allocate(SHAPE)
+    assert processes.prepare([photo] * 4, rows) == [None] * 4
+    np.testing.assert_array_equal(rows, [by_thread(photo)] * 4)
 
 
 def test_an_image_that_ends_its_process_is_one_error_and_the_next_is_decoded(
@@ -101,11 +123,12 @@ def test_an_image_that_ends_its_process_is_one_error_and_the_next_is_decoded(
     monkeypatch.setattr(pool_module, "_PROGRAM", _DYING)
     opened = DecoderProcesses(1, SPEC, MemoryBudget())
     try:
-        row = opened.allocate(SHAPE)[0]
-        with pytest.raises(ImageError, match=r"6 bytes: cannot be read \(the process that decodes it ended, twice\)"):
-            opened.prepare(DEADLY, out=row)
-        opened.prepare(photo, out=row)
-        np.testing.assert_array_equal(row, by_thread(photo))
+        rows = opened.allocate(SHAPE)
+        errors = opened.prepare([photo, DEADLY, photo, DEADLY], rows)
+        reason = "6 bytes: cannot be read (the process that decodes it ended, twice)"
+        assert [error and str(error) for error in errors] == [None, reason, None, reason]
+        for row in rows[[0, 2]]:
+            np.testing.assert_array_equal(row, by_thread(photo))
     finally:
         opened.close()
 
@@ -122,7 +145,7 @@ def test_buffers_are_used_again_and_grow_only_when_more_are_held(processes: Deco
     held = [processes.allocate((32, 64, 64, 3)) for _ in range(3)]
     assert os.fstat(descriptor).st_size > length
     for array in held:
-        processes.prepare(photo, out=array[-1])
+        assert processes.prepare([photo], array[-1:]) == [None]
         np.testing.assert_array_equal(array[-1], by_thread(photo))
 
 

@@ -87,7 +87,7 @@ def pixels(embedder: Embedder, sources: list[bytes]) -> np.ndarray:
     """Return the pixels that reach the engine, uint8 (n, 64, 64, 3)."""
     decoders = embedder._pipeline._decoding
     found = np.zeros((len(sources), 64, 64, 3), np.uint8)
-    coded = [decoders.prepare(source, out=out) for source, out in zip(sources, found, strict=True)]
+    coded = decoders.prepare(sources, found)
     with decoders.gpu.batch(found, coded, [None] * len(sources)) as filled:
         assert (filled.count, filled.on_cpu) == (len(sources), 0)
         decoders.gpu.download(filled.address, found)

@@ -20,8 +20,11 @@ from mimruntime.preparation import prepare
 Task = tuple[Source, int]
 """One image: where it comes from, and the offset in bytes of its pixels in the shared memory."""
 
-Answer = int | Exception | None
-"""None when it is done; an exception; or the bytes of memory that it waits for, to be answered by None or an exception."""
+Answer = int | list[Exception | None]
+"""What came of each task, None or an exception; or, before, the bytes of memory that one of them waits for.
+
+The latter is to be answered by None or an exception. It also says that the tasks before need their memory no more.
+"""
 
 _FREE_BYTES = 8_000_000
 """Memory that a process takes without asking, which spares most photographs for the web one message each way."""
@@ -37,7 +40,7 @@ class Settings:
 
 
 class _RemoteBudget(MemoryBudget):
-    """The memory budget of the waiting process, which takes the memory back when the image is done."""
+    """The memory budget of the waiting process, which takes the memory back at the next message."""
 
     def __init__(self, waiting: Connection) -> None:
         super().__init__()
@@ -70,16 +73,19 @@ class _Pixels:
 
 
 def main() -> None:
-    """Answer every task that comes in by the descriptor on the command line, until the waiting process closes or ends."""
+    """Do all tasks that come in by the descriptor on the command line, until the waiting process closes or ends."""
     waiting = Connection(int(sys.argv[1]))
     settings: Settings = waiting.recv()
     budget, pixels = _RemoteBudget(waiting), _Pixels(settings)
+
+    def do(source: Source, offset: int) -> Exception | None:
+        try:
+            prepare(source, settings.spec, budget, scaled=settings.scaled, out=pixels.at(offset))
+        except Exception as error:  # whatever it is, it belongs to the process that waits
+            return error
+        return None
+
     with contextlib.suppress(EOFError, OSError):
         while True:
-            source, offset = waiting.recv()
-            answer: Answer = None
-            try:
-                prepare(source, settings.spec, budget, scaled=settings.scaled, out=pixels.at(offset))
-            except Exception as error:  # whatever it is, it belongs to the process that waits
-                answer = error
-            waiting.send(answer)
+            tasks: list[Task] = waiting.recv()
+            waiting.send([do(*task) for task in tasks])
