@@ -18,7 +18,7 @@ from mimruntime.errors import needs
     cls=Command,
     section="Evaluate",
     examples=(
-        "mimexport known-answers mae-tiny --data tiny-imagenet",
+        "mimexport known-answers mae-tiny --data zip:tiny-imagenet-64.zip",
         "mimexport known-answers mae-small --data zip:tiny-imagenet-64.zip --weights mae_small.safetensors",
     ),
 )
