@@ -74,6 +74,7 @@ class BatchPipeline:
         self._window = window(engine)
         self._runners = ThreadPoolExecutor(self._window, "mimruntime-run")
         self._running = threading.BoundedSemaphore(engine.parallel_runs)
+        self._closed = False
 
     def run(self, pixels: np.ndarray) -> dict[str, np.ndarray]:
         """Return the engine's outputs for one batch, uint8 (B, H, W, 3).
@@ -94,13 +95,15 @@ class BatchPipeline:
 
         """
         self._engine.check_process()
+        if self._closed:
+            raise EngineError(_CLOSED)
         remaining, spare = iter(sources), list[np.ndarray]()
         flight: deque[tuple[_Batch, Future[list[np.ndarray]]]] = deque()
         try:
             self._take_off(flight, remaining, spare, output)
             while flight:
                 batch, landing = flight[0]
-                rows = landing.result()
+                rows = _landed(landing)
                 spare.append(batch.pixels)
                 flight.popleft()
                 self._take_off(
@@ -114,8 +117,9 @@ class BatchPipeline:
 
     def close(self) -> None:
         """Stop the threads and close the engine; a second call does nothing."""
-        if self._engine.is_inherited:
+        if self._engine.is_inherited or self._closed:
             return
+        self._closed = True
         for pool in (self._decoders, self._runners):
             pool.shutdown(wait=True, cancel_futures=True)
         with contextlib.ExitStack() as idle:
@@ -234,6 +238,13 @@ class _Batch:
             Outcome(source, next(waiting) if error is None else None, error)
             for source, error in zip(self.sources, self.errors, strict=True)
         ]
+
+
+def _landed(landing: Future[list[np.ndarray]]) -> list[np.ndarray]:
+    try:
+        return landing.result()
+    except CancelledError as error:
+        raise EngineError(_CLOSED) from error
 
 
 def window(engine: Engine) -> int:

@@ -272,6 +272,18 @@ def test_the_streams_that_were_measured_run(toy_copy: Path, engine: str, monkeyp
         assert (opened.threads, opened.streams) == (1, 1)
 
 
+@pytest.mark.parametrize(("threads", "streams", "own"), [(8, 1, 8), (8, 2, 7), (8, 8, 1), (2, 2, 1)])
+def test_streams_share_the_threads_that_they_do_not_bring(
+    toy_copy: Path, monkeypatch: pytest.MonkeyPatch, threads: int, streams: int, own: int
+) -> None:
+    asked = []
+    session = ort_module._session
+    monkeypatch.setattr(ort_module, "_session", lambda *given: asked.append(given[3]) or session(*given))
+    graph = Artifact.open(toy_copy).graph
+    with ort_module.open_setting(graph, base.Setting(threads, streams), CompileOptions(engine="onnxruntime")):
+        assert asked == [own]
+
+
 def test_auto_is_no_engine_to_compile_for(toy_copy: Path) -> None:
     with pytest.raises(UnknownNameError, match="unknown engine 'auto'; known: onnxruntime"):
         compile_artifact(toy_copy, CompileOptions(engine="auto"))

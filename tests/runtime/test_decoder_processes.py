@@ -21,7 +21,7 @@ from PIL import Image
 from mimruntime.decoder_processes import pool as pool_module
 from mimruntime.decoder_processes.pool import DecoderProcesses
 from mimruntime.decoding.budget import MemoryBudget
-from mimruntime.errors import ImageError, ImageFormatError
+from mimruntime.errors import ImageError, ImageFormatError, ImageSizeError
 from mimruntime.manifest import Preprocess
 from mimruntime.preparation import prepare
 
@@ -133,6 +133,53 @@ def test_an_image_that_ends_its_process_is_one_error_and_the_next_is_decoded(
         opened.close()
 
 
+def test_a_budget_below_what_processes_take_unasked_is_kept() -> None:
+    opened = DecoderProcesses(2, SPEC, MemoryBudget(3))
+    try:
+        rows = opened.allocate(SHAPE)
+        refused, taken = opened.prepare([encoded("JPEG", 1000, 800), encoded("JPEG", 200, 150)], rows[:2])
+        assert isinstance(refused, ImageSizeError)
+        assert "at most 3 MB are given to decoding" in str(refused)
+        assert taken is None
+    finally:
+        opened.close()
+
+
+def test_a_relative_path_is_that_of_the_folder_at_the_call(
+    processes: DecoderProcesses, photo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here.jpg").write_bytes(photo.read_bytes())
+    monkeypatch.chdir(tmp_path)
+    rows = processes.allocate(SHAPE)
+    found, missing = processes.prepare(["here.jpg", Path("none.jpg")], rows[:2])
+    assert found is None
+    np.testing.assert_array_equal(rows[0], by_thread(photo))
+    with pytest.raises(ImageError) as theirs:
+        by_thread(Path("none.jpg"))
+    assert str(missing) == str(theirs.value)
+
+
+def test_code_in_the_current_folder_is_not_run(photo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "tempfile.py").write_text("raise SystemExit('this ran')")
+    monkeypatch.chdir(tmp_path)
+    opened = DecoderProcesses(1, SPEC, MemoryBudget())
+    try:
+        assert opened.prepare([photo], opened.allocate(SHAPE)[:1]) == [None]
+    finally:
+        opened.close()
+
+
+def test_warnings_of_damaged_metadata_are_not_printed(photo: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    damaged = io.BytesIO()
+    Image.open(photo).convert("RGB").save(damaged, "WEBP", exif=b"Exif\0\0II*\0\x08\0\0\0\x02\0\x12\x01")
+    opened = DecoderProcesses(1, SPEC, MemoryBudget())
+    try:
+        opened.prepare([damaged.getvalue()], opened.allocate(SHAPE)[:1])
+    finally:
+        opened.close()
+    assert capfd.readouterr().err == ""
+
+
 def test_buffers_are_used_again_and_grow_only_when_more_are_held(processes: DecoderProcesses, photo: Path) -> None:
     descriptor = processes._buffers.descriptor
     gc.collect()
@@ -162,6 +209,25 @@ def test_closing_ends_the_processes(photo: Path) -> None:
     opened.close()
     opened.close()
     assert decoder._process.returncode is not None
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_a_forked_child_does_not_keep_the_processes_alive() -> None:
+    opened = DecoderProcesses(1, SPEC, MemoryBudget())
+    (decoder,) = opened._all
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(writer)
+        os.read(reader, 1)  # until the test ends
+        os._exit(0)
+    try:
+        opened.close()
+        assert decoder._process.returncode == 0  # it ended by itself
+    finally:
+        os.close(writer)
+        os.close(reader)
+        os.waitpid(child, 0)
 
 
 def test_processes_end_when_the_one_that_waits_is_killed() -> None:

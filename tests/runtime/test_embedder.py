@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -17,7 +18,8 @@ from PIL import Image
 import mimruntime
 from mimruntime import Embedder
 from mimruntime.artifact import Artifact
-from mimruntime.batching import NEW_BATCH, batch_sizes, split
+from mimruntime.batching import NEW_BATCH, BatchPipeline, batch_sizes, split
+from mimruntime.decoders import Decoders
 from mimruntime.engines import open_engine
 from mimruntime.engines.base import Engine
 from mimruntime.errors import (
@@ -56,6 +58,19 @@ class RecordingEngine(Engine):
 
     def _close(self) -> None:
         self.closed = True
+
+
+class HeldEngine(RecordingEngine):
+    """Its runs do not end before they may."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.begun, self.may_end = threading.Event(), threading.Event()
+
+    def _run(self, pixels: np.ndarray) -> dict[str, np.ndarray]:
+        self.begun.set()
+        assert self.may_end.wait(60)
+        return super()._run(pixels)
 
 
 class PairedEngine(RecordingEngine):
@@ -333,6 +348,43 @@ class TestOpen:
             next(stream)
         with pytest.raises(EngineError, match="closed"):
             list(stream)
+
+    def test_streams_that_wait_when_it_is_closed_say_so(self, toy_artifact: Path) -> None:
+        engine = HeldEngine()
+        embedder = Embedder(Artifact.open(toy_artifact), engine, batch_size=1)
+        said: list[Exception] = []
+
+        def read() -> None:
+            try:
+                list(embedder.stream(plain(1) for _ in range(100)))
+            except Exception as error:
+                said.append(error)
+
+        readers = [threading.Thread(target=read) for _ in range(6)]
+        for reader in readers:
+            reader.start()
+        assert engine.begun.wait(60)
+        closing = threading.Thread(target=embedder.close)
+        closing.start()
+        while not embedder._pipeline._runners._shutdown:  # type: ignore[attr-defined]
+            time.sleep(0.01)
+        engine.may_end.set()
+        for thread in (*readers, closing):
+            thread.join(60)
+        assert [type(error) for error in said] == [EngineError] * 6
+
+    def test_one_that_was_never_used_says_that_it_is_closed(self, toy_artifact: Path, engine: RecordingEngine) -> None:
+        embedder = Embedder(Artifact.open(toy_artifact), engine, decode="processes", workers=1)
+        embedder.close()
+        with pytest.raises(EngineError, match="this Embedder is closed"):
+            embedder.embed([plain(1)])
+
+    def test_what_decodes_is_closed_once(self, engine: RecordingEngine) -> None:
+        closed: list[bool] = []
+        pipeline = BatchPipeline(engine, Decoders(lambda *_: [], close=lambda: closed.append(True)), (1,), 1)
+        pipeline.close()
+        pipeline.close()
+        assert closed == [True]
 
     def test_preprocessing_reaches_the_graph_as_the_manifest_says(self, toy_artifact: Path, photo: Path) -> None:
         from mimruntime.decode import decode

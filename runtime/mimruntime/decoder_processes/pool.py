@@ -9,9 +9,11 @@ import os
 import queue
 import subprocess
 import sys
+import time
+import weakref
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -27,6 +29,8 @@ AT_ONCE = 16
 """Most images in one message; a message costs both sides together a tenth of the time for a small photograph."""
 _BYTES_AT_ONCE = 1 << 20
 """Encoded bytes in one message, unless one image alone has more; they are in memory several times."""
+_FREE_BYTES = 8_000_000
+"""Memory that a process takes without asking, which spares most photographs for the web one message each way."""
 _SECONDS_TO_END = 10
 _PROGRAM = "from mimruntime.decoder_processes.worker import main; main()"
 
@@ -49,7 +53,8 @@ class DecoderProcesses:
     def __init__(self, count: int, spec: Preprocess, budget: MemoryBudget, *, scaled: bool = False) -> None:
         self._spec, self._budget, self._scaled = spec, budget, scaled
         self._buffers = SharedBuffers()
-        self._all = [_Decoder(Settings(self._buffers.descriptor, spec, scaled), budget) for _ in range(count)]
+        settings = Settings(self._buffers.descriptor, spec, scaled, min(_FREE_BYTES, budget.total // count))
+        self._all = [_Decoder(settings, budget) for _ in range(count)]
         self._idle: queue.SimpleQueue[_Decoder] = queue.SimpleQueue()
         for decoder in self._all:
             self._idle.put(decoder)
@@ -73,7 +78,10 @@ class DecoderProcesses:
     def close(self) -> None:
         """End the processes, when no thread is in `prepare` any more; further calls do nothing."""
         for decoder in self._all:
-            decoder.end()
+            decoder.disconnect()
+        deadline = time.monotonic() + _SECONDS_TO_END
+        for decoder in self._all:
+            decoder.wait(deadline)
         self._all.clear()
         self._buffers.close()
 
@@ -81,11 +89,16 @@ class DecoderProcesses:
         if not _is_sent(sources[0]):
             return [self._decode_here(sources[0], rows[0])]
         first, length = self._buffers.offset_of(rows), rows[0].nbytes
+        tasks = [(_to_send(source), first + index * length) for index, source in enumerate(sources)]
         decoder = self._idle.get()
         try:
-            return decoder.decode([(_to_send(source), first + index * length) for index, source in enumerate(sources)])
+            errors = decoder.decode(tasks)
         finally:
             self._idle.put(decoder)
+        return [
+            error and _renamed(error, sent, source)
+            for error, (sent, _), source in zip(errors, tasks, sources, strict=True)
+        ]
 
     def _decode_here(self, source: Source, row: np.ndarray) -> ImageError | None:
         try:
@@ -100,7 +113,13 @@ def _is_sent(source: Source) -> bool:
 
 
 def _to_send(source: Source) -> Source:
-    return str(source) if isinstance(source, Path) else source  # a Path is ten times as slow to pickle
+    """Return what says the same in another folder; a Path as text, since it is ten times as slow to pickle."""
+    return os.path.join(os.getcwd(), source) if isinstance(source, str | Path) else source  # noqa: PTH109, PTH118 - fast
+
+
+def _renamed(error: ImageError, sent: Source, source: Source) -> ImageError:
+    """Return the error with the name by which the image was given."""
+    return type(error)(f"{describe(source)}{str(error).removeprefix(describe(sent))}")
 
 
 def _messages(sources: Sequence[Source]) -> Iterator[slice]:
@@ -119,9 +138,12 @@ def _messages(sources: Sequence[Source]) -> Iterator[slice]:
 class _Decoder:
     """One process, which is started again when it ends by itself."""
 
+    opened: ClassVar[weakref.WeakSet[_Decoder]] = weakref.WeakSet()
+
     def __init__(self, settings: Settings, budget: MemoryBudget) -> None:
         self._settings, self._budget = settings, budget
         self._start()
+        self.opened.add(self)
 
     def decode(self, tasks: list[Task]) -> list[ImageError | None]:
         """Have the process do the tasks; return their errors, and raise what is none of an image."""
@@ -133,11 +155,14 @@ class _Decoder:
                 raise error
         return errors
 
-    def end(self) -> None:
-        """Close the connection, at which the process ends; kill it if it does not."""
+    def disconnect(self) -> None:
+        """Close the connection, at which the process ends."""
         self._connection.close()
+
+    def wait(self, deadline: float) -> None:
+        """Wait until the process has ended; kill it at `deadline`, of `time.monotonic`."""
         try:
-            self._process.wait(_SECONDS_TO_END)
+            self._process.wait(max(0.0, deadline - time.monotonic()))
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
@@ -147,7 +172,8 @@ class _Decoder:
         try:
             return self._ask(tasks)
         except (EOFError, OSError):
-            self.end()
+            self.disconnect()
+            self.wait(time.monotonic() + _SECONDS_TO_END)
             self._start()
             return None
 
@@ -155,7 +181,15 @@ class _Decoder:
         self._connection, theirs = multiprocessing.Pipe()
         # Not by `multiprocessing`, which would import the user's script once more in every process.
         self._process = subprocess.Popen(  # noqa: S603 - this interpreter and a constant
-            [sys.executable, "-c", _PROGRAM, str(theirs.fileno())],
+            # -P: the current folder may hold images and code from anywhere.
+            [
+                sys.executable,
+                "-P",
+                *(f"-W{option}" for option in sys.warnoptions),
+                "-c",
+                _PROGRAM,
+                str(theirs.fileno()),
+            ],
             stdin=subprocess.DEVNULL,
             pass_fds=[theirs.fileno(), self._settings.descriptor],
             env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
@@ -177,6 +211,16 @@ class _Decoder:
                     refused = error
                 connection.send(refused)
         return answer  # type: ignore[no-any-return]
+
+
+def _disconnect_child() -> None:
+    """In a forked child, close its copies of the connections, or the processes would outlive the parent."""
+    for decoder in _Decoder.opened:
+        decoder.disconnect()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_disconnect_child)
 
 
 def _ended(task: Task) -> ImageError:

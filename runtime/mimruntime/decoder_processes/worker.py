@@ -6,6 +6,7 @@ import contextlib
 import math
 import mmap
 import sys
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -26,30 +27,35 @@ Answer = int | list[Exception | None]
 The latter is to be answered by None or an exception. It also says that the tasks before need their memory no more.
 """
 
-_FREE_BYTES = 8_000_000
-"""Memory that a process takes without asking, which spares most photographs for the web one message each way."""
-
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What holds for all images: the descriptor of the shared memory, and the arguments of `prepare`."""
+    """What holds for all images.
+
+    Attributes:
+        descriptor: of the shared memory.
+        spec, scaled: arguments of `prepare`.
+        free_bytes: memory for decoding that the process takes without asking.
+
+    """
 
     descriptor: int
     spec: Preprocess
     scaled: bool
+    free_bytes: int
 
 
 class _RemoteBudget(MemoryBudget):
     """The memory budget of the waiting process, which takes the memory back at the next message."""
 
-    def __init__(self, waiting: Connection) -> None:
+    def __init__(self, waiting: Connection, free_bytes: int) -> None:
         super().__init__()
-        self._connection = waiting
+        self._connection, self._free_bytes = waiting, free_bytes
 
     @contextlib.contextmanager
     def reserve(self, amount: int) -> Iterator[None]:
         """See base class."""
-        if amount > _FREE_BYTES:
+        if amount > self._free_bytes:
             self._connection.send(amount)
             refused = self._connection.recv()
             if refused is not None:
@@ -74,9 +80,11 @@ class _Pixels:
 
 def main() -> None:
     """Do all tasks that come in by the descriptor on the command line, until the waiting process closes or ends."""
+    if not sys.warnoptions:
+        warnings.filterwarnings("ignore", module=r"PIL\.")  # of damaged metadata, as in the command line
     waiting = Connection(int(sys.argv[1]))
     settings: Settings = waiting.recv()
-    budget, pixels = _RemoteBudget(waiting), _Pixels(settings)
+    budget, pixels = _RemoteBudget(waiting, settings.free_bytes), _Pixels(settings)
 
     def do(source: Source, offset: int) -> Exception | None:
         try:

@@ -28,6 +28,11 @@ class MemoryBudget:
         self._waiting: deque[object] = deque()
         self._changed = threading.Condition()
 
+    @property
+    def total(self) -> int:
+        """The whole budget, bytes."""
+        return self._total
+
     def check(self, amount: int) -> None:
         """Refuse what `reserve` would refuse.
 

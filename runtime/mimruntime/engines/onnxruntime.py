@@ -210,7 +210,8 @@ class OnnxRuntimeEngine(Engine):
 
 
 def _open_graph(graph: Path, provider: str, setting: Setting) -> OnnxRuntimeEngine:
-    session = open_session(graph, provider=provider, threads=setting.threads // setting.streams)
+    # All streams share the session's threads, and each brings its own, which is counted as one of them.
+    session = open_session(graph, provider=provider, threads=setting.threads - setting.streams + 1)
     return OnnxRuntimeEngine(session, provider=provider, version=library_version(), setting=setting)
 
 
