@@ -180,5 +180,7 @@ def _is_hidden(name: str) -> bool:
     return any(part.startswith((".", "__MACOSX")) for part in name.split("/") if part != ".")
 
 
-def _reason(error: Exception) -> str:
+def _reason(error: BaseException) -> str:
+    if isinstance(error, zipfile.BadZipFile) and isinstance(error.__context__, OSError):
+        error = error.__context__  # zipfile takes a file whose end cannot be read for no zip
     return str(error).split("\n")[0] or type(error).__name__

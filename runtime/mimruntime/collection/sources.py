@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import socket
+from collections.abc import Iterator
 from typing import Any
-from urllib.parse import urljoin
 
 from mimruntime.addresses import is_public
 from mimruntime.collection.access import Access, RefusedError
@@ -40,48 +42,101 @@ def _is_http(url: str) -> bool:
 
 def _http(access: Access) -> Any:
     try:
-        from fsspec.implementations.http import HTTPFileSystem  # noqa: PLC0415 - optional
+        system, maker = _file_system(), _client_maker(access)
     except ImportError as error:
-        raise OSError(f"http:// and https:// need another package: {error}") from error
-    return HTTPFileSystem(get_client=_client_maker(access), headers={"Accept-Encoding": "identity"})
+        raise OSError(
+            f"http:// and https:// need another package: {error}; run: pip install 'aiohttp>=3.12'"
+        ) from error
+    return system(get_client=maker, headers={"Accept-Encoding": "identity"})
+
+
+@functools.cache
+def _file_system() -> Any:
+    """Return fsspec's class for http, with an OSError for whatever goes wrong between here and the server."""
+    from aiohttp import ClientError  # noqa: PLC0415 - optional
+    from fsspec.implementations.http import HTTPFileSystem  # noqa: PLC0415
+
+    @contextlib.contextmanager
+    def as_os_errors() -> Iterator[None]:
+        try:
+            yield
+        except ClientError as error:
+            raise OSError(str(error) or type(error).__name__) from error
+
+    class FileSystem(HTTPFileSystem):  # type: ignore[misc]
+        def open(self, *given: Any, **options: Any) -> Any:
+            with as_os_errors():
+                file = super().open(*given, **options)
+            file.read = as_os_errors()(file.read)
+            return file
+
+        async def _find(self, *given: Any, **options: Any) -> Any:
+            with as_os_errors():
+                return await super()._find(*given, **options)
+
+    return FileSystem
 
 
 @functools.cache
 def _client_maker(access: Access) -> Any:
     """Return the function with which fsspec opens its session; cached by access, so that fsspec reuses the session."""
-    import aiohttp  # noqa: PLC0415 - optional
+    import yarl  # noqa: PLC0415 - optional
+    from aiohttp import AddrInfoType, ClientSession, TCPConnector, ThreadedResolver, TraceConfig  # noqa: PLC0415
 
-    class CheckedResolver(aiohttp.ThreadedResolver):
+    of_named_hosts: set[tuple[str, int]] = set()
+
+    class CheckedResolver(ThreadedResolver):
         """Resolve only to public addresses, unless the user named the host; connections go to these addresses."""
 
         async def resolve(self, host: str, port: int = 0, family: Any = 0) -> Any:
             found = await super().resolve(host, port, family)
-            named = any(access.names_host(f"{scheme}://{place}") for scheme, place in _places(host, port))
-            if not named and not all(is_public(entry["host"]) for entry in found):
-                raise RefusedError(
-                    f"is on a host whose address is not public; to read it: --allow-remote https://{host}"
-                )
+            if _names(access, host, port):
+                of_named_hosts.update((entry["host"], port) for entry in found)
+            elif not all(is_public(entry["host"]) for entry in found):
+                raise _not_public(host)
             return found
 
+    def open_socket(to: AddrInfoType) -> socket.socket:
+        """Check the address itself, since aiohttp does not resolve a host that is one."""
+        family, kind, protocol, _, (address, port, *_) = to
+        host = f"[{address}]" if family == socket.AF_INET6 else str(address)
+        if (
+            (address, port) not in of_named_hosts
+            and not is_public(str(address))
+            and not _names(access, host, int(port))
+        ):
+            raise _not_public(host)
+        return socket.socket(family, kind, protocol)
+
     async def check_redirect(_session: Any, _context: Any, params: Any) -> None:
-        target = urljoin(str(params.url), params.response.headers.get("Location", ""))
+        headers = params.response.headers
+        place = headers.get("Location") or headers.get("URI")  # as aiohttp does
+        if not place:
+            raise RefusedError("redirects to nowhere; expected a header Location")
         try:
+            target = str(params.url.join(yarl.URL(place)))
             access.check_url(target)
         except RefusedError as error:
             raise RefusedError(f"redirects to {target}, which {error}") from error
+        except ValueError as error:
+            raise RefusedError(f"redirects to {place}, which is no URL") from error
 
     async def make(**options: Any) -> Any:
-        trace = aiohttp.TraceConfig()
+        trace = TraceConfig()
         trace.on_request_redirect.append(check_redirect)
-        connector = aiohttp.TCPConnector(resolver=CheckedResolver())
+        connector = TCPConnector(resolver=CheckedResolver(), socket_factory=open_socket)
         # Do not decompress: a few compressed bytes could expand to any size.
-        return aiohttp.ClientSession(connector=connector, trace_configs=[trace], auto_decompress=False, **options)
+        return ClientSession(connector=connector, trace_configs=[trace], auto_decompress=False, **options)
 
     return make
 
 
-def _places(host: str, port: int) -> list[tuple[str, str]]:
-    """Return the scheme and authority of every form of a host and port in a URL."""
+def _not_public(host: str) -> RefusedError:
+    return RefusedError(f"is on a host whose address is not public; to read it: --allow-remote https://{host}")
+
+
+def _names(access: Access, host: str, port: int) -> bool:
+    """Return whether the user named a host and port in any form of a URL."""
     usual = {80: "http", 443: "https"}
-    written = [(scheme, f"{host}:{port}") for scheme in usual.values()]
-    return [*written, (usual[port], host)] if port in usual else written
+    written = [f"{scheme}://{host}:{port}" for scheme in usual.values()]
+    return any(map(access.names_host, [*written, f"{usual[port]}://{host}"] if port in usual else written))

@@ -37,9 +37,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self.server.asked.append(self.path)  # type: ignore[attr-defined]
         what, _, rest = self.path.strip("/").partition("/")
-        if what == "to":
+        if what in {"to", "uri", "nowhere"}:
             self.send_response(302)
-            self.send_header("Location", f"http://{rest}")
+            if what != "nowhere":
+                self.send_header("Location" if what == "to" else "URI", f"http://{rest}")
         else:
             self.send_response(200)
         if what == "packed":
@@ -214,6 +215,28 @@ def test_a_redirect_leads_to_what_is_allowed_only(servers: list[Server], tmp_pat
     assert "redirects to http://169.254.169.254, which is not allowed" in str(images[2])
     assert len(other.asked) == asked
     assert read([beyond], tmp_path, Access.of([], [first.url, other.url])) == [b"an image"]
+
+
+def test_a_redirect_by_another_header_is_checked_too(servers: list[Server], tmp_path: Path) -> None:
+    first, other = servers
+    within, beyond = (f"{first.url}/uri/{one.url.removeprefix('http://')}/image" for one in servers)
+    asked = len(other.asked)
+    images = read([within, beyond, f"{first.url}/nowhere/"], tmp_path, Access.of([first.url]))
+    assert images[0] == b"an image"
+    assert str(images[1]).startswith(f"redirects to {other.url}/image, which is not allowed")
+    assert str(images[2]) == "redirects to nowhere; expected a header Location"
+    assert len(other.asked) == asked
+
+
+def test_an_address_that_is_not_public_is_refused_at_connecting_too(
+    servers: list[Server], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, other = servers
+    monkeypatch.setattr(Access, "check_url", lambda *_: None)  # as if a redirect came by yet another way
+    asked = len(other.asked)
+    (image,) = read([f"{first.url}/to/{other.url.removeprefix('http://')}/image"], tmp_path, Access.of([first.url]))
+    assert str(image).startswith("is on a host whose address is not public; to read it: --allow-remote")
+    assert len(other.asked) == asked
 
 
 def test_no_object_is_read_beyond_its_limit(servers: list[Server], tmp_path: Path) -> None:
