@@ -139,31 +139,20 @@ def embed_rows(embedder: Embedder, images: Iterable[tuple[str, Source | ImageErr
         EngineError: a run failed, or the embedder is closed.
 
     """
-    waiting: deque[tuple[str, ImageError | None]] = deque()
+    names: deque[str] = deque()
 
-    def readable() -> Iterator[Source | NewBatch]:
+    def sources() -> Iterator[Source | ImageError | NewBatch]:
         for named in images:
             if isinstance(named, NewBatch):
                 yield named
-                continue
-            path, image = named
-            if isinstance(image, ImageError):
-                waiting.append((path, image))
             else:
-                waiting.append((path, None))
-                yield image
+                names.append(named[0])
+                yield named[1]
 
-    def failed() -> Iterator[Row]:
-        while waiting and waiting[0][1] is not None:
-            path, error = waiting.popleft()
-            yield Row(path, None, f"{path}: {error}")
-
-    for result in embedder.stream(readable()):
-        yield from failed()
-        path, _ = waiting.popleft()
+    for result in embedder.stream(sources()):
+        path = names.popleft()
         reason = None if result.error is None else result.error.removeprefix(f"{describe(result.source)}: ")
         yield Row(path, result.vector, None if reason is None else f"{path}: {as_text(reason)}")
-    yield from failed()
 
 
 def _name(image: object, row: int) -> str:

@@ -48,7 +48,7 @@ NEW_BATCH = NewBatch.NEW_BATCH
 class Outcome:
     """One source with its row of the graph's output, or the error if it has none."""
 
-    source: Source
+    source: Source | ImageError
     row: np.ndarray | None
     error: ImageError | None
 
@@ -87,8 +87,10 @@ class BatchPipeline:
         with self._running:
             return self._engine.run(pixels)
 
-    def outcomes(self, sources: Iterable[Source | NewBatch], output: str) -> Iterator[Outcome]:
+    def outcomes(self, sources: Iterable[Source | ImageError | NewBatch], output: str) -> Iterator[Outcome]:
         """Yield one outcome per source, in order, with its row of `output`; sources are read a few batches ahead.
+
+        An ImageError is a source without pixels: it takes a place, so that errors alone are not read without end.
 
         Raises:
             EngineError: a run failed, or the pipeline is closed.
@@ -131,7 +133,7 @@ class BatchPipeline:
     def _take_off(
         self,
         flight: deque[tuple[_Batch, Future[list[np.ndarray]]]],
-        remaining: Iterator[Source | NewBatch],
+        remaining: Iterator[Source | ImageError | NewBatch],
         spare: list[np.ndarray],
         output: str,
     ) -> None:
@@ -145,7 +147,7 @@ class BatchPipeline:
             pixels = spare.pop() if spare else self._decoding.allocate((self.sizes[0], *self._engine.pixel_shape))
             batch = _Batch(sources, pixels)
             try:
-                sharing = len(sources[: self._workers])
+                sharing = len(batch.sources[: self._workers])
                 parts = [self._decoders.submit(batch.decode, self._decoding, sharing) for _ in range(sharing)]
                 flight.append((batch, self._runners.submit(self._finish, batch, parts, output)))
             except RuntimeError as error:
@@ -193,13 +195,14 @@ class _Batch:
     """A batch of sources, which several threads decode into one array.
 
     Args:
-        sources: at most B.
+        given: at most B sources, or the errors of those that have none.
         pixels: uint8 (B, H, W, 3), which is overwritten.
 
     """
 
-    def __init__(self, sources: list[Source], pixels: np.ndarray) -> None:
-        self.sources = sources
+    def __init__(self, given: list[Source | ImageError], pixels: np.ndarray) -> None:
+        self._given = given
+        self.sources = sources = [source for source in given if not isinstance(source, ImageError)]
         self.pixels = pixels
         self.errors: list[ImageError | None] = [None] * len(sources)
         self.coded: list[GpuJpeg | None] = [None] * len(sources)
@@ -232,12 +235,10 @@ class _Batch:
         return self.pixels[: len(good)]
 
     def outcomes(self, rows: Iterable[np.ndarray]) -> list[Outcome]:
-        """Return the outcome of every source, given the output rows for `decoded`."""
-        waiting = iter(rows)
-        return [
-            Outcome(source, next(waiting) if error is None else None, error)
-            for source, error in zip(self.sources, self.errors, strict=True)
-        ]
+        """Return the outcome of all that was given, from the output rows for `decoded`."""
+        waiting, errors = iter(rows), iter(self.errors)
+        found = ((source, source if isinstance(source, ImageError) else next(errors)) for source in self._given)
+        return [Outcome(source, next(waiting) if error is None else None, error) for source, error in found]
 
 
 def _landed(landing: Future[list[np.ndarray]]) -> list[np.ndarray]:
@@ -252,9 +253,9 @@ def window(engine: Engine) -> int:
     return _AHEAD + engine.parallel_runs
 
 
-def _next_sources(remaining: Iterator[Source | NewBatch], most: int) -> list[Source]:
+def _next_sources(remaining: Iterator[Source | ImageError | NewBatch], most: int) -> list[Source | ImageError]:
     """Return the sources of the next batch; an empty list if no source is left."""
-    taken: list[Source] = []
+    taken: list[Source | ImageError] = []
     for source in remaining:
         if not isinstance(source, NewBatch):
             taken.append(source)

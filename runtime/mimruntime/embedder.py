@@ -204,11 +204,11 @@ class Embedder:
             return None
         return self._stacked(images, KEPT, self._artifact.manifest.backbone.grid) > 0
 
-    def stream(self, sources: Iterable[Source | NewBatch]) -> Iterator[Result]:
+    def stream(self, sources: Iterable[Source | ImageError | NewBatch]) -> Iterator[Result]:
         """Yield a result per source, in order. Sources are read only a few batches ahead.
 
-        A source that cannot be decoded yields a result with its error, and the stream continues. The value
-        `mimruntime.batching.NEW_BATCH` between two sources starts a new batch.
+        A source that cannot be decoded yields a result with its error, and the stream continues; an ImageError in the place of
+        a source is such an error. The value `mimruntime.batching.NEW_BATCH` between two sources starts a new batch.
 
         Raises:
             ImageError: `sources` is a single image.

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from mimruntime.decode import Source
+from mimruntime.errors import ImageError
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -20,7 +21,7 @@ class Result:
 
     """
 
-    source: Source
+    source: Source | ImageError
     vector: np.ndarray | None
     error: str | None
 

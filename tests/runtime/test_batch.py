@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -70,6 +71,21 @@ def test_it_is_pickled_as_its_settings_and_opened_where_it_is_used(toy_artifact:
 def test_a_missing_column_is_named(batch_embedder: BatchEmbedder) -> None:
     with pytest.raises(OptionError, match="no column 'image' in a batch of picture"):
         batch_embedder({"picture": []})
+
+
+def test_errors_are_not_read_without_end_before_the_first_row(batch_embedder: BatchEmbedder, photo: Path) -> None:
+    read = 0
+
+    def images() -> Iterator[tuple[str, ImageError | Path]]:
+        nonlocal read
+        for read in range(10_000):
+            yield str(read), ImageError("was not fetched") if read % 1000 else photo
+
+    rows = embed_rows(batch_embedder.embedder, images())
+    for number in range(1500):
+        row = next(rows)
+        assert (row.path, row.vector is None) == (str(number), number % 1000 > 0)
+        assert read - number <= 16 * 4  # batches of the window
 
 
 def test_rows_stay_in_order_whatever_fails(batch_embedder: BatchEmbedder, photo: Path) -> None:
