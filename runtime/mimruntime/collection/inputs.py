@@ -101,14 +101,18 @@ def find_entries(names: Iterable[str], columns: Columns, access: Access = LOCAL_
     other files of a folder or archive in one line.
 
     Raises:
-        ImageError: an input is missing, or has no images.
+        ImageError: an input is missing, or there are no images.
         OptionError: a Parquet file lacks the columns, or a list has a name that `access` does not allow.
 
     """
-    passed = PassedOver()
+    passed, found = PassedOver(), False
     for name in names:
-        yield from _expand(name, columns, access, passed)
+        for entry in _expand(name, columns, access, passed):
+            found = True
+            yield entry
     passed.log()
+    if not found:
+        raise ImageError("the inputs hold no images")
 
 
 def open_table(source: str, access: Access) -> Any:

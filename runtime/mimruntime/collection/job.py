@@ -19,7 +19,7 @@ from mimruntime.collection.inputs import Columns, Entry, find_entries
 from mimruntime.collection.record import RECORD, Record, check_same, job_digest, read_record
 from mimruntime.collection.store import open_folder
 from mimruntime.collection.urls import arrow, is_url
-from mimruntime.errors import ImageError, OutputError
+from mimruntime.errors import OutputError
 from mimruntime.storage import Store, codec_for
 
 _BASE = b"base"
@@ -193,6 +193,4 @@ def _write_list(stream: Any, entries: Iterator[Entry], columns: Columns, shard_s
             writer.write_batch(pa.record_batch([pa.array(part) for part in zip(*rows, strict=True)], schema=schema))
             images += sum(entry.images for entry in group)
             shards += 1
-    if not images:
-        raise ImageError("the inputs hold no images")
     return images, shards, digest.hexdigest()

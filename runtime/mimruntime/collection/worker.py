@@ -17,7 +17,7 @@ from mimruntime.collection.reader import Named, read_images
 from mimruntime.collection.record import Record
 from mimruntime.collection.store import open_folder
 from mimruntime.collection.urls import arrow
-from mimruntime.errors import ImageError
+from mimruntime.errors import ImageError, SpaceError
 from mimruntime.storage import Codec, codec_for
 from mimruntime.vectors import MODEL, PRECISION, SPACE, encode_rows
 
@@ -61,10 +61,12 @@ class ShardWorker:
 
         Raises:
             ImageError: an image cannot be read and `strict` is set; earlier shards are written.
+            SpaceError: the path of the artifact holds another one than the job was planned with.
             MimError: the artifact or the list cannot be opened here, or a shard cannot be written.
 
         """
         if self._list is None:
+            self._check_artifact()
             self._list = WorkList(self.job)
         images = itertools.chain.from_iterable(self._images(self._list, index) for index in indices)
         rows = embed_rows(self.embedder.embedder, images)
@@ -78,6 +80,23 @@ class ShardWorker:
             if written is not None:
                 yield written.result()
 
+    def _check_artifact(self) -> None:
+        """Compare what was opened with what the job was planned with: the path may hold another artifact by now."""
+        artifact, record = self.embedder.embedder.artifact, self.job.record
+        if artifact.graph_sha256 == record.graph_sha256 and self._codec().space == record.embedding_space:
+            return
+        now = artifact.manifest
+        raise SpaceError(
+            f"{artifact.path} holds {now.name} (space {now.embedding_space}, graph {artifact.graph_sha256[:12]}…), the job"
+            f" in {self.job.out} was planned with {record.model} (space {record.embedding_space}, graph"
+            f" {record.graph_sha256[:12]}…); put that artifact there on every machine and run the command again, or choose"
+            " another --out"
+        )
+
+    def _codec(self) -> Codec:
+        record = self.job.record
+        return codec_for(self.embedder.embedder.artifact.manifest, record.stored_as, record.dim)
+
     def _images(self, work: WorkList, index: int) -> Iterator[Named | NewBatch]:
         yield NEW_BATCH  # so that a repeated shard has the same bytes, independent of the shards before it
         yield from read_images(work.entries(index), self.job.columns, work.base, self.job.access)
@@ -89,8 +108,7 @@ class ShardWorker:
 
     def _write(self, index: int, rows: Sequence[Row]) -> ShardResult:
         embedder, record = self.embedder.embedder, self.job.record
-        codec = codec_for(embedder.artifact.manifest, record.stored_as, record.dim)
-        content = shard(rows, record, codec, embedder.describe().precision)
+        content = shard(rows, record, self._codec(), embedder.describe().precision)
         open_folder(self.job.out).write(record.shard_name(index), content)
         errors = [row.error for row in rows if row.error is not None]
         return ShardResult(len(rows), len(errors), errors[0] if errors else "")

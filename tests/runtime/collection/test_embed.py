@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import stat
 import uuid
+import zipfile
 from pathlib import Path
 
 import fsspec
@@ -23,7 +25,7 @@ from mimruntime.collection.inputs import Columns
 from mimruntime.collection.job import plan
 from mimruntime.collection.store import open_folder
 from mimruntime.collection.worker import ShardWorker
-from mimruntime.errors import OutputError
+from mimruntime.errors import OutputError, SpaceError
 from mimruntime.filesystem import locked
 
 
@@ -266,6 +268,40 @@ def test_a_worker_that_does_not_see_the_list_says_so(
     with pytest.raises(OutputError, match=says[damage]) as error:
         ShardWorker(BatchEmbedder(toy_artifact), job)(0)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("other", ["toy_whitened", "toy_without_selection"])
+def test_a_worker_that_finds_another_artifact_writes_nothing(
+    toy_copy: Path, photo: Path, tmp_path: Path, request: pytest.FixtureRequest, other: str
+) -> None:
+    out = tmp_path / "o"
+    planned = Artifact.open(toy_copy)
+    job = plan([str(photo)], str(out), planned, columns=Columns(), shard_size=9)
+    shutil.rmtree(toy_copy)
+    shutil.copytree(request.getfixturevalue(other), toy_copy)
+    now = Artifact.open(toy_copy)
+    with contextlib.closing(BatchEmbedder(toy_copy)) as embedder, pytest.raises(SpaceError) as error:
+        ShardWorker(embedder, job)(0)
+    for part in (str(toy_copy), str(out), "put that artifact there"):
+        assert part in str(error.value)
+    for one in (planned, now):
+        assert f"space {one.manifest.embedding_space}, graph {one.graph_sha256[:12]}…" in str(error.value)
+    assert [path.name for path in out.iterdir()] == ["_job"]
+
+
+@pytest.mark.parametrize("kind", ["list", "zip", "parquet"])
+@pytest.mark.parametrize("out", ["v.parquet", "o"])
+def test_inputs_without_images_are_one_line(
+    toy_artifact: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str, out: str
+) -> None:
+    (tmp_path / "in.list").touch()
+    with zipfile.ZipFile(tmp_path / "in.zip", "w") as archive:
+        archive.writestr("readme.txt", "no image")
+    pq.write_table(pa.table({"image": pa.array([], pa.binary())}), tmp_path / "in.parquet")
+    name = f"{'@' * (kind == 'list')}{tmp_path}/in.{kind}"
+    assert mimexport("embed", toy_artifact, name, "--out", tmp_path / out) == 1
+    assert capsys.readouterr().err.endswith("the inputs hold no images\n")
+    assert not (tmp_path / out).exists()
 
 
 def test_a_write_to_an_object_store_that_breaks_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
