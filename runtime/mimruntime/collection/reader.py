@@ -12,7 +12,7 @@ from mimruntime.collection.access import LOCAL_ONLY, Access, RefusedError, refus
 from mimruntime.collection.archives import is_archive, read_images_of
 from mimruntime.collection.inputs import Columns, Entry, open_table
 from mimruntime.collection.sources import open_stream
-from mimruntime.collection.urls import is_url
+from mimruntime.collection.urls import arrow, is_url
 from mimruntime.decode import Source
 from mimruntime.errors import ImageError, OptionError
 from mimruntime.image_paths import as_text
@@ -91,9 +91,9 @@ def _checked(image: Source | ImageError, table: str, base: str, access: Access) 
 def _rows(entry: Entry, columns: Columns, base: str, access: Access) -> Iterator[Named]:
     table = open_table(_absolute(entry.source, base), access)
     image, path = columns.of(table.schema_arrow, entry.source)
-    _check_expansion(table.metadata, image, access)
-    groups, row = _groups(table.metadata, entry)
     wanted = [image] if path is None else [image, path]
+    _check_expansion(table.metadata, wanted, access)
+    groups, row = _groups(table.metadata, entry)
     for batch in table.iter_batches(batch_size=_ROWS, row_groups=groups, columns=wanted):
         first, row = row, row + len(batch)
         if row <= entry.start or first >= entry.stop:
@@ -101,14 +101,14 @@ def _rows(entry: Entry, columns: Columns, base: str, access: Access) -> Iterator
         names = batch.column(path) if path else [None] * len(batch)
         for index, value, name in zip(range(first, row), batch.column(image), names, strict=True):
             if entry.start <= index < entry.stop:
-                yield _cell(f"{as_text(entry.source)}#{index}", value.as_py(), None if name is None else name.as_py())
+                yield _cell(f"{as_text(entry.source)}#{index}", value, name)
 
 
-def _check_expansion(metadata: Any, column: str, access: Access) -> None:
-    """Refuse pages that expand too much for images, which are already compressed.
+def _check_expansion(metadata: Any, columns: list[str], access: Access) -> None:
+    """Refuse pages that expand too much for names and for images, which are already compressed.
 
     Raises:
-        ImageError: a row group of the column declares such sizes.
+        ImageError: a row group of one of the columns declares such sizes.
 
     """
     for group in range(metadata.num_row_groups):
@@ -116,11 +116,12 @@ def _check_expansion(metadata: Any, column: str, access: Access) -> None:
         for number in range(about.num_columns):
             chunk = about.column(number)
             packed, whole = chunk.total_compressed_size, chunk.total_uncompressed_size
-            is_image = chunk.path_in_schema.split(".")[0] == column
-            if is_image and whole > access.max_bytes and whole > _MOST_EXPANSION * packed:
+            # A name may have dots; pyarrow reads every column that begins so.
+            column = next((one for one in columns if f"{chunk.path_in_schema}.".startswith(f"{one}.")), None)
+            if column is not None and whole > access.max_bytes and whole > _MOST_EXPANSION * packed:
                 raise ImageError(
-                    f"row group {group} of column '{column}' grows from {packed:,} bytes to {whole:,}, as no images do;"
-                    " it is not read"
+                    f"row group {group} of column '{column}' grows from {packed:,} bytes to {whole:,}, as no images or"
+                    " names do; it is not read"
                 )
 
 
@@ -138,8 +139,12 @@ def _groups(metadata: Any, entry: Entry) -> tuple[list[int], int]:
     return groups, begin
 
 
-def _cell(place: str, value: object, name: object) -> Named:
+def _cell(place: str, cell: Any, name_cell: Any) -> Named:
     """Return the name and image of a cell: bytes, a path, or Hugging Face's {bytes, path}."""
+    length = max(_text_bytes(cell), 0 if name_cell is None else _text_bytes(name_cell, is_name=True))
+    if length > _LONGEST_NAME:
+        return place, ImageError(f"has a name or path of {length:,} bytes; at most {_LONGEST_NAME:,} are read")
+    value, name = cell.as_py(), None if name_cell is None else name_cell.as_py()
     path = None
     if isinstance(value, dict):
         path = value.get("path")
@@ -147,11 +152,23 @@ def _cell(place: str, value: object, name: object) -> Named:
     if isinstance(value, str):
         path = path or value
     called = as_text(next(str(one) for one in (name, path, place) if one is not None and one != ""))
-    if len(called) > _LONGEST_NAME:
-        return place, ImageError(f"has a name of {len(called):,} characters; at most {_LONGEST_NAME:,} are read")
     if isinstance(value, bytes | str):
         return called, value
     return called, ImageError(f"holds {'nothing' if value is None else type(value).__name__}; expected bytes or a path")
+
+
+def _text_bytes(cell: Any, *, is_name: bool = False) -> int:
+    """Return the length of the longest text in a cell, which is not copied; a name is a text whatever its type."""
+    pa = arrow()
+    if isinstance(cell, pa.DictionaryScalar):
+        cell = cell.value
+    if not cell.is_valid:
+        return 0
+    if isinstance(cell, pa.StructScalar) and not is_name:
+        return max(map(_text_bytes, cell.values()), default=0)
+    if is_name or pa.types.is_string(cell.type) or pa.types.is_large_string(cell.type):
+        return len(cell.as_buffer() if isinstance(cell, pa.BinaryScalar) else str(cell.as_py()))
+    return 0
 
 
 def _fetched(images: Iterable[Named], base: str, access: Access) -> Iterator[Named]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import http.server
 import threading
+import tracemalloc
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -261,14 +262,26 @@ def test_a_cell_has_the_same_limit(tmp_path: Path) -> None:
     assert right == b"x" * MB
 
 
-def test_a_table_that_grows_as_no_images_do_is_not_read(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("cells", "columns", "large"),
+    [
+        ({"image": [bytes(50 * MB)]}, Columns(), "image"),
+        ({"image": [b"x"], "path": ["n" * 50 * MB]}, Columns(), "path"),
+        ({"an.image": [bytes(50 * MB)]}, Columns("an.image"), "an.image"),
+        ({"image": [b"x"], "image.more": [bytes(50 * MB)]}, Columns(), "image"),
+    ],
+)
+def test_a_table_that_grows_as_no_images_do_is_not_read(
+    tmp_path: Path, cells: dict[str, list], columns: Columns, large: str
+) -> None:
     file = tmp_path / "t.parquet"
-    pq.write_table(pa.table({"image": [bytes(50 * MB)]}), file, compression="zstd")
+    pq.write_table(pa.table(cells), file, compression="zstd")
     before = pa.total_allocated_bytes(), pa.default_memory_pool().max_memory()
-    ((name, error),) = read_images([Entry(str(file), 0, 1)], Columns(), access=Access(max_bytes=MB))
+    ((name, error),) = read_images([Entry(str(file), 0, 1)], columns, access=Access(max_bytes=MB))
     assert name == f"{file}#0"
     assert isinstance(error, ImageError)
-    assert "as no images do; it is not read" in str(error)
+    assert f"column '{large}' grows from " in str(error)
+    assert "as no images or names do; it is not read" in str(error)
     assert (pa.total_allocated_bytes(), pa.default_memory_pool().max_memory()) == before
 
 
@@ -288,9 +301,30 @@ def test_a_name_and_a_line_have_a_length(tmp_path: Path) -> None:
     pq.write_table(pa.table({"image": [b"x"], "path": ["n" * 70_000]}), tmp_path / "t.parquet")
     ((name, error),) = read_images([Entry(f"{tmp_path}/t.parquet", 0, 1)], Columns())
     assert name == f"{tmp_path}/t.parquet#0"
-    assert "has a name of 70,000 characters; at most 65,536 are read" in str(error)
+    assert str(error) == "has a name or path of 70,000 bytes; at most 65,536 are read"
     with pytest.raises(ImageError, match="/dev/zero: a line is longer than 65,536 bytes"):
         list(find_entries(["@/dev/zero"], Columns()))
+
+
+@pytest.mark.parametrize(
+    "cells",
+    [
+        {"image": [b"x"], "path": ["n" * 20 * MB]},
+        {"image": [b"x"], "path": [b"n" * 20 * MB]},
+        {"image": ["n" * 20 * MB], "path": ["short"]},
+        {"image": [{"bytes": b"x", "path": "n" * 20 * MB}]},
+    ],
+)
+def test_a_name_that_is_too_long_is_not_copied(tmp_path: Path, cells: dict[str, list]) -> None:
+    file = tmp_path / "t.parquet"
+    pq.write_table(pa.table(cells), file, compression="none")
+    tracemalloc.start()
+    ((name, error),) = read_images([Entry(str(file), 0, 1)], Columns())
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert name == f"{file}#0"
+    assert str(error) == "has a name or path of 20,000,000 bytes; at most 65,536 are read"
+    assert most < 10 * MB
 
 
 def test_a_beginning_that_is_no_url_is_one_line(
