@@ -46,7 +46,7 @@ class Artifact:
         """Open the folder at `path` and check the sha256 of every file it lists.
 
         Args:
-            path: the folder.
+            path: the folder; an opened artifact is read again, and its key still required.
             expect_space: raise SpaceError unless the artifact has this embedding space.
             public_key: a minisign public key, as text or file; require a signature by this key.
 
@@ -58,7 +58,8 @@ class Artifact:
             MissingExtraError: a key was given, but `cryptography` is not installed.
 
         """
-        key = None if public_key is None else PublicKey.read(public_key)
+        given = key_of(path, public_key)
+        key = None if given is None else PublicKey.read(given)
         folder = Path(path)
         if not folder.is_dir():
             raise ArtifactError(f"no artifact at {folder}; build one: mimexport build --model mae-tiny --out {folder}")
@@ -175,6 +176,13 @@ def staged_folder(target: Path, *, replace: bool = False) -> Iterator[Path]:
 
 def _is_empty_folder(path: Path) -> bool:
     return path.is_dir() and not any(path.iterdir())
+
+
+def key_of(path: str | os.PathLike[str], public_key: str | Path | None) -> str | Path | None:
+    """Return the key that must have signed `path`: `public_key`, else the one that an opened artifact was opened with."""
+    if public_key is None and isinstance(path, Artifact) and path.public_key is not None:
+        return str(path.public_key)
+    return public_key
 
 
 def _check_file(folder: Path, name: str, expected: str) -> None:

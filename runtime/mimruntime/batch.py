@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from mimruntime.artifact import key_of
 from mimruntime.batching import NewBatch
 from mimruntime.decode import Source, describe
 from mimruntime.embedder import Embedder
@@ -59,7 +60,7 @@ class BatchEmbedder:
     def __init__(self, artifact: str | os.PathLike[str], *, column: str = "image", **settings: Any) -> None:
         self.artifact = os.fspath(artifact)
         self.column = column
-        self.settings = settings
+        self.settings = {**settings, "public_key": key_of(artifact, settings.get("public_key"))}
         self._forget()
 
     def _forget(self) -> None:

@@ -88,6 +88,17 @@ class TestEmbed:
         assert "1b.jpg: is empty, 0 bytes; --strict stops here" in capsys.readouterr().err
         assert [path.name for path in tmp_path.iterdir()] == ["photos"]
 
+    @pytest.mark.parametrize("options", [[], ["--strict"]], ids=["all", "strict"])
+    def test_a_name_that_a_terminal_would_obey_is_escaped(
+        self, toy_artifact: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str]
+    ) -> None:
+        hostile = tmp_path / "x\x1b]0;title\x07\ny.jpg"
+        hostile.write_bytes(b"none")
+        mimexport("embed", toy_artifact, hostile, folder / "0.jpg", "--out", tmp_path / "v.npz", *options)
+        said = capsys.readouterr().err
+        assert r"x\x1b]0;title\x07" in said
+        assert not {"\x1b", "\x07"} & set(said)
+
     def test_all_images_broken_is_a_failure(
         self, toy_artifact: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:

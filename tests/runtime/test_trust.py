@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import os
+import pickle
 import shutil
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import pytest
 from mimruntime import artifact as artifacts
 from mimruntime import cli
 from mimruntime.artifact import Artifact
+from mimruntime.batch import BatchEmbedder
 from mimruntime.embedder import Embedder
 from mimruntime.engines import opening, openvino, record
 from mimruntime.engines.compilation import compile_artifact
@@ -101,6 +103,20 @@ class TestSignatures:
         artifacts.seal(tuned, msgspec.structs.replace(manifest, name="evil", files={}))
         with pytest.raises(SignatureError, match="is not what the key"):
             Embedder.open(tuned, public_key=public)
+
+    def test_what_was_opened_with_a_key_needs_it_again(
+        self, toy_copy: Path, keys: tuple[Path, Path], photo: Path
+    ) -> None:
+        secret, public = keys
+        assert mimexport("sign", toy_copy, "--secret-key", secret) == 0
+        opened = Artifact.open(toy_copy, public_key=public)
+        batch = pickle.loads(pickle.dumps(BatchEmbedder(opened, column="path")))
+        assert batch({"path": [str(photo)]})["error"].tolist() == [""]
+        batch.close()
+        (toy_copy / "manifest.json.minisig").unlink()
+        for again in (lambda: Embedder.open(opened), lambda: verify(opened), lambda: batch({"path": [str(photo)]})):
+            with pytest.raises(SignatureError, match=r"manifest\.json is not signed, but a key is required"):
+                again()
 
     def test_an_engine_that_is_not_signed_is_not_run(self, toy_copy: Path, keys: tuple[Path, Path]) -> None:
         secret, public = keys

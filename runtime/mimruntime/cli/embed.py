@@ -13,7 +13,7 @@ import click
 from mimruntime.cli.command import Command, gather, group, option
 from mimruntime.cli.frame import TERMINATED
 from mimruntime.cli.options import COUNT, DECODE, PATH, SCALED_DECODING, EngineOptions, engine_options
-from mimruntime.cli.printing import show_bar, size_text
+from mimruntime.cli.printing import one_line, show_bar, size_text
 from mimruntime.errors import ImageError, OptionError
 
 if TYPE_CHECKING:
@@ -183,7 +183,7 @@ def _embed_to_file(options: EmbedOptions, engine: EngineOptions) -> None:
     )
     click.echo(f"{about.name}, {about.precision}, {about.engine} on {about.provider}")
     if errors:
-        click.echo(f"{len(errors)} could not be read (column 'error'); first: {errors[0]}", err=True)
+        click.echo(f"{len(errors)} could not be read (column 'error'); first: {one_line(errors[0])}", err=True)
 
 
 def _embed_to_folder(options: EmbedOptions, engine: EngineOptions) -> None:
@@ -215,7 +215,9 @@ def _embed_to_folder(options: EmbedOptions, engine: EngineOptions) -> None:
     )
     click.echo(f"{record.model}, {report.where}")
     if report.errors:
-        click.echo(f"{report.errors} could not be read (column 'error'); first: {report.first_error}", err=True)
+        click.echo(
+            f"{report.errors} could not be read (column 'error'); first: {one_line(report.first_error)}", err=True
+        )
 
 
 def _report(images: int, errors: int, seconds: float, spent: str) -> None:

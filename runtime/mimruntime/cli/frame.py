@@ -14,6 +14,7 @@ from typing import NoReturn
 import click
 
 from mimruntime.cli.command import WIDTH, Program
+from mimruntime.cli.printing import one_line
 from mimruntime.errors import MimError
 from mimruntime.exit import leave
 
@@ -85,7 +86,7 @@ def _one_line(error: Exception) -> str:
         else f"unexpected {type(error).__name__}: {error} (--debug says where)"
     )
     printable = text.encode("utf-8", "backslashreplace").decode()
-    return " ".join(printable.splitlines())
+    return one_line(" ".join(printable.splitlines()))
 
 
 def _close_stdout() -> None:
