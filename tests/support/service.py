@@ -10,6 +10,7 @@ import os
 import re
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import time
@@ -43,6 +44,7 @@ class Service:
     port: int
     process: subprocess.Popen[bytes]
     log: Path
+    context: ssl.SSLContext | None = None
 
     def call(
         self, path: str, body: object = None, *, method: str | None = None, timeout: float = 60, **headers: str
@@ -53,7 +55,7 @@ class Service:
             body, named = json.dumps(body).encode(), {"Content-Type": "application/json"} | named
         request = urllib.request.Request(self.url + path, data=body, headers=named, method=method)
         try:
-            with urllib.request.urlopen(request, timeout=timeout) as answer:
+            with urllib.request.urlopen(request, timeout=timeout, context=self.context) as answer:
                 return Answer(answer.status, answer.headers, answer.read())
         except urllib.error.HTTPError as error:
             with error:
@@ -100,6 +102,7 @@ def running(
     env: dict[str, str] | None = None,
     wait: bool = True,
     covered: bool = False,
+    tls: Path | None = None,
 ) -> Iterator[Service]:
     """Run `mimexport serve` with `arguments` on a free port.
 
@@ -110,16 +113,21 @@ def running(
         env: more of its environment.
         wait: until it is ready; without, it may end before it listens.
         covered: what it runs counts as covered, where coverage is measured; it starts more slowly.
+        tls: folder of cert.pem and key.pem for https.
     """
     if covered and Coverage.current() is not None:
         env = {"COVERAGE_PROCESS_START": str(_ROOT / "pyproject.toml"), **(env or {})}
     start = ["-c", program] if isinstance(program, str) else [str(program)]
-    command = [sys.executable, *start, "serve", *map(str, arguments), "--port", "0"]
+    https = [] if tls is None else ["--tls-cert", str(tls / "cert.pem"), "--tls-key", str(tls / "key.pem")]
+    command = [sys.executable, *start, "serve", *map(str, arguments), *https, "--port", "0"]
     with log.open("wb") as out:
         process = subprocess.Popen(command, stdout=out, stderr=out, env={**os.environ, **(env or {})})
     try:
         port = _port(process, log)
         service = Service(f"http://127.0.0.1:{port}", port, process, log)
+        if tls is not None:
+            context = ssl.create_default_context(cafile=tls / "cert.pem")
+            service = Service(f"https://localhost:{port}", port, process, log, context)
         if wait:
             service.wait_until_ready()
         yield service

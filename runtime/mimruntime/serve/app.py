@@ -58,8 +58,9 @@ def create_app(settings: Settings, spaces: Sequence[str] | None = None) -> FastA
 
 def _add_routes(app: FastAPI, parts: Parts) -> None:
     models, lifecycle, settings = parts.models, parts.lifecycle, parts.settings
+    fetcher = Fetcher(settings.remote_hosts, settings.max_body, parts.buffer)
     for router in (
-        openai.router(models, Fetcher(settings.remote_hosts, settings.max_body), settings.max_items),
+        openai.router(models, fetcher, settings.max_items),
         upload.router(models, settings.max_items),
         kserve.router(models, lifecycle, parts.version, settings),
         health.router(models, parts.metrics, lifecycle, parts.version),

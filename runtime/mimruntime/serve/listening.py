@@ -94,6 +94,7 @@ def make_config(settings: Settings, app: Any) -> uvicorn.Config:
         ssl_keyfile=settings.tls_key,
         workers=settings.workers,
         http=TimeoutProtocol,
+        loop="asyncio",  # TimeoutProtocol depends on how it accepts connections; uvicorn would take uvloop if installed
         ws="none",
         lifespan="on",
         backlog=_BACKLOG,

@@ -69,10 +69,11 @@ class Settings:
         max_queue: images in flight per artifact; beyond it requests get 429.
         deadline_s: time from admission to answer; later answers become 504.
         grace_s: time after SIGTERM or Ctrl-C for accepted requests to finish.
-        body_timeout_s: time for a request's headers and body to arrive, else 408; also for the client to read the answer.
+        body_timeout_s: time for a request's headers and body to arrive, else 408; also for the client to read the answer. Over
+            https the time for the first headers includes the handshake.
         watchdog_s: idle time after which a test inference runs; a run that takes this long counts as stuck.
         max_body: largest request body, in bytes.
-        max_buffered: bytes of all request bodies in memory; beyond it requests get 429.
+        max_buffered: bytes of all request bodies and fetched images in memory; beyond it requests get 429.
         max_items: largest number of images in a request.
         max_pixels: largest number of pixels of an image, by its header.
         max_decode_mb: memory in 10^6 bytes for all images that are being decoded; an image that needs more is refused.

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from proxy import make_certificate
 from service import Service, running
 
 from mimruntime.serve.admission import descriptors
@@ -31,6 +32,15 @@ def few(toy_artifact: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     """A service of few descriptors, which waits a second for requests and for its answers to be taken."""
     log = tmp_path_factory.mktemp("few") / "log"
     with running(toy_artifact, "--body-timeout", 1, log=log, program=_FEW) as service:
+        yield service
+
+
+@pytest.fixture(scope="module")
+def few_https(toy_artifact: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """The same over https."""
+    folder = tmp_path_factory.mktemp("few_https")
+    make_certificate(folder / "cert.pem", folder / "key.pem")
+    with running(toy_artifact, "--body-timeout", 1, log=folder / "log", program=_FEW, tls=folder) as service:
         yield service
 
 
@@ -74,6 +84,45 @@ def test_more_connections_than_descriptors_neither_stop_the_service_nor_fill_its
         wait_until(lambda: status(few, "/live") == 200)
         wait_until(lambda: status(few, "/v1/models") == 200)
     assert len(few.log.read_text().splitlines()) < 40
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        pytest.param(None, id="nothing"),
+        pytest.param(b"", id="a handshake"),
+        pytest.param(b"\0\r\n\r\n", id="no HTTP"),
+        pytest.param(b"GET /live HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n", id="a request"),
+    ],
+)
+def test_silent_clients_of_https_do_not_stop_the_service(few_https: Service, sent: bytes | None) -> None:
+    """Whether they never begin TLS or never end it."""
+    assert few_https.context is not None
+    with contextlib.ExitStack() as stack:
+        for _ in range(3 * _DESCRIPTORS):
+            client = opened(few_https, stack)
+            if sent is not None:
+                with contextlib.suppress(OSError):  # it is one too many
+                    client = few_https.context.wrap_socket(client, server_hostname="localhost")
+                    stack.enter_context(client).sendall(sent)
+                    if sent:
+                        client.recv(1)
+        wait_until(lambda: status(few_https, "/live") == 200)
+        wait_until(lambda: status(few_https, "/v1/models") == 200)
+    assert len(few_https.log.read_text().splitlines()) < 40
+
+
+def test_failed_handshakes_do_not_count_as_connections(few_https: Service) -> None:
+    with contextlib.ExitStack() as stack:
+        for _ in range(3 * _DESCRIPTORS):
+            with contextlib.suppress(ConnectionError):
+                opened(few_https, stack, b"GET /live HTTP/1.1\r\n\r\n").recv(1)
+    wait_until(lambda: status(few_https, "/v1/models") == 200)
+
+
+def test_a_handshake_that_never_begins_is_not_waited_for(few_https: Service) -> None:
+    with contextlib.ExitStack() as stack:
+        assert opened(few_https, stack).recv(1) == b""
 
 
 def test_idle_connections_make_room_for_new_ones_the_oldest_first(few: Service) -> None:

@@ -145,6 +145,27 @@ def test_errors_by_item(client, triton, photo: Path) -> None:
     assert answer.as_numpy("error")[1] == b""
 
 
+@pytest.mark.parametrize("place", ["output", "request"])
+def test_outputs_asked_for_in_json_come_as_bytes(
+    channel, photo: Path, photos: list[Path], expected: np.ndarray, place: str
+) -> None:
+    """The protocol has no JSON over gRPC."""
+    no, by_item = {"bool_param": False}, {"key": "errors", "value": {"string_param": "item"}}
+    asked = [{"key": "binary_data", "value": no}] if place == "output" else []
+    images = {"name": "image", "datatype": "BYTES", "shape": [2]}
+    answer = call(
+        channel,
+        inputs=[images | {"contents": {"bytes_contents": [photo.read_bytes(), b"none"]}}],
+        outputs=[{"name": "embedding", "parameters": asked}],
+        parameters=[by_item, *([{"key": "binary_data_output", "value": no}] if place == "request" else [])],
+    )
+    vectors, errors = answer.raw_output_contents
+    found = np.frombuffer(vectors, "<f4").reshape(2, 16)
+    assert np.dot(found[0], expected[photos.index(photo)]) > 0.999999
+    assert [output.name for output in answer.outputs] == ["embedding", "error"]
+    assert b"image 1: " in errors
+
+
 def test_each_refusal_has_its_code_and_text(channel, photo: Path, toy: Service) -> None:
     data = photo.read_bytes()
     many = {"name": "image", "datatype": "BYTES", "shape": [65], "contents": {"bytes_contents": [b"x"] * 65}}

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import http.server
+import json
 import socket
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
+from service import Service, running
 
 from mimruntime.errors import OptionError
+from mimruntime.serve.admission.buffer import Buffer
 from mimruntime.serve.problems import Problem
 from mimruntime.serve.protocols import remote
 from mimruntime.serve.protocols.remote import Fetcher
@@ -34,6 +39,9 @@ class Site(http.server.BaseHTTPRequestHandler):
             self.answer(404)
         elif kind == "drip":
             self.drip(b"HTTP/1.1 200 OK\r\n" if rest == "headers" else b"HTTP/1.1 200 OK\r\n\r\n")
+        elif kind == "hold":
+            self.wfile.write(b"HTTP/1.1 200 OK\r\n\r\n" + bytes(int(rest)))
+            self.server.done.wait()
 
     def answer(self, status: int, content: bytes = b"", **headers: str) -> None:
         self.send_response(status)
@@ -77,9 +85,18 @@ def site(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     server.server_close()
 
 
-def fetch(*urls: str, most: int = 100) -> list[bytes | str]:
+def fetcher(*urls: str, most: int = 100, buffer: Buffer | None = None) -> Fetcher:
     hosts = {"public.example", *(urlsplit(url).netloc for url in urls if url.startswith("https://public.example"))}
-    return asyncio.run(Fetcher(hosts, most).resolve(urls))
+    return Fetcher(hosts, most, buffer or Buffer(1_000_000))
+
+
+async def resolve(fetcher: Fetcher, *urls: str, by_item: bool = False) -> list[bytes | str | Problem]:
+    async with fetcher.resolve(urls, by_item=by_item) as found:
+        return found
+
+
+def fetch(*urls: str, most: int = 100) -> list[bytes | str | Problem]:
+    return asyncio.run(resolve(fetcher(*urls, most=most), *urls))
 
 
 def test_what_is_behind_a_url_is_fetched_through_redirects_and_data_stays_as_it_is(site: str) -> None:
@@ -139,13 +156,82 @@ def test_where_one_image_fails_the_others_are_not_fetched_on(site: str) -> None:
     """The rest would hold places and memory that no answer is waiting for."""
 
     async def failing() -> set[str]:
-        port = urlsplit(site).netloc
         with pytest.raises(Problem, match="answered 404"):
-            await Fetcher({port}, 100).resolve([f"{site}/missing", f"{site}/drip/body"])
+            await resolve(fetcher(site), f"{site}/missing", f"{site}/drip/body")
         await asyncio.sleep(0)
         return {task.get_coro().__name__ for task in asyncio.all_tasks()}
 
     assert "_fetch" not in asyncio.run(failing())
+
+
+def test_fetched_bytes_are_in_memory_until_they_are_embedded(site: str) -> None:
+    async def embed() -> None:
+        buffer = Buffer(100)
+        both = fetcher(site, buffer=buffer)
+        async with both.resolve([f"{site}/bytes/60", f"{site}/bytes/30"]):
+            for by_item in (False, True):
+                with pytest.raises(Problem, match="too many bytes are in flight") as caught:
+                    await resolve(both, f"{site}/bytes/11", f"{site}/hold/0", by_item=by_item)
+                assert (caught.value.status_code, caught.value.headers) == (429, {"Retry-After": "1"})
+            assert await resolve(both, f"{site}/bytes/10") == [bytes(10)]
+        assert await resolve(both, f"{site}/bytes/100") == [bytes(100)]
+
+    asyncio.run(embed())
+
+
+@pytest.mark.parametrize(
+    "paths", [("/bytes/101",), ("/bytes/60", "/elsewhere"), ("/hold/60",), ("/hold/60", "/missing")]
+)
+def test_what_fails_gives_its_memory_back(site: str, paths: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    async def fail() -> None:
+        fetching = fetcher(site, buffer=Buffer(100 + (paths == ("/bytes/101",))))
+        with monkeypatch.context() as patched:
+            patched.setattr(remote, "_TOTAL_S", 0.3)
+            with pytest.raises(Problem):
+                await resolve(fetching, *(site + path for path in paths))
+        assert await resolve(fetching, f"{site}/bytes/100") == [bytes(100)]
+
+    asyncio.run(fail())
+
+
+_LOCAL = """
+import asyncio
+from mimruntime.serve.protocols import remote
+async def local(*_): return "127.0.0.1"
+async def connect(_, port, address): return await asyncio.open_connection(address, port)
+remote.Fetcher._public_address, remote._connect, remote._TOTAL_S = local, connect, 600
+from mimexport.cli import main
+main()
+"""
+
+
+def test_a_service_fetches_no_more_than_fits_into_memory(site: str, toy_artifact: Path, tmp_path: Path) -> None:
+    limits = ("--max-body-mb", 1, "--max-buffered-mb", 1, "--remote-host", urlsplit(site).netloc)
+    with running(toy_artifact, *limits, log=tmp_path / "log", program=_LOCAL) as service:
+
+        def status() -> int:
+            return service.call("/v1/embeddings", {"model": "toy", "input": f"{site}/bytes/600000"}).status
+
+        with held(service, f"{site}/hold/600000"):
+            wait_until(lambda: status() == 429)
+        wait_until(lambda: status() == 415)  # zeros are no image
+
+
+@contextlib.contextmanager
+def held(service: Service, url: str) -> Iterator[None]:
+    """A request for this image, whose client goes away at the end."""
+    body = json.dumps({"model": "toy", "input": url}).encode()
+    head = f"POST /v1/embeddings HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", service.port), timeout=20) as client:
+        client.sendall(head.encode() + body)
+        yield
+
+
+def wait_until(true: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 20
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
 
 
 def resolved_to(monkeypatch: pytest.MonkeyPatch, addresses: list[str]) -> None:
@@ -183,7 +269,7 @@ def test_an_empty_answer_of_the_resolver_is_said(monkeypatch: pytest.MonkeyPatch
 @pytest.mark.parametrize(("allowed", "port"), [("public.example", ":8443"), ("public.example:8443", "")])
 def test_a_port_that_was_not_allowed_is_refused(allowed: str, port: str) -> None:
     with pytest.raises(Problem, match="only https URLs of the hosts the operator allows"):
-        asyncio.run(Fetcher({allowed}, 100).resolve([f"https://public.example{port}/cat.jpg"]))
+        asyncio.run(resolve(Fetcher({allowed}, 100, Buffer(100)), f"https://public.example{port}/cat.jpg"))
 
 
 @pytest.mark.parametrize("given", ["https://a.example", "a.example/x", "u@a.example", "a.example:x", ""])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
@@ -23,7 +23,8 @@ _SILENT_S = 1.0
 class TimeoutProtocol(H11Protocol):
     """HTTP/1.1 with time limits for requests to arrive and for clients to read answers, and a count of open connections.
 
-    At the limit, connections that wait for a request are closed, the oldest first. h11 is pure Python and slower than
+    At the limit, connections that wait for a request are closed, the oldest first. Over TLS a connection counts from its
+    acceptance on, before its handshake. h11 is pure Python and slower than
     httptools, but it limits the size of headers, and an engine is slower than both.
     """
 
@@ -32,26 +33,32 @@ class TimeoutProtocol(H11Protocol):
     open_connections = 0
     """Of this process."""
     _idle: ClassVar[dict[TimeoutProtocol, None]] = {}
-    """Connections that wait for the headers of a request, the longest wait first."""
+    """Connections that wait for a handshake, for the headers of a request, or for the end of TLS, the longest wait first."""
+    _accepting: asyncio.Task[object] | None = None
+    """asyncio's task that waits for the handshake of TLS; cancelling it closes the connection."""
     _silent: asyncio.TimerHandle | None = None
     _overdue: asyncio.TimerHandle | None = None
     _untaken: asyncio.TimerHandle | None = None
     _probe: asyncio.TimerHandle | None = None
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        # Over TLS asyncio calls connection_made only after the handshake, which a client may never begin.
+        self._accepting = asyncio.current_task() if self.config.ssl is not None else None
+        if self._accepting is not None:
+            self._accepting.add_done_callback(self._end_handshake)
+            # Not now: asyncio would not close a connection that it has not set up.
+            self.loop.call_soon(self._open)
+
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Wait for the first headers; at the limit, first close the oldest idle connection."""
+        """Wait for the first headers."""
         super().connection_made(transport)
         # Count the first byte that the client does not read; the default is 64 KiB.
         transport.set_write_buffer_limits(high=1, low=0)
-        cls = TimeoutProtocol
-        cls.open_connections += 1
-        if cls.open_connections > cls.most_connections and cls._idle:
-            next(iter(cls._idle))._close_idle()
-        elif cls.open_connections > cls.most_connections + _OVER:
-            _LOG.warning("over %d connections are open; a new one is closed at once", cls.most_connections)
-            transport.abort()
-        self._silent = self.loop.call_later(_SILENT_S, self._count_as_idle)
-        self._wait()
+        if self._accepting is None:
+            self._open()
+        else:
+            self._count_as_idle_soon()
 
     def data_received(self, data: bytes) -> None:
         """Keep waiting while headers are incomplete; stop when they are complete."""
@@ -61,12 +68,16 @@ class TimeoutProtocol(H11Protocol):
         else:
             self._count_as_busy()
             self._stop_waiting()
+        if self._waits_for_end_of_tls():
+            self._count_as_idle_soon()
 
     def on_response_complete(self) -> None:
         """Count a connection that is kept open as idle, unless its next request has already arrived."""
         super().on_response_complete()
         waits_for_request = self.conn.their_state is h11.IDLE and not self.conn.trailing_data[0]
-        if waits_for_request and not self.transport.is_closing():
+        if self._waits_for_end_of_tls() or (waits_for_request and self.scheme == "https"):
+            self._count_as_idle_soon()  # not now: closing it drops what the client has not taken
+        elif waits_for_request and not self.transport.is_closing():
             self._count_as_idle()
 
     def eof_received(self) -> bool:  # type: ignore[override]
@@ -108,13 +119,43 @@ class TimeoutProtocol(H11Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Stop waiting."""
-        TimeoutProtocol.open_connections -= 1
-        self._count_as_busy()
-        self._stop_waiting()
+        self._leave()
         if self._probe is not None:
             self._probe.cancel()
         super().connection_lost(exc)
         self.resume_writing()
+
+    def _open(self) -> None:
+        """Count a new connection; at the limit, close the oldest idle one, or this one."""
+        cls = TimeoutProtocol
+        cls.open_connections += 1
+        self._count_as_idle_soon()
+        self._wait()
+        if cls.open_connections > cls.most_connections and cls._idle:
+            next(iter(cls._idle))._close_idle()
+        elif cls.open_connections > cls.most_connections + _OVER:
+            _LOG.warning("over %d connections are open; a new one is closed at once", cls.most_connections)
+            self._abort()
+
+    def _leave(self) -> None:
+        TimeoutProtocol.open_connections -= 1
+        self._count_as_busy()
+        self._stop_waiting()
+
+    def _end_handshake(self, _: object) -> None:
+        self._accepting = None
+        if self.transport is None:  # it failed; connection_lost is not called
+            self._leave()
+
+    def _abort(self) -> None:
+        if self.transport is not None:
+            self.transport.abort()
+        elif self._accepting is not None:
+            self._accepting.cancel()
+
+    def _waits_for_end_of_tls(self) -> bool:
+        """Whether the server has ended TLS; asyncio waits 30 s until the client ends it too."""
+        return self.scheme == "https" and self.transport.is_closing()
 
     def _wait(self) -> None:
         if self._overdue is None:
@@ -126,9 +167,15 @@ class TimeoutProtocol(H11Protocol):
             self._overdue = None
 
     def _give_up(self) -> None:
-        if not self.transport.is_closing():
+        if self.transport is None:
+            self._abort()
+        elif not self.transport.is_closing():
             self.transport.write(b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncontent-length: 0\r\n\r\n")
             self.transport.close()
+
+    def _count_as_idle_soon(self) -> None:
+        self._count_as_busy()
+        self._silent = self.loop.call_later(_SILENT_S, self._count_as_idle)
 
     def _count_as_idle(self) -> None:
         self._idle[self] = None
@@ -141,7 +188,10 @@ class TimeoutProtocol(H11Protocol):
 
     def _close_idle(self) -> None:
         self._count_as_busy()
-        self.transport.close()
+        if self.scheme == "http":
+            self.transport.close()
+        else:
+            self._abort()
 
     def _end_slow_reader(self) -> None:
         _LOG.warning("a client that did not take its answer within %g s is cut off", self.patience_s)

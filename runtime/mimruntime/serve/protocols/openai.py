@@ -65,8 +65,8 @@ def router(models: Models, fetcher: Fetcher, max_items: int) -> APIRouter:
         admit(request, model, codec, body.embedding_space, len(locations))
         model.check_request(len(locations))
         by_item = body.errors == "item"
-        sources = await fetcher.resolve(locations, by_item=by_item)
-        outcomes = await model.embed(sources, by_item=by_item)
+        async with fetcher.resolve(locations, by_item=by_item) as sources:
+            outcomes = await model.embed(sources, by_item=by_item)
         return embeddings(model, codec, outcomes, body.encoding_format, selection=body.selection, by_item=by_item)
 
     @routes.get("/models", responses=documented(ErrorResponse, 401, 503))

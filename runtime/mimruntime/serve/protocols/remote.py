@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 import ssl
 from collections.abc import AsyncIterator, Iterable, Sequence
@@ -12,6 +13,7 @@ from urllib.parse import quote, urljoin, urlsplit
 import h11
 
 from mimruntime.addresses import is_public
+from mimruntime.serve.admission.buffer import Buffer
 from mimruntime.serve.problems import Problem
 from mimruntime.serve.settings import parse_remote_host
 
@@ -34,22 +36,26 @@ class Fetcher:
     runs in threads that nothing else uses.
     """
 
-    def __init__(self, hosts: Iterable[str], max_bytes: int) -> None:
+    def __init__(self, hosts: Iterable[str], max_bytes: int, buffer: Buffer) -> None:
         self._hosts = frozenset(parse_remote_host(host) for host in hosts)
         self._max_bytes = max_bytes
+        self._buffer = buffer
         self._slots = asyncio.Semaphore(_AT_ONCE)
         self._lookups = ThreadPoolExecutor(_AT_ONCE, "mimexport-lookup")
 
-    async def resolve(self, locations: Sequence[str], *, by_item: bool = False) -> list[bytes | str | Problem]:
-        """Return data URIs unchanged, and the fetched bytes of URLs.
+    @contextlib.asynccontextmanager
+    async def resolve(
+        self, locations: Sequence[str], *, by_item: bool = False
+    ) -> AsyncIterator[list[bytes | str | Problem]]:
+        """Yield data URIs unchanged, and the fetched bytes of URLs; these count as buffered until the block ends.
 
         Args:
             locations: data URIs and URLs of a request's images.
-            by_item: return the 400 of an image in its place.
+            by_item: yield the 400 of an image in its place.
 
         Raises:
             Problem: 400 with the position of a URL that is not allowed or does not answer; 413 if the images together are too
-                large.
+                large; 429 if too many bytes are in memory.
 
         """
         found: list[bytes | str | Problem] = list(locations)
@@ -57,19 +63,26 @@ class Fetcher:
         if not by_item:
             for index in remote:
                 self._check_url(locations[index], index)
-        room = _Room(self._max_bytes)
-        tasks = [asyncio.create_task(self._fetch(locations[index], index, room)) for index in remote]
+        room = _Room(self._max_bytes, self._buffer)
+        fetch = self._fetch_item if by_item else self._fetch
+        tasks = [asyncio.create_task(fetch(locations[index], index, room)) for index in remote]
         try:
-            for index, body in zip(remote, await asyncio.gather(*tasks, return_exceptions=by_item), strict=True):
-                if isinstance(body, BaseException) and not isinstance(body, Problem):
-                    raise body
-                if isinstance(body, Problem) and body.status_code == 413:  # concerns all images together
-                    raise body
+            for index, body in zip(remote, await asyncio.gather(*tasks), strict=True):
                 found[index] = body
+            yield found
         finally:
             for task in tasks:
                 task.cancel()
-        return found
+            room.give_back()
+
+    async def _fetch_item(self, url: str, index: int, room: _Room) -> bytes | Problem:
+        """Return the problem of one image; raise those that concern all images together."""
+        try:
+            return await self._fetch(url, index, room)
+        except Problem as problem:
+            if problem.status_code != 400:
+                raise
+            return problem
 
     async def _fetch(self, url: str, index: int, room: _Room) -> bytes:
         try:
@@ -122,17 +135,24 @@ class Fetcher:
 
 
 class _Room:
-    """Bytes that the images of one request may still use."""
+    """Bytes that the images of one request use, of its own and of the service's limit."""
 
-    def __init__(self, limit: int) -> None:
-        self._limit = self._left = limit
+    def __init__(self, limit: int, buffer: Buffer) -> None:
+        self._limit = limit
+        self._taken = 0
+        self._buffer = buffer
 
     def take(self, count: int, index: int) -> None:
         """Use `count` bytes for image `index`."""
-        self._left -= count
-        if self._left < 0:
+        self._taken += count
+        self._buffer.take(count)
+        if self._taken > self._limit:
             reason = f"image {index}: the images of the request are over {self._limit:,} bytes"
             raise Problem(413, "image_too_large", reason, param=f"input[{index}]")
+
+    def give_back(self) -> None:
+        """End the use of all bytes."""
+        self._buffer.give(self._taken)
 
 
 def _look_up(host: str, port: int) -> list[tuple[object, object, object, object, tuple[object, ...]]]:

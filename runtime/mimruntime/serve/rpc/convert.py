@@ -49,7 +49,11 @@ def read_infer(message: bytes, max_items: int) -> tuple[str, InferRequest, bytes
     document = {
         "id": asked.id or None,
         "inputs": inputs,
-        "outputs": [{"name": each.name, "parameters": _parameters(each.parameters)} for each in asked.outputs],
+        # Answers over gRPC have only raw bytes, also where an output asks for others.
+        "outputs": [
+            {"name": each.name, "parameters": _parameters(each.parameters) | {"binary_data": True}}
+            for each in asked.outputs
+        ],
         "parameters": _parameters(asked.parameters) | {"binary_data_output": True},
     }
     try:
