@@ -97,7 +97,7 @@ class FitSettings:
     option("--unlabelled", is_flag=True, help="Learn without labels (abmilp, topk, whitenings); labels only evaluate."),
     option("--no-judge", is_flag=True, help="Do not measure accuracy on held-out labelled images."),
     option("--cache", type=PATH, default=_CACHE, show_default=True, help="Folder of stored tokens."),
-    option("--seed", type=int, default=0, show_default=True, metavar="N", help="Seed of the split and the training."),
+    option("--seed", type=int, default=0, show_default=True, metavar="N", help="Seed of the training."),
     DEVICE,
 )
 @group("Output", option("--out", type=PATH, required=True, metavar="FILE", help="Head file to write (.safetensors)."))
@@ -110,7 +110,7 @@ def fit_command(settings: FitSettings, backbone: BackboneOptions) -> None:
         from mimexport.fitting.training_images import held_out_labels, open_images
         from mimexport.heads import save_head
     check_out(settings.out)
-    train, held_out = open_images(settings.data, seed=settings.seed)
+    train, held_out = open_images(settings.data)
     judged = None if held_out is None or train.labels is None or settings.no_judge else (train, held_out)
     if judged:
         held_out_labels(*judged)  # check the labels before the training, which takes minutes
