@@ -110,7 +110,7 @@ def fit(
         model: as in `build`.
         agg: the aggregator to learn; if it learns nothing, only the whitening is fitted.
         data: folder or zip of CLASS/image, or of train/CLASS/image and val/CLASS/image; `labels=False` needs no classes.
-        labels: learn with the labels of class folders.
+        labels: learn with the labels of class folders; topk and whitenings never use them.
         out: also write the head to this `.safetensors` file.
         agg_options: as in `build`.
         token_norm: as in `build`.

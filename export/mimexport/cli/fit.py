@@ -88,13 +88,17 @@ class FitSettings:
     option(
         "--token-norm",
         type=click.Choice(["raw", "final"]),
-        help="Read tokens before or after the final norm.  [default: the better]",
+        help="Read tokens before or after the final norm.  [default: raw if learned, else the better]",
     ),
 )
 @group(
     "Images",
     option("--data", type=PATH, required=True, help="Folder or zip of CLASS/image, or train/ and val/ of them."),
-    option("--unlabelled", is_flag=True, help="Learn without labels (abmilp, topk, whitenings); labels only evaluate."),
+    option(
+        "--unlabelled",
+        is_flag=True,
+        help="Learn without labels (abmilp), as topk and whitenings always do; labels only evaluate.",
+    ),
     option("--no-judge", is_flag=True, help="Do not measure accuracy on held-out labelled images."),
     option("--cache", type=PATH, default=_CACHE, show_default=True, help="Folder of stored tokens."),
     option("--seed", type=int, default=0, show_default=True, metavar="N", help="Seed of the training."),
