@@ -91,8 +91,10 @@ class References:
             head = None if own is not None else _find_head(manifest, trunk.backbone.shape, self.heads)
             model, _ = compose(loaded, _options(manifest, head, own), trunk.backbone)
             reference = TorchReference(model.to(device), trunk, manifest.preprocess.size)
-            if manifest.files:  # empty if the manifest was copied with another token norm and never built
+            if manifest.files:
                 check_reference(artifact, reference)
+            else:  # the manifest was copied with another token norm and never built
+                reference.mark_code()
             if narrow:
                 reference.set_precision(manifest.graph.precision)
             opened.append(reference)

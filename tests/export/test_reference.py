@@ -11,6 +11,8 @@ import pytest
 import safetensors.torch
 from catalogue import built, exported_as
 
+from mimeval.baselines import other_norm
+from mimeval.deployments import reference_identity
 from mimeval.models import find_baselines, group_models
 from mimexport import references as reference_module
 from mimexport.aliases import ALIASES, Alias
@@ -115,6 +117,19 @@ def test_narrowed_it_computes_in_the_precision_of_the_graph(learned_artifact, tm
     loss = 1 - (narrow.run(images)["embedding"] * expected).sum(1).min()
     assert rounding**2 / 10 < loss < 0.02
     np.testing.assert_allclose(wide.run(images)["embedding"], expected, atol=1e-5)
+
+
+def test_features_that_no_build_vouches_for_are_not_those_of_other_code(random_artifact, monkeypatch) -> None:
+    def identities() -> list[str]:
+        artifacts = [random_artifact, other_norm(random_artifact)]
+        return [reference_identity(*pair) for pair in zip(artifacts, References().open(artifacts), strict=True)]
+
+    before, again = identities(), identities()
+    monkeypatch.setattr("mimexport.torch_reference.code_digest", lambda: "another")
+    after = identities()
+    assert before == again
+    assert before[0] == after[0]  # compared with the vectors of its build
+    assert before[1] != after[1]
 
 
 def test_weights_of_another_digest_are_refused(random_artifact, tmp_path) -> None:
