@@ -88,7 +88,7 @@ class FitSettings:
     option(
         "--token-norm",
         type=click.Choice(["raw", "final"]),
-        help="Read tokens before or after the final norm.  [default: raw if learned, else the better]",
+        help="Tokens before or after the norm.  [default: raw if learned, else better]",
     ),
 )
 @group(
@@ -97,7 +97,7 @@ class FitSettings:
     option(
         "--unlabelled",
         is_flag=True,
-        help="Learn without labels (abmilp), as topk and whitenings always do; labels only evaluate.",
+        help="Learn without labels, as topk and whitenings do; labels only evaluate.",
     ),
     option("--no-judge", is_flag=True, help="Do not measure accuracy on held-out labelled images."),
     option("--cache", type=PATH, default=_CACHE, show_default=True, help="Folder of stored tokens."),
