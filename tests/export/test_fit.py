@@ -375,7 +375,6 @@ def test_two_view_recall_is_one_for_equal_views_and_chance_for_strangers():
             OptionError,
             "learning without labels needs raw tokens",
         ),
-        ({"agg": "topk", "agg_options": {"score": "learned"}}, OptionError, "fitted without labels; add --unlabelled"),
     ],
 )
 def test_what_cannot_be_fitted_is_one_line(tmp_path, pictures, changes, error, message):
