@@ -20,6 +20,7 @@ from PIL import Image
 import mimeval
 import mimexport
 import mimruntime
+from mimeval.datasets import open_dataset
 from mimruntime import Embedder, MimError
 
 PACKAGES = (mimruntime, mimexport, mimeval)
@@ -121,6 +122,17 @@ def test_from_two_artifacts_to_a_report(in_memory, workplace):
     )
     assert report.metric == "k-NN"
     assert {gain.model for gain in report.gains} == {"mine"}
+
+
+def test_limits_hold_for_images_in_memory_as_for_a_folder(toy_artifact, workplace, monkeypatch):
+    monkeypatch.setattr("mimeval.evaluation.evaluate", lambda _artifacts, _baselines, dataset, *_, **__: dataset)
+    monkeypatch.setattr("mimeval.comparison.compare_artifacts", lambda _first, _second, dataset, **_: dataset)
+    folder = workplace / "labelled"
+    for data in (folder, open_dataset(str(folder), cache=workplace / "cache")):
+        options = {"data": data, "limit": 2, "train_limit": 6, "cache": workplace / "cache", "device": "cpu"}
+        evaluated = mimeval.evaluate([toy_artifact], baseline=toy_artifact, **options)
+        compared = mimeval.compare(toy_artifact, toy_artifact, **options)
+        assert [(len(found.test), len(found.train)) for found in (evaluated, compared)] == [(2, 6), (2, 6)]
 
 
 def test_the_examples_of_the_docstrings_run(workplace, monkeypatch):

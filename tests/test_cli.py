@@ -134,7 +134,7 @@ def test_fit_hands_every_option_on(monkeypatch, tmp_path):
     assert options.agg_options == {"prior": "center", "depth": 2, "queries": 8, "score": "norm", "k": "25%"}
     assert (options.model, options.agg, options.token_norm, options.seed) == ("mae-tiny", "abmilp", "raw", 7)
     assert (options.weights, options.random_seed, options.cache) == (Path("w.pth"), None, tmp_path / "cache")
-    assert (len(options.images), len(options.labels)) == (4, 4)
+    assert (len(options.images), len(options.labels)) == (3, 3)
     unlabelled = captured(monkeypatch, "mimexport.fitting.fitter.Fitter", fit, [*arguments, "--unlabelled"])
     assert unlabelled.labels is None
 

@@ -12,6 +12,7 @@ from frontier_vectors import network_of
 from mimexport.graph import FILE, export_graph
 from mimexport.keep_choices import run_in_turn
 from mimexport.loading import load_any
+from mimexport.provenance import code_digest
 from mimruntime.cpus import available_cpus, multiplies_bf16
 from mimruntime.engines import engine_module
 from mimruntime.engines.base import Engine, Setting
@@ -37,7 +38,7 @@ class Stopwatch:
     """
 
     def __init__(self, model: str, work: Path) -> None:
-        self._model, self._work = model, work
+        self._model, self._work = model, work / code_digest()  # so that graphs of other code are not reused
 
     def graph(self, row: Row) -> Path:
         """Return the ONNX file of a row; export it if it is missing."""

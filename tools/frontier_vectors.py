@@ -21,6 +21,7 @@ from mimexport.features import ComputedFeatures
 from mimexport.loading import load_any
 from mimexport.options import BuildOptions
 from mimexport.preprocessing import preprocess_of
+from mimexport.provenance import code_digest
 from mimruntime.cpus import multiplies_bf16
 from mimruntime.decode import decode
 from mimruntime.manifest import Precision
@@ -49,8 +50,9 @@ class VectorStore:
     """
 
     def __init__(self, model: str, device: torch.device, work: Path) -> None:
-        self._model, self.device, self._work = model, device, work
-        work.mkdir(parents=True, exist_ok=True)
+        self._model, self.device = model, device
+        self._work = work / code_digest() / device.type  # so that vectors of other code are not reused
+        self._work.mkdir(parents=True, exist_ok=True)
 
     @property
     def precisions(self) -> str:

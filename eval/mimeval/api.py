@@ -12,6 +12,7 @@ from mimeval import comparison, evaluation
 from mimeval.accelerator import Accelerator, accelerated
 from mimeval.baselines import BuildBaseline
 from mimeval.datasets import Dataset, open_dataset
+from mimeval.datasets.subset import limited
 from mimeval.deployments import parse_engines
 from mimeval.feature_store import FeatureStore
 from mimeval.models import find_baselines
@@ -210,7 +211,7 @@ def _dataset(
     data: str | _Path | Dataset, cache: Path, limit: int | None, train_limit: int | None, seed: int, progress: Progress
 ) -> Dataset:
     if isinstance(data, Dataset):
-        return data
+        return limited(data, limit, train_limit, seed)
     name = os.fspath(data)
 
     def reading(here: int, total: int | None) -> None:  # the total may be unknown

@@ -213,6 +213,19 @@ def other_norm(artifact: Artifact) -> Artifact:
     )
 
 
+def _built(model: Model, like: Artifact, build: BuildBaseline | None) -> Artifact:
+    """Build a baseline in the precision of `like`; raise OptionError if that cannot be done."""
+    if build is None:
+        raise OptionError("give its artifact with --baseline")
+    built = build(like, model.token_norm)
+    if built.manifest.embedding_space != model.space:
+        raise OptionError(
+            f"what was built like {like.path} is in space {built.manifest.embedding_space}, expected {model.space};"
+            " give its artifact with --baseline"
+        )
+    return built
+
+
 def complete(models: Sequence[Model], build: BuildBaseline | None, reasons: list[Reason]) -> list[Model]:
     """Return the models that run on engines, with baselines in each precision that is needed.
 
@@ -234,9 +247,7 @@ def complete(models: Sequence[Model], build: BuildBaseline | None, reasons: list
         ):
             like = next(a for a in asked if a.manifest.graph.precision == precision)
             try:
-                if build is None:
-                    raise OptionError("give its artifact with --baseline")
-                here.append(build(like, model.token_norm))
+                here.append(_built(model, like, build))
             except MimError as error:
                 advice = ""
                 if like.manifest.embedding.whitening is not None and precision != "fp32":

@@ -107,7 +107,7 @@ def check(
         store: stores features.
 
     Raises:
-        DataError: the data set differs from that of the known accuracies.
+        DataError: the data set differs from that of the known accuracies, or an image cannot be read.
 
     """
     if dataset.train is None or (len(dataset.classes), len(dataset.train), len(dataset.test)) != (
@@ -131,6 +131,13 @@ def check(
     finally:
         for embedder in embedders:
             embedder.close()
+    for table in (trains[0], tests[0]):
+        if table is not None and table.errors:
+            first = next(iter(table.errors.values()))
+            raise DataError(
+                f"{dataset.name}: {len(table.errors)} images could not be read, for one {first}; the answers are for all"
+                f" {len(table.embedding):,}, so repair these"
+            )
     labels = dataset.test.labels[images.order]
     for answer, train, test in zip(known.answers, trains, tests, strict=True):
         features = images.known(train)

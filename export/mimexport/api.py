@@ -110,13 +110,13 @@ def fit(
         model: as in `build`.
         agg: the aggregator to learn; if it learns nothing, only the whitening is fitted.
         data: folder or zip of CLASS/image, or of train/CLASS/image and val/CLASS/image; `labels=False` needs no classes.
-        labels: learn with the labels of class folders.
+        labels: learn with the labels of class folders; topk and whitenings never use them.
         out: also write the head to this `.safetensors` file.
         agg_options: as in `build`.
         token_norm: as in `build`.
         weights: as in `build`.
         random_seed: as in `build`.
-        seed: seed of all random choices; the same seed gives the same head on the same device.
+        seed: seed of all random choices of the training; the same seed gives the same head on the same device.
         cache: folder of stored tokens, about 2·N·D bytes per image and view for N patches of width D.
         keep: as in `build`; the head fits only artifacts that keep the same patches.
         keep_by: as in `build`.
@@ -162,7 +162,7 @@ def open_fitter(
     progress: Callable[[str, int, int], None],
 ) -> fitter.Fitter:
     """Return the `Fitter` that `fit` runs, after checking all options; see `fit` for the arguments."""
-    train, _ = open_images(Path(data), seed=seed)
+    train, _ = open_images(Path(data))
     if train.labels is None and labels:
         raise OptionError(
             f"{data} has fewer than two class folders; learn without labels: --unlabelled, or labels=False"

@@ -1,4 +1,4 @@
-"""Convert timm's data configuration to the manifest's preprocessing record and to Hugging Face's preprocessor file."""
+"""Convert timm's data configuration to the manifest's preprocessing record and back, and to Hugging Face's preprocessor file."""
 
 from __future__ import annotations
 
@@ -12,6 +12,9 @@ import msgspec
 from mimruntime.errors import OptionError
 from mimruntime.manifest import Preprocess
 
+_MODES: dict[str, Any] = {"center": "shortest", "squash": "squash"}
+"""Modes of the manifest by timm's names of them."""
+
 
 def preprocess_of(config: Mapping[str, Any]) -> Preprocess:
     """Return the preprocessing record of timm's data configuration.
@@ -21,8 +24,7 @@ def preprocess_of(config: Mapping[str, Any]) -> Preprocess:
 
     """
     _, height, width = config["input_size"]
-    modes: dict[str, Any] = {"center": "shortest", "squash": "squash"}
-    if height != width or config["crop_mode"] not in modes:
+    if height != width or config["crop_mode"] not in _MODES:
         raise OptionError(
             f"this backbone needs {width}×{height} px with crop mode '{config['crop_mode']}';"
             " only square inputs with 'center' or 'squash' are supported; choose another --model"
@@ -30,11 +32,23 @@ def preprocess_of(config: Mapping[str, Any]) -> Preprocess:
     return Preprocess(
         size=height,
         resize=math.floor(height / config["crop_pct"]),
-        mode=modes[config["crop_mode"]],
+        mode=_MODES[config["crop_mode"]],
         interpolation=config["interpolation"],
         mean=tuple(config["mean"]),
         std=tuple(config["std"]),
     )
+
+
+def config_of(preprocess: Preprocess) -> dict[str, Any]:
+    """Return the settings in timm's data configuration of which `preprocess_of` makes this record, for a backbone of its size."""
+    return {
+        "crop_pct": preprocess.size
+        / (preprocess.resize + 0.5),  # half a pixel, so that rounding down gives `resize` again
+        "crop_mode": next(name for name, mode in _MODES.items() if mode == preprocess.mode),
+        "interpolation": preprocess.interpolation,
+        "mean": preprocess.mean,
+        "std": preprocess.std,
+    }
 
 
 def write_preprocessor(folder: Path, preprocess: Preprocess) -> None:

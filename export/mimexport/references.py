@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import msgspec
 from torch import nn
 
 from mimexport.aggregators import AGGREGATORS, Aggregator
@@ -21,6 +23,7 @@ from mimexport.loaded_model import LoadedModel
 from mimexport.loading import load_any
 from mimexport.options import BuildOptions
 from mimexport.pipeline import build
+from mimexport.preprocessing import config_of
 from mimexport.provenance import code_digest
 from mimexport.published_heads import load_published_head
 from mimexport.torch_reference import SharedBackbone, TorchReference, check_reference
@@ -88,8 +91,10 @@ class References:
             head = None if own is not None else _find_head(manifest, trunk.backbone.shape, self.heads)
             model, _ = compose(loaded, _options(manifest, head, own), trunk.backbone)
             reference = TorchReference(model.to(device), trunk, manifest.preprocess.size)
-            if manifest.files:  # empty if the manifest was copied with another token norm and never built
+            if manifest.files:
                 check_reference(artifact, reference)
+            else:  # the manifest was copied with another token norm and never built
+                reference.mark_code()
             if narrow:
                 reference.set_precision(manifest.graph.precision)
             opened.append(reference)
@@ -128,7 +133,7 @@ class References:
         """Return the baseline for `artifact`: the artifact of [cls], or of the mean if the backbone has no [cls].
 
         Args:
-            artifact: the baseline has the same backbone, size, precision and whitening.
+            artifact: the baseline has the same backbone, preprocessing and precision, and is whitened if this is.
             folder: folder in which it is built, or found if the same code built it before.
             token_norm: token norm of the baseline; None takes the default of the backbone or of the whitening's head.
 
@@ -147,7 +152,9 @@ class References:
                 " --calibrate FOLDER"
             )
         head = self._whitening_head(manifest, agg) if whitened else None
-        name = f"{agg}-{manifest.graph.precision}-{manifest.backbone.weights_sha256[:12]}-{manifest.preprocess.size}"
+        pixels = hashlib.sha256(msgspec.json.encode(manifest.preprocess)).hexdigest()[:8]
+        weights, size = manifest.backbone.weights_sha256[:12], manifest.preprocess.size
+        name = f"{agg}-{manifest.graph.precision}-{weights}-{size}-{pixels}"
         name = name if token_norm is None else f"{name}-{token_norm}"
         name = name if head is None else f"{name}-whitened-{load_head(head).sha256(whitened=True)[:12]}"
         out = folder / code_digest() / name  # do not reuse baselines built by other code
@@ -194,7 +201,7 @@ class References:
 
 def _load(manifest: Manifest, weights: Path | None, models: Sequence[nn.Module | LoadedModel]) -> LoadedModel:
     """Load the weights the artifact was built from, with its preprocessing; raise WeightsError if they differ."""
-    backbone, pixels = manifest.backbone, manifest.preprocess
+    backbone = manifest.backbone
     given = (load_any(model) for model in models)
     loaded = next((one for one in given if one.sha256 == backbone.weights_sha256), None)
     if loaded is None and backbone.source == "memory":
@@ -208,7 +215,7 @@ def _load(manifest: Manifest, weights: Path | None, models: Sequence[nn.Module |
             f"{manifest.name} was built from weights {backbone.weights_sha256[:12]}…, found {loaded.sha256[:12]}…"
             f" ({loaded.origin}); give the right file with --weights FILE, or build the artifact again"
         )
-    return replace(loaded, config={**loaded.config, "mean": pixels.mean, "std": pixels.std})
+    return replace(loaded, config={**loaded.config, **config_of(manifest.preprocess)})
 
 
 def _load_by_name(manifest: Manifest, weights: Path | None) -> LoadedModel:

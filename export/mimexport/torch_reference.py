@@ -49,8 +49,11 @@ class TorchReference(Engine):
         if self._model is not None:
             self._model.set_precision(precision)
             self.precision = precision
-            # `check_reference` compared float32 only, so mark results of other precisions with the code that computed them.
-            self.version = f"{self.version} {code_digest()}"
+            self.mark_code()  # `check_reference` compared float32 only
+
+    def mark_code(self) -> None:
+        """Name this package's code in the version: nothing tells whether its vectors are those that older code computed."""
+        self.version = f"{torch.__version__} {code_digest()}"
 
     def _close(self) -> None:
         """See base class."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import lzma
 import threading
 import zipfile
@@ -17,6 +18,8 @@ from mimruntime.image_paths import find_images, nothing_found
 TRAIN_PARTS = ("train", "training")
 TEST_PARTS = ("val", "valid", "validation", "test", "testing")
 """Names of folders that split images into training and test sets (any case); they are not classes."""
+_HELD_OUT = 5
+"""Without these folders, one image of five per class is a test image."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +109,22 @@ def divided_by_owner(files: Sequence[ImageFile]) -> tuple[list[ImageFile], list[
         return None
     below = {part: [file for file in files if file.name.parts[0].lower() == part] for part in (train, test)}
     return below[train], below[test]
+
+
+def held_out(files: Sequence[ImageFile]) -> list[bool]:
+    """Return which images of CLASS/image are test images: a fifth of each class, at least one, but none of a single image.
+
+    Names alone decide. So an evaluation never judges a head by images it was fitted on, whatever the seeds of the two, and
+    whether they read a folder or its zip.
+    """
+    classes: dict[str, list[str]] = {}
+    for file in files:
+        classes.setdefault(file.name.parts[0], []).append(str(file.name))
+    chosen: set[str] = set()
+    for names in classes.values():
+        drawn = sorted(names, key=lambda name: hashlib.sha256(name.encode("utf-8", "surrogateescape")).digest())
+        chosen |= {*drawn[: max(1, len(names) // _HELD_OUT)]} if len(names) > 1 else set()
+    return [str(file.name) in chosen for file in files]
 
 
 def open_zip(path: Path) -> zipfile.ZipFile:

@@ -97,13 +97,30 @@ def test_the_stronger_is_built_in_every_precision_that_is_counted_from_it(models
         built.append((precision, norm))
         if precision == "fp16":
             raise OptionError("no images")
-        return artifact(toy_artifact, "built", "cls", norm=norm, precision=precision)
+        return dataclasses.replace(
+            strongest, manifest=msgspec.structs.replace(strongest.manifest, name="built", files=files)
+        )
 
+    (strongest,) = next(model.artifacts for model in models if model.title == "cls raw")
+    files = Artifact.open(toy_artifact).manifest.files
     running = complete(chosen(models, 0.2, 0.3).models, build, reasons)
     assert built == [("fp16", "raw"), ("fp32", "raw")]
     assert next((m.title, [a.manifest.name for a in m.artifacts]) for m in running) == ("cls raw", ["built"])
     assert "cls" not in {model.title for model in running}, "the weaker runs on no engine"
     assert reasons == [("undecided", "cls raw, the stronger baseline, is missing in fp16: no images")]
+
+
+def test_what_was_built_in_another_space_is_no_baseline_and_the_verdict_says_so(models, toy_artifact) -> None:
+    """A [cls] of 64 whitened dimensions, for one: what is built for it has all of them."""
+    reasons = []
+    running = complete(
+        chosen(models, 0.3, 0.2).models, lambda like, norm: artifact(toy_artifact, "built", "cls", norm="raw"), reasons
+    )
+    assert {a.manifest.embedding_space for model in running for a in model.artifacts} == {"cls final", "topk raw"}
+    ((kind, text),) = reasons
+    assert kind == "undecided"
+    assert "cls, the stronger baseline, is missing in fp16: what was built like" in text
+    assert "is in space cls raw, expected cls final; give its artifact with --baseline" in text
 
 
 def test_each_training_image_is_judged_by_the_others() -> None:

@@ -89,6 +89,21 @@ def test_other_data_than_the_answers_are_of_are_refused(build, open_references, 
         next(check(KNOWN, colours(20), build, open_references, FeatureStore(tmp_path)))
 
 
+@pytest.mark.parametrize("part", ["test", "train"])
+def test_an_image_that_cannot_be_read_is_named_since_answers_are_for_all(
+    build, open_references, tmp_path, part
+) -> None:
+    dataset = colours()
+    split = getattr(dataset, part)
+    broken = dataclasses.replace(split, load=lambda row: b"" if row in {3, 7} else split.load(row))
+    with pytest.raises(
+        DataError, match=rf"2 images could not be read, for one {split.names[3]}: .* are for all 40, so repair"
+    ):
+        next(
+            check(KNOWN, dataclasses.replace(dataset, **{part: broken}), build, open_references, FeatureStore(tmp_path))
+        )
+
+
 def test_what_is_known_is_of_backbones_there_are() -> None:
     table = json.loads((known_answers.resources.files("mimeval") / "known_answers.json").read_text())
     assert {row["model"] for row in table} >= {"mae-b16", "mae-l16", "mae-tiny"}

@@ -50,3 +50,12 @@ def test_k_nn_is_judged_among_vectors_as_they_are_stored() -> None:
     assert list(found) == list(WAYS)
     assert right["int8"] > 0.95
     assert right["tf32"] < 0.9
+
+
+def test_mean_and_scale_are_those_of_all_classes_where_training_images_are_sorted_by_class() -> None:
+    """Classes lie along a line, each narrow: by the statistics of the first alone, all others are cut off at one place."""
+    random = np.random.default_rng(0)
+    labels = np.repeat(np.arange(4), 300)
+    vectors = np.eye(64)[0] + 0.2 * labels[:, None] * np.eye(64)[1] + 0.001 * random.standard_normal((1200, 64))
+    found = k_nn_correct(["int8"], vectors, labels, vectors[::10], labels[::10])
+    assert found["int8"].mean() > 0.95

@@ -159,6 +159,16 @@ def test_without_labels_a_scorer_or_a_whitening_is_fitted(tmp_path, pictures, ag
         assert f"learned, k {head.params['k']}" in head.figures["choice"]
 
 
+def test_topk_learns_its_score_without_labels_also_where_there_are_some(tmp_path, pictures):
+    heads = [
+        Fitter(options(tmp_path, pictures, agg="topk", labels=labels, agg_options=asked)).fit()
+        for labels, asked in ((pictures[1], {}), (pictures[1], {"score": "learned"}), (None, {}))
+    ]
+    assert heads[0].params["score"] == "learned"
+    assert "choice" in heads[0].figures
+    assert len({head.sha256(whitened=True) for head in heads}) == 1
+
+
 def test_a_training_free_score_keeps_itself_and_gets_a_whitening(tmp_path, pictures):
     options_ = options(tmp_path, pictures, agg="topk", labels=None, agg_options={"score": "norm", "k": "25%"})
     head = Fitter(options_).fit()
@@ -365,7 +375,6 @@ def test_two_view_recall_is_one_for_equal_views_and_chance_for_strangers():
             OptionError,
             "learning without labels needs raw tokens",
         ),
-        ({"agg": "topk", "agg_options": {"score": "learned"}}, OptionError, "fitted without labels; add --unlabelled"),
     ],
 )
 def test_what_cannot_be_fitted_is_one_line(tmp_path, pictures, changes, error, message):

@@ -8,10 +8,13 @@ import pytest
 import torch
 from frontier_page import MARKER, TRAINING, kept_gain, write_page
 from frontier_rows import CLS, FULL, LEARNED, ROWS, Row
+from frontier_speed import Stopwatch
+from frontier_vectors import VectorStore, save
 from learned_rule import LearnedSelection, _by_removal, _Encoder, learn
 from small_models import make_small
 from token_merging import Merged, MergingModel, merge_pairs
 
+from mimeval.datasets.pixels import split_of_pixels
 from mimeval.statistics import Interval
 from mimexport.aggregators import make_aggregator
 from mimexport.backbone import Backbone
@@ -72,6 +75,32 @@ def test_engines_merge_what_torch_merges(engine, merging, tmp_path_factory):
     with open_engine(engine, folder / FILE) as opened:
         found = opened.run(PIXELS)["embedding"]
     np.testing.assert_allclose(found, embed_with_torch(merging, PIXELS), atol=1e-5)
+
+
+def test_what_other_code_or_another_device_made_is_made_again(tmp_path, monkeypatch):
+    part, made = split_of_pixels("two", np.zeros(2, np.int64), PIXELS.__getitem__, "d"), []
+
+    def embed(store, _, rows, part):
+        save(store._file(rows[0], part), np.zeros((2, 48)))
+        made.append("vectors")
+
+    def export(_, folder, size):
+        (folder / FILE).touch()
+        made.append("graph")
+
+    def make(device):
+        made.clear()
+        VectorStore("mae-tiny", torch.device(device), tmp_path).compute([FULL], [part], part)
+        Stopwatch("mae-tiny", tmp_path).graph(FULL)
+        return made.copy()
+
+    monkeypatch.setattr(VectorStore, "_network", lambda *_: network("topk"))
+    monkeypatch.setattr(VectorStore, "_embed", embed)
+    monkeypatch.setattr("frontier_speed.export_graph", export)
+    assert [make("cpu"), make("cpu"), make("cuda")] == [["vectors", "graph"], [], ["vectors"]]
+    for module in ("frontier_vectors", "frontier_speed"):
+        monkeypatch.setattr(f"{module}.code_digest", lambda: "another")
+    assert make("cpu") == ["vectors", "graph"]
 
 
 def test_every_row_has_a_name_of_its_own():

@@ -11,19 +11,24 @@ import pytest
 import safetensors.torch
 from catalogue import built, exported_as
 
-from mimeval.models import find_baselines
+from mimeval.baselines import other_norm
+from mimeval.deployments import reference_identity
+from mimeval.models import find_baselines, group_models
 from mimexport import references as reference_module
 from mimexport.aliases import ALIASES, Alias
 from mimexport.backbone import Backbone
 from mimexport.errors import HeadError, WeightsError
 from mimexport.heads import embedded_heads, load_head, save_head
+from mimexport.loading import PixelConfig
 from mimexport.options import BuildOptions
 from mimexport.pipeline import build
+from mimexport.preprocessing import config_of, preprocess_of
 from mimexport.references import References
 from mimexport.weights import load_model
 from mimruntime.artifact import Artifact, seal
 from mimruntime.engines import open_engine
 from mimruntime.errors import ArtifactError, EngineError, OptionError
+from mimruntime.manifest import Preprocess
 from mimruntime.reference import load_reference
 
 pytestmark = pytest.mark.usefixtures("small_alias")
@@ -114,6 +119,19 @@ def test_narrowed_it_computes_in_the_precision_of_the_graph(learned_artifact, tm
     np.testing.assert_allclose(wide.run(images)["embedding"], expected, atol=1e-5)
 
 
+def test_features_that_no_build_vouches_for_are_not_those_of_other_code(random_artifact, monkeypatch) -> None:
+    def identities() -> list[str]:
+        artifacts = [random_artifact, other_norm(random_artifact)]
+        return [reference_identity(*pair) for pair in zip(artifacts, References().open(artifacts), strict=True)]
+
+    before, again = identities(), identities()
+    monkeypatch.setattr("mimexport.torch_reference.code_digest", lambda: "another")
+    after = identities()
+    assert before == again
+    assert before[0] == after[0]  # compared with the vectors of its build
+    assert before[1] != after[1]
+
+
 def test_weights_of_another_digest_are_refused(random_artifact, tmp_path) -> None:
     backbone = msgspec.structs.replace(random_artifact.manifest.backbone, origin="seed 4")
     with pytest.raises(WeightsError, match="give the right file with --weights"):
@@ -148,6 +166,34 @@ def test_a_baseline_is_built_once_for_the_same_backbone_and_whitening(learned_ar
     assert manifest.embedding.whitening is not None
     assert manifest.backbone.weights_sha256 == learned_artifact.manifest.backbone.weights_sha256
     assert References().build_baseline(learned_artifact, tmp_path).manifest.created == manifest.created
+
+
+def test_a_baseline_reads_images_as_its_artifact_does_also_when_that_is_built_again(random_artifact, tmp_path) -> None:
+    for number, pixels in enumerate(
+        [
+            PixelConfig(),
+            PixelConfig(crop_pct=0.9, interpolation="lanczos"),
+            PixelConfig(crop_pct=0.37),
+            PixelConfig(mean=(0.5, 0.5, 0.5), std=(0.25, 0.5, 0.25)),
+        ]
+    ):
+        topk = build_plain(
+            random_artifact, model="small", agg="topk", out=tmp_path / str(number), random_seed=3, pixels=pixels
+        )
+        with exported_as(random_artifact):
+            baseline = References().build_baseline(topk, tmp_path / "built")
+        assert baseline.manifest.preprocess == topk.manifest.preprocess
+        assert [model.baseline for model in group_models([topk], [baseline])] == [None, baseline.manifest.name]
+
+
+@pytest.mark.parametrize("size", [32, 64, 224, 518])
+def test_every_preprocessing_is_restored_from_its_record(size) -> None:
+    config = {"input_size": (3, size, size)}
+    for resize in range(size, 3 * size):
+        record = Preprocess(
+            size=size, resize=resize, mode="squash", interpolation="bicubic", mean=(0, 0, 0), std=(1, 1, 1)
+        )
+        assert preprocess_of(config | config_of(record)) == record
 
 
 def test_a_baseline_whitened_by_another_head_lies_elsewhere(learned_artifact, tmp_path, monkeypatch) -> None:

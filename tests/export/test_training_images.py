@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mimeval.datasets import open_dataset
 from mimexport.errors import FitError
 from mimexport.fitting.training_images import held_out_labels, open_images
 from mimruntime.decode import decode
@@ -49,12 +50,30 @@ def test_parts_are_taken_as_they_are(tmp_path, kind):
 
 
 @pytest.mark.parametrize("kind", ["folder", "zip"])
-def test_without_parts_a_fifth_is_held_out_the_same_for_a_seed(tmp_path, kind):
+def test_without_parts_a_fifth_of_each_class_is_held_out(tmp_path, kind):
     path = lay_out(tmp_path / "data", CLASSES)
-    path = zipped(path, tmp_path / "d.zip") if kind == "zip" else path
-    train, test = open_images(path, seed=3)
-    assert (len(train.images), len(test.images)) == (16, 4)
-    assert train.digest == open_images(path, seed=3)[0].digest != open_images(path, seed=4)[0].digest
+    train, test = open_images(zipped(path, tmp_path / "d.zip") if kind == "zip" else path)
+    assert (len(train.images), np.bincount(test.labels).tolist()) == (16, [2, 2])
+
+
+@pytest.mark.parametrize("kind", ["folder", "zip"])
+def test_no_evaluation_judges_by_an_image_that_a_fit_learned_from(tmp_path, kind):
+    """Whatever the seed; the zip of a folder has its files in another order."""
+    names = [f"{name}/{i}.png" for name, count in (("cat", 4), ("cat-fish", 17), ("dog", 30)) for i in range(count)]
+    path = lay_out(tmp_path / "data", names)
+    for number, name in enumerate(names):
+        (path / name).write_bytes(png(number))
+    learned = {Path(image).read_bytes() for image in open_images(path)[0].images}
+    judging = zipped(path, tmp_path / "d.zip") if kind == "zip" else path
+    for seed in (0, 3):
+        dataset = open_dataset(str(judging), cache=tmp_path / "cache", seed=seed)
+        assert {dataset.train.load(row) for row in range(len(dataset.train))} == learned
+        assert not {dataset.test.load(row) for row in range(len(dataset.test))} & learned
+
+
+def test_the_only_image_of_a_class_is_learned_from(tmp_path):
+    train, test = open_images(lay_out(tmp_path / "data", ["ant/0.png", "bee/0.png"]))
+    assert (train.labels.tolist(), test) == ([0, 1], None)
 
 
 def test_without_class_folders_there_are_no_labels(tmp_path):

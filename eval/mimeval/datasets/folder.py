@@ -1,4 +1,4 @@
-"""Data sets of class folders, on disk or in a zip, with a given or a random split into train and test."""
+"""Data sets of class folders, on disk or in a zip, with a given split or a fixed one into train and test."""
 
 from __future__ import annotations
 
@@ -15,24 +15,21 @@ from mimruntime.image_files import (
     ImageFile,
     divided_by_owner,
     folder_around,
+    held_out,
     inside,
     list_images,
     open_zip,
 )
 from mimruntime.image_paths import as_text
 
-HELD_OUT = 5
-"""Without a given split, one image of five per class is a test image."""
 
-
-def open_folder(path: Path, *, seed: int = 0) -> Dataset:
-    """Read `train/CLASS/image` and `val/CLASS/image` (or `test/`), or split `CLASS/image` randomly.
+def open_folder(path: Path) -> Dataset:
+    """Read `train/CLASS/image` and `val/CLASS/image` (or `test/`), or hold a fifth of each class of `CLASS/image` out.
 
     A single folder around everything, as in many archives, is skipped.
 
     Args:
         path: a folder or a zip.
-        seed: seed of the random split.
 
     Raises:
         ImageError: the path does not exist or contains no images, or the zip is damaged.
@@ -40,7 +37,7 @@ def open_folder(path: Path, *, seed: int = 0) -> Dataset:
 
     """
     files, folders = read_tree(path)
-    return divided(path, files, folders, seed=seed)
+    return divided(path, files, folders)
 
 
 def read_tree(path: Path) -> tuple[list[ImageFile], set[PurePosixPath]]:
@@ -55,7 +52,7 @@ def read_tree(path: Path) -> tuple[list[ImageFile], set[PurePosixPath]]:
     return inside(root, files), _folders(path, root)
 
 
-def divided(path: Path, files: Sequence[ImageFile], folders: set[PurePosixPath], *, seed: int = 0) -> Dataset:
+def divided(path: Path, files: Sequence[ImageFile], folders: set[PurePosixPath]) -> Dataset:
     """Return the data set of the files and folders found at `path`; see `open_folder`."""
     if parts := divided_by_owner(files):
         train, test = parts
@@ -69,8 +66,9 @@ def divided(path: Path, files: Sequence[ImageFile], folders: set[PurePosixPath],
         )
     classes = class_names(path, files, folders, depth=0)
     whole = split_of(files, classes, 0)
-    train_rows, test_rows = _divide(path, whole, classes, seed)
-    return _named(path, classes, whole.take(test_rows), whole.take(train_rows))
+    _refuse_single(path, whole, classes)
+    held = np.array(held_out(files))
+    return _named(path, classes, whole.take(np.flatnonzero(held)), whole.take(np.flatnonzero(~held)))
 
 
 def _named(path: Path, classes: Sequence[str], test: Split, train: Split) -> Dataset:
@@ -133,18 +131,12 @@ def _refuse_unknown(path: Path, train: Sequence[str], test: Sequence[str]) -> No
         raise DataError(f"{path}: class {_some(unknown)} has test images but no training images; add some")
 
 
-def _divide(path: Path, whole: Split, classes: Sequence[str], seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return training and test rows; a fifth of each class, but at least one image, is for testing."""
-    order = np.random.default_rng(seed).permutation(len(whole))
-    held = np.zeros(len(whole), bool)
-    for label, name in enumerate(classes):
-        rows = order[whole.labels[order] == label]
-        if len(rows) < 2:
+def _refuse_single(path: Path, whole: Split, classes: Sequence[str]) -> None:
+    for name, count in zip(classes, np.bincount(whole.labels), strict=True):
+        if count < 2:
             raise DataError(
                 f"{path}: class {name} has one image; give at least two, one for training and one for testing"
             )
-        held[rows[: max(1, len(rows) // HELD_OUT)]] = True
-    return np.flatnonzero(~held), np.flatnonzero(held)
 
 
 def _some(names: Sequence[str]) -> str:

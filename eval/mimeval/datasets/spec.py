@@ -55,8 +55,8 @@ class _DatasetRequest:
 
 
 FAMILIES: dict[str, Family] = {
-    "folder": Family(lambda asked: open_folder(asked.given, seed=asked.seed), "needed", True),
-    "zip": Family(lambda asked: open_folder(asked.given, seed=asked.seed), "needed", True),
+    "folder": Family(lambda asked: open_folder(asked.given), "needed", True),
+    "zip": Family(lambda asked: open_folder(asked.given), "needed", True),
     "imagenet": Family(lambda asked: open_imagenet(asked.given), "needed", True),
     "imagenette": Family(lambda asked: open_imagenette(asked.path, asked.cache, asked.progress), "optional", True),
     "cifar10": Family(lambda asked: open_cifar10(asked.path, asked.cache, asked.progress), "optional", True),

@@ -88,16 +88,20 @@ class FitSettings:
     option(
         "--token-norm",
         type=click.Choice(["raw", "final"]),
-        help="Read tokens before or after the final norm.  [default: the better]",
+        help="Tokens before or after the norm.  [default: raw if learned, else better]",
     ),
 )
 @group(
     "Images",
     option("--data", type=PATH, required=True, help="Folder or zip of CLASS/image, or train/ and val/ of them."),
-    option("--unlabelled", is_flag=True, help="Learn without labels (abmilp, topk, whitenings); labels only evaluate."),
+    option(
+        "--unlabelled",
+        is_flag=True,
+        help="Learn without labels, as topk and whitenings do; labels only evaluate.",
+    ),
     option("--no-judge", is_flag=True, help="Do not measure accuracy on held-out labelled images."),
     option("--cache", type=PATH, default=_CACHE, show_default=True, help="Folder of stored tokens."),
-    option("--seed", type=int, default=0, show_default=True, metavar="N", help="Seed of the split and the training."),
+    option("--seed", type=int, default=0, show_default=True, metavar="N", help="Seed of the training."),
     DEVICE,
 )
 @group("Output", option("--out", type=PATH, required=True, metavar="FILE", help="Head file to write (.safetensors)."))
@@ -110,7 +114,7 @@ def fit_command(settings: FitSettings, backbone: BackboneOptions) -> None:
         from mimexport.fitting.training_images import held_out_labels, open_images
         from mimexport.heads import save_head
     check_out(settings.out)
-    train, held_out = open_images(settings.data, seed=settings.seed)
+    train, held_out = open_images(settings.data)
     judged = None if held_out is None or train.labels is None or settings.no_judge else (train, held_out)
     if judged:
         held_out_labels(*judged)  # check the labels before the training, which takes minutes

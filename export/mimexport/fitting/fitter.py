@@ -50,7 +50,7 @@ class FitOptions:
         model: alias, timm name, or a model that `mimexport.loading.load_any` accepts.
         agg: name in `AGGREGATORS`.
         images: training images, decodable sources.
-        labels: (n,) integers, or None to learn without labels.
+        labels: (n,) integers, or None to learn without labels; topk and whitenings never use them.
         digest: digest of the images; it identifies their stored tokens.
         cache: folder of stored tokens.
         agg_options: options of the aggregator by name; None means not given.
@@ -170,15 +170,13 @@ class Fitter:
         """
         options, kind = self.options, AGGREGATORS[self.options.agg]
         given = {name: value for name, value in options.agg_options.items() if value is not None}
-        if given.get("score") == LEARNED and options.labels is not None:
-            raise OptionError(
-                f"{options.agg}: --score learned is fitted without labels; add --unlabelled, or leave --score out"
-            )
         whole = whole or self.tokens(options.images, options.digest, "training")
         views = views or self.views()
-        learned_score = options.agg == "abmilp" or (options.agg == "topk" and given.get("score", LEARNED) == LEARNED)
-        learns_without_labels = learned_score and options.labels is None
-        norms = self.compare_norms(views, [] if kind.needs_head or learned_score else [(options.agg, given)])
+        learns_without_labels = (
+            options.labels is None if options.agg == "abmilp"
+            else options.agg == "topk" and given.get("score", LEARNED) == LEARNED
+        )  # fmt: skip
+        norms = self.compare_norms(views, [] if kind.needs_head or learns_without_labels else [(options.agg, given)])
         token_norm = options.token_norm or self._token_norm(norms.get(options.agg))
         final = token_norm == "final"
         if learns_without_labels and final:

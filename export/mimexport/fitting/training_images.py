@@ -12,9 +12,7 @@ import numpy as np
 from mimexport.errors import FitError
 from mimexport.fitting.sources import LazySources
 from mimruntime.decode import Source
-from mimruntime.image_files import ImageFile, divided_by_owner, folder_around, inside, list_images
-
-_HELD_OUT = 0.2
+from mimruntime.image_files import ImageFile, divided_by_owner, folder_around, held_out, inside, list_images
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -34,15 +32,15 @@ class ImageSet:
     digest: str
 
 
-def open_images(path: Path, *, seed: int = 0) -> tuple[ImageSet, ImageSet | None]:
+def open_images(path: Path) -> tuple[ImageSet, ImageSet | None]:
     """Return the training images, and the labelled images held out for evaluation (None without labels).
 
-    `train/` and `val/` (or `test/`) define the split. Without them, a fifth of the labelled images is held out. A single
-    folder around everything, as in many archives, is skipped. Images of a single class have no labels.
+    `train/` and `val/` (or `test/`) define the split. Without them, a fifth of each class is held out, the same images that an
+    evaluation of this path judges by. A single folder around everything, as in many archives, is skipped. Images of a single
+    class have no labels.
 
     Args:
         path: folder or zip of `CLASS/image`, of `train/CLASS/image` and `val/CLASS/image`, or of images without folders.
-        seed: seed of the random split.
 
     Raises:
         ImageError: the path does not exist or holds no images, or the zip is truncated or damaged.
@@ -55,9 +53,9 @@ def open_images(path: Path, *, seed: int = 0) -> tuple[ImageSet, ImageSet | None
     whole = _image_set(files, 0)
     if whole.labels is None:
         return whole, None
-    held = np.zeros(len(files), bool)
-    held[np.random.default_rng(seed).permutation(len(files))[: int(_HELD_OUT * len(files))]] = True
-    names = whole.classes
+    held, names = held_out(files), whole.classes
+    if not any(held):
+        return whole, None
     train, test = ([file for file, out in zip(files, held, strict=True) if out == side] for side in (False, True))
     return _image_set(train, 0, names), _image_set(test, 0, names)
 
