@@ -82,7 +82,7 @@ class Collection:
         finally:
             self._keep(fresh)
         if self._cache is not None:
-            self.index.settle(self._cache.folder, self.space, self.gallery.version)
+            self.index.settle(self._cache.folder)
 
     def embed(self, source: Source) -> np.ndarray:
         """Return the vector of a query, float32 (D,).
