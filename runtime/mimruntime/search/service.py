@@ -23,6 +23,14 @@ from mimruntime.results import Description, Result
 _AT_ONCE = 8
 """Number of requests in flight, from which the service makes batches."""
 _TIMEOUT_S = 60
+_REDIRECTS = range(300, 400)
+
+
+class _NoRedirects(urllib.request.HTTPRedirectHandler):
+    """Makes a redirect an error: urllib would send the key on to any host that it names."""
+
+    def redirect_request(self, *_: Any) -> None:
+        """Follow nothing."""
 
 
 class ServiceEncoder:
@@ -41,6 +49,7 @@ class ServiceEncoder:
 
     def __init__(self, url: str) -> None:
         self.url = url.rstrip("/")
+        self._opener = urllib.request.build_opener(_NoRedirects)
         self._pool = ThreadPoolExecutor(_AT_ONCE, "mimruntime-query")
         try:
             (self._about,) = self._get("/info")["models"]
@@ -96,7 +105,7 @@ class ServiceEncoder:
             headers = {**headers, "Authorization": f"Bearer {key}"}
         request = urllib.request.Request(self.url + path, body, headers)  # noqa: S310 - http or https, as the user named it
         try:
-            with urllib.request.urlopen(request, timeout=_TIMEOUT_S) as answer:  # noqa: S310
+            with self._opener.open(request, timeout=_TIMEOUT_S) as answer:
                 return json.load(answer)
         except urllib.error.HTTPError as error:
             with error:
@@ -128,6 +137,8 @@ def _result(source: Source, future: Future[np.ndarray]) -> Result:
 
 
 def _reason(error: urllib.error.HTTPError) -> str:
+    if error.code in _REDIRECTS:
+        return "it redirects, which is not followed; name the address of the service itself"
     try:
         return str(json.load(error)["error"]["message"])
     except (ValueError, KeyError, TypeError):
