@@ -90,3 +90,25 @@ def test_lists_are_taken_whatever_the_order_of_embedding_was(run, folder, monkey
 
     monkeypatch.setattr(Index, "_sorted_into_lists", made_again)
     assert own_nearest(run()) == 300
+
+
+def test_an_image_without_a_vector_is_tried_again(run, encoder):
+    encoder.failing = {"003.png": "003.png: Too many open files", "004.png": "http://encoder answered 413: too large"}
+    assert set(run().errors) == {3, 4}
+    encoder.failing = {}
+    made = run()
+    assert made.errors == {}
+    assert own_nearest(made) == 300
+
+
+def test_an_error_that_an_earlier_version_kept_is_tried_again(run, encoder, folder, tmp_path):
+    run()
+    (part,) = (tmp_path / "cache").glob("search/*/part-*.npz")
+    with np.load(part) as arrays:
+        keys, vectors = arrays["keys"], arrays["vectors"].copy()
+    errors = np.full(len(keys), "", "<U40")
+    vectors[5], errors[5] = 0, "005.png: Permission denied"
+    np.savez(part, keys=keys, vectors=vectors, errors=errors)
+    made = run()
+    assert made.errors == {}
+    assert own_nearest(made) == 300
