@@ -198,6 +198,9 @@ class Session:
         except MimError as error:
             self.problem = str(error)
             _LOG.error("%s", error)
+        except Exception as error:  # else the page would say that all is done
+            self.problem = f"embedding ended with {type(error).__name__}; see the log, and start again"
+            _LOG.exception("embedding ended")
 
     def _turn(self, images: Iterator[int]) -> bool:
         """Embed some images; return whether all are done."""

@@ -13,6 +13,7 @@ import msgspec
 import numpy as np
 
 from mimruntime import records
+from mimruntime.errors import OutputError
 from mimruntime.writing import staged_file, write_file
 
 FLAT_MOST = 200_000
@@ -174,13 +175,17 @@ def _read(folder: Path, wanted: _About) -> faiss.IndexIVFFlat | None:
             return None
         with (folder / "index.faiss").open("rb") as stream:
             found = faiss.read_index(faiss.PyCallbackIOReader(stream.read))  # type: ignore[attr-defined]  # not in its stubs
-    except (OSError, ValueError, RuntimeError):  # missing or damaged: it is built again
+    except (OSError, ValueError, RuntimeError, MemoryError):  # missing or damaged: it is built again
         return None
     return found if isinstance(found, faiss.IndexIVFFlat) else None
 
 
 def _write(folder: Path, about: _About, lists: faiss.IndexIVFFlat) -> None:
-    (folder / "index.json").unlink(missing_ok=True)  # so that a new index never has an old record
+    record = folder / "index.json"
+    try:
+        record.unlink(missing_ok=True)  # so that a new index never has an old record
+    except OSError as error:
+        raise OutputError(f"cannot replace {record} ({error.strerror}); name another folder: --cache") from error
     with staged_file(folder / "index.faiss") as stream:
         faiss.write_index(lists, faiss.PyCallbackIOWriter(stream.write))  # type: ignore[attr-defined]  # not in its stubs
-    write_file(folder / "index.json", msgspec.json.encode(about))
+    write_file(record, msgspec.json.encode(about))

@@ -2,9 +2,11 @@
 
 from pathlib import Path
 
+import faiss
 import numpy as np
 import pytest
 
+from mimruntime.errors import OutputError
 from mimruntime.results import Description, Result
 from mimruntime.search.collection import open_collection
 from mimruntime.search.gallery import open_gallery
@@ -112,3 +114,22 @@ def test_an_error_that_an_earlier_version_kept_is_tried_again(run, encoder, fold
     made = run()
     assert made.errors == {}
     assert own_nearest(made) == 300
+
+
+def test_lists_whose_damaged_header_asks_for_all_memory_are_built_again(run, monkeypatch):
+    run()
+
+    def read_index(_):
+        raise MemoryError("std::bad_alloc")
+
+    monkeypatch.setattr(faiss, "read_index", read_index)
+    assert own_nearest(run()) == 300
+
+
+def test_lists_that_cannot_be_replaced_are_an_error_of_one_line(run, tmp_path):
+    run()
+    (record,) = (tmp_path / "cache").glob("search/*/index.json")
+    record.unlink()
+    (record / "a folder").mkdir(parents=True)
+    with pytest.raises(OutputError, match=r"cannot replace .*index\.json \(.*\); name another folder: --cache"):
+        run()

@@ -1,5 +1,6 @@
 """What a service that is asked for vectors may answer: each wrong answer is one line, and the key stays with its host."""
 
+import json
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -57,3 +58,40 @@ def test_the_key_is_not_sent_on_where_the_service_redirects(serve, monkeypatch, 
         ServiceEncoder(service.url)
     assert service.asked == [("/info", "Bearer a secret")]
     assert other.asked == []
+
+
+ABOUT = {
+    "name": "toy", "space": "0" * 16, "dim": 2, "engine": "none", "provider": "cpu", "precision": "fp32",
+    "batch_sizes": [1], "compiled": None, "status": "more than is asked for",
+}  # fmt: skip
+
+
+def info(about):
+    return 200, {}, json.dumps({"models": [about]}).encode()
+
+
+@pytest.mark.parametrize("about", [[], "toy", {}, {**ABOUT, "dim": "2"}, {**ABOUT, "batch_sizes": None}])
+def test_what_describes_itself_otherwise_is_no_service(serve, about):
+    with pytest.raises(EngineError, match="does not answer as `mimexport serve` does"):
+        ServiceEncoder(serve({"/info": info(about)}).url)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        {}, [], {"data": []}, {"data": [{}]}, {"data": [{"embedding": None}]}, {"data": [{"embedding": "AAAA"}]},
+        {"data": [{"embedding": [1.0]}]}, {"data": [{"embedding": [1.0, float("nan")]}]},
+    ],
+)  # fmt: skip
+def test_an_answer_of_another_shape_is_an_error_of_one_line(serve, answer):
+    service = serve({"/info": info(ABOUT), "/v1/embeddings/image": (200, {}, json.dumps(answer).encode())})
+    with ServiceEncoder(service.url) as encoder, pytest.raises(EngineError, match="without a vector of 2 numbers"):
+        list(encoder.stream([b"an image"]))
+
+
+@pytest.mark.parametrize("status", [200, 500])
+def test_an_answer_that_is_cut_off_is_an_error_of_one_line(serve, status):
+    cut = (status, {"Content-Length": "1000"}, b'{"data": [')
+    service = serve({"/info": info(ABOUT), "/v1/embeddings/image": cut})
+    with ServiceEncoder(service.url) as encoder, pytest.raises(EngineError, match=service.url):
+        list(encoder.stream([b"an image"]))
