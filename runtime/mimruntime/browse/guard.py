@@ -73,7 +73,8 @@ class GuardMiddleware:
         if scope["path"] != "/" or scope["method"] != "GET" or not self._is_key(given):
             return PlainTextResponse("Open the address that `mimexport browse` printed; it ends in ?key=…", 401)
         answer = RedirectResponse("/", 303)
-        answer.set_cookie(_cookie_name(scope), given, httponly=True, samesite="strict")
+        # Not "strict", with which a browser that comes from a file or another site does not send it after this redirect.
+        answer.set_cookie(_cookie_name(scope), given, httponly=True, samesite="lax")
         return answer
 
     def _is_key(self, given: str) -> bool:
