@@ -29,11 +29,11 @@ _TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".
 _THREADS = 8
 """Number of threads that decode and search."""
 _FOR_EVER = {"Cache-Control": "private, max-age=31536000, immutable"}
-"""Cache header of pictures, whose address contains the version of the gallery."""
+"""Cache header of pictures, whose address contains the version of the images."""
 
 Number = Annotated[int, Path(ge=0, description="Of an image.")]
 Digest = Annotated[str, Path(pattern="^[0-9a-f]{16}$", description="Of a query's content.")]
-Version = Annotated[str | None, Query(description="Of the gallery whose numbers are meant.")]
+Version = Annotated[str | None, Query(description="Of the images that are meant.")]
 Count = Annotated[int, Query(ge=1, le=200)]
 
 
@@ -151,7 +151,7 @@ def _add_answers(app: FastAPI, session: Session) -> None:
 def _state(session: Session) -> dict[str, Any]:
     return {
         "images": len(session.gallery),
-        "version": session.gallery.version,
+        "version": session.version,
         "full": session.is_full,
         "problem": session.problem,
         "classes": [{"name": name, "first": first, "count": count} for name, first, count in session.classes],
@@ -215,7 +215,7 @@ def _heatmap(session: Session, artifact: int, of: int | sessions.Query) -> dict[
 
 
 def _check(session: Session, number: int, version: str | None = None) -> None:
-    if version not in {None, session.gallery.version}:  # else the browser would keep another image under this address
+    if version not in {None, session.version}:  # else the browser would keep another image under this address
         raise Problem(409, "gallery_changed", "the images have changed since this page was opened; load it again")
     if number >= len(session.gallery):
         raise Problem(404, "not_found", f"there are {len(session.gallery)} images, from number 0 on")

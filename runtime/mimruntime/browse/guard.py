@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from http.cookies import CookieError, SimpleCookie
 from urllib.parse import parse_qs
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import cookie_parser
 from starlette.responses import PlainTextResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mimruntime.serve.admission.keys import Keys
 
-COOKIE = "mimexport-key"
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 _HEADERS = {
     "Content-Security-Policy": (
@@ -32,7 +31,7 @@ class GuardMiddleware:
         app: the application.
         hosts: allowed names in `Host`, without the port. A foreign page whose name was bound to this address (DNS
             rebinding) sends its own name. Empty allows all, since then there is a key.
-        key: the required key, in the cookie that `/?key=KEY` sets; None requires no key.
+        key: the required key, in a cookie that `/?key=KEY` sets; None requires no key.
 
     """
 
@@ -59,30 +58,32 @@ class GuardMiddleware:
         host = headers.get("Host", "")
         if self._hosts and _without_port(host) not in self._hosts:
             return PlainTextResponse(f"Nothing is served here under this name; expected {self._hosts[0]}", 421)
-        if self._keys and not self._has_key(headers):
+        if self._keys and not self._has_key(scope, headers):
             return self._take_key(scope)
         if scope["method"] != "GET" and not _is_own(headers, host):
             return PlainTextResponse("A page of another site asked for this", 403)
         return None
 
-    def _has_key(self, headers: Headers) -> bool:
-        cookies: SimpleCookie = SimpleCookie()
-        try:
-            cookies.load(headers.get("Cookie", ""))
-        except CookieError:
-            return False
-        return COOKIE in cookies and self._is_key(cookies[COOKIE].value)
+    def _has_key(self, scope: Scope, headers: Headers) -> bool:
+        # Not with `http.cookies`, which stops at a cookie of another server that it finds malformed.
+        return self._is_key(cookie_parser(headers.get("Cookie", "")).get(_cookie_name(scope), ""))
 
     def _take_key(self, scope: Scope) -> Response:
         (given,) = parse_qs(scope["query_string"].decode("latin-1")).get("key", [""])[:1]
         if scope["path"] != "/" or scope["method"] != "GET" or not self._is_key(given):
             return PlainTextResponse("Open the address that `mimexport browse` printed; it ends in ?key=…", 401)
         answer = RedirectResponse("/", 303)
-        answer.set_cookie(COOKIE, given, httponly=True, samesite="strict")
+        # Not "strict", with which a browser that comes from a file or another site does not send it after this redirect.
+        answer.set_cookie(_cookie_name(scope), given, httponly=True, samesite="lax")
         return answer
 
     def _is_key(self, given: str) -> bool:
         return self._keys.is_known(b"Bearer " + given.encode(errors="replace"))
+
+
+def _cookie_name(scope: Scope) -> str:
+    """Return a name of this server's own: cookies of a host go to all its ports."""
+    return f"mimexport-key-{scope['server'][1]}"
 
 
 def _without_port(host: str) -> str:

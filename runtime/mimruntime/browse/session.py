@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import logging
+import os
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
@@ -20,7 +21,7 @@ from mimruntime.browse.settings import BrowseSettings
 from mimruntime.embedder import Embedder
 from mimruntime.errors import ImageError, MimError, SpaceError
 from mimruntime.preprocess import crop_box
-from mimruntime.search.cache import cache_folder
+from mimruntime.search.cache import cache_folder, image_key
 from mimruntime.search.collection import Collection, open_collection
 from mimruntime.search.encoders import Encoder, open_encoder
 from mimruntime.search.gallery import Gallery, open_gallery
@@ -77,6 +78,7 @@ class Session:
         pictures: the pictures of the images.
 
     Attributes:
+        version: a digest that changes with the list of images, and with the size or time of change of one.
         numbers: image numbers by name.
         classes: name, first image and number of images of each class.
         problem: the error that ended the embedding, or "".
@@ -88,6 +90,7 @@ class Session:
         self, names: Sequence[str], gallery: Gallery, collections: Sequence[Collection], pictures: Pictures
     ) -> None:
         self.names, self.gallery, self.collections, self.pictures = tuple(names), gallery, tuple(collections), pictures
+        self.version = _version(gallery)
         self.numbers = {name: number for number, name in enumerate(gallery.names)}
         self.classes = _classes(gallery)
         self.problem = ""
@@ -195,6 +198,9 @@ class Session:
         except MimError as error:
             self.problem = str(error)
             _LOG.error("%s", error)
+        except Exception as error:  # else the page would say that all is done
+            self.problem = f"embedding ended with {type(error).__name__}; see the log, and start again"
+            _LOG.exception("embedding ended")
 
     def _turn(self, images: Iterator[int]) -> bool:
         """Embed some images; return whether all are done."""
@@ -239,6 +245,11 @@ def short_names(artifacts: Sequence[str]) -> list[str]:
     """Return the artifacts' names on the page: the last part of each path, numbered if two are the same."""
     last = [name.rstrip("/").rpartition("/")[2] or name for name in artifacts]
     return [f"{name} {number}" if last.count(name) > 1 else name for number, name in enumerate(last, 1)]
+
+
+def _version(gallery: Gallery) -> str:
+    keys = b"".join(image_key(path) or os.fsencode(path) for path in gallery.paths)
+    return hashlib.sha256(keys).hexdigest()[:16]
 
 
 def _classes(gallery: Gallery) -> list[tuple[str, int, int]]:

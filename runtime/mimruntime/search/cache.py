@@ -7,7 +7,6 @@ import io
 import os
 import secrets
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -17,20 +16,6 @@ from mimruntime.writing import sweep, write_file
 
 KEY_BYTES = 16
 _PART = "part-*.npz"
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Kept:
-    """The cached result of one image.
-
-    Attributes:
-        vector: float32 (D,); None if the image could not be read.
-        error: the reason in one line; "" if there is a vector.
-
-    """
-
-    vector: np.ndarray | None
-    error: str = ""
 
 
 class VectorCache:
@@ -54,22 +39,22 @@ class VectorCache:
             raise OutputError(f"cannot make {folder} ({error.strerror}); name another folder: --cache") from error
         sweep(folder)
 
-    def read(self) -> dict[bytes, Kept]:
-        """Return all entries; skip a damaged file, since its images can be embedded again."""
-        found: dict[bytes, Kept] = {}
+    def read(self) -> dict[bytes, np.ndarray]:
+        """Return all vectors, float32 (D,); skip a damaged file, since its images can be embedded again."""
+        found: dict[bytes, np.ndarray] = {}
         for part in sorted(self.folder.glob(_PART)):
             try:
                 with part.open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:
-                    keys, vectors, errors = arrays["keys"], arrays["vectors"], arrays["errors"].tolist()
+                    keys, vectors = arrays["keys"], arrays["vectors"]
             except Exception:  # noqa: S112 - zip, npy and zlib each have their own types
                 continue
-            if keys.shape == (len(errors), KEY_BYTES) and vectors.shape == (len(errors), self._dim):
-                rows = zip(keys, vectors, errors, strict=True)
-                found |= {key.tobytes(): Kept(None if error else row, error) for key, row, error in rows}
+            if keys.ndim == 2 and keys.shape[1] == KEY_BYTES and vectors.shape == (len(keys), self._dim):
+                there = vectors.any(axis=1)  # parts of earlier versions have zeros for an image with an error
+                found |= {key.tobytes(): row for key, row in zip(keys[there], vectors[there], strict=True)}
         return found
 
-    def write(self, rows: Sequence[tuple[bytes, Kept]]) -> None:
-        """Store more entries in a new file.
+    def write(self, rows: Sequence[tuple[bytes, np.ndarray]]) -> None:
+        """Store more vectors in a new file.
 
         Raises:
             OutputError: the file cannot be written.
@@ -78,12 +63,8 @@ class VectorCache:
         if not rows:
             return
         keys = np.frombuffer(b"".join(key for key, _ in rows), np.uint8).reshape(-1, KEY_BYTES)
-        vectors = np.zeros((len(rows), self._dim), np.float32)
-        for place, (_, kept) in zip(vectors, rows, strict=True):
-            if kept.vector is not None:
-                place[:] = kept.vector
         stream = io.BytesIO()
-        np.savez(stream, keys=keys, vectors=vectors, errors=np.array([kept.error for _, kept in rows], np.str_))
+        np.savez(stream, keys=keys, vectors=np.stack([vector for _, vector in rows]))
         # A unique name, since two programs may embed the same folder.
         write_file(self.folder / f"part-{secrets.token_hex(8)}.npz", stream.getbuffer())
 

@@ -12,7 +12,7 @@ from mimruntime.decode import Source, describe
 from mimruntime.errors import ImageError, SpaceError
 from mimruntime.image_paths import as_text
 from mimruntime.precisions import warn_of_mixing
-from mimruntime.search.cache import Kept, VectorCache, cache_folder, image_key
+from mimruntime.search.cache import VectorCache, cache_folder, image_key
 from mimruntime.search.encoders import Encoder, graph_of
 from mimruntime.search.gallery import Gallery
 from mimruntime.search.index import Index, Neighbours
@@ -67,22 +67,25 @@ class Collection:
 
         """
         missing = [n for n in range(len(self.gallery)) if n not in self.index and n not in self.errors]
-        fresh: list[tuple[bytes, Kept]] = []
+        fresh: list[tuple[bytes, np.ndarray]] = []
         keys = {number: image_key(self.gallery.paths[number]) for number in missing}
         try:
             results = self.encoder.stream(self.gallery.paths[number] for number in missing)
             for number, result in zip(missing, results, strict=True):
-                error = None if result.error is None else as_text(result.error)
-                self._take(number, result.vector, error)
-                if key := keys[number]:
-                    fresh.append((key, Kept(result.vector, error or "")))
+                # An error is not kept: the next run may have the right, the memory or the service that this one lacks.
+                if result.vector is None:
+                    self.errors[number] = as_text(result.error or "cannot be read")
+                else:
+                    self.index.add([number], _cut(result.vector[None], self._dim))
+                    if key := keys[number]:
+                        fresh.append((key, result.vector))
                 if len(fresh) == _PART:
                     self._keep(fresh)
                 yield number
         finally:
             self._keep(fresh)
         if self._cache is not None:
-            self.index.settle(self._cache.folder, self.space, self.gallery.version)
+            self.index.settle(self._cache.folder)
 
     def embed(self, source: Source) -> np.ndarray:
         """Return the vector of a query, float32 (D,).
@@ -141,13 +144,7 @@ class Collection:
         votes = vote(labels, np.take_along_axis(cosines, order, axis=1))
         return int((votes == self._classes[numbers]).sum())
 
-    def _take(self, number: int, vector: np.ndarray | None, error: str | None) -> None:
-        if vector is None:
-            self.errors[number] = error or "cannot be read"
-        else:
-            self.index.add([number], _cut(vector[None], self._dim))
-
-    def _keep(self, fresh: list[tuple[bytes, Kept]]) -> None:
+    def _keep(self, fresh: list[tuple[bytes, np.ndarray]]) -> None:
         if self._cache is not None:
             self._cache.write(fresh)
         fresh.clear()
@@ -225,12 +222,10 @@ def _take_kept(collection: Collection, cache: VectorCache) -> None:
     kept = cache.read()
     numbers, vectors = [], []
     for number, path in enumerate(collection.gallery.paths):
-        one = kept.get(image_key(path) or b"") if number not in collection.index else None
-        if one is not None and one.vector is None:
-            collection.errors[number] = one.error
-        elif one is not None and one.vector is not None:
+        vector = kept.get(image_key(path) or b"") if number not in collection.index else None
+        if vector is not None:
             numbers.append(number)
-            vectors.append(one.vector)
+            vectors.append(vector)
     if numbers:
         collection.add(numbers, _cut(np.stack(vectors), collection.index.dim))
 

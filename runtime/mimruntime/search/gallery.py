@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -24,14 +23,12 @@ class Gallery:
         paths: path of each image.
         names: path of each image relative to their common folder.
         labels: class of each image; empty if the folders are not classes.
-        version: a digest that changes with the list.
 
     """
 
     paths: tuple[str, ...]
     names: tuple[str, ...]
     labels: tuple[str, ...]
-    version: str
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -62,8 +59,7 @@ def open_gallery(inputs: Iterable[str]) -> Gallery:
 def gallery_of(paths: Sequence[str]) -> Gallery:
     """Return the gallery of these images, in this order."""
     names = tuple(as_text(name) for name in _below_common(paths))
-    digest = hashlib.sha256("\0".join(as_text(os.path.abspath(path)) for path in paths).encode()).hexdigest()  # noqa: PTH100 - links stay
-    return Gallery(tuple(paths), names, class_folders(names), digest[:16])
+    return Gallery(tuple(paths), names, class_folders(names))
 
 
 def class_folders(names: Sequence[str]) -> tuple[str, ...]:

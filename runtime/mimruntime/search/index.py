@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import msgspec
 import numpy as np
 
 from mimruntime import records
+from mimruntime.errors import OutputError
 from mimruntime.writing import staged_file, write_file
 
 FLAT_MOST = 200_000
@@ -22,17 +24,15 @@ _BLOCK = 1 << 16
 """Vectors that are copied at a time, so that building needs little more than both indexes."""
 _TRAINED_ON = 64
 """Training vectors of k-means per list."""
-FORMAT, SCHEMA = "mimexport-index", 1
+FORMAT, SCHEMA = "mimexport-index", 2
 
 
 class _About(msgspec.Struct, frozen=True, kw_only=True):
-    """`index.json`: identifies the vectors in `index.faiss`."""
+    """`index.json`: identifies the vectors in `index.faiss` and their order, by a digest."""
 
     format: str = FORMAT
     schema: int = SCHEMA
-    space: str
-    version: str
-    vectors: int
+    vectors: str
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -93,7 +93,8 @@ class Index:
 
     def known(self) -> np.ndarray:
         """Return the numbers of all images in the index, int64 (n,)."""
-        return self._numbers[: len(self)].copy()
+        with self._lock:
+            return self._numbers[: len(self)].copy()
 
     def search(self, queries: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
         """Return numbers int64 and cosines float32, (q, k) with k = min(count, len(self)), nearest first.
@@ -116,13 +117,8 @@ class Index:
         kept = (numbers >= 0) & (numbers != (-1 if without is None else without))
         return Neighbours(numbers[kept][:count], cosines[kept][:count])
 
-    def settle(self, folder: Path, space: str, version: str) -> None:
+    def settle(self, folder: Path) -> None:
         """Build an IVF index if there are many vectors: read it from `folder`, or train it and store it there.
-
-        Args:
-            folder: the folder of the vectors.
-            space: their embedding space.
-            version: version of the list of images.
 
         Raises:
             OutputError: the index cannot be written.
@@ -130,26 +126,40 @@ class Index:
         """
         if len(self) <= self._flat_most or self.kind != "flat":
             return
-        about = _About(space=space, version=version, vectors=len(self))
+        # By image number: the order of embedding differs from run to run.
+        numbers = np.sort(self._numbers[: len(self)])
+        order = self._rows[numbers]
+        about = _About(vectors=self._digest(order))
         lists = _read(folder, about)
         if lists is None:
-            lists = self._sorted_into_lists()
+            lists = self._sorted_into_lists(order)
             _write(folder, about, lists)
         lists.nprobe = max(1, lists.nlist // PROBED)
         lists.make_direct_map()
         with self._lock:
             self._faiss = lists
+            self._numbers[: len(numbers)] = numbers
+            self._rows[numbers] = np.arange(len(numbers))
 
-    def _sorted_into_lists(self) -> faiss.IndexIVFFlat:
-        count, dim = self._faiss.ntotal, self._faiss.d
-        number_of_lists = lists_for(count)
-        lists = faiss.IndexIVFFlat(faiss.IndexFlatIP(dim), dim, number_of_lists, faiss.METRIC_INNER_PRODUCT)
-        seen = np.random.default_rng(0).permutation(count)[: _TRAINED_ON * number_of_lists]
+    def _sorted_into_lists(self, order: np.ndarray) -> faiss.IndexIVFFlat:
+        number_of_lists = lists_for(len(order))
+        lists = faiss.IndexIVFFlat(faiss.IndexFlatIP(self.dim), self.dim, number_of_lists, faiss.METRIC_INNER_PRODUCT)
+        seen = np.random.default_rng(0).permutation(order)[: _TRAINED_ON * number_of_lists]
         lists.cp.max_points_per_centroid = _TRAINED_ON
-        lists.train(self._faiss.reconstruct_batch(np.sort(seen)))
-        for start in range(0, count, _BLOCK):
-            lists.add(self._faiss.reconstruct_n(start, min(_BLOCK, count - start)))
+        lists.train(self._faiss.reconstruct_batch(seen))
+        for block in self._blocks(order):
+            lists.add(block)
         return lists
+
+    def _digest(self, order: np.ndarray) -> str:
+        digest = hashlib.sha256(b"%d\0" % self.dim)
+        for block in self._blocks(order):
+            digest.update(block.data)
+        return digest.hexdigest()
+
+    def _blocks(self, order: np.ndarray) -> Iterator[np.ndarray]:
+        for start in range(0, len(order), _BLOCK):
+            yield self._faiss.reconstruct_batch(order[start : start + _BLOCK])
 
 
 def lists_for(count: int) -> int:
@@ -158,20 +168,24 @@ def lists_for(count: int) -> int:
 
 
 def _read(folder: Path, wanted: _About) -> faiss.IndexIVFFlat | None:
-    """Return the index in `folder` if it is of these vectors; else None."""
+    """Return the index in `folder` if it is of these vectors in this order; else None."""
     try:
         about = records.decode((folder / "index.json").read_bytes(), _About, format_name=FORMAT, schema=SCHEMA)
         if about != wanted:
             return None
         with (folder / "index.faiss").open("rb") as stream:
             found = faiss.read_index(faiss.PyCallbackIOReader(stream.read))  # type: ignore[attr-defined]  # not in its stubs
-    except (OSError, ValueError, RuntimeError):  # missing or damaged: it is built again
+    except (OSError, ValueError, RuntimeError, MemoryError):  # missing or damaged: it is built again
         return None
     return found if isinstance(found, faiss.IndexIVFFlat) else None
 
 
 def _write(folder: Path, about: _About, lists: faiss.IndexIVFFlat) -> None:
-    (folder / "index.json").unlink(missing_ok=True)  # so that a new index never has an old record
+    record = folder / "index.json"
+    try:
+        record.unlink(missing_ok=True)  # so that a new index never has an old record
+    except OSError as error:
+        raise OutputError(f"cannot replace {record} ({error.strerror}); name another folder: --cache") from error
     with staged_file(folder / "index.faiss") as stream:
         faiss.write_index(lists, faiss.PyCallbackIOWriter(stream.write))  # type: ignore[attr-defined]  # not in its stubs
-    write_file(folder / "index.json", msgspec.json.encode(about))
+    write_file(record, msgspec.json.encode(about))

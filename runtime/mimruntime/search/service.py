@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import urllib.error
@@ -13,6 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+import msgspec
 import numpy as np
 
 from mimruntime.decode import Source, describe
@@ -23,6 +25,14 @@ from mimruntime.results import Description, Result
 _AT_ONCE = 8
 """Number of requests in flight, from which the service makes batches."""
 _TIMEOUT_S = 60
+_REDIRECTS = range(300, 400)
+
+
+class _NoRedirects(urllib.request.HTTPRedirectHandler):
+    """Makes a redirect an error: urllib would send the key on to any host that it names."""
+
+    def redirect_request(self, *_: Any) -> None:
+        """Follow nothing."""
 
 
 class ServiceEncoder:
@@ -41,10 +51,12 @@ class ServiceEncoder:
 
     def __init__(self, url: str) -> None:
         self.url = url.rstrip("/")
+        self._opener = urllib.request.build_opener(_NoRedirects)
         self._pool = ThreadPoolExecutor(_AT_ONCE, "mimruntime-query")
         try:
-            (self._about,) = self._get("/info")["models"]
-        except (KeyError, TypeError) as error:
+            (about,) = self._get("/info")["models"]
+            self._about = msgspec.convert(about, Description)
+        except (KeyError, TypeError, msgspec.ValidationError) as error:
             raise EngineError(
                 f"{url} does not answer as `mimexport serve` does; start one, or name its address"
             ) from error
@@ -53,8 +65,7 @@ class ServiceEncoder:
 
     def describe(self) -> Description:
         """Return the service's description of what it runs."""
-        fields = {name: self._about[name] for name in Description.__slots__}
-        return Description(**{**fields, "batch_sizes": tuple(fields["batch_sizes"])})
+        return self._about
 
     def stream(self, sources: Iterable[Source]) -> Iterator[Result]:
         """Yield a result per source, in order; see `Embedder.stream`.
@@ -85,8 +96,16 @@ class ServiceEncoder:
 
     def _embed(self, source: Source) -> np.ndarray:
         body = _encoded(source)
-        answer = self._send("/v1/embeddings/image", body, {"X-Embedding-Space": self._about["space"]})
-        return np.asarray(answer["data"][0]["embedding"], np.float32)
+        answer = self._send("/v1/embeddings/image", body, {"X-Embedding-Space": self._about.space})
+        try:
+            vector = np.asarray(answer["data"][0]["embedding"], np.float32)
+        except (LookupError, TypeError, ValueError):
+            vector = np.empty(0, np.float32)
+        if vector.shape != (self._about.dim,) or not np.isfinite(vector).all():
+            raise EngineError(
+                f"{self.url} answered without a vector of {self._about.dim} numbers; is `mimexport serve` running there?"
+            )
+        return vector
 
     def _get(self, path: str) -> Any:
         return self._send(path, None, {})
@@ -96,14 +115,14 @@ class ServiceEncoder:
             headers = {**headers, "Authorization": f"Bearer {key}"}
         request = urllib.request.Request(self.url + path, body, headers)  # noqa: S310 - http or https, as the user named it
         try:
-            with urllib.request.urlopen(request, timeout=_TIMEOUT_S) as answer:  # noqa: S310
+            with self._opener.open(request, timeout=_TIMEOUT_S) as answer:
                 return json.load(answer)
         except urllib.error.HTTPError as error:
             with error:
                 reason = _reason(error)
             kind = ImageError if error.code in {400, 413, 415} else EngineError
             raise kind(f"{self.url}{path} answered {error.code}: {reason}") from error
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, http.client.HTTPException) as error:
             raise EngineError(f"{self.url} cannot be reached ({error}); is `mimexport serve` running there?") from error
 
 
@@ -128,7 +147,9 @@ def _result(source: Source, future: Future[np.ndarray]) -> Result:
 
 
 def _reason(error: urllib.error.HTTPError) -> str:
+    if error.code in _REDIRECTS:
+        return "it redirects, which is not followed; name the address of the service itself"
     try:
         return str(json.load(error)["error"]["message"])
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, OSError, http.client.HTTPException):
         return error.reason

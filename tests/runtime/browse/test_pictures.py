@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from mimruntime.browse.pictures import Pictures
+from mimruntime.browse.session import Session
 from mimruntime.errors import ImageError, OutputError
 from mimruntime.search.gallery import open_gallery
 
@@ -34,6 +35,22 @@ def test_a_thumbnail_is_made_once(gallery, tmp_path, photos, monkeypatch):
     with pytest.raises(NotImplementedError):
         again.thumbnail(0)
     again.close()
+
+
+def test_an_image_edited_in_place_is_another_version_of_the_page(gallery, tmp_path, photos):
+    """Else a browser would show its old picture for ever."""
+
+    def version(images=gallery):
+        return Session([], images, [], None).version
+
+    before = version()
+    assert version() == before
+    (tmp_path / "two.jpg").rename(tmp_path / "three.jpg")
+    assert version(open_gallery([str(tmp_path)])) != before
+    (tmp_path / "three.jpg").rename(tmp_path / "two.jpg")
+    assert version() == before
+    shutil.copy(photos[1], tmp_path / "one.png")
+    assert version() != before
 
 
 def test_an_error_names_the_image_and_not_its_place(gallery, tmp_path):
