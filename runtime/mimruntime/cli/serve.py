@@ -154,7 +154,7 @@ def _load_settings() -> type[Settings]:
         default=512,
         type=_MEGABYTES,
         envvar="MIMEXPORT_MAX_BUFFERED_MB",
-        help="All bodies in memory, else 429.",
+        help="Bodies and fetched images in memory, else 429.",
     ),
     option("--max-pixels", type=COUNT, help="Pixels of one image, else 413.  [default: 89478485]"),
     option(
